@@ -1,0 +1,93 @@
+"""Checkpoints that are complete or absent: save, verify, rotate, find the newest good one."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from hfgen.errors import UserError
+from hfgen.files import complete_or_absent, remove
+
+MANIFEST = "manifest.json"
+
+
+def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limit: int | None) -> Path:
+    """Write the checkpoint of a step, then remove the oldest ones beyond a limit.
+
+    Args:
+        folder: Where checkpoints are kept.
+        step: Optimizer steps done; names the checkpoint.
+        write: Fills the folder that it is given.
+        limit: How many checkpoints to keep, or None for all.
+
+    Returns:
+        The checkpoint, a folder with a manifest of its files' sizes and SHA-256.
+
+    Raises:
+        OSError: if it could not be written; earlier checkpoints are untouched then.
+    """
+    path = folder / f"step-{step:06d}"
+    if path.exists():  # a damaged one that was passed over, or the same one after a resume
+        remove(path)
+    with complete_or_absent(path) as temporary:
+        temporary.mkdir()
+        write(temporary)
+        (temporary / MANIFEST).write_text(json.dumps(_fingerprints(temporary), indent=1))
+    for old in list_checkpoints(folder)[: -limit if limit else 0]:
+        remove(old)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder, the oldest first."""
+    found = [(int(m[1]), path) for path in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint, or None if each file is as it was written."""
+    try:
+        expected = json.loads((checkpoint / MANIFEST).read_text())
+        found = _fingerprints(checkpoint)
+    except (OSError, ValueError) as error:
+        return f"its manifest cannot be read ({error})"
+    if wrong := sorted(name for name in expected if found.get(name) != expected[name]):
+        return f"{', '.join(wrong)} missing or changed"
+    return None
+
+
+def newest_complete(folder: Path, report: Callable[[str], None] = print) -> Path | None:
+    """Return the newest undamaged checkpoint in a folder; damaged ones are reported and passed over."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if (problem := damage(checkpoint)) is None:
+            return checkpoint
+        report(f"checkpoint {checkpoint} is damaged: {problem}; trying the one before it")
+    return None
+
+
+def find_checkpoint(folder: Path, name: str, report: Callable[[str], None] = print) -> Path | None:
+    """Resolve `--resume_from_checkpoint`: `latest` (None if there is none yet), or the path of a checkpoint.
+
+    Raises:
+        UserError: if the named checkpoint is not there or is damaged.
+    """
+    if name == "latest":
+        return newest_complete(folder, report)
+    checkpoint = next((p for p in (Path(name), folder / name) if p.is_dir()), None)
+    if checkpoint is None:
+        there = ", ".join(p.name for p in list_checkpoints(folder)) or "none"
+        raise UserError(f"there is no checkpoint {name}; checkpoints in {folder}: {there}")
+    if problem := damage(checkpoint):
+        raise UserError(f"checkpoint {checkpoint} is damaged: {problem}; use another, or latest")
+    return checkpoint
+
+
+def _fingerprints(folder: Path) -> dict[str, dict[str, int | str]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,203 @@
+"""The command line: `hfgen train | sample | recipes`. Nothing heavy is imported before a command is known."""
+
+import dataclasses
+import difflib
+import re
+import sys
+import typing
+from argparse import ArgumentError
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ActionYesNo, ArgumentParser
+
+import hfgen
+from hfgen.config import DDPMConfig, SampleConfig
+from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+FAMILIES = {"ddpm": DDPMConfig}
+USAGE = f"""usage: hfgen COMMAND …
+
+Train and sample small-image generative models.
+
+commands:
+  train FAMILY   train a model; FAMILY is {" or ".join(FAMILIES)}
+  sample RUN     draw images from a run, a checkpoint, a folder or a Hub id
+  recipes        list the ready-made configurations for --config
+
+hfgen COMMAND --help says more; hfgen --version prints the version."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return the exit status: 0 done, 1 training had to stop, 2 the input cannot work."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f"hfgen: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"hfgen: {error}", file=sys.stderr)
+        return 128 + error.signal_number if isinstance(error, InterruptedTrainingError) else 1
+    except KeyboardInterrupt:
+        print("hfgen: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    match arguments:
+        case [] | ["-h" | "--help"]:
+            print(USAGE)
+        case ["--version"]:
+            print(f"hfgen {hfgen.__version__}")
+        case ["train", family, *rest] if family in FAMILIES:
+            _train(FAMILIES[family], rest)
+        case ["train", "-h" | "--help"]:
+            print(
+                f"usage: hfgen train FAMILY …; FAMILY is {' or '.join(FAMILIES)}. hfgen train FAMILY --help says more."
+            )
+        case ["train", *rest]:
+            raise UserError(
+                f"hfgen train needs a family first ({', '.join(FAMILIES)})" + _suggestion(rest[:1], FAMILIES)
+            )
+        case ["sample", *rest]:
+            _sample(rest)
+        case ["recipes"]:
+            _list_recipes()
+        case [command, *_]:
+            commands = ["train", "sample", "recipes"]
+            raise UserError(f"there is no command {command}" + _suggestion([command], commands) + "\n\n" + USAGE)
+    return 0
+
+
+def _train(config_class: type, arguments: list[str]) -> None:
+    config = parse_config(config_class, arguments, prog=f"hfgen train {config_class.family}")
+    from hfgen.tasks.diffusion import DiffusionTask
+    from hfgen.training import train
+
+    run = train(config, DiffusionTask)
+    print(f"The run is in {run}: sample it with hfgen sample {run}")
+
+
+def _sample(arguments: list[str]) -> None:
+    config = parse_config(SampleConfig, arguments, prog="hfgen sample", positional="run_or_repo")
+    import torch
+    from diffusers.utils.logging import disable_progress_bar
+
+    from hfgen import figures, hub
+    from hfgen.sampling import sample
+
+    disable_progress_bar()
+    pipeline = hub.load(config.run_or_repo).to("cuda" if torch.cuda.is_available() else "cpu")
+    output = Path(config.output)
+    batches = sample(
+        pipeline,
+        num_images=config.num_images,
+        num_inference_steps=config.num_inference_steps,
+        scheduler=config.scheduler,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        num_frames=figures.FILM_FRAMES if output.suffix == ".gif" else 1,
+    )
+    if output.suffix == ".gif":
+        figures.save_film([torch.cat(states) for states in zip(*batches, strict=True)], output)
+    else:
+        images = torch.cat([states[-1] for states in batches])
+        match output.suffix:
+            case ".png":
+                figures.save_picture(figures.image_grid(images), output)
+            case ".npz":
+                figures.save_arrays(images, output)
+            case _:
+                figures.save_images(images, output)
+    print(f"{config.num_images} images are in {output}")
+
+
+def _list_recipes() -> None:
+    for path in sorted(RECIPES.glob("*.yaml")):
+        about = path.read_text().splitlines()[0].lstrip("# ")
+        print(f"{path.stem:28}{about}")
+
+
+def parse_config(config_class: type, arguments: list[str], *, prog: str, positional: str | None = None) -> Any:
+    """Build a configuration from the defaults, the file that `--config` names, and flags, each winning over the last.
+
+    Args:
+        config_class: A flat dataclass; its docstring says what each field means.
+        arguments: The command line after the command.
+        prog: The command, for messages.
+        positional: The field that is given without a flag.
+
+    Raises:
+        UserError: for an unknown flag or key (with a suggestion), or a value of a wrong type.
+        SystemExit: after printing help.
+    """
+    parser = _make_parser(config_class, prog, positional)
+    known = {field.name for field in dataclasses.fields(config_class)}
+    flags = known - {positional} | {"config", "help"}
+    for argument in arguments:
+        name = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and name not in flags and name.removeprefix("no_") not in flags:
+            raise UserError(f"there is no flag --{name}" + _suggestion([name], sorted(flags), "--"))
+    try:
+        file = parser.parse_args(arguments).config
+        if file is not None:
+            values = _read_config_file(file)
+            if unknown := [key for key in values if key not in known]:
+                raise UserError(f"{file} has an unknown field {unknown[0]}" + _suggestion(unknown[:1], sorted(known)))
+            parser.set_defaults(parser.parse_object(values, defaults=False).as_dict())
+        namespace = parser.parse_args(arguments)
+    except ArgumentError as error:
+        message = re.sub(r'Parser key "(\w+)":|<class \'(\w+)\'>|typing\.', r"\1\2", " ".join(str(error).split()))
+        raise UserError(f"{message}; see {prog} --help") from error
+    return config_class(**{name: namespace[name] for name in known})
+
+
+def _make_parser(config_class: type, prog: str, positional: str | None) -> ArgumentParser:
+    ancestry = [parse_docstring(c.__doc__) for c in config_class.__mro__[:-1]]
+    help_texts = {p.arg_name: p.description for documented in ancestry for p in documented.params}
+    hints = typing.get_type_hints(config_class)
+    parser = ArgumentParser(prog=prog, description=ancestry[0].short_description, exit_on_error=False)
+    parser.add_argument("--config", help="Recipe (see hfgen recipes) or YAML file to take values from; flags win.")
+    for field in dataclasses.fields(config_class):
+        hint, default = hints[field.name], field.default
+        options: dict[str, Any] = {"help": " ".join(help_texts[field.name].split())}
+        if field.name == positional:
+            parser.add_argument(field.name, type=hint, **options)
+            continue
+        if hint is bool:
+            options["action"] = ActionYesNo(no_prefix="no_")
+        elif typing.get_origin(hint) is list:
+            options |= {"nargs": "+", "type": typing.get_args(hint)[0]}
+            default = field.default_factory()
+        else:
+            options["type"] = hint
+        parser.add_argument(f"--{field.name}", default=default, **options)
+    return parser
+
+
+def _read_config_file(name: str) -> dict[str, Any]:
+    recipe = RECIPES / f"{name}.yaml"
+    path = recipe if recipe.exists() else Path(name)
+    if not path.is_file():
+        recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        raise UserError(
+            f"there is no configuration file {name} and no such recipe ({', '.join(recipes)})"
+            + _suggestion([name], recipes)
+        )
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold fields and their values, one `field: value` a line")
+    return values
+
+
+def _suggestion(words: Sequence[str], known: Iterable[str], prefix: str = "") -> str:
+    near = [match for word in words for match in difflib.get_close_matches(word.replace("-", "_"), list(known), n=1)]
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

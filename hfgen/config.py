@@ -1,0 +1,264 @@
+"""Flat training configurations, one dataclass a family, with the flags of diffusers' training scripts.
+
+`hfgen.cli` turns each field into a flag and takes its help text from the docstrings here. The same names are the
+keys of a recipe (`hfgen/recipes/*.yaml`) and of the `config.yaml` that every run keeps.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+
+from hfgen.errors import UserError
+
+# What may differ when a run is resumed: how long, where to, what is shown and kept. Everything else decides the
+# weights, and changing it half-way would make a model that no configuration describes.
+CHANGEABLE_ON_RESUME = {
+    "cache_dir",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "logging_steps",
+    "max_train_seconds",
+    "max_train_steps",
+    "num_samples",
+    "num_train_epochs",
+    "output_dir",
+    "report_to",
+    "resume_from_checkpoint",
+    "sample_steps",
+}
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """What every family shares: data, run length, optimizer, checkpoints.
+
+    Args:
+        dataset_name: Data set: a Hub id, `mnist`, `fashion_mnist`, `cifar10`, the built-in `digits`, or a local
+            folder of parquet or arrow files.
+        train_data_dir: Folder of images (one sub-folder a class, or none) to train on instead of a data set.
+        train_split: Split to train on; slices such as `train[:90%]` work.
+        image_column: Column with the images; found by its type if not named.
+        label_column: Column with the class labels; found by its type if not named.
+        resolution: Height and width in pixels: the shorter side is resized to it, then the centre is cropped.
+            Not given, the images keep their size, which must be the same for all.
+        channels: 1 for grey, 3 for RGB; not given, as the first image.
+        max_train_samples: Use the first so many images only.
+        random_flip: Mirror each training image left to right with probability one half.
+        on_bad_image: What a file that cannot be read as an image does: end with an `error` that names it, or
+            `skip` it and report the count.
+        cache_dir: Folder for the decoded images; by default `hfgen` in the Hugging Face home.
+        output_dir: Folder of the run: pipeline, configuration, metrics, samples, checkpoints.
+        seed: Every random choice follows from it.
+        train_batch_size: Images per process and forward pass.
+        gradient_accumulation_steps: Forward passes per optimizer step.
+        num_train_epochs: Passes over the data; the default length of a run.
+        max_train_steps: Optimizer steps, instead of `num_train_epochs`.
+        max_train_seconds: Wall-clock budget in seconds, to which the learning-rate schedule is fitted. With
+            `max_train_steps` too, whichever is reached first ends the run. Such a run can be resumed, but where
+            it ends depends on the machine's speed.
+        learning_rate: Peak learning rate.
+        lr_scheduler: Decay after the warm-up, from the peak to zero unless constant.
+        lr_warmup_steps: Optimizer steps of linear warm-up.
+        adam_beta1: Decay of AdamW's first moment.
+        adam_beta2: Decay of AdamW's second moment.
+        adam_weight_decay: AdamW's decoupled weight decay; with 0 it is Adam.
+        adam_epsilon: AdamW's epsilon.
+        max_grad_norm: Gradients are clipped to this norm, per module.
+        mixed_precision: Precision of the forward passes. Not given, bf16 where the hardware computes in it, else
+            no.
+        torch_compile: Compile the networks (inductor). Pays on a GPU, seldom on a CPU.
+        use_ema: Average the weights exponentially; the average is what is sampled and published.
+        ema_max_decay: Upper bound of the average's decay, which starts at (1 + step) / (10 + step).
+        checkpointing_steps: Optimizer steps between checkpoints.
+        checkpoints_total_limit: Keep only the newest so many checkpoints; not given, all.
+        resume_from_checkpoint: `latest`, or the path of a checkpoint of this run.
+        sample_steps: Optimizer steps after which a sample grid is drawn, besides the one at the end.
+        num_samples: Images in a sample grid.
+        logging_steps: Optimizer steps between two updates of metrics file, progress bar and trackers.
+        report_to: Trackers to log to, for instance tensorboard, wandb, trackio.
+    """
+
+    family: ClassVar[str]
+
+    dataset_name: str | None = None
+    train_data_dir: str | None = None
+    train_split: str = "train"
+    image_column: str | None = None
+    label_column: str | None = None
+    resolution: int | None = None
+    channels: Literal[1, 3] | None = None
+    max_train_samples: int | None = None
+    random_flip: bool = False
+    on_bad_image: Literal["error", "skip"] = "error"
+    cache_dir: str | None = None
+
+    output_dir: str | None = None
+    seed: int = 0
+    train_batch_size: int = 128
+    gradient_accumulation_steps: int = 1
+    num_train_epochs: int = 10
+    max_train_steps: int | None = None
+    max_train_seconds: float | None = None
+
+    learning_rate: float = 1e-3
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
+    lr_warmup_steps: int = 50
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    adam_weight_decay: float = 0.0
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    torch_compile: bool = False
+    use_ema: bool = True
+    ema_max_decay: float = 0.9999
+
+    checkpointing_steps: int = 500
+    checkpoints_total_limit: int | None = None
+    resume_from_checkpoint: str | None = None
+    sample_steps: list[int] = field(default_factory=list)
+    num_samples: int = 64
+    logging_steps: int = 10
+    report_to: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        """Refuse values that no run can work with.
+
+        Raises:
+            UserError: naming the field, its value and what would work.
+        """
+        if (self.dataset_name is None) == (self.train_data_dir is None):
+            raise UserError(
+                "name the training data by either dataset_name (for instance --dataset_name mnist) or train_data_dir "
+                f"(a folder of images), not {'both' if self.dataset_name else 'neither'}"
+            )
+        if not self.output_dir:
+            raise UserError("output_dir is missing: name the folder for the run, for instance --output_dir runs/first")
+        self._require("positive", [
+            "resolution", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+            "max_train_steps", "max_train_seconds", "learning_rate", "adam_epsilon", "max_grad_norm",
+            "checkpointing_steps", "checkpoints_total_limit", "num_samples", "logging_steps", "sample_steps",
+        ])  # fmt: skip
+        self._require("zero or more", ["seed", "lr_warmup_steps", "adam_weight_decay"])
+        self._require("from 0 to below 1", ["adam_beta1", "adam_beta2", "ema_max_decay"])
+
+    def _require(self, kind: str, names: list[str]):
+        holds = {
+            "positive": lambda v: v > 0,
+            "zero or more": lambda v: v >= 0,
+            "from 0 to below 1": lambda v: 0 <= v < 1,
+        }
+        for name in names:
+            value = getattr(self, name)
+            for number in value if isinstance(value, list) else [value]:
+                if number is not None and not holds[kind](number):
+                    raise UserError(f"{name} must be {kind}, not {number}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain YAML types."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(kw_only=True)
+class DDPMConfig(TrainingConfig):
+    """Denoising diffusion: the network (diffusers' `UNet2DModel`), the noise schedule, what is predicted.
+
+    Args:
+        block_out_channels: Channels of the U-Net at each resolution, the finest first; each further entry halves
+            height and width.
+        layers_per_block: Residual blocks at each resolution.
+        attention_levels: Levels of the U-Net with self-attention, 0 the finest; the middle block always has it.
+        norm_num_groups: Groups of the group norms; each entry of block_out_channels must be a multiple.
+        dropout: Dropout probability in the residual blocks.
+        num_train_timesteps: Noise levels of the diffusion process, T.
+        beta_schedule: Noise schedule: `linear` (Ho et al. 2020), `squaredcos_cap_v2` (the cosine schedule of
+            Nichol and Dhariwal 2021), or diffusers' others.
+        prediction_type: What the network predicts: the noise, the image (`sample`), or v = √ᾱ ε − √(1−ᾱ) x₀
+            (Salimans and Ho 2022).
+        num_inference_steps: Denoising steps of the sample grids drawn during training; `num_train_timesteps`, with
+            the default scheduler, is the DDPM paper's algorithm 2.
+        scheduler: diffusers scheduler of those grids (see `hfgen sample --help`).
+    """
+
+    family: ClassVar[str] = "ddpm"
+
+    block_out_channels: list[int] = field(default_factory=lambda: [32, 64, 96])
+    layers_per_block: int = 2
+    attention_levels: list[int] = field(default_factory=list)
+    norm_num_groups: int = 8
+    dropout: float = 0.0
+    num_train_timesteps: int = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
+    num_inference_steps: int = 20
+    scheduler: str = "unipc"
+
+    def __post_init__(self):
+        """Refuse values that no network or noise schedule can be built from (see `TrainingConfig`)."""
+        super().__post_init__()
+        self._require("positive", [
+            "block_out_channels", "layers_per_block", "norm_num_groups", "num_train_timesteps", "num_inference_steps",
+        ])  # fmt: skip
+        self._require("from 0 to below 1", ["dropout"])
+        if self.num_inference_steps > self.num_train_timesteps:
+            raise UserError(
+                f"num_inference_steps must be at most num_train_timesteps, which is {self.num_train_timesteps}, "
+                f"not {self.num_inference_steps}"
+            )
+        levels = len(self.block_out_channels)
+        if any(not 0 <= level < levels for level in self.attention_levels):
+            raise UserError(
+                f"attention_levels must be from 0 to {levels - 1} for block_out_channels {self.block_out_channels}, "
+                f"not {self.attention_levels}"
+            )
+        if misfits := [c for c in self.block_out_channels if c % self.norm_num_groups]:
+            raise UserError(
+                f"block_out_channels must be multiples of norm_num_groups, which is {self.norm_num_groups}; "
+                f"{misfits} are not"
+            )
+
+
+@dataclass(kw_only=True)
+class SampleConfig:
+    """Draw images from a trained model.
+
+    Args:
+        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id.
+        num_images: How many images.
+        num_inference_steps: Denoising steps.
+        scheduler: ddpm, ddim, deis, dpmsolver, euler, euler_a, heun, pndm, unipc, or the class name of any diffusers
+            scheduler that fits the model.
+        seed: Image i follows from seed + i, whatever the batch size.
+        batch_size: Images drawn at a time.
+        output: What to write: a .png (a grid), a .gif (the denoising film), a .npz (uint8 `images`, (N, H, W) or
+            (N, H, W, 3)), or a folder (one PNG an image).
+    """
+
+    run_or_repo: str
+    num_images: int = 64
+    num_inference_steps: int = 20
+    scheduler: str = "unipc"
+    seed: int = 0
+    batch_size: int = 64
+    output: str = "samples.png"
+
+    def __post_init__(self):
+        """Refuse values that nothing can be drawn with."""
+        for name in ("num_images", "num_inference_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise UserError(f"seed must be zero or more, not {self.seed}")
+        suffix = Path(self.output).suffix
+        if suffix not in {"", ".png", ".gif", ".npz"}:
+            raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
+
+
+def changed_fields(config: TrainingConfig, saved: Path) -> list[str]:
+    """Say which fields differ from a saved `config.yaml` in a way that a resumed run must not."""
+    before, now = yaml.safe_load(saved.read_text()), config.to_dict()
+    names = (before.keys() | now.keys()) - CHANGEABLE_ON_RESUME
+    return [f"{n}: {before.get(n)} → {now.get(n)}" for n in sorted(names) if before.get(n) != now.get(n)]

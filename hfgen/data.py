@@ -1,0 +1,390 @@
+"""Any source of images as one uint8 tensor in memory, and batches of it as a pure function of (seed, step)."""
+
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from huggingface_hub import constants
+from torch import Tensor
+
+from hfgen.errors import UserError
+from hfgen.files import complete_or_absent
+
+SHORT_NAMES = {
+    "mnist": "ylecun/mnist",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+}
+GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"}
+SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L"}
+
+# A set moves to the accelerator when it takes at most this share of its free memory. On the CPU no set is copied to
+# memory at all: it is memory-mapped, and one larger than memory streams from the disk.
+DEVICE_MEMORY_SHARE = 0.25
+
+_CACHE_FORMAT = 1  # increase when the decoding rules change
+_DECODE_CHUNK = 1024  # images decoded before they are written out
+
+
+@dataclass
+class ImageData:
+    """A decoded data set.
+
+    Attributes:
+        images: uint8, (N, C, H, W), memory-mapped from the cache.
+        labels: int64, (N,), or None where the set has no class labels.
+        label_names: One name a class, or None.
+        source: What the user called it.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    label_names: list[str] | None
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def require_labels(self) -> Tensor:
+        """Return the labels, or say how to get some.
+
+        Raises:
+            UserError: if the set has no class labels.
+        """
+        if self.labels is None:
+            raise UserError(
+                f"{self.source} has no class labels, which are needed here: name their column with --label_column, "
+                "or put the images into one sub-folder a class"
+            )
+        return self.labels
+
+
+@dataclass
+class Batch:
+    """What one forward pass sees: images float32 (B, C, H, W) in [−1, 1]; labels int64 (B,) or None."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+class ImageBatches:
+    """The batches of a training run, as a pure function of (seed, step, process).
+
+    An epoch is a permutation that follows from (seed, epoch). Each optimizer step takes the next
+    `train_batch_size × gradient_accumulation_steps × num_processes` images of it; the last step of an epoch is
+    filled up from the permutation's beginning, so that every batch has the same shape.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        *,
+        train_batch_size: int,
+        gradient_accumulation_steps: int = 1,
+        num_processes: int = 1,
+        process_index: int = 0,
+        seed: int = 0,
+        random_flip: bool = False,
+        device: torch.device | str = "cpu",
+    ):
+        self.data = data
+        self.train_batch_size = train_batch_size
+        self.images_per_step = train_batch_size * gradient_accumulation_steps * num_processes
+        self.steps_per_epoch = -(-len(data) // self.images_per_step)
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.seed = seed
+        self.random_flip = random_flip
+        self.device = torch.device(device)
+        self.images = data.images
+        if (
+            self.device.type == "cuda"
+            and data.images.nbytes <= DEVICE_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+        ):
+            self.images = data.images.to(device)
+
+    def indices(self, step: int, micro_step: int = 0) -> Tensor:
+        """Return which images this process sees in a forward pass of an optimizer step: int64 (B,)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        block = micro_step * self.num_processes + self.process_index
+        start = position * self.images_per_step + block * self.train_batch_size
+        return self._order(epoch)[torch.arange(start, start + self.train_batch_size) % len(self.data)]
+
+    def __call__(self, step: int, micro_step: int = 0) -> Batch:
+        """Return the batch of a forward pass; a random flip draws from torch's generator."""
+        indices = self.indices(step, micro_step)
+        images = self.images[indices.to(self.images.device)].to(self.device, non_blocking=True)
+        images = images.float() / 127.5 - 1
+        if self.random_flip:
+            flipped = torch.rand(len(images), device=self.device) < 0.5
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        labels = self.data.labels
+        return Batch(images, None if labels is None else labels[indices].to(self.device))
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  a run has one of these, for as long as it lasts
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+        return torch.randperm(len(self.data), generator=generator)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Mix a purpose and numbers into one 63-bit seed that differs whenever any of them does."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
+
+
+def load_images(
+    source: str,
+    *,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    resolution: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    max_samples: int | None = None,
+    on_bad_image: Literal["error", "skip"] = "error",
+    cache_dir: str | Path | None = None,
+) -> ImageData:
+    """Decode a data set once, in parallel, into a cache on disk, and memory-map it from there.
+
+    Sizes: with `resolution`, the shorter side is resized to it (Lanczos) and the centre cropped; without, all
+    images must have one size. Channels: without `channels`, the first image decides: grey stays 1, everything else
+    becomes RGB. 16-bit grey is scaled to 8 bits, transparency is laid on white, a palette becomes RGB, and a
+    photograph is turned the way its EXIF tag says.
+
+    Args:
+        source: `digits` (the 1,797 of 8×8 pixels that scikit-learn carries), a name in `SHORT_NAMES`, a local
+            folder (parquet, arrow, a saved data set, or images), or a Hub id. `HFGEN_DATA_DIR` may name a folder
+            that holds local copies of the short names.
+        split: Split of the data set, possibly a slice such as `train[:90%]`.
+        image_column: Column with the images; the only one of type Image if None.
+        label_column: Column with the labels; the only one of type ClassLabel if None.
+        resolution: Pixels.
+        channels: 1 or 3.
+        max_samples: Take the first so many rows.
+        on_bad_image: Raise for an image that cannot be decoded, or skip it and report the count.
+        cache_dir: Where decoded sets are kept; by default `hfgen/` in the Hugging Face home.
+
+    Raises:
+        UserError: for a source, split or column that is not there, an empty set, unequal sizes, a broken image.
+    """
+    cache = Path(cache_dir or Path(constants.HF_HOME, "hfgen")).expanduser()
+    local = _local_folder(source)
+    dataset = None if local or source == "digits" else _load_dataset(source, None, split)
+    if source == "digits":
+        version: Any = "scikit-learn"
+    elif local:
+        version = _file_states(local)
+    else:
+        version = _file_states(*(Path(file["filename"]) for file in dataset.cache_files))
+    rules = [
+        _CACHE_FORMAT,
+        split,
+        image_column,
+        label_column,
+        resolution,
+        channels,
+        max_samples,
+        on_bad_image,
+    ]
+    key = hashlib.sha256(json.dumps([source, rules, version]).encode()).hexdigest()[:20]
+    folder = cache / f"{Path(source).name}-{key}"
+    if not (folder / "data.json").exists():
+        dataset = dataset or (_load_digits(split) if source == "digits" else _load_dataset(source, local, split))
+        image_column, label_column = _find_columns(dataset, source, image_column, label_column)
+        if max_samples:
+            dataset = dataset.select(range(min(max_samples, len(dataset))))
+        if not len(dataset):
+            raise UserError(f"{source} has no images in its split {split}")
+        with complete_or_absent(folder) as temporary:
+            temporary.mkdir()
+            _decode(dataset, source, image_column, label_column, resolution, channels, on_bad_image, temporary)
+    return _open_cache(folder, source)
+
+
+def _local_folder(source: str) -> Path | None:
+    if source == "digits":
+        return None
+    if source in SHORT_NAMES:
+        copies = os.environ.get("HFGEN_DATA_DIR")
+        return Path(copies, source) if copies and Path(copies, source).is_dir() else None
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        known = ", ".join(["digits", *SHORT_NAMES])
+        raise UserError(
+            f"there is no data set {source}: it is no folder, no Hub id (user/name), "
+            f"and none of the short names {known}"
+        )
+    return None
+
+
+def _file_states(*places: Path) -> list[tuple[str, int, int]]:
+    """Name, size and modification time of every file below, which change when the data does."""
+    files = [f for place in places for f in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    return [(str(f), (state := f.stat()).st_size, state.st_mtime_ns) for f in files if f.is_file()]
+
+
+def _load_dataset(source: str, local: Path | None, split: str) -> Any:
+    """Open a local folder or a Hub data set with `datasets`."""
+    import datasets  # takes a second to import, and a cached set does not need it
+
+    try:
+        if local and any((local / name).exists() for name in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(str(local))
+            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        return datasets.load_dataset(str(local) if local else SHORT_NAMES.get(source, source), split=split)
+    except ConnectionError as error:
+        raise UserError(
+            f"{source} is not in the local cache and the Hub cannot be reached. Connect once to download it, or give "
+            "--dataset_name a local folder with a copy (HFGEN_DATA_DIR names a folder of such copies), or use the "
+            "built-in --dataset_name digits, or --train_data_dir with images of your own"
+        ) from error
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise UserError(f"cannot open split {split} of {source}: {error}") from error
+
+
+def _load_digits(split: str) -> Any:
+    """Open scikit-learn's handwritten digits, 8×8 pixels of 17 grey levels, as a `datasets.Dataset`."""
+    import datasets
+    from sklearn.datasets import load_digits
+
+    if split != "train":
+        raise UserError(f"digits has the split train only, not {split}")
+    digits = load_digits()
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=[str(name) for name in digits.target_names]),
+        }
+    )
+    images = [PIL.Image.fromarray(np.uint8(np.round(image * 255 / 16))) for image in digits.images]
+    return datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)
+
+
+def _find_columns(dataset: Any, source: str, image: str | None, label: str | None) -> tuple[str, str | None]:
+    """Find the image column and, if there is one, the label column by their feature types."""
+    import datasets
+
+    columns = dataset.features
+    for named in filter(None, [image, label]):
+        if named not in columns:
+            raise UserError(f"{source} has no column {named}; it has {', '.join(columns)}")
+    if image is None:
+        images = [name for name, feature in columns.items() if isinstance(feature, datasets.Image)]
+        if len(images) != 1:
+            raise UserError(
+                f"{source} has {len(images) or 'no'} image columns {', '.join(images)}; "
+                f"name the one to use with --image_column (columns: {', '.join(columns)})"
+            )
+        image = images[0]
+    elif not isinstance(columns[image], datasets.Image):
+        raise UserError(f"column {image} of {source} holds no images, but {columns[image]}")
+    if label is None:
+        labels = [name for name, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
+        label = labels[0] if len(labels) == 1 else None
+    elif not isinstance(columns[label], datasets.ClassLabel):
+        raise UserError(f"column {label} of {source} holds no class labels, but {columns[label]}")
+    return image, label
+
+
+def _decode(
+    dataset: Any,
+    source: str,
+    image_column: str,
+    label_column: str | None,
+    resolution: int | None,
+    channels: int | None,
+    on_bad_image: str,
+    folder: Path,
+) -> None:
+    """Decode every row into `folder`: pixels as raw bytes, labels as an array, the rest as JSON (written last)."""
+    import datasets
+
+    features = dataset.features
+    columns = dataset.select_columns([image_column, *filter(None, [label_column])])
+    columns = columns.cast_column(image_column, datasets.Image(decode=False))
+    shape: tuple[int, ...] | None = None
+    kept, skipped = [], []
+
+    def decode(item: dict[str, Any]) -> np.ndarray | Exception:
+        try:
+            content = io.BytesIO(item["bytes"]) if item["bytes"] is not None else item["path"]
+            with PIL.Image.open(content) as opened:
+                return _to_array(opened, resolution, channels)
+        except (OSError, SyntaxError, ValueError, TypeError, PIL.Image.DecompressionBombError) as error:
+            return error
+
+    with open(folder / "images.bin", "wb") as pixels, ThreadPoolExecutor() as pool:
+        row = 0
+        for items in _chunks(columns, image_column):
+            if channels is None:
+                channels = next((len(a) for a in map(decode, items) if isinstance(a, np.ndarray)), None)
+            for item, array in zip(items, pool.map(decode, items), strict=True):
+                where = f"row {row}" if item["bytes"] is not None else item["path"]
+                row += 1
+                if isinstance(array, Exception):
+                    if on_bad_image == "error":
+                        raise UserError(
+                            f"{where} of {source} cannot be read as an image ({array}); "
+                            "mend it, or leave such images out with --on_bad_image skip"
+                        )
+                    skipped.append(where)
+                    continue
+                if array.shape != (shape := shape or array.shape):
+                    raise UserError(
+                        f"the images of {source} differ in size: {where} has {array.shape[2]}×{array.shape[1]} "
+                        f"pixels, the first one {shape[2]}×{shape[1]}; bring them to one size with --resolution"
+                    )
+                pixels.write(array)
+                kept.append(row - 1)
+    if not kept:
+        raise UserError(f"none of the {row} images of {source} can be read")
+    if label_column:
+        np.save(folder / "labels.npy", np.asarray(columns[label_column], dtype=np.int64)[kept])
+    names = features[label_column].names if label_column else None
+    record = {"shape": [len(kept), *shape], "label_names": names, "skipped": skipped}
+    (folder / "data.json").write_text(json.dumps(record))
+
+
+def _chunks(dataset: Any, image_column: str) -> Iterator[list[dict[str, Any]]]:
+    for rows in dataset.iter(batch_size=_DECODE_CHUNK):
+        yield rows[image_column]
+
+
+def _to_array(image: PIL.Image.Image, resolution: int | None, channels: int | None) -> np.ndarray:
+    """Convert one opened image to uint8 (C, H, W) by the rules that `load_images` states."""
+    grey = channels == 1 or (channels is None and image.mode in GREY_MODES)
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode in SIXTEEN_BIT_MODES:
+        image = PIL.Image.fromarray(np.uint8(np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if grey else "RGB")
+    if resolution:
+        image = PIL.ImageOps.fit(image, (resolution, resolution), PIL.Image.Resampling.LANCZOS)
+    array = np.asarray(image)
+    return np.ascontiguousarray(array[None] if grey else array.transpose(2, 0, 1))
+
+
+def _open_cache(folder: Path, source: str) -> ImageData:
+    record = json.loads((folder / "data.json").read_text())
+    if skipped := record["skipped"]:
+        examples = ", ".join(skipped[:3]) + (", …" if len(skipped) > 3 else "")
+        print(f"{source}: left out {len(skipped)} images that cannot be read ({examples})")
+    shape = record["shape"]
+    images = torch.from_file(str(folder / "images.bin"), size=int(np.prod(shape)), dtype=torch.uint8).view(shape)
+    labels = torch.from_numpy(np.load(folder / "labels.npy")) if (folder / "labels.npy").exists() else None
+    return ImageData(images, labels, record["label_names"], source)

@@ -1,0 +1,17 @@
+"""The ways in which a command ends without success."""
+
+
+class UserError(Exception):
+    """What the user gave cannot work; the message names it and what would. The command exits with status 2."""
+
+
+class TrainingError(Exception):
+    """Training had to stop (divergence, no disk left); the message says how to go on. Exit status 1."""
+
+
+class InterruptedTrainingError(TrainingError):
+    """A signal asked training to stop, and the run was saved. Exit status 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number

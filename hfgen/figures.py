@@ -1,0 +1,87 @@
+"""Pictures: grids of samples, films, training curves."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from diffusers.utils import export_to_gif, make_image_grid
+from torch import Tensor
+
+from hfgen.files import complete_or_absent
+
+TILE_PIXELS = 64  # a small image is enlarged by whole numbers to about this size
+GAP_PIXELS = 2  # around each image of a grid
+GAP_COLOUR = "slategrey"
+FILM_FRAMES = 40
+FILM_FPS = 10
+
+
+def to_pil(image: Tensor) -> PIL.Image.Image:
+    """Convert one uint8 image (C, H, W) with 1 or 3 channels."""
+    array = image.numpy()
+    return PIL.Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+
+
+def image_grid(images: Tensor) -> PIL.Image.Image:
+    """Lay out uint8 images (N, C, H, W) row by row on a square grid, enlarged without blurring, a gap between them."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    height, width = images.shape[-2:]
+    scale = max(1, round(TILE_PIXELS / max(height, width)))
+    tiles = [to_pil(image).resize((width * scale, height * scale), PIL.Image.Resampling.NEAREST) for image in images]
+    tiles = [PIL.ImageOps.expand(tile.convert("RGB"), GAP_PIXELS, GAP_COLOUR) for tile in tiles]
+    tiles += [PIL.Image.new("RGB", tiles[0].size, GAP_COLOUR)] * (rows * columns - len(tiles))
+    return make_image_grid(tiles, rows, columns)
+
+
+def save_picture(picture: PIL.Image.Image, path: Path) -> None:
+    """Save as PNG, completely or not at all."""
+    with complete_or_absent(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
+
+
+def save_images(images: Tensor, path: Path) -> None:
+    """Save uint8 images (N, C, H, W) as single PNGs, `00000.png` and on, in a folder."""
+    path.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        save_picture(to_pil(image), path / f"{index:05d}.png")
+
+
+def save_arrays(images: Tensor, path: Path) -> None:
+    """Save uint8 images (N, C, H, W) as the array `images`, (N, H, W) or (N, H, W, 3), of an .npz file."""
+    array = images.permute(0, 2, 3, 1).numpy()
+    with complete_or_absent(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, images=array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def save_film(states: list[Tensor], path: Path) -> None:
+    """Save the states of a denoising run, each uint8 (N, C, H, W), as an animated GIF of grids that holds the last."""
+    frames = [image_grid(state) for state in states]
+    with complete_or_absent(path) as temporary:
+        export_to_gif(frames + [frames[-1]] * FILM_FPS, str(temporary), fps=FILM_FPS)
+
+
+def save_training_curves(metrics_file: Path, path: Path) -> None:
+    """Draw each loss and gradient norm of a `metrics.jsonl` over the optimizer steps, with its running mean."""
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    steps = np.array([row["step"] for row in rows])
+    names = [name for name in rows[0] if name != "step"]
+    figure = Figure(figsize=(8, 2.4 * len(names)), layout="constrained")
+    for name, axes in zip(names, figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], strict=True):
+        values = np.array([row[name] for row in rows])
+        width = max(1, len(values) // 100)
+        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+        axes.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.8)
+        axes.plot(steps[width - 1 :], smooth, color="tab:blue")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+        if name.startswith("loss/") and values.min() > 0:
+            axes.set_yscale("log")
+    axes.set_xlabel("optimizer steps")
+    with complete_or_absent(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)

@@ -1,0 +1,69 @@
+"""Files and folders that are complete or absent, whatever happens while they are written."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+INCOMPLETE = ".incomplete-"
+
+
+@contextlib.contextmanager
+def complete_or_absent(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write a file or a folder to; it takes the name `path` at the end.
+
+    The data is on disk before the name is (fsync, then rename), so that neither a kill nor a power cut leaves half
+    a file under the final name. A file that was there is replaced; a folder must not be there. When the block
+    raises, what it wrote is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{INCOMPLETE}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        for written in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            _flush_to_disk(written)
+        os.replace(temporary, path)
+        _flush_to_disk(path.parent)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def parts_complete_or_absent(folder: Path, last: str) -> Iterator[Path]:
+    """Give a temporary folder whose parts then move into `folder`, the one named `last` (an index, say) at the end."""
+    temporary = folder / f"{INCOMPLETE}{os.getpid()}-parts"
+    temporary.mkdir()
+    try:
+        yield temporary
+        for part in sorted(temporary.iterdir(), key=lambda path: path.name == last):
+            remove(folder / part.name)
+            with complete_or_absent(folder / part.name) as place:
+                os.replace(part, place)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there; a folder loses its name first, so that no half of it is seen."""
+    if path.is_dir():
+        doomed = path.with_name(f"{INCOMPLETE}{os.getpid()}-removed-{path.name.removeprefix(INCOMPLETE)}")
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in `folder` (not below it)."""
+    for leftover in folder.glob(f"{INCOMPLETE}*"):
+        remove(leftover)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

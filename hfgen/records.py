@@ -1,0 +1,101 @@
+"""What a run writes down about itself: a line of metrics for each step, and on what it was trained."""
+
+import json
+import math
+import platform
+import resource
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hfgen.files import complete_or_absent
+
+RECORDED_PACKAGES = [
+    "hfgen",
+    "torch",
+    "diffusers",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "huggingface-hub",
+]
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object an optimizer step, `{"step": 1, "loss/unet": …, …}`.
+
+    It holds nothing that depends on the clock, so that it is the same file for a run that was interrupted.
+
+    Args:
+        path: The file.
+        accelerator: Over whose processes values are averaged.
+    """
+
+    def __init__(self, path: Path, accelerator: Accelerator):
+        self.path, self.accelerator = path, accelerator
+        self.waiting: list[tuple[int, dict[str, Tensor | float]]] = []
+
+    def begin_at(self, step: int) -> None:
+        """Forget what was written after a step, half a line included."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        with complete_or_absent(self.path) as temporary:
+            temporary.write_bytes(b"".join(kept))
+
+    def add(self, step: int, values: dict[str, Tensor | float]) -> None:
+        """Note the scalars of a step; tensors stay on their device, so that it need not wait."""
+        self.waiting.append((step, values))
+
+    def write(self) -> dict[str, float]:
+        """Append what was noted, averaged over the processes.
+
+        Returns:
+            The last row; or the first whose loss is not finite, after which nothing is written.
+        """
+        tensors = [[v for v in values.values() if isinstance(v, Tensor)] for _, values in self.waiting]
+        stacked = torch.stack([torch.stack(scalars) for scalars in tensors])
+        averaged = self.accelerator.reduce(stacked, "mean").tolist()
+        rows = []
+        for (step, values), numbers in zip(self.waiting, averaged, strict=True):
+            remaining = iter(numbers)
+            rows.append(
+                {"step": step} | {k: next(remaining) if isinstance(v, Tensor) else v for k, v in values.items()}
+            )
+        self.waiting.clear()
+        bad = next((i for i, row in enumerate(rows) if not all(map(math.isfinite, losses_of(row).values()))), None)
+        if self.accelerator.is_main_process:
+            with open(self.path, "a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows[:bad])
+        return rows[-1 if bad is None else bad]
+
+
+def losses_of(row: dict[str, float]) -> dict[str, float]:
+    """Return the losses of a row of metrics by module name."""
+    return {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")}
+
+
+def describe_run(path: Path, accelerator: Accelerator, steps: int, images_per_step: int, seconds: float) -> None:
+    """Write `run.json`: command, versions, hardware, time and memory of a finished training."""
+    on_gpu = accelerator.device.type == "cuda"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    record = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "optimizer_steps": steps,
+        "images_seen": steps * images_per_step,
+        "train_seconds": round(seconds, 1),
+        "images_per_second": round(steps * images_per_step / seconds, 1),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in RECORDED_PACKAGES},
+    }
+    with complete_or_absent(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")

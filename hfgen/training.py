@@ -1,0 +1,454 @@
+"""The one training loop, for every family: it knows tasks, not networks."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from hfgen.checkpoints import find_checkpoint, newest_complete, save_checkpoint
+from hfgen.config import TrainingConfig, changed_fields
+from hfgen.data import ImageBatches, ImageData, derive_seed, load_images
+from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
+from hfgen.figures import save_picture, save_training_curves
+from hfgen.files import complete_or_absent, parts_complete_or_absent, remove_leftovers
+from hfgen.records import MetricsFile, describe_run, losses_of
+from hfgen.tasks import Task
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+RUN_FILE = "run.json"
+STATE_FILE = "training_state.safetensors"
+POSITION_FILE = "training_position.json"
+PREVIEW_SEED = 0
+
+
+def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, tuple[int, int, int]], Task]) -> Path:
+    """Train a task and leave a run folder.
+
+    The folder holds the pipeline as `DiffusionPipeline.from_pretrained` takes it, `config.yaml` (every field),
+    `metrics.jsonl` (one line an optimizer step), `run.json` (versions, hardware, time), `samples/`, `figures/` and
+    `checkpoints/`. With the same configuration, number of processes and hardware, a run that was killed and resumed
+    ends with the same bits as one that was not, except under `max_train_seconds`.
+
+    Args:
+        config: What to do.
+        make_task: Builds the task from the configuration and the (C, H, W) of the images.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: before any work, if the configuration, the data or the folder do not allow it.
+        TrainingError: if a loss is no longer finite, the disk is full, or a signal asked to stop; the message says
+            what was kept and how to go on.
+    """
+    config = dataclasses.replace(config, mixed_precision=config.mixed_precision or native_precision())
+    run = Path(config.output_dir)
+    resume = _check_run_folder(config, run)
+    accelerator = _make_accelerator(config)
+    torch.manual_seed(derive_seed("initial weights", config.seed))
+    with accelerator.local_main_process_first():
+        data = load_images(
+            config.train_data_dir or config.dataset_name,
+            split=config.train_split,
+            image_column=config.image_column,
+            label_column=config.label_column,
+            resolution=config.resolution,
+            channels=config.channels,
+            max_samples=config.max_train_samples,
+            on_bad_image=config.on_bad_image,
+            cache_dir=config.cache_dir,
+        )
+    task = make_task(config, tuple(data.images.shape[1:]))
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run / ".lock", timeout=0) if accelerator.is_main_process else contextlib.nullcontext():
+            trainer = Trainer(config, task, data, accelerator, run)
+            trainer.prepare_run_folder(resume)
+            trainer.run_loop()
+            trainer.finish()
+    except Timeout as error:
+        raise UserError(f"another process is training in {run}; choose another --output_dir") from error
+    except (OSError, SafetensorError) as error:  # a full disk, mostly
+        raise TrainingError(f"{error}. Training stopped. {how_to_go_on(config)}") from error
+    finally:
+        accelerator.end_training()
+    return run
+
+
+def how_to_go_on(config: TrainingConfig) -> str:
+    """Name the command that continues a run."""
+    saved = Path(config.output_dir, CONFIG_FILE)
+    return f"Continue with: hfgen train {config.family} --config {saved} --resume_from_checkpoint latest"
+
+
+def native_precision() -> str:
+    """Return `bf16` if the hardware computes in it (not merely accepts it), else `no`."""
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16" if native else "no"
+
+
+def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> float:
+    """Return the share of the peak learning rate for an optimizer step.
+
+    Args:
+        config: Names the schedule and the warm-up, which multiply.
+        step: Optimizer steps done.
+        progress: Share of the run that is done, from 0 to 1, in steps or in time.
+    """
+    warm_up = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
+    decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return warm_up * decay[config.lr_scheduler]
+
+
+def _check_run_folder(config: TrainingConfig, run: Path) -> Path | None:
+    """Return the checkpoint to resume from, if any; refuse to overwrite a run or to resume another one."""
+    saved = run / CONFIG_FILE
+    if not saved.exists():
+        if config.resume_from_checkpoint not in (None, "latest"):
+            raise UserError(f"cannot resume: {run} holds no run (no {CONFIG_FILE})")
+        return None
+    if config.resume_from_checkpoint is None:
+        raise UserError(
+            f"{run} already holds a run; continue it with --resume_from_checkpoint latest, "
+            "or choose another --output_dir"
+        )
+    if changed := changed_fields(config, saved):
+        raise UserError(
+            f"cannot resume {run} with another configuration ({'; '.join(changed)}); use its own, --config {saved}, "
+            "or start a new run in another --output_dir"
+        )
+    return find_checkpoint(run / "checkpoints", config.resume_from_checkpoint)
+
+
+def _make_accelerator(config: TrainingConfig) -> Accelerator:
+    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
+    try:
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            dynamo_backend="inductor" if config.torch_compile else "no",
+            log_with=config.report_to or None,
+            project_dir=config.output_dir,
+        )
+    except ValueError as error:  # an unknown tracker, or one that is not installed
+        raise UserError(f"report_to {', '.join(config.report_to)}: {error}") from error
+
+
+@dataclass
+class Trainer:
+    """One run of the loop: what it trains, where it stands, what it keeps.
+
+    Everything that decides the weights is in the checkpoint or follows from (seed, step, process); see
+    `_optimizer_step`.
+    """
+
+    config: TrainingConfig
+    task: Task
+    data: ImageData
+    accelerator: Accelerator
+    run: Path
+
+    def __post_init__(self):
+        config, accelerator, task = self.config, self.accelerator, self.task
+        self.step = 0  # optimizer steps done
+        self.seconds_before = 0.0  # trained before this process started
+        self.started = time.monotonic()
+        self.batches = ImageBatches(
+            self.data,
+            train_batch_size=config.train_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+            seed=config.seed,
+            random_flip=config.random_flip,
+            device=accelerator.device,
+        )
+        self.max_steps = self._max_steps()
+        self.metrics = MetricsFile(self.run / METRICS_FILE, accelerator)
+        self.originals = dict(task.modules)
+        self.optimizers = {}
+        for name, module in self.originals.items():
+            task.modules[name] = accelerator.prepare(module)
+            self.optimizers[name] = accelerator.prepare(self._make_optimizer(module))
+        published = task.pipeline().components if config.use_ema else {}
+        self.averages = {
+            name: EMAModel(module.parameters(), decay=config.ema_max_decay, foreach=True)
+            for name, module in self.originals.items()
+            if name in published
+        }
+
+    def _max_steps(self) -> int | None:
+        if self.config.max_train_steps is None and self.config.max_train_seconds is None:
+            return self.config.num_train_epochs * self.batches.steps_per_epoch
+        return self.config.max_train_steps
+
+    def _make_optimizer(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.AdamW(
+            module.parameters(),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.adam_weight_decay,
+            eps=config.adam_epsilon,
+            fused=True,
+        )
+
+    def prepare_run_folder(self, checkpoint: Path | None) -> None:
+        """Take up a checkpoint, or begin at step 0; write down the configuration."""
+        if checkpoint:
+            self._load_state(checkpoint)
+            self.accelerator.print(f"Resuming {self.run} from {checkpoint.name}")
+        if self.accelerator.is_main_process:
+            for folder in (self.run, self.run / "checkpoints", self.run / "samples", self.run / "figures"):
+                folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(folder)
+            with complete_or_absent(self.run / CONFIG_FILE) as temporary:
+                fields = self.config.to_dict() | {"resume_from_checkpoint": None}
+                temporary.write_text(yaml.safe_dump(fields, sort_keys=False))
+            self.metrics.begin_at(self.step)
+        if self.config.report_to:
+            fields = {
+                key: value for key, value in self.config.to_dict().items() if isinstance(value, int | float | str)
+            }
+            self.accelerator.init_trackers("hfgen", config=fields)
+        self.accelerator.wait_for_everyone()
+
+    def run_loop(self) -> None:
+        """Train until the steps or the seconds are used up."""
+        config = self.config
+        seconds = self.seconds_before
+        with _stop_signals() as stop_signals, self._progress_bar() as bar:
+            while (progress := self._progress(seconds)) < 1:
+                self.metrics.add(self.step + 1, self._optimizer_step(progress))
+                self.step += 1
+                save = self.step % config.checkpointing_steps == 0
+                draw = self.step in config.sample_steps
+                if save or draw or self.step % config.logging_steps == 0 or self.step == self.max_steps:
+                    seconds, stop_signal = self._agree(self.seconds(), stop_signals)
+                    latest = self._write_metrics()
+                    self._show(bar, latest, seconds)
+                    if draw:
+                        self.save_preview()
+                    if save or stop_signal:
+                        self.save_checkpoint()
+                    if stop_signal:
+                        name = signal.Signals(stop_signal).name
+                        message = f"stopped by {name} after step {self.step}, which is saved. {how_to_go_on(config)}"
+                        raise InterruptedTrainingError(message, stop_signal)
+
+    def _write_metrics(self) -> dict[str, float]:
+        row = self.metrics.write()
+        if bad := [(name, loss) for name, loss in losses_of(row).items() if not math.isfinite(loss)]:
+            kept = newest_complete(self.run / "checkpoints")
+            raise TrainingError(
+                f"the loss of {bad[0][0]} became {bad[0][1]} at step {row['step']}. "
+                + (f"The last good checkpoint is {kept}. " if kept else "There is no checkpoint yet. ")
+                + "A lower --learning_rate, a longer --lr_warmup_steps or --mixed_precision no may help"
+            )
+        return row
+
+    def _progress(self, seconds: float) -> float:
+        """Return the share of the run that is done: of its steps or of its time, whichever is larger."""
+        steps = self.step / self.max_steps if self.max_steps else 0.0
+        time_used = seconds / self.config.max_train_seconds if self.config.max_train_seconds else 0.0
+        return min(1.0, max(steps, time_used))
+
+    def _optimizer_step(self, progress: float) -> dict[str, Tensor | float]:
+        """Take one optimizer step of every module and return what to log.
+
+        All random numbers of the step follow from (seed, step, process), none from what ran before; this is what
+        makes resuming exact.
+        """
+        config, accelerator, task = self.config, self.accelerator, self.task
+        torch.manual_seed(derive_seed("step", config.seed, self.step, accelerator.process_index))
+        learning_rate = config.learning_rate * learning_rate_factor(config, self.step, progress)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+        logs: dict[str, Tensor | float] = {}
+        for micro_step in range(config.gradient_accumulation_steps):
+            with accelerator.accumulate(*task.modules.values()):
+                for name, loss in task.losses(self.batches(self.step, micro_step)):
+                    accelerator.backward(loss)
+                    key = f"loss/{name}"
+                    logs[key] = logs.get(key, 0.0) + loss.detach() / config.gradient_accumulation_steps
+                    if accelerator.sync_gradients:
+                        parameters = task.modules[name].parameters()
+                        logs[f"grad_norm/{name}"] = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                    self.optimizers[name].step()
+                    self.optimizers[name].zero_grad()
+        for name, average in self.averages.items():
+            average.step(self.originals[name].parameters())
+        return logs | {"learning_rate": learning_rate}
+
+    def seconds(self) -> float:
+        """Return the wall-clock seconds trained so far, those before a resume included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _agree(self, seconds: float, stop_signals: list[int]) -> tuple[float, int]:
+        """Let all processes see the same clock and the same stop signal (0 for none)."""
+        state = torch.tensor([seconds, float(stop_signals[0] if stop_signals else 0)], device=self.accelerator.device)
+        seconds, stop_signal = self.accelerator.gather(state).view(-1, 2).max(0).values.tolist()
+        return seconds, int(stop_signal)
+
+    def _progress_bar(self) -> tqdm:
+        main = self.accelerator.is_main_process
+        interval = 0.5 if sys.stderr.isatty() else 10
+        if self.max_steps:
+            return tqdm(total=self.max_steps, initial=self.step, unit="step", disable=not main, mininterval=interval)
+        return tqdm(
+            total=round(self.config.max_train_seconds),
+            initial=round(self.seconds_before),
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}",
+            disable=not main,
+            mininterval=interval,
+        )
+
+    def _show(self, bar: tqdm, latest: dict[str, float], seconds: float) -> None:
+        images_per_second = self.step * self.batches.images_per_step / seconds
+        losses = {name: f"{loss:.4f}" for name, loss in losses_of(latest).items()}
+        bar.set_postfix(losses | {"step": self.step, "images/s": f"{images_per_second:.0f}"}, refresh=False)
+        bar.update((self.step if self.max_steps else min(round(seconds), bar.total)) - bar.n)
+        if self.config.report_to:
+            self.accelerator.log(latest, step=self.step)
+
+    @contextlib.contextmanager
+    def _published_weights(self) -> Iterator[None]:
+        """Put the averaged weights into the networks, which stand in evaluation mode meanwhile."""
+        for name, module in self.originals.items():
+            module.eval()
+            if name in self.averages:
+                self.averages[name].store(module.parameters())
+                self.averages[name].copy_to(module.parameters())
+        try:
+            yield
+        finally:
+            for name, module in self.originals.items():
+                module.train()
+                if name in self.averages:
+                    self.averages[name].restore(module.parameters())
+
+    def save_preview(self) -> None:
+        """Draw `samples/step-….png` with the averaged weights."""
+        if self.accelerator.is_main_process:
+            with self._published_weights():
+                picture = self.task.preview(self.config.num_samples, PREVIEW_SEED)
+            save_picture(picture, self.run / "samples" / f"step-{self.step:06d}.png")
+
+    def save_checkpoint(self) -> None:
+        """Save the pipeline, ready to be sampled, and beside it all that training needs to go on."""
+
+        def write(folder: Path) -> None:
+            self._save_pipeline(folder)
+            save_file(self._state(), folder / STATE_FILE)
+            (folder / POSITION_FILE).write_text(json.dumps(self._position()))
+
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.run / "checkpoints", self.step, write, self.config.checkpoints_total_limit)
+
+    def finish(self) -> None:
+        """Write what a finished run offers: pipeline, last samples, curves, the record of the run."""
+        seconds = self.seconds()
+        self.save_checkpoint()
+        self.save_preview()
+        if self.accelerator.is_main_process:
+            save_training_curves(self.run / METRICS_FILE, self.run / "figures" / "training_curves.png")
+            describe_run(self.run / RUN_FILE, self.accelerator, self.step, self.batches.images_per_step, seconds)
+            # The run folder itself is the pipeline's.
+            with parts_complete_or_absent(self.run, last="model_index.json") as temporary:
+                self._save_pipeline(temporary)
+
+    def _save_pipeline(self, folder: Path) -> None:
+        with self._published_weights():
+            self.task.pipeline().save_pretrained(folder, safe_serialization=True)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return every tensor that decides how training goes on."""
+        state = {}
+        for name, module in self.originals.items():
+            state |= {f"modules.{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+            for index, entries in self.optimizers[name].state_dict()["state"].items():
+                state |= {f"optimizers.{name}.{index}.{key}": tensor for key, tensor in entries.items()}
+        for name, average in self.averages.items():
+            state |= {f"averages.{name}.{index}": tensor for index, tensor in enumerate(average.shadow_params)}
+        return {key: tensor.detach().contiguous() for key, tensor in state.items()}
+
+    def _position(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "seconds": self.seconds(),
+            "num_processes": self.accelerator.num_processes,
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+
+    def _load_state(self, checkpoint: Path) -> None:
+        state = load_file(checkpoint / STATE_FILE)
+        position = json.loads((checkpoint / POSITION_FILE).read_text())
+        self.step, self.seconds_before = position["step"], position["seconds"]
+        if position["num_processes"] != self.accelerator.num_processes:
+            self.accelerator.print(
+                f"The run had {position['num_processes']} processes and goes on with "
+                f"{self.accelerator.num_processes}: batches and noise differ from an uninterrupted run's"
+            )
+        if position["scaler"]:
+            self.accelerator.scaler.load_state_dict(position["scaler"])
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+        for name, module in self.originals.items():
+            module.load_state_dict(part(f"modules.{name}."))
+            entries: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in part(f"optimizers.{name}.").items():
+                index, entry = key.split(".")
+                entries.setdefault(int(index), {})[entry] = tensor
+            optimizer = self.optimizers[name]
+            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        for name, average in self.averages.items():
+            average.shadow_params = [part(f"averages.{name}.")[str(i)] for i in range(len(average.shadow_params))]
+            average.to(self.accelerator.device)
+            average.optimization_step = self.step
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in the list that is yielded; a second one acts as it would without this."""
+    received: list[int] = []
+    before = {}
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(number)
+        for other, handler in before.items():
+            signal.signal(other, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,72 @@
+"""What all tests share: no network, two threads, a cache of their own, small runs on real digits."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = {
+    "dataset_name": "digits",
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "train_batch_size": 16,
+    "num_samples": 4,
+    "num_inference_steps": 3,
+    "mixed_precision": "no",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment(tmp_path_factory):
+    torch.set_num_threads(2)
+    home = tmp_path_factory.mktemp("huggingface")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(home))
+        patch.setattr("huggingface_hub.constants.HF_HOME", str(home))
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", home / "datasets")
+        yield
+
+
+@pytest.fixture
+def real_data(monkeypatch) -> Path:
+    """The folder of the real MNIST, Fashion-MNIST and CIFAR-10; the test is skipped where there is none."""
+    if not (folder := os.environ.get("HFGEN_DATA_DIR")):
+        pytest.skip("HFGEN_DATA_DIR does not name a folder with mnist, fashion_mnist and cifar10")
+    return Path(folder)
+
+
+def flags(**fields) -> list[str]:
+    """Write configuration fields as command-line flags."""
+    words = []
+    for name, value in fields.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            words += [f"--{name}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
+    return words
+
+
+def hfgen(*arguments: str, num_processes: int = 1, **popen) -> subprocess.Popen:
+    """Start the command line in processes of its own."""
+    launcher = [sys.executable, "-W", "error::ResourceWarning", "-m", "hfgen"]
+    if num_processes > 1:
+        launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes"]
+        launcher += [str(num_processes), "--main_process_port", "0", "-m", "hfgen"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*launcher, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen
+    )
+
+
+def finish(process: subprocess.Popen, expected_status: int = 0) -> str:
+    """Wait for a process, check how it ended, and return what it printed."""
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == expected_status, output
+    return output

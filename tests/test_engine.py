@@ -1,0 +1,207 @@
+"""The training loop on a task that can be computed by hand."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch import nn
+
+from hfgen.config import DDPMConfig
+from hfgen.data import ImageData, derive_seed
+from hfgen.errors import TrainingError
+from hfgen.training import Trainer, learning_rate_factor
+
+
+class TwoModules:
+    """Two scalars, each pulled towards the mean of the batch; the second only sees the first after its update."""
+
+    def __init__(self):
+        self.modules = {name: nn.Linear(1, 1, bias=False) for name in ("first", "second")}
+        for module in self.modules.values():
+            nn.init.zeros_(module.weight)
+        self.seen = []
+        self.draws = []
+
+    def losses(self, batch):
+        target = batch.images.mean()
+        self.draws.append(torch.rand(1).item())
+        yield "first", (self.modules["first"].weight - target).pow(2).sum()
+        self.seen.append(self.modules["first"].weight.item())
+        yield "second", (self.modules["second"].weight - target).pow(2).sum()
+
+    def pipeline(self):
+        unet = UNet2DModel(
+            sample_size=4,
+            block_out_channels=(8,),
+            layers_per_block=1,
+            norm_num_groups=8,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+        )
+        return DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make(task, values=(0, 255), **fields):
+        AcceleratorState._reset_state()
+        settings = {"train_batch_size": 1, "lr_scheduler": "constant", "lr_warmup_steps": 0, "learning_rate": 0.1}
+        config = DDPMConfig(dataset_name="digits", output_dir=str(tmp_path), **(settings | fields))
+        images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1)
+        accelerator = Accelerator(gradient_accumulation_steps=config.gradient_accumulation_steps)
+        trainer = Trainer(config, task, ImageData(images, None, None, "test"), accelerator, tmp_path)
+        trainer.prepare_run_folder(None)
+        return trainer
+
+    return make
+
+
+def test_each_module_is_updated_before_the_task_resumes(make_trainer):
+    task = TwoModules()
+    trainer = make_trainer(task, values=[255], max_train_steps=3)
+    before = []
+    for _ in range(3):
+        before.append(task.modules["first"].weight.item())
+        trainer._optimizer_step(0.0)
+        trainer.step += 1
+    assert task.seen[0] != before[0]
+    assert task.seen == [*before[1:], task.modules["first"].weight.item()]
+    assert task.modules["second"].weight.item() == task.modules["first"].weight.item()
+
+
+def test_accumulated_gradients_are_averaged(make_trainer):
+    accumulated, whole = TwoModules(), TwoModules()
+    one = make_trainer(accumulated, values=[0, 255], gradient_accumulation_steps=2)
+    logs = one._optimizer_step(0.0)
+    assert accumulated.modules["first"].weight.item() == 0.0, "the gradients of −1 and 1 cancel"
+    assert logs["loss/first"].item() == pytest.approx(1.0)
+    other = make_trainer(whole, values=[255, 255], gradient_accumulation_steps=2)
+    other._optimizer_step(0.0)
+    assert whole.modules["first"].weight.item() == pytest.approx(0.1, rel=1e-4), "one AdamW step of the learning rate"
+
+
+def test_gradients_are_clipped(make_trainer):
+    task = TwoModules()
+    trainer = make_trainer(task, values=[255], max_grad_norm=0.5)
+    norms = []
+    optimizer = trainer.optimizers["first"]
+    original = optimizer.step
+    optimizer.step = lambda: (norms.append(task.modules["first"].weight.grad.norm().item()), original())
+    logs = trainer._optimizer_step(0.0)
+    assert logs["grad_norm/first"].item() == pytest.approx(2.0)
+    assert norms == [pytest.approx(0.5, rel=1e-4)]
+
+
+def test_average_follows_diffusers_ema(make_trainer):
+    class Published(TwoModules):
+        def pipeline(self):
+            pipeline = super().pipeline()
+            pipeline.register_modules(unet=self.modules["first"])
+            return pipeline
+
+    task = Published()
+    task.modules["unet"] = task.modules["first"]
+    trainer = make_trainer(task, values=[255])
+    assert set(trainer.averages) == {"unet"}, "modules that are not published are not averaged"
+    average = torch.zeros(1, 1)
+    for step in range(4):
+        trainer._optimizer_step(0.0)
+        trainer.step += 1
+        decay = 0.0 if step == 0 else (1 + step) / (10 + step)
+        average = decay * average + (1 - decay) * task.modules["unet"].weight.detach()
+    assert trainer.averages["unet"].shadow_params[0].item() == pytest.approx(average.item(), rel=1e-5)
+    trained = task.modules["unet"].weight.item()
+    with trainer._published_weights():
+        assert task.modules["unet"].weight.item() == pytest.approx(average.item(), rel=1e-5)
+        assert not task.modules["unet"].training
+    assert task.modules["unet"].weight.item() == trained
+    assert task.modules["unet"].training
+
+
+def test_random_numbers_depend_on_seed_and_step_only(make_trainer):
+    first, second, other = TwoModules(), TwoModules(), TwoModules()
+    trainer = make_trainer(first)
+    for trainer.step in range(3):
+        trainer._optimizer_step(0.0)
+    late = make_trainer(second)
+    torch.rand(7)
+    late.step = 2
+    late._optimizer_step(0.0)
+    make_trainer(other, seed=1)._optimizer_step(0.0)
+    assert len(set(first.draws)) == 3
+    assert second.draws == first.draws[2:]
+    assert other.draws[0] != first.draws[0]
+    assert derive_seed("step", 0, 1, 0) != derive_seed("step", 0, 0, 1) != derive_seed("step", 0, 1)
+
+
+def test_metrics_have_a_line_for_every_step(make_trainer, tmp_path):
+    trainer = make_trainer(TwoModules(), values=[255], max_train_steps=25, logging_steps=10)
+    trainer.run_loop()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 26))
+    assert set(rows[0]) == {
+        "step",
+        "loss/first",
+        "grad_norm/first",
+        "loss/second",
+        "grad_norm/second",
+        "learning_rate",
+    }
+    assert rows[-1]["loss/first"] < rows[0]["loss/first"]
+
+
+@pytest.mark.parametrize(("number", "word"), [(float("nan"), "nan"), (float("inf"), "inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path, number, word):
+    class Diverges(TwoModules):
+        def losses(self, batch):
+            for name, loss in super().losses(batch):
+                yield name, loss * (number if len(self.draws) == 14 else 1)
+
+    trainer = make_trainer(Diverges(), max_train_steps=40, checkpointing_steps=5, logging_steps=10)
+    with pytest.raises(
+        TrainingError, match=rf"first became {word} at step 14\. The last good checkpoint is .*step-000010"
+    ):
+        trainer.run_loop()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000005", "step-000010"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 13
+
+
+def test_a_time_budget_ends_the_run_and_spans_the_schedule(make_trainer, tmp_path):
+    trainer = make_trainer(TwoModules(), max_train_seconds=0.5, lr_scheduler="linear", logging_steps=1)
+    trainer.run_loop()
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 0.5 <= trainer.seconds() < 5
+    assert len(rates) > 20
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.02
+
+
+def test_epochs_count_the_last_partial_batch(make_trainer):
+    trainer = make_trainer(TwoModules(), values=range(10), train_batch_size=4, num_train_epochs=3)
+    assert trainer.max_steps == 9
+
+
+def test_learning_rate_schedules():
+    def factors(name, warm_up):
+        config = DDPMConfig(dataset_name="digits", output_dir="x", lr_scheduler=name, lr_warmup_steps=warm_up)
+        return [learning_rate_factor(config, step, step / 10) for step in range(10)]
+
+    assert factors("constant", 0) == [1.0] * 10
+    assert factors("constant", 3) == [0.25, 0.5, 0.75, *[1.0] * 7]
+    assert factors("linear", 0) == pytest.approx([1 - i / 10 for i in range(10)])
+    cosine = factors("cosine", 0)
+    assert cosine[0] == 1.0
+    assert cosine[5] == pytest.approx(0.5)
+    assert cosine == sorted(cosine, reverse=True)
+
+
+def test_the_configuration_is_saved_resolved(make_trainer, tmp_path):
+    make_trainer(TwoModules(), seed=7, resume_from_checkpoint="latest")
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved["seed"] == 7
+    assert saved["resume_from_checkpoint"] is None
+    assert DDPMConfig(**saved).seed == 7

@@ -1,0 +1,78 @@
+"""Imports go down only, families never import each other, and the light floors stay light."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "hfgen"
+
+# From the ground up; a module may import from lower floors and, within `tasks`, the contract only.
+FLOORS = [
+    {"hfgen", "hfgen.errors"},
+    {"hfgen.models", "hfgen.files"},
+    {"hfgen.pipelines", "hfgen.losses", "hfgen.data", "hfgen.config", "hfgen.checkpoints"},
+    {"hfgen.sampling", "hfgen.figures"},
+    {"hfgen.tasks", "hfgen.hub", "hfgen.metrics", "hfgen.records"},
+    {"hfgen.training"},
+    {"hfgen.cli"},
+    {"hfgen.__main__"},
+]
+
+
+def module_name(path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    known = {module_name(p) for p in PACKAGE.rglob("*.py")}
+    return {name for name in names if name in known}
+
+
+def floor(module: str) -> int:
+    for number, names in enumerate(FLOORS):
+        if module in names or any(module.startswith(f"{name}.") for name in names - {"hfgen"}):
+            return number
+    raise AssertionError(f"{module} stands on no floor: give it one")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_name)
+def test_imports_go_down(path):
+    own = module_name(path)
+    for other in imported_modules(path) - {own, "hfgen"}:
+        if own.startswith("hfgen.tasks."):
+            assert not other.startswith("hfgen.tasks."), f"{own} imports another family, {other}"
+        assert floor(other) < floor(own), f"{own} imports {other}, which is not on a lower floor"
+
+
+@pytest.mark.parametrize("folder", ["models", "pipelines"])
+def test_files_that_travel_with_weights_stand_alone(folder):
+    for path in (PACKAGE / folder).glob("*.py"):
+        assert not imported_modules(path), f"{path} must import nothing of hfgen"
+
+
+def test_the_loop_knows_no_family():
+    text = (PACKAGE / "training.py").read_text().lower()
+    assert not [word for word in ("diffusion.", "ddpm", "unet", "gan", "vae") if word in text.replace("organ", "")]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "ddpm", "--help"], ["recipes"]])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom hfgen.cli import main\n"
+        f"try:\n    main({arguments})\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'diffusers', 'accelerate', 'datasets', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,177 @@
+"""Runs that are killed, stopped or starved go on as if nothing had happened. Real processes, real signals."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY, finish, flags, hfgen
+
+from hfgen.checkpoints import damage, list_checkpoints, newest_complete
+from hfgen.training import METRICS_FILE, STATE_FILE
+
+
+def train(run: Path, *extra: str, num_processes: int = 1, popen=None, **fields) -> subprocess.Popen:
+    settings = (
+        TINY | {"output_dir": run, "checkpointing_steps": 4, "logging_steps": 1, "max_train_samples": 100} | fields
+    )
+    return hfgen(
+        "train",
+        "ddpm",
+        *flags(**settings),
+        *extra,
+        num_processes=num_processes,
+        start_new_session=True,
+        **(popen or {}),
+    )
+
+
+def kill_when(process: subprocess.Popen, condition, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process and its children once a condition holds, and make sure that it was not too late."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.002)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.killpg(process.pid, number)
+
+
+def steps_done(run: Path) -> int:
+    file = run / METRICS_FILE
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, num_processes):
+    """With accumulation, dropout, flips and EMA; killed in the middle of an epoch (4 or 2 steps) and of a save."""
+    settings = {
+        "gradient_accumulation_steps": 2,
+        "dropout": 0.1,
+        "random_flip": True,
+        "max_train_steps": 60,
+        "num_processes": num_processes,
+        "train_batch_size": 13,
+    }
+    finish(train(tmp_path / "whole", **settings))
+    broken = tmp_path / "broken"
+    process = train(broken, **settings)
+    kill_when(process, lambda: steps_done(broken) >= 10)
+    process.communicate()
+    assert process.returncode != 0
+    process = train(broken, "--resume_from_checkpoint", "latest", **settings)
+    kill_when(process, lambda: list(broken.glob("checkpoints/.incomplete-*step-000028")))
+    process.communicate()
+    output = finish(train(broken, "--resume_from_checkpoint", "latest", **settings))
+    assert "Resuming" in output
+    for name in (METRICS_FILE, f"checkpoints/step-000060/{STATE_FILE}", "unet/diffusion_pytorch_model.safetensors"):
+        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not list(broken.rglob(".incomplete*"))
+
+
+def test_two_processes_train_on_all_they_are_given(tmp_path):
+    """The averaged gradient of two halves is that of the whole batch, but for the noise, which differs."""
+    finish(train(tmp_path / "one", max_train_steps=30, train_batch_size=32))
+    finish(train(tmp_path / "two", max_train_steps=30, train_batch_size=16, num_processes=2))
+    losses = {
+        name: [json.loads(line)["loss/unet"] for line in (tmp_path / name / METRICS_FILE).read_text().splitlines()]
+        for name in ("one", "two")
+    }
+    assert losses["one"] != losses["two"]
+    means = {name: sum(values[-10:]) / 10 for name, values in losses.items()}
+    assert means["two"] == pytest.approx(means["one"], rel=0.15)
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert (record["num_processes"], record["images_seen"]) == (2, 30 * 32)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_signal_saves_and_says_how_to_go_on(tmp_path, number):
+    process = train(tmp_path, max_train_steps=100_000, checkpointing_steps=100_000)
+    kill_when(process, lambda: steps_done(tmp_path) >= 3, number)
+    output = finish(process, 128 + number)
+    (checkpoint,) = list_checkpoints(tmp_path / "checkpoints")
+    assert damage(checkpoint) is None
+    assert steps_done(tmp_path) == int(checkpoint.name.removeprefix("step-"))
+    advice = output.strip().splitlines()[-1]
+    command = advice.split("Continue with: hfgen ")[1].split()
+    assert command[-2:] == ["--resume_from_checkpoint", "latest"]
+    assert "Traceback" not in output
+    resumed = finish(hfgen(*command, "--max_train_steps", str(steps_done(tmp_path) + 2)))
+    assert f"Resuming {tmp_path} from {checkpoint.name}" in resumed
+
+
+def test_a_full_disk_ends_the_run_and_spares_what_was_there(tmp_path):
+    """The limit on file size lets metrics through and fails the first checkpoint after it was lowered."""
+    process = train(tmp_path, max_train_steps=100_000)
+    kill_when(process, lambda: list_checkpoints(tmp_path / "checkpoints"), signal.SIGSTOP)
+    limit = max(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) // 2
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    before = list_checkpoints(tmp_path / "checkpoints")
+    os.killpg(process.pid, signal.SIGCONT)
+    output = finish(process, 1)
+    assert "Training stopped. Continue with: hfgen train ddpm --config" in output
+    assert "Traceback" not in output
+    after = list_checkpoints(tmp_path / "checkpoints")
+    assert set(before) <= set(after)
+    assert [damage(checkpoint) for checkpoint in after] == [None] * len(after)
+    assert not list(tmp_path.rglob(".incomplete*"))
+
+
+def test_a_second_process_may_not_train_in_the_same_folder(tmp_path):
+    first = train(tmp_path, max_train_steps=100_000)
+    try:
+        deadline = time.monotonic() + 60
+        while not steps_done(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        output = finish(train(tmp_path, "--resume_from_checkpoint", "latest", max_train_steps=100_000), 2)
+        assert f"another process is training in {tmp_path}" in output
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+
+
+def test_a_save_that_is_killed_leaves_only_whole_checkpoints(tmp_path):
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom hfgen.checkpoints import save_checkpoint\n"
+        "def write(folder):\n    for i in range(20):\n        (folder / str(i)).write_bytes(os.urandom(20_000))\n"
+        "for step in range(1, 10**6):\n    save_checkpoint(Path(sys.argv[1]), step, write, limit=3)\n"
+    )
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        process = subprocess.Popen([sys.executable, "-c", code, str(folder)])
+        while len(list_checkpoints(folder)) < 2:
+            time.sleep(0.01)
+        time.sleep(0.013 * attempt)
+        process.kill()
+        process.wait()
+        checkpoints = list_checkpoints(folder)
+        assert 1 < len(checkpoints) <= 4
+        assert [damage(checkpoint) for checkpoint in checkpoints] == [None] * len(checkpoints)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "delete", "manifest"])
+def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path, harm):
+    finish(train(tmp_path, max_train_steps=8))
+    older, newest = list_checkpoints(tmp_path / "checkpoints")
+    victim = newest / ("manifest.json" if harm == "manifest" else STATE_FILE)
+    content = bytearray(victim.read_bytes())
+    if harm == "flip":
+        content[-1] ^= 1
+    victim.write_bytes(content if harm == "flip" else content[: len(content) // 2])
+    if harm == "delete":
+        victim.unlink()
+    reports = []
+    assert newest_complete(tmp_path / "checkpoints", reports.append) == older
+    assert "step-000008 is damaged" in reports[0]
+    if harm == "flip":
+        output = finish(train(tmp_path, "--resume_from_checkpoint", "latest", max_train_steps=8))
+        assert "step-000008 is damaged" in output
+        assert "from step-000004" in output
+        assert damage(newest) is None
+        refused = finish(train(tmp_path, "--resume_from_checkpoint", "step-000099", max_train_steps=8), 2)
+        assert "there is no checkpoint step-000099; checkpoints in" in refused

@@ -1,0 +1,110 @@
+"""Any fitting scheduler draws from the model; what does not fit is refused; the same seed gives the same images."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from hfgen.cli import main
+from hfgen.errors import UserError
+from hfgen.sampling import SHORT_NAMES, make_scheduler, recovers_known_image, sample, suitable_schedulers
+
+
+def make_pipeline(channels=1, prediction_type="epsilon", beta_schedule="linear", size=8) -> DDPMPipeline:
+    torch.manual_seed(0)
+    unet = UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, block_out_channels=(8, 8),
+                       layers_per_block=1, norm_num_groups=8, down_block_types=("DownBlock2D",) * 2,
+                       up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    scheduler = DDPMScheduler(
+        prediction_type=prediction_type, beta_schedule=beta_schedule, timestep_spacing="trailing"
+    )
+    return DDPMPipeline(unet=unet, scheduler=scheduler)
+
+
+def images_of(pipeline, **options):
+    settings = {"num_images": 3, "num_inference_steps": 4, "scheduler": "ddim"} | options
+    return torch.cat([states[-1] for states in sample(pipeline, **settings)])
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+def test_listed_schedulers_work_and_others_are_refused(prediction_type, beta_schedule):
+    pipeline = make_pipeline(prediction_type=prediction_type, beta_schedule=beta_schedule)
+    listed = suitable_schedulers(pipeline.scheduler)
+    assert {"ddpm", "ddim", "dpmsolver", "euler", "heun", "unipc"} <= set(listed)
+    for name in listed:
+        assert torch.isfinite(images_of(pipeline, scheduler=name, num_images=1).float()).all()
+    for name in {*SHORT_NAMES, "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "nonsense"} - set(listed):
+        with pytest.raises(UserError, match=f"{name} does not fit .*{prediction_type}; these do: .*ddim"):
+            make_scheduler(name, pipeline.scheduler)
+
+
+def test_a_scheduler_that_takes_the_prediction_for_another_kind_is_found_out():
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    assert recovers_known_image(scheduler)
+    original = scheduler.step
+    scheduler.step = lambda output, *a, **k: original(-output, *a, **k)
+    assert not recovers_known_image(scheduler)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ddpm_is_the_stock_pipeline_to_the_bit(channels):
+    pipeline = make_pipeline(channels)
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(5 + i) for i in range(3)]
+    stock = pipeline(3, generator=generators, num_inference_steps=6, output_type="np").images
+    ours = images_of(pipeline, scheduler="ddpm", num_inference_steps=6, seed=5)
+    assert np.array_equal((stock * 255).round().astype(np.uint8), ours.permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize("scheduler", ["ddpm", "unipc"])
+def test_an_image_depends_on_its_seed_only(scheduler):
+    pipeline = make_pipeline()
+    together = images_of(pipeline, num_images=5, scheduler=scheduler)
+    in_twos = images_of(pipeline, num_images=5, scheduler=scheduler, batch_size=2)
+    assert (together.int() - in_twos.int()).abs().max() <= 1
+    assert len({image.numpy().tobytes() for image in together}) == 5
+    shifted = images_of(pipeline, num_images=1, seed=3, scheduler=scheduler)
+    assert (shifted.int() - together[3:4].int()).abs().max() <= 1
+
+
+def test_frames_are_spread_over_the_denoising_and_end_with_the_images():
+    pipeline = make_pipeline()
+    (frames,) = sample(pipeline, num_images=2, num_inference_steps=20, scheduler="ddim", num_frames=5)
+    assert len(frames) == 5
+    assert frames[-1].equal(images_of(pipeline, num_images=2, num_inference_steps=20))
+    distances = [(frame.float() - frames[-1].float()).abs().mean() for frame in frames]
+    assert distances == sorted(distances, reverse=True)
+
+
+def test_too_many_steps_are_refused():
+    with pytest.raises(UserError, match="from 1 to 1000, not 1001"):
+        images_of(make_pipeline(), num_inference_steps=1001)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_outputs(tmp_path, channels, capsys):
+    make_pipeline(channels).save_pretrained(tmp_path / "model")
+    for name in ("grid.png", "film.gif", "images.npz", "folder"):
+        arguments = ["sample", str(tmp_path / "model"), "--num_images", "5", "--num_inference_steps", "3"]
+        assert main([*arguments, "--output", str(tmp_path / name)]) == 0
+        assert f"5 images are in {tmp_path / name}" in capsys.readouterr().out
+    arrays = np.load(tmp_path / "images.npz")["images"]
+    assert arrays.shape == ((5, 8, 8) if channels == 1 else (5, 8, 8, 3))
+    assert arrays.dtype == np.uint8
+    singles = [PIL.Image.open(path) for path in sorted((tmp_path / "folder").iterdir())]
+    assert np.array_equal(np.stack([np.asarray(single) for single in singles]), arrays)
+    grid = np.asarray(PIL.Image.open(tmp_path / "grid.png").convert("RGB"))
+    assert grid.shape == (2 * 68, 3 * 68, 3), "2 rows, 3 columns, 64 pixels each and the gaps"
+    first = arrays[0] if channels == 3 else np.repeat(arrays[0][..., None], 3, axis=2)
+    assert np.array_equal(grid[2:66:8, 2:66:8], first)
+    with PIL.Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames > 1
+        assert film.size == (3 * 68, 2 * 68)
+
+
+def test_pickled_weights_are_refused(tmp_path, capsys):
+    make_pipeline().save_pretrained(tmp_path, safe_serialization=False)
+    assert main(["sample", str(tmp_path)]) == 2
+    assert "cannot load a pipeline" in capsys.readouterr().err

@@ -1,0 +1,202 @@
+"""From digits to a run folder that diffusers alone can load, and every mistake that is refused before training."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.torch
+import torch
+from accelerate.state import AcceleratorState
+from conftest import TINY, finish, flags, hfgen
+from diffusers import DDPMPipeline, DiffusionPipeline
+
+from hfgen import hub
+from hfgen.cli import main
+from hfgen.config import DDPMConfig
+from hfgen.errors import UserError
+from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.training import STATE_FILE, train
+
+
+def run_training(**fields) -> Path:
+    AcceleratorState._reset_state()
+    return train(DDPMConfig(**(TINY | fields)), DiffusionTask)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    fields = {"checkpointing_steps": 20, "checkpoints_total_limit": 2, "sample_steps": [7, 30], "max_train_steps": 90}
+    return run_training(output_dir=str(folder), learning_rate=3e-3, **fields)
+
+
+def test_the_loss_falls(run):
+    losses = [json.loads(line)["loss/unet"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 90
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_a_run_folder_is_complete(run):
+    assert {path.name for path in run.iterdir() if path.name != ".lock"} == {
+        "model_index.json", "unet", "scheduler", "config.yaml", "metrics.jsonl", "run.json",
+        "samples", "figures", "checkpoints",
+    }  # fmt: skip
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [f"step-{s:06d}.png" for s in (7, 30, 90)]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-000080", "step-000090"]
+    with PIL.Image.open(run / "figures" / "training_curves.png") as curves:
+        assert curves.size[0] > 300
+    record = json.loads((run / "run.json").read_text())
+    assert (record["optimizer_steps"], record["images_seen"]) == (90, 90 * 16)
+    assert record["images_per_second"] > 0
+    assert not [path for path in run.rglob("*") if path.suffix in {".bin", ".pt", ".pkl", ".ckpt", ".pth"}]
+
+
+def test_diffusers_alone_loads_a_run_and_a_checkpoint(run):
+    for folder in (run, run / "checkpoints" / "step-000090"):
+        code = (
+            "import sys\nsys.modules['hfgen'] = None\nfrom diffusers import DiffusionPipeline\n"
+            f"pipe = DiffusionPipeline.from_pretrained({str(folder)!r})\n"
+            "assert type(pipe).__name__ == 'DDPMPipeline'\n"
+            "image = pipe(num_inference_steps=2).images[0]\nassert image.size == (8, 8) and image.mode == 'L'"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+
+
+def test_the_pipeline_holds_the_averaged_weights(run):
+    state = safetensors.torch.load_file(run / "checkpoints" / "step-000090" / STATE_FILE)
+    pipeline = DiffusionPipeline.from_pretrained(run)
+    trained = [key for key in state if key.startswith("modules.unet.")]
+    names = [name for name, _ in pipeline.unet.named_parameters()]
+    assert len(trained) == len(names)
+    for index, parameter in enumerate(pipeline.unet.parameters()):
+        assert parameter.equal(state[f"averages.unet.{index}"])
+    assert any(not state[f"averages.unet.{i}"].equal(state[f"modules.unet.{n}"]) for i, n in enumerate(names))
+
+
+def test_without_averaging_the_pipeline_holds_the_trained_weights(tmp_path):
+    run = run_training(output_dir=str(tmp_path), max_train_steps=3, use_ema=False)
+    state = safetensors.torch.load_file(run / "checkpoints" / "step-000003" / STATE_FILE)
+    assert not [key for key in state if key.startswith("averages")]
+    for name, parameter in DiffusionPipeline.from_pretrained(run).unet.named_parameters():
+        assert parameter.equal(state[f"modules.unet.{name}"])
+
+
+def test_a_saved_pipeline_gives_the_same_images(run, tmp_path):
+    pipeline = hub.load(str(run))
+    pipeline.save_pretrained(tmp_path)
+    again = hub.load(str(tmp_path))
+    assert isinstance(again, DDPMPipeline)
+    images = [
+        p(2, generator=torch.manual_seed(0), num_inference_steps=5, output_type="np").images for p in (pipeline, again)
+    ]
+    assert np.array_equal(*images)
+
+
+def test_a_run_that_is_still_training_is_sampled_from_its_newest_checkpoint(run, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-000090").symlink_to(run / "checkpoints" / "step-000090")
+    assert hub.load(str(tmp_path)).unet.config.sample_size == 8
+    with pytest.raises(UserError, match="holds no pipeline"):
+        hub.load(str(run / "samples"))
+
+
+def test_the_seed_decides_everything(tmp_path):
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.rand(len(name))
+        run_training(output_dir=str(tmp_path / name), max_train_steps=3, seed=seed)
+        weights.append((tmp_path / name / "checkpoints" / "step-000003" / STATE_FILE).read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_finished_run_can_be_prolonged(tmp_path):
+    short = {"output_dir": str(tmp_path / "short"), "lr_scheduler": "constant"}
+    run_training(max_train_steps=4, **short)
+    run_training(max_train_steps=8, resume_from_checkpoint="latest", **short)
+    run_training(max_train_steps=8, output_dir=str(tmp_path / "long"), lr_scheduler="constant")
+    states = [(tmp_path / n / "checkpoints" / "step-000008" / STATE_FILE).read_bytes() for n in ("short", "long")]
+    assert states[0] == states[1]
+
+
+def test_bf16_trains_almost_as_fp32_does(tmp_path):
+    for precision in ("no", "bf16"):
+        run_training(output_dir=str(tmp_path / precision), max_train_steps=20, mixed_precision=precision)
+    last = [
+        json.loads((tmp_path / p / "metrics.jsonl").read_text().splitlines()[-1])["loss/unet"] for p in ("no", "bf16")
+    ]
+    assert last[0] != last[1]
+    assert last[1] == pytest.approx(last[0], rel=0.05)
+
+
+def test_colour_images_of_another_size(tmp_path):
+    for number in range(4):
+        PIL.Image.new("RGB", (20, 14), (60 * number, 0, 200)).save(tmp_path / f"{number}.png")
+    source = {"dataset_name": None, "train_data_dir": str(tmp_path), "resolution": 12, "random_flip": True}
+    run = run_training(output_dir=str(tmp_path / "run"), max_train_steps=2, **source)
+    image = hub.load(str(run))(num_inference_steps=2).images[0]
+    assert (image.size, image.mode) == ((12, 12), "RGB")
+
+
+def test_trackers_get_the_metrics(tmp_path):
+    run_training(output_dir=str(tmp_path), max_train_steps=2, report_to=["tensorboard"], logging_steps=1)
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_a_compiled_network_trains(tmp_path):
+    fields = TINY | {"block_out_channels": [8], "output_dir": tmp_path, "max_train_steps": 2}
+    finish(hfgen("train", "ddpm", "--torch_compile", *flags(**fields)))
+    assert hub.load(str(tmp_path)).unet.config.sample_size == 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"block_out_channels": [8] * 5}, "8×8 pixels do not allow; use fewer entries, or a --resolution such as 16"),
+        ({"prediction_type": "sample", "scheduler": "pndm"}, "scheduler pndm does not fit .* sample"),
+        ({"report_to": ["nonsense"]}, "report_to nonsense"),
+        ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
+        ({"dataset_name": "ylecun/mnist"}, "ylecun/mnist is not in the local cache"),
+        ({"train_split": "test"}, "digits has the split train only"),
+        ({"resume_from_checkpoint": "step-000003"}, "cannot resume: .* holds no run"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, fields, message):
+    if "fp16" in message and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=message):
+        run_training(output_dir=str(tmp_path / "run"), **fields)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_as_another(run):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume_from_checkpoint latest"):
+        run_training(output_dir=str(run))
+    with pytest.raises(UserError, match=r"another configuration \(learning_rate: 0.003 → 0.1\)"):
+        run_training(output_dir=str(run), learning_rate=0.1, resume_from_checkpoint="latest")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_mistake_is_told_by_the_command_line(tmp_path, capsys):
+    assert (
+        main(["train", "ddpm", "--dataset_name", "digits", "--resolution", "9", "--output_dir", str(tmp_path / "r")])
+        == 2
+    )
+    captured = capsys.readouterr()
+    assert "hfgen: a U-Net with 3 entries in block_out_channels halves the images 2 times" in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "r").exists()
+
+
+def test_real_mnist_trains(tmp_path, real_data):
+    begun = time.monotonic()
+    run = run_training(dataset_name="mnist", output_dir=str(tmp_path), max_train_steps=20, train_batch_size=32)
+    losses = [json.loads(line)["loss/unet"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    assert hub.load(str(run)).unet.config.sample_size == 28
+    assert time.monotonic() - begun < 120
