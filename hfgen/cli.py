@@ -79,8 +79,7 @@ def _train(config_class: type, arguments: list[str]) -> None:
     from hfgen.tasks.diffusion import DiffusionTask
     from hfgen.training import train
 
-    run = train(config, DiffusionTask)
-    print(f"The run is in {run}: sample it with hfgen sample {run}")
+    train(config, DiffusionTask)
 
 
 def _sample(arguments: list[str]) -> None:

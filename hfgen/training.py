@@ -81,15 +81,19 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, tuple[int
     try:
         with FileLock(run / ".lock", timeout=0) if accelerator.is_main_process else contextlib.nullcontext():
             trainer = Trainer(config, task, data, accelerator, run)
-            trainer.prepare_run_folder(resume)
-            trainer.run_loop()
-            trainer.finish()
+            try:
+                trainer.prepare_run_folder(resume)
+                trainer.run_loop()
+                trainer.finish()
+            except (OSError, SafetensorError) as error:  # a full disk, mostly; on one process, so wait for no other
+                raise TrainingError(f"{error}. Training stopped. {how_to_go_on(config)}") from error
+            except TrainingError:
+                trainer.release()
+                raise
+            trainer.release()
     except Timeout as error:
         raise UserError(f"another process is training in {run}; choose another --output_dir") from error
-    except (OSError, SafetensorError) as error:  # a full disk, mostly
-        raise TrainingError(f"{error}. Training stopped. {how_to_go_on(config)}") from error
-    finally:
-        accelerator.end_training()
+    accelerator.print(f"The run is in {run}: sample it with hfgen sample {run}")
     return run
 
 
@@ -147,6 +151,7 @@ def _make_accelerator(config: TrainingConfig) -> Accelerator:
         raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
     try:
         return Accelerator(
+            cpu=not torch.accelerator.is_available(),  # or several CPU processes would not find each other
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             dynamo_backend="inductor" if config.torch_compile else "no",
@@ -380,6 +385,13 @@ class Trainer:
             # The run folder itself is the pipeline's.
             with parts_complete_or_absent(self.run, last="model_index.json") as temporary:
                 self._save_pipeline(temporary)
+
+    def release(self) -> None:
+        """Let go of what wraps the networks, then of the other processes; in another order the exit can hang."""
+        self.task.modules.update(self.originals)
+        self.accelerator.free_memory()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
     def _save_pipeline(self, folder: Path) -> None:
         with self._published_weights():

@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
+import psutil
 import pytest
 import torch
 
@@ -53,15 +54,16 @@ def flags(**fields) -> list[str]:
     return words
 
 
-def hfgen(*arguments: str, num_processes: int = 1, **popen) -> subprocess.Popen:
+def hfgen(*arguments: str, num_processes: int = 1) -> subprocess.Popen:
     """Start the command line in processes of its own."""
     launcher = [sys.executable, "-W", "error::ResourceWarning", "-m", "hfgen"]
     if num_processes > 1:
-        launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes"]
-        launcher += [str(num_processes), "--main_process_port", "0", "-m", "hfgen"]
+        # `accelerate launch` starts several CPU processes through MPI only; torchrun does with gloo.
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+        launcher += [str(num_processes), "-m", "hfgen"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*launcher, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen
+        [*launcher, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -70,3 +72,10 @@ def finish(process: subprocess.Popen, expected_status: int = 0) -> str:
     output, _ = process.communicate(timeout=240)
     assert process.returncode == expected_status, output
     return output
+
+
+def signal_all(process: subprocess.Popen, number: int) -> None:
+    """Send a signal to a process and all that it started."""
+    parent = psutil.Process(process.pid)
+    for one in [*parent.children(recursive=True), parent]:
+        one.send_signal(number)

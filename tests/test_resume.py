@@ -1,7 +1,6 @@
 """Runs that are killed, stopped or starved go on as if nothing had happened. Real processes, real signals."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -10,25 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, finish, flags, hfgen
+from conftest import TINY, finish, flags, hfgen, signal_all
 
 from hfgen.checkpoints import damage, list_checkpoints, newest_complete
 from hfgen.training import METRICS_FILE, STATE_FILE
 
 
-def train(run: Path, *extra: str, num_processes: int = 1, popen=None, **fields) -> subprocess.Popen:
+def train(run: Path, *extra: str, num_processes: int = 1, **fields) -> subprocess.Popen:
     settings = (
         TINY | {"output_dir": run, "checkpointing_steps": 4, "logging_steps": 1, "max_train_samples": 100} | fields
     )
-    return hfgen(
-        "train",
-        "ddpm",
-        *flags(**settings),
-        *extra,
-        num_processes=num_processes,
-        start_new_session=True,
-        **(popen or {}),
-    )
+    return hfgen("train", "ddpm", *flags(**settings), *extra, num_processes=num_processes)
 
 
 def kill_when(process: subprocess.Popen, condition, number: int = signal.SIGKILL) -> None:
@@ -39,7 +30,7 @@ def kill_when(process: subprocess.Popen, condition, number: int = signal.SIGKILL
         assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.002)
     assert process.poll() is None, "the run ended before it could be killed"
-    os.killpg(process.pid, number)
+    signal_all(process, number)
 
 
 def steps_done(run: Path) -> int:
@@ -112,7 +103,7 @@ def test_a_full_disk_ends_the_run_and_spares_what_was_there(tmp_path):
     limit = max(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) // 2
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     before = list_checkpoints(tmp_path / "checkpoints")
-    os.killpg(process.pid, signal.SIGCONT)
+    process.send_signal(signal.SIGCONT)
     output = finish(process, 1)
     assert "Training stopped. Continue with: hfgen train ddpm --config" in output
     assert "Traceback" not in output
@@ -131,7 +122,7 @@ def test_a_second_process_may_not_train_in_the_same_folder(tmp_path):
         output = finish(train(tmp_path, "--resume_from_checkpoint", "latest", max_train_steps=100_000), 2)
         assert f"another process is training in {tmp_path}" in output
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
+        first.kill()
         first.communicate()
 
 
