@@ -1,0 +1,106 @@
+"""Every command and Python snippet of the docs runs, in order, at a tiny size; every link leads somewhere."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import PIL.Image
+import pytest
+from conftest import REPOSITORY
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+SHRUNK = "--max_train_steps 2 --max_train_samples 40 --num_samples 2 --num_inference_steps 2 --block_out_channels 8"
+BIN = Path(sys.executable).parent
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A folder that looks like the repository, with small stand-ins for the data, and an environment without a Hub."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "scripts").symlink_to(REPOSITORY / "scripts")
+    (folder / "my_pictures").mkdir()
+    for number in range(3):
+        PIL.Image.new("RGB", (40, 50 + number), (80 * number, 0, 99)).save(folder / "my_pictures" / f"{number}.png")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    for name in ("mnist", "fashion_mnist"):
+        rows = {
+            "image": [PIL.Image.new("L", (28, 28), 5 * i) for i in range(20)],
+            "label": [i % 10 for i in range(20)],
+        }
+        (folder / "data" / name).mkdir(parents=True)
+        path = folder / "data" / name / "train-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    environment = os.environ | {
+        "HFGEN_DATA_DIR": str(folder / "data"),
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "2",
+    }
+    return folder, environment
+
+
+def shrink(command: str) -> str:
+    """Make a documented command cheap, and keep what it shows."""
+    if command == "make quickstart":
+        flags = f"{SHRUNK} --block_out_channels 8 8"
+        stamp = f"{sys.prefix}/.installed"  # this environment counts as made
+        make = f"make -C {REPOSITORY} VENV={sys.prefix} --old-file {stamp} QUICKSTART_RUN=$PWD/quickstart"
+        return f'touch {stamp} && {make} QUICKSTART_FLAGS="{flags}" quickstart'
+    if command in ("make test", "make style"):
+        return f"make -C {REPOSITORY} --dry-run {command.removeprefix('make ')}"
+    if "train" in command:
+        return command + (
+            " --max_train_steps 2" if "/config.yaml" in command else f" {SHRUNK} --checkpointing_steps 1"
+        )
+    if "sample" in command:
+        return re.sub("step-000500", "step-000001", command) + " --num_images 4 --num_inference_steps 2"
+    return command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands(page, workplace):
+    folder, environment = workplace
+    commands = [line for block in blocks(page, "bash") for line in block.splitlines() if line]
+    assert commands
+    for command in commands:
+        finished = subprocess.run(
+            shrink(command), shell=True, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+        )  # fmt: skip
+        assert finished.returncode == 0, f"{command}\n{finished.stdout}"
+        for output in re.findall(r"--output (\S+)", command):
+            assert (folder / output).exists(), command
+    for snippet in blocks(page, "python"):
+        code = "import sys; sys.modules['hfgen'] = None\n" + snippet
+        subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_file_table_names_every_module():
+    text = PAGES[0].read_text()
+    modules = {p.relative_to(REPOSITORY) for p in (REPOSITORY / "hfgen").glob("*.py") if not p.name.startswith("__")}
+    assert not [str(module) for module in modules | {Path("scripts")} if module.suffix and f"`{module}`" not in text]
+    named = re.findall(r"`(hfgen/[^`]+)`", text)
+    assert not [name for name in named if not (REPOSITORY / name).exists()]
+
+
+def test_speeds_in_the_readme_are_those_of_the_record():
+    record = json.loads((REPOSITORY / "benchmarks" / "results" / "throughput.json").read_text())
+    rows = dict(re.findall(r"\| ([^|]+) \| ([0-9.]+) \|", PAGES[0].read_text()))
+    ratios = {
+        name: str(value["median"]) for name, value in record.items() if isinstance(value, dict) and "median" in value
+    }
+    assert ratios
+    assert ratios.items() <= rows.items()
