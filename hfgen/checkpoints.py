@@ -1,10 +1,14 @@
-"""Checkpoints that are complete or absent: save, verify, rotate, find the newest good one."""
+"""Checkpoints that are complete or absent: save, verify, rotate, find the newest good one, pack and unpack."""
 
 import hashlib
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
 
 from hfgen.errors import UserError
 from hfgen.files import complete_or_absent, remove
@@ -81,6 +85,48 @@ def find_checkpoint(folder: Path, name: str, report: Callable[[str], None] = pri
     if problem := damage(checkpoint):
         raise UserError(f"checkpoint {checkpoint} is damaged: {problem}; use another, or latest")
     return checkpoint
+
+
+def pack_state(
+    modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer], averages: dict[str, EMAModel]
+) -> dict[str, Tensor]:
+    """Return every tensor that decides how training goes on, named for a safetensors file.
+
+    Hyper-parameters of the optimizers are not among them: they follow from the configuration and the step.
+    """
+    state: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        state |= {f"modules.{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, entries in optimizer.state_dict()["state"].items():
+            state |= {f"optimizers.{name}.{index}.{key}": tensor for key, tensor in entries.items()}
+    for name, average in averages.items():
+        state |= {f"averages.{name}.{index}": tensor for index, tensor in enumerate(average.shadow_params)}
+    return {key: tensor.detach().contiguous() for key, tensor in state.items()}
+
+
+def unpack_state(
+    state: dict[str, Tensor],
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, torch.optim.Optimizer],
+    averages: dict[str, EMAModel],
+) -> None:
+    """Put what `pack_state` returned back into modules, optimizers and averages."""
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+    for name, module in modules.items():
+        module.load_state_dict(part(f"modules.{name}."))
+    for name, optimizer in optimizers.items():
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in part(f"optimizers.{name}.").items():
+            index, entry = key.split(".")
+            entries.setdefault(int(index), {})[entry] = tensor
+        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    for name, average in averages.items():
+        tensors = part(f"averages.{name}.")
+        average.shadow_params = [tensors[str(index)] for index in range(len(tensors))]
 
 
 def _fingerprints(folder: Path) -> dict[str, dict[str, int | str]]:

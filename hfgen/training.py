@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from hfgen.checkpoints import find_checkpoint, newest_complete, save_checkpoint
+from hfgen.batches import ImageBatches, derive_seed
+from hfgen.checkpoints import find_checkpoint, newest_complete, pack_state, save_checkpoint, unpack_state
 from hfgen.config import TrainingConfig, changed_fields
-from hfgen.data import ImageBatches, ImageData, derive_seed, load_images
+from hfgen.data import ImageData, load_images
 from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
 from hfgen.figures import save_picture, save_training_curves
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove_leftovers
@@ -368,7 +369,7 @@ class Trainer:
 
         def write(folder: Path) -> None:
             self._save_pipeline(folder)
-            save_file(self._state(), folder / STATE_FILE)
+            save_file(pack_state(self.originals, self.optimizers, self.averages), folder / STATE_FILE)
             (folder / POSITION_FILE).write_text(json.dumps(self._position()))
 
         if self.accelerator.is_main_process:
@@ -397,17 +398,6 @@ class Trainer:
         with self._published_weights():
             self.task.pipeline().save_pretrained(folder, safe_serialization=True)
 
-    def _state(self) -> dict[str, Tensor]:
-        """Return every tensor that decides how training goes on."""
-        state = {}
-        for name, module in self.originals.items():
-            state |= {f"modules.{name}.{key}": tensor for key, tensor in module.state_dict().items()}
-            for index, entries in self.optimizers[name].state_dict()["state"].items():
-                state |= {f"optimizers.{name}.{index}.{key}": tensor for key, tensor in entries.items()}
-        for name, average in self.averages.items():
-            state |= {f"averages.{name}.{index}": tensor for index, tensor in enumerate(average.shadow_params)}
-        return {key: tensor.detach().contiguous() for key, tensor in state.items()}
-
     def _position(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
         return {
@@ -418,32 +408,19 @@ class Trainer:
         }
 
     def _load_state(self, checkpoint: Path) -> None:
-        state = load_file(checkpoint / STATE_FILE)
+        unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
         position = json.loads((checkpoint / POSITION_FILE).read_text())
         self.step, self.seconds_before = position["step"], position["seconds"]
+        for average in self.averages.values():
+            average.to(self.accelerator.device)
+            average.optimization_step = self.step
+        if position["scaler"]:
+            self.accelerator.scaler.load_state_dict(position["scaler"])
         if position["num_processes"] != self.accelerator.num_processes:
             self.accelerator.print(
                 f"The run had {position['num_processes']} processes and goes on with "
                 f"{self.accelerator.num_processes}: batches and noise differ from an uninterrupted run's"
             )
-        if position["scaler"]:
-            self.accelerator.scaler.load_state_dict(position["scaler"])
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-
-        for name, module in self.originals.items():
-            module.load_state_dict(part(f"modules.{name}."))
-            entries: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in part(f"optimizers.{name}.").items():
-                index, entry = key.split(".")
-                entries.setdefault(int(index), {})[entry] = tensor
-            optimizer = self.optimizers[name]
-            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-        for name, average in self.averages.items():
-            average.shadow_params = [part(f"averages.{name}.")[str(i)] for i in range(len(average.shadow_params))]
-            average.to(self.accelerator.device)
-            average.optimization_step = self.step
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import nn
 
+from hfgen.batches import derive_seed
 from hfgen.config import DDPMConfig
-from hfgen.data import ImageData, derive_seed
+from hfgen.data import ImageData
 from hfgen.errors import TrainingError
 from hfgen.training import Trainer, learning_rate_factor
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"hfgen", "hfgen.errors"},
     {"hfgen.models", "hfgen.files"},
     {"hfgen.pipelines", "hfgen.losses", "hfgen.data", "hfgen.config", "hfgen.checkpoints"},
-    {"hfgen.sampling", "hfgen.figures"},
+    {"hfgen.sampling", "hfgen.figures", "hfgen.batches"},
     {"hfgen.tasks", "hfgen.hub", "hfgen.metrics", "hfgen.records"},
     {"hfgen.training"},
     {"hfgen.cli"},

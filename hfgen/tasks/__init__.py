@@ -7,7 +7,7 @@ import PIL.Image
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from hfgen.data import Batch
+from hfgen.batches import Batch
 
 
 class Task(Protocol):

@@ -8,8 +8,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hfgen.batches import Batch
 from hfgen.config import DDPMConfig
-from hfgen.data import Batch
 from hfgen.errors import UserError
 from hfgen.figures import image_grid
 from hfgen.losses import diffusion_target
