@@ -9,6 +9,7 @@ and its median: one absolute time on a shared machine means little. Results go t
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -120,6 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         flags = ["--config", RECIPE, "--dataset_name", options.dataset_name, "--output_dir", f"{temporary}/run"]
         config = parse_config(DDPMConfig, [*flags, "--mixed_precision", "bf16"], prog="")
+        config = dataclasses.replace(config, max_train_seconds=None, max_train_steps=1)
         precise = parse_config(DDPMConfig, [*flags, "--mixed_precision", "no"], prog="")
         data = load_images(config.dataset_name)
         items = per_item_batches(options.source or options.dataset_name, config.train_batch_size)

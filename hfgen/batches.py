@@ -1,13 +1,13 @@
 """Batches of a decoded data set as a pure function of (seed, step, process)."""
 
 import functools
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hfgen.data import ImageData
+from hfgen.seeds import derive_seed
 
 # A set moves to the accelerator when it takes at most this share of its free memory. On the CPU no set is copied to
 # memory at all: it is memory-mapped, and one larger than memory streams from the disk.
@@ -68,7 +68,7 @@ class ImageBatches:
     def __call__(self, step: int, micro_step: int = 0) -> Batch:
         """Return the batch of a forward pass; a random flip draws from torch's generator."""
         indices = self.indices(step, micro_step)
-        images = self.images[indices.to(self.images.device)].to(self.device, non_blocking=True)
+        images = self.images[indices.to(self.images.device)].to(self.device)
         images = images.float() / 127.5 - 1
         if self.random_flip:
             flipped = torch.rand(len(images), device=self.device) < 0.5
@@ -80,8 +80,3 @@ class ImageBatches:
     def _order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
         return torch.randperm(len(self.data), generator=generator)
-
-
-def derive_seed(*parts: int | str) -> int:
-    """Mix a purpose and numbers into one 63-bit seed that differs whenever any of them does."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1

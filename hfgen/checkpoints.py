@@ -32,7 +32,9 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limi
         OSError: if it could not be written; earlier checkpoints are untouched then.
     """
     path = folder / f"step-{step:06d}"
-    if path.exists():  # a damaged one that was passed over, or the same one after a resume
+    if path.exists():
+        if damage(path) is None:  # a finished run that is finished again
+            return path
         remove(path)
     with complete_or_absent(path) as temporary:
         temporary.mkdir()
@@ -45,8 +47,12 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limi
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints in a folder, the oldest first."""
-    found = [(int(m[1]), path) for path in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return how many optimizer steps a checkpoint has behind it."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -62,11 +68,20 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def newest_complete(folder: Path, report: Callable[[str], None] = print) -> Path | None:
-    """Return the newest undamaged checkpoint in a folder; damaged ones are reported and passed over."""
-    for checkpoint in reversed(list_checkpoints(folder)):
+    """Return the newest undamaged checkpoint in a folder, or None if there is none at all.
+
+    Damaged ones are reported and passed over.
+
+    Raises:
+        UserError: if there are checkpoints and all are damaged.
+    """
+    checkpoints = list_checkpoints(folder)
+    for checkpoint in reversed(checkpoints):
         if (problem := damage(checkpoint)) is None:
             return checkpoint
         report(f"checkpoint {checkpoint} is damaged: {problem}; trying the one before it")
+    if checkpoints:
+        raise UserError(f"every checkpoint in {folder} is damaged; to begin anew, remove them or use another folder")
     return None
 
 

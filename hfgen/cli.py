@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"hfgen: {error}", file=sys.stderr)
         return 128 + error.signal_number if isinstance(error, InterruptedTrainingError) else 1
+    except OSError as error:
+        print(f"hfgen: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("hfgen: interrupted", file=sys.stderr)
         return 130

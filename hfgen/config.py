@@ -13,8 +13,8 @@ import yaml
 
 from hfgen.errors import UserError
 
-# What may differ when a run is resumed: how long, where to, what is shown and kept. Everything else decides the
-# weights, and changing it half-way would make a model that no configuration describes.
+# What may differ when a run is resumed: where to, what is shown and kept, and how long, which stretches the rest of
+# the learning-rate schedule. Changing anything else half-way would make a model that no configuration describes.
 CHANGEABLE_ON_RESUME = {
     "cache_dir",
     "checkpointing_steps",
@@ -29,6 +29,9 @@ CHANGEABLE_ON_RESUME = {
     "resume_from_checkpoint",
     "sample_steps",
 }
+
+
+ATTENTION_HEAD_CHANNELS = 8  # diffusers' default for UNet2DModel
 
 
 @dataclass(kw_only=True)
@@ -209,6 +212,11 @@ class DDPMConfig(TrainingConfig):
                 f"not {self.num_inference_steps}"
             )
         levels = len(self.block_out_channels)
+        if not levels or self.block_out_channels[-1] < ATTENTION_HEAD_CHANNELS:
+            raise UserError(
+                f"block_out_channels must end with at least {ATTENTION_HEAD_CHANNELS}, the channels of an attention "
+                f"head, not be {self.block_out_channels}"
+            )
         if any(not 0 <= level < levels for level in self.attention_levels):
             raise UserError(
                 f"attention_levels must be from 0 to {levels - 1} for block_out_channels {self.block_out_channels}, "
@@ -231,7 +239,7 @@ class SampleConfig:
         num_inference_steps: Denoising steps.
         scheduler: ddpm, ddim, deis, dpmsolver, euler, euler_a, heun, pndm, unipc, or the class name of any diffusers
             scheduler that fits the model.
-        seed: Image i follows from seed + i, whatever the batch size.
+        seed: Image i follows from it and i, whatever the batch size.
         batch_size: Images drawn at a time.
         output: What to write: a .png (a grid), a .gif (the denoising film), a .npz (uint8 `images`, (N, H, W) or
             (N, H, W, 3)), or a folder (one PNG an image).

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from filelock import FileLock
 from huggingface_hub import constants
 from torch import Tensor
 
 from hfgen.errors import UserError
-from hfgen.files import complete_or_absent
+from hfgen.files import complete_or_absent, remove_leftovers
 
 SHORT_NAMES = {
     "mnist": "ylecun/mnist",
@@ -28,7 +30,7 @@ SHORT_NAMES = {
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"}
 SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L"}
 
-_CACHE_FORMAT = 1  # increase when the decoding rules change
+_CACHE_FORMAT = 2  # increase when the decoding rules change
 _DECODE_CHUNK = 1024  # images decoded before they are written out
 
 
@@ -41,12 +43,14 @@ class ImageData:
         labels: int64, (N,), or None where the set has no class labels.
         label_names: One name a class, or None.
         source: What the user called it.
+        fingerprint: SHA-256 of the pixels.
     """
 
     images: Tensor
     labels: Tensor | None
     label_names: list[str] | None
     source: str
+    fingerprint: str
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,28 +113,22 @@ def load_images(
         version = _file_states(local)
     else:
         version = _file_states(*(Path(file["filename"]) for file in dataset.cache_files))
-    rules = [
-        _CACHE_FORMAT,
-        split,
-        image_column,
-        label_column,
-        resolution,
-        channels,
-        max_samples,
-        on_bad_image,
-    ]
+    rules = [_CACHE_FORMAT, split, image_column, label_column, resolution, channels, max_samples, on_bad_image]
     key = hashlib.sha256(json.dumps([source, rules, version]).encode()).hexdigest()[:20]
     folder = cache / f"{Path(source).name}-{key}"
-    if not (folder / "data.json").exists():
-        dataset = dataset or (_load_digits(split) if source == "digits" else _load_dataset(source, local, split))
-        image_column, label_column = _find_columns(dataset, source, image_column, label_column)
-        if max_samples:
-            dataset = dataset.select(range(min(max_samples, len(dataset))))
-        if not len(dataset):
-            raise UserError(f"{source} has no images in its split {split}")
-        with complete_or_absent(folder) as temporary:
-            temporary.mkdir()
-            _decode(dataset, source, image_column, label_column, resolution, channels, on_bad_image, temporary)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{folder.name}.lock"):  # another process may want the same set
+        if not folder.exists():
+            dataset = dataset or (_load_digits(split) if source == "digits" else _load_dataset(source, local, split))
+            image_column, label_column = _find_columns(dataset, source, image_column, label_column)
+            if max_samples:
+                dataset = dataset.select(range(min(max_samples, len(dataset))))
+            if not len(dataset):
+                raise UserError(f"{source} has no images in its split {split}")
+            remove_leftovers(cache, folder.name)
+            with complete_or_absent(folder) as temporary:
+                temporary.mkdir()
+                _decode(dataset, source, image_column, label_column, resolution, channels, on_bad_image, temporary)
     return _open_cache(folder, source)
 
 
@@ -165,7 +163,7 @@ def _load_dataset(source: str, local: Path | None, split: str) -> Any:
     try:
         if local and any((local / name).exists() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(str(local))
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+            return _select_split(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split)
         return datasets.load_dataset(str(local) if local else SHORT_NAMES.get(source, source), split=split)
     except ConnectionError as error:
         raise UserError(
@@ -173,7 +171,7 @@ def _load_dataset(source: str, local: Path | None, split: str) -> Any:
             "--dataset_name a local folder with a copy (HFGEN_DATA_DIR names a folder of such copies), or use the "
             "built-in --dataset_name digits, or --train_data_dir with images of your own"
         ) from error
-    except (ValueError, KeyError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"cannot open split {split} of {source}: {error}") from error
 
 
@@ -182,8 +180,6 @@ def _load_digits(split: str) -> Any:
     import datasets
     from sklearn.datasets import load_digits
 
-    if split != "train":
-        raise UserError(f"digits has the split train only, not {split}")
     digits = load_digits()
     features = datasets.Features(
         {
@@ -192,7 +188,23 @@ def _load_digits(split: str) -> Any:
         }
     )
     images = [PIL.Image.fromarray(np.uint8(np.round(image * 255 / 16))) for image in digits.images]
-    return datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)
+    dataset = datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)
+    try:
+        return _select_split({"train": dataset}, split)
+    except ValueError as error:
+        raise UserError(f"cannot open split {split} of digits: {error}") from error
+
+
+def _select_split(splits: dict[str, Any], split: str) -> Any:
+    """Select a split, or a slice such as `train[:90%]`, of data sets in memory, as `load_dataset` does.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    import datasets
+
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in splits.items()})
+    return datasets.concatenate_datasets([splits[p.splitname].select(range(p.from_, p.to)) for p in parts])
 
 
 def _find_columns(dataset: Any, source: str, image: str | None, label: str | None) -> tuple[str, str | None]:
@@ -240,7 +252,7 @@ def _decode(
     shape: tuple[int, ...] | None = None
     kept, skipped = [], []
 
-    def decode(item: dict[str, Any]) -> np.ndarray | Exception:
+    def decode(item: dict[str, Any] | None) -> np.ndarray | Exception:
         try:
             content = io.BytesIO(item["bytes"]) if item["bytes"] is not None else item["path"]
             with PIL.Image.open(content) as opened:
@@ -254,7 +266,7 @@ def _decode(
             if channels is None:
                 channels = next((len(a) for a in map(decode, items) if isinstance(a, np.ndarray)), None)
             for item, array in zip(items, pool.map(decode, items), strict=True):
-                where = f"row {row}" if item["bytes"] is not None else item["path"]
+                where = item["path"] if item and item["bytes"] is None else f"row {row}"
                 row += 1
                 if isinstance(array, Exception):
                     if on_bad_image == "error":
@@ -274,9 +286,14 @@ def _decode(
     if not kept:
         raise UserError(f"none of the {row} images of {source} can be read")
     if label_column:
-        np.save(folder / "labels.npy", np.asarray(columns[label_column], dtype=np.int64)[kept])
+        labels = list(columns[label_column])
+        if missing := [row for row in kept if labels[row] is None]:
+            raise UserError(f"row {missing[0]} of {source} has no label in column {label_column}")
+        np.save(folder / "labels.npy", np.array([labels[row] for row in kept], dtype=np.int64))
+    with open(folder / "images.bin", "rb") as pixels:
+        fingerprint = hashlib.file_digest(pixels, "sha256").hexdigest()
     names = features[label_column].names if label_column else None
-    record = {"shape": [len(kept), *shape], "label_names": names, "skipped": skipped}
+    record = {"shape": [len(kept), *shape], "label_names": names, "skipped": skipped, "fingerprint": fingerprint}
     (folder / "data.json").write_text(json.dumps(record))
 
 
@@ -307,6 +324,8 @@ def _open_cache(folder: Path, source: str) -> ImageData:
         examples = ", ".join(skipped[:3]) + (", …" if len(skipped) > 3 else "")
         print(f"{source}: left out {len(skipped)} images that cannot be read ({examples})")
     shape = record["shape"]
-    images = torch.from_file(str(folder / "images.bin"), size=int(np.prod(shape)), dtype=torch.uint8).view(shape)
     labels = torch.from_numpy(np.load(folder / "labels.npy")) if (folder / "labels.npy").exists() else None
-    return ImageData(images, labels, record["label_names"], source)
+    with warnings.catch_warnings():  # torch cannot mark a tensor as read-only, and says so
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        images = torch.from_numpy(np.memmap(folder / "images.bin", np.uint8, mode="r", shape=tuple(shape)))
+    return ImageData(images, labels, record["label_names"], source, record["fingerprint"])

@@ -55,9 +55,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes were writing in `folder` (not below it)."""
-    for leftover in folder.glob(f"{INCOMPLETE}*"):
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes were writing in `folder` (not below it), under one name or any."""
+    for leftover in folder.glob(f"{INCOMPLETE}*-{name}"):
         remove(leftover)
 
 

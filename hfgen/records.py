@@ -55,7 +55,7 @@ class MetricsFile:
         """Append what was noted, averaged over the processes.
 
         Returns:
-            The last row; or the first whose loss is not finite, after which nothing is written.
+            The last row; or the first with a loss or gradient norm that is not finite, after which nothing is written.
         """
         tensors = [[v for v in values.values() if isinstance(v, Tensor)] for _, values in self.waiting]
         stacked = torch.stack([torch.stack(scalars) for scalars in tensors])
@@ -67,11 +67,19 @@ class MetricsFile:
                 {"step": step} | {k: next(remaining) if isinstance(v, Tensor) else v for k, v in values.items()}
             )
         self.waiting.clear()
-        bad = next((i for i, row in enumerate(rows) if not all(map(math.isfinite, losses_of(row).values()))), None)
+        bad = next((i for i, row in enumerate(rows) if self.not_finite(row)), None)
         if self.accelerator.is_main_process:
             with open(self.path, "a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows[:bad])
         return rows[-1 if bad is None else bad]
+
+    def not_finite(self, row: dict[str, float]) -> list[str]:
+        """Name the losses and gradient norms of a row that are NaN or infinite.
+
+        With a gradient scaler (fp16) an infinite norm is nothing unusual: it skips that step.
+        """
+        watched = "loss/" if self.accelerator.scaler else ("loss/", "grad_norm/")
+        return [name for name, value in row.items() if name.startswith(watched) and not math.isfinite(value)]
 
 
 def losses_of(row: dict[str, float]) -> dict[str, float]:

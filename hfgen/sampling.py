@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import diffusers
 import torch
-from diffusers import DDPMPipeline, SchedulerMixin
+from diffusers import DDPMPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from hfgen.errors import UserError
+from hfgen.seeds import derive_seed
 
 SHORT_NAMES = {
     "ddim": "DDIMScheduler",
@@ -39,8 +40,8 @@ def make_scheduler(name: str, own: SchedulerMixin) -> SchedulerMixin:
     if scheduler is None or not recovers_known_image(scheduler):
         fitting = ", ".join(suitable_schedulers(own))
         raise UserError(
-            f"scheduler {name} does not fit a model with prediction type {own.config.prediction_type}; "
-            f"these do: {fitting}"
+            f"scheduler {name} does not fit a model with prediction type {own.config.prediction_type} and beta "
+            f"schedule {own.config.beta_schedule}; these do: {fitting}"
         )
     return scheduler
 
@@ -116,7 +117,7 @@ def denoising_states(
     seeds: list[int],
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """Denoise from pure noise, yielding the state after each step; the last is the sample x₀.
+    """Denoise from pure noise, yielding what the network is shown at each step, and last the sample x₀.
 
     Args:
         model: Called as `model(x, timestep).sample`.
@@ -127,7 +128,7 @@ def denoising_states(
         device: Where to compute; the noise is drawn on the CPU, the same for every device.
 
     Yields:
-        States like x, float32 (B, C, H, W); x₀ is in [−1, 1] up to the model's errors.
+        float32 (B, C, H, W), √ᾱ x₀ + √(1−ᾱ) ε for every scheduler; x₀ is in [−1, 1] up to the model's errors.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -135,10 +136,12 @@ def denoising_states(
     x = randn_tensor((len(seeds), *shape[1:]), generator=generators, device=torch.device(device))
     x = x * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
-        prediction = model(scheduler.scale_model_input(x, timestep), timestep).sample
+        shown = scheduler.scale_model_input(x, timestep)
+        yield shown
+        prediction = model(shown, timestep).sample
         extra = {"generator": generators} if takes_generator else {}
         x = scheduler.step(prediction, timestep, x, **extra).prev_sample
-        yield x
+    yield x
 
 
 def sample(
@@ -151,7 +154,7 @@ def sample(
     batch_size: int = 64,
     num_frames: int = 1,
 ) -> Iterator[list[Tensor]]:
-    """Draw images batch by batch; image i follows from seed + i, whatever the batch size.
+    """Draw images batch by batch; image i follows from (seed, i), whatever the batch size.
 
     Yields:
         For each batch up to `num_frames` states of the denoising, evenly spread, uint8 (B, C, H, W); the last one
@@ -160,16 +163,20 @@ def sample(
     Raises:
         UserError: if the scheduler does not fit the model, or cannot take so many steps.
     """
+    if not isinstance(getattr(pipeline, "unet", None), UNet2DModel):
+        raise UserError(
+            f"a {type(pipeline).__name__} cannot be sampled here: it is no unconditional diffusion pipeline"
+        )
     unet, max_steps = pipeline.unet, pipeline.scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= max_steps:
         raise UserError(f"num_inference_steps must be from 1 to {max_steps}, not {num_inference_steps}")
     solver = make_scheduler(scheduler, pipeline.scheduler)
     solver.set_timesteps(num_inference_steps)
-    frames = {len(solver.timesteps) * (i + 1) // num_frames - 1 for i in range(num_frames)}
+    frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
     size = unet.config.sample_size
     shape = (1, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     for first in range(0, num_images, batch_size):
-        seeds = list(range(seed + first, seed + min(first + batch_size, num_images)))
+        seeds = [derive_seed("image", seed, i) for i in range(first, min(first + batch_size, num_images))]
         states = denoising_states(unet, solver, num_inference_steps, shape, seeds, pipeline.device)
         yield [to_uint8(state) for index, state in enumerate(states) if index in frames]
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shlex
 import signal
 import sys
 import time
@@ -15,21 +16,32 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from diffusers.training_utils import EMAModel
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from hfgen.batches import ImageBatches, derive_seed
-from hfgen.checkpoints import find_checkpoint, newest_complete, pack_state, save_checkpoint, unpack_state
+from hfgen.batches import ImageBatches
+from hfgen.checkpoints import (
+    find_checkpoint,
+    list_checkpoints,
+    newest_complete,
+    pack_state,
+    save_checkpoint,
+    step_of,
+    unpack_state,
+)
 from hfgen.config import TrainingConfig, changed_fields
 from hfgen.data import ImageData, load_images
 from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
 from hfgen.figures import save_picture, save_training_curves
-from hfgen.files import complete_or_absent, parts_complete_or_absent, remove_leftovers
+from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
 from hfgen.records import MetricsFile, describe_run, losses_of
+from hfgen.seeds import derive_seed
 from hfgen.tasks import Task
 
 CONFIG_FILE = "config.yaml"
@@ -62,46 +74,69 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, tuple[int
     """
     config = dataclasses.replace(config, mixed_precision=config.mixed_precision or native_precision())
     run = Path(config.output_dir)
-    resume = _check_run_folder(config, run)
+    checkpoint = _check_run_folder(config, run)
     accelerator = _make_accelerator(config)
+    data = _load_data(config, accelerator)
     torch.manual_seed(derive_seed("initial weights", config.seed))
-    with accelerator.local_main_process_first():
-        data = load_images(
-            config.train_data_dir or config.dataset_name,
-            split=config.train_split,
-            image_column=config.image_column,
-            label_column=config.label_column,
-            resolution=config.resolution,
-            channels=config.channels,
-            max_samples=config.max_train_samples,
-            on_bad_image=config.on_bad_image,
-            cache_dir=config.cache_dir,
-        )
     task = make_task(config, tuple(data.images.shape[1:]))
-    run.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run / ".lock", timeout=0) if accelerator.is_main_process else contextlib.nullcontext():
-            trainer = Trainer(config, task, data, accelerator, run)
-            try:
-                trainer.prepare_run_folder(resume)
-                trainer.run_loop()
-                trainer.finish()
-            except (OSError, SafetensorError) as error:  # a full disk, mostly; on one process, so wait for no other
-                raise TrainingError(f"{error}. Training stopped. {how_to_go_on(config)}") from error
-            except TrainingError:
-                trainer.release()
-                raise
+    with _only_training_in(run, accelerator):
+        trainer = Trainer(config, task, data, accelerator, run)
+        try:
+            trainer.prepare_run_folder(checkpoint)
+            trainer.run_loop()
+            trainer.finish()
+        except (OSError, SafetensorError) as error:  # a full disk, mostly; on one process, so wait for no other
+            raise TrainingError(f"{error}. Training stopped. {trainer.how_to_go_on()}") from error
+        except TrainingError:
             trainer.release()
-    except Timeout as error:
-        raise UserError(f"another process is training in {run}; choose another --output_dir") from error
+            raise
+        trainer.release()
     accelerator.print(f"The run is in {run}: sample it with hfgen sample {run}")
     return run
 
 
-def how_to_go_on(config: TrainingConfig) -> str:
-    """Name the command that continues a run."""
-    saved = Path(config.output_dir, CONFIG_FILE)
-    return f"Continue with: hfgen train {config.family} --config {saved} --resume_from_checkpoint latest"
+def _load_data(config: TrainingConfig, accelerator: Accelerator) -> ImageData:
+    """Load the images, on the first process of a machine before the others, which then find them decoded."""
+    if config.train_data_dir and not Path(config.train_data_dir).expanduser().is_dir():
+        raise UserError(f"there is no folder {config.train_data_dir} (train_data_dir)")
+    error = None
+    with accelerator.local_main_process_first():
+        try:
+            data = load_images(
+                config.dataset_name or str(Path(config.train_data_dir).expanduser().absolute()),
+                split=config.train_split,
+                image_column=config.image_column,
+                label_column=config.label_column,
+                resolution=config.resolution,
+                channels=config.channels,
+                max_samples=config.max_train_samples,
+                on_bad_image=config.on_bad_image,
+                cache_dir=config.cache_dir,
+            )
+        except UserError as user_error:  # raised below, where no process waits for this one
+            error = user_error
+    if error:
+        raise error
+    return data
+
+
+@contextlib.contextmanager
+def _only_training_in(run: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Keep a second training out of a run folder."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock", timeout=0)
+    taken = torch.zeros(1, device=accelerator.device)
+    if accelerator.is_main_process:
+        try:
+            lock.acquire()
+        except Timeout:
+            taken += 1
+    if accelerator.gather(taken).any():
+        raise UserError(f"another process is training in {run}; choose another --output_dir")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def native_precision() -> str:
@@ -130,6 +165,12 @@ def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> 
 def _check_run_folder(config: TrainingConfig, run: Path) -> Path | None:
     """Return the checkpoint to resume from, if any; refuse to overwrite a run or to resume another one."""
     saved = run / CONFIG_FILE
+    if run.exists() and not run.is_dir():
+        raise UserError(f"output_dir {run} is a file; name a folder")
+    if config.train_data_dir and run.resolve().is_relative_to(Path(config.train_data_dir).resolve()):
+        raise UserError(
+            f"output_dir {run} is inside train_data_dir, whose images it would add to; name another folder"
+        )
     if not saved.exists():
         if config.resume_from_checkpoint not in (None, "latest"):
             raise UserError(f"cannot resume: {run} holds no run (no {CONFIG_FILE})")
@@ -148,19 +189,21 @@ def _check_run_folder(config: TrainingConfig, run: Path) -> Path | None:
 
 
 def _make_accelerator(config: TrainingConfig) -> Accelerator:
+    if missing := set(config.report_to) - {str(tracker) for tracker in get_available_trackers()}:
+        available = ", ".join(sorted(str(tracker) for tracker in get_available_trackers())) or "none"
+        raise UserError(
+            f"report_to {', '.join(sorted(missing))}: no such tracker is installed; installed: {available}"
+        )
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
-    try:
-        return Accelerator(
-            cpu=not torch.accelerator.is_available(),  # or several CPU processes would not find each other
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            dynamo_backend="inductor" if config.torch_compile else "no",
-            log_with=config.report_to or None,
-            project_dir=config.output_dir,
-        )
-    except ValueError as error:  # an unknown tracker, or one that is not installed
-        raise UserError(f"report_to {', '.join(config.report_to)}: {error}") from error
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or several CPU processes would not find each other
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        dynamo_backend="inductor" if config.torch_compile else "no",
+        log_with=config.report_to or None,
+        project_dir=config.output_dir,
+    )
 
 
 @dataclass
@@ -231,6 +274,10 @@ class Trainer:
             for folder in (self.run, self.run / "checkpoints", self.run / "samples", self.run / "figures"):
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(folder)
+            for checkpoint in list_checkpoints(self.run / "checkpoints"):
+                if step_of(checkpoint) > self.step:  # of a future that this run may not have
+                    remove(checkpoint)
+            (self.run / "model_index.json").unlink(missing_ok=True)  # until there is a newer pipeline
             with complete_or_absent(self.run / CONFIG_FILE) as temporary:
                 fields = self.config.to_dict() | {"resume_from_checkpoint": None}
                 temporary.write_text(yaml.safe_dump(fields, sort_keys=False))
@@ -252,7 +299,8 @@ class Trainer:
                 self.step += 1
                 save = self.step % config.checkpointing_steps == 0
                 draw = self.step in config.sample_steps
-                if save or draw or self.step % config.logging_steps == 0 or self.step == self.max_steps:
+                stop = bool(stop_signals) and self.accelerator.num_processes == 1  # several have to agree first
+                if save or draw or stop or self.step % config.logging_steps == 0 or self.step == self.max_steps:
                     seconds, stop_signal = self._agree(self.seconds(), stop_signals)
                     latest = self._write_metrics()
                     self._show(bar, latest, seconds)
@@ -262,15 +310,15 @@ class Trainer:
                         self.save_checkpoint()
                     if stop_signal:
                         name = signal.Signals(stop_signal).name
-                        message = f"stopped by {name} after step {self.step}, which is saved. {how_to_go_on(config)}"
+                        message = f"stopped by {name} after step {self.step}, which is saved. {self.how_to_go_on()}"
                         raise InterruptedTrainingError(message, stop_signal)
 
     def _write_metrics(self) -> dict[str, float]:
         row = self.metrics.write()
-        if bad := [(name, loss) for name, loss in losses_of(row).items() if not math.isfinite(loss)]:
+        if bad := self.metrics.not_finite(row):
             kept = newest_complete(self.run / "checkpoints")
             raise TrainingError(
-                f"the loss of {bad[0][0]} became {bad[0][1]} at step {row['step']}. "
+                f"{bad[0]} became {row[bad[0]]} at step {row['step']}. "
                 + (f"The last good checkpoint is {kept}. " if kept else "There is no checkpoint yet. ")
                 + "A lower --learning_rate, a longer --lr_warmup_steps or --mixed_precision no may help"
             )
@@ -302,8 +350,9 @@ class Trainer:
                     key = f"loss/{name}"
                     logs[key] = logs.get(key, 0.0) + loss.detach() / config.gradient_accumulation_steps
                     if accelerator.sync_gradients:
+                        accelerator.unscale_gradients(self.optimizers[name])
                         parameters = task.modules[name].parameters()
-                        logs[f"grad_norm/{name}"] = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                        logs[f"grad_norm/{name}"] = clip_grad_norm_(parameters, config.max_grad_norm)
                     self.optimizers[name].step()
                     self.optimizers[name].zero_grad()
         for name, average in self.averages.items():
@@ -319,6 +368,13 @@ class Trainer:
         state = torch.tensor([seconds, float(stop_signals[0] if stop_signals else 0)], device=self.accelerator.device)
         seconds, stop_signal = self.accelerator.gather(state).view(-1, 2).max(0).values.tolist()
         return seconds, int(stop_signal)
+
+    def how_to_go_on(self) -> str:
+        """Name the command that continues the run."""
+        options = f"--config {shlex.quote(str(self.run / CONFIG_FILE))} --resume_from_checkpoint latest"
+        if self.accelerator.num_processes > 1:
+            return f"Continue with the same launcher, number of processes and script, and {options}"
+        return f"Continue with: hfgen train {self.config.family} {options}"
 
     def _progress_bar(self) -> tqdm:
         main = self.accelerator.is_main_process
@@ -362,7 +418,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             with self._published_weights():
                 picture = self.task.preview(self.config.num_samples, PREVIEW_SEED)
-            save_picture(picture, self.run / "samples" / f"step-{self.step:06d}.png")
+            save_picture(picture, self._preview_file())
+
+    def _preview_file(self) -> Path:
+        return self.run / "samples" / f"step-{self.step:06d}.png"
 
     def save_checkpoint(self) -> None:
         """Save the pipeline, ready to be sampled, and beside it all that training needs to go on."""
@@ -379,7 +438,8 @@ class Trainer:
         """Write what a finished run offers: pipeline, last samples, curves, the record of the run."""
         seconds = self.seconds()
         self.save_checkpoint()
-        self.save_preview()
+        if not self._preview_file().exists():
+            self.save_preview()
         if self.accelerator.is_main_process:
             save_training_curves(self.run / METRICS_FILE, self.run / "figures" / "training_curves.png")
             describe_run(self.run / RUN_FILE, self.accelerator, self.step, self.batches.images_per_step, seconds)
@@ -405,11 +465,16 @@ class Trainer:
             "seconds": self.seconds(),
             "num_processes": self.accelerator.num_processes,
             "scaler": scaler.state_dict() if scaler else None,
+            "data": self.data.fingerprint,
         }
 
     def _load_state(self, checkpoint: Path) -> None:
-        unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
         position = json.loads((checkpoint / POSITION_FILE).read_text())
+        if position["data"] != self.data.fingerprint:
+            raise UserError(
+                f"cannot resume {self.run}: the images of {self.data.source} are not those of {checkpoint.name}"
+            )
+        unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
         self.step, self.seconds_before = position["step"], position["seconds"]
         for average in self.averages.values():
             average.to(self.accelerator.device)

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
+# `accelerate launch` starts several CPU processes through MPI only; torchrun does with gloo.
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 TINY = {
     "dataset_name": "digits",
     "block_out_channels": [8, 16],
@@ -54,17 +56,16 @@ def flags(**fields) -> list[str]:
     return words
 
 
-def hfgen(*arguments: str, num_processes: int = 1) -> subprocess.Popen:
-    """Start the command line in processes of its own."""
-    launcher = [sys.executable, "-W", "error::ResourceWarning", "-m", "hfgen"]
-    if num_processes > 1:
-        # `accelerate launch` starts several CPU processes through MPI only; torchrun does with gloo.
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-        launcher += [str(num_processes), "-m", "hfgen"]
+def start(*arguments: str) -> subprocess.Popen:
+    """Start a Python of this environment as a process of its own, with one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*launcher, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    command = [sys.executable, "-W", "error::ResourceWarning", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def hfgen(*arguments: str, num_processes: int = 1) -> subprocess.Popen:
+    """Start the command line in one or two processes of its own."""
+    return start(*(TORCHRUN if num_processes == 2 else []), "-m", "hfgen", *arguments)
 
 
 def finish(process: subprocess.Popen, expected_status: int = 0) -> str:

@@ -7,7 +7,9 @@ from hfgen.data import ImageData
 
 
 def numbered(count: int) -> ImageData:
-    return ImageData(torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(count), None, "test")
+    return ImageData(
+        torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(count), None, "test", "fingerprint"
+    )
 
 
 def test_an_epoch_shows_every_image_and_the_next_another_order():
@@ -38,7 +40,7 @@ def test_batches_are_floats_with_their_labels():
 
 def test_random_flip_mirrors_half_of_the_images():
     images = torch.tensor([[0, 255]], dtype=torch.uint8).repeat(1000, 1).view(1000, 1, 1, 2)
-    source = ImageData(images, None, None, "test")
+    source = ImageData(images, None, None, "test", "fingerprint")
     torch.manual_seed(0)
     flipped = ImageBatches(source, train_batch_size=1000, random_flip=True)(0).images[:, 0, 0, 0]
     assert 400 < (flipped == 1).sum() < 600

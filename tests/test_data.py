@@ -52,6 +52,7 @@ def test_built_in_digits(load):
     assert digits.labels[:5].tolist() == [0, 1, 2, 3, 4]
     assert digits.label_names == list("0123456789")
     assert len(load("digits", max_samples=10)) == 10
+    assert len(load("digits", split="train[:1000]")) == 1000
 
 
 def test_parquet_with_labels(load, save_parquet):
@@ -70,6 +71,9 @@ def test_a_saved_data_set(load, tmp_path):
     assert len(load(tmp_path / "saved", split="test")) == 1
     both.save_to_disk(tmp_path / "single")
     assert len(load(tmp_path / "single")) == 3
+    assert len(load(tmp_path / "single", split="train[1:]")) == 2
+    with pytest.raises(UserError, match="cannot open split test"):
+        load(tmp_path / "single", split="test")
     with pytest.raises(UserError, match="cannot open split valid"):
         load(tmp_path / "saved", split="valid")
 
@@ -166,6 +170,15 @@ def test_broken_images_are_named_or_skipped(load, tmp_path, save_parquet, capsys
         load(broken)
     with pytest.raises(UserError, match="none of the 1 images"):
         load(broken, on_bad_image="skip")
+    missing = {"image": [picture(), None], "label": [0, 0]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=1)})
+    with pytest.raises(UserError, match="row 1 of .* cannot be read"):
+        load(save_parquet(missing, features))
+    with pytest.raises(UserError, match="row 0 of .* has no label in column label"):
+        load(save_parquet({"image": [picture()], "label": [None]}, features))
+    (tmp_path / "set" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="cannot open split train"):
+        load(tmp_path / "set")
 
 
 def test_columns_that_cannot_be_used_are_named(load, save_parquet):
@@ -196,7 +209,7 @@ def test_sources_that_are_not_there(load, tmp_path):
     datasets.Dataset.from_dict({"image": []}, features=features).save_to_disk(tmp_path / "none")
     with pytest.raises(UserError, match="no images in its split train"):
         load(tmp_path / "none")
-    with pytest.raises(UserError, match="digits has the split train only"):
+    with pytest.raises(UserError, match="cannot open split test of digits"):
         load("digits", split="test")
 
 

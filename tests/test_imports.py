@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "hfgen"
 # From the ground up; a module may import from lower floors and, within `tasks`, the contract only.
 FLOORS = [
     {"hfgen", "hfgen.errors"},
-    {"hfgen.models", "hfgen.files"},
+    {"hfgen.models", "hfgen.files", "hfgen.seeds"},
     {"hfgen.pipelines", "hfgen.losses", "hfgen.data", "hfgen.config", "hfgen.checkpoints"},
     {"hfgen.sampling", "hfgen.figures", "hfgen.batches"},
     {"hfgen.tasks", "hfgen.hub", "hfgen.metrics", "hfgen.records"},
