@@ -79,8 +79,8 @@ def _run(arguments: list[str]) -> int:
 
 def _train(config_class: type, arguments: list[str]) -> None:
     config = parse_config(config_class, arguments, prog=f"hfgen train {config_class.family}")
+    from hfgen.run import train
     from hfgen.tasks.diffusion import DiffusionTask
-    from hfgen.training import train
 
     train(config, DiffusionTask)
 

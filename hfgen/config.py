@@ -31,9 +31,6 @@ CHANGEABLE_ON_RESUME = {
 }
 
 
-ATTENTION_HEAD_CHANNELS = 8  # diffusers' default for UNet2DModel
-
-
 @dataclass(kw_only=True)
 class TrainingConfig:
     """What every family shares: data, run length, optimizer, checkpoints.
@@ -173,7 +170,10 @@ class DDPMConfig(TrainingConfig):
         block_out_channels: Channels of the U-Net at each resolution, the finest first; each further entry halves
             height and width.
         layers_per_block: Residual blocks at each resolution.
-        attention_levels: Levels of the U-Net with self-attention, 0 the finest; the middle block always has it.
+        attention_levels: Levels of the U-Net with self-attention, 0 the finest.
+        add_attention: Self-attention in the middle block. On a CPU it costs far more time than its multiplications
+            suggest (`benchmarks/results/choices.md`).
+        attention_head_dim: Channels of an attention head. Not given, there is one head; more heads take longer.
         norm_num_groups: Groups of the group norms; each entry of block_out_channels must be a multiple.
         dropout: Dropout probability in the residual blocks.
         num_train_timesteps: Noise levels of the diffusion process, T.
@@ -191,6 +191,8 @@ class DDPMConfig(TrainingConfig):
     block_out_channels: list[int] = field(default_factory=lambda: [32, 64, 96])
     layers_per_block: int = 2
     attention_levels: list[int] = field(default_factory=list)
+    add_attention: bool = True
+    attention_head_dim: int | None = None
     norm_num_groups: int = 8
     dropout: float = 0.0
     num_train_timesteps: int = 1000
@@ -203,7 +205,8 @@ class DDPMConfig(TrainingConfig):
         """Refuse values that no network or noise schedule can be built from (see `TrainingConfig`)."""
         super().__post_init__()
         self._require("positive", [
-            "block_out_channels", "layers_per_block", "norm_num_groups", "num_train_timesteps", "num_inference_steps",
+            "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups", "num_train_timesteps",
+            "num_inference_steps",
         ])  # fmt: skip
         self._require("from 0 to below 1", ["dropout"])
         if self.num_inference_steps > self.num_train_timesteps:
@@ -212,15 +215,19 @@ class DDPMConfig(TrainingConfig):
                 f"not {self.num_inference_steps}"
             )
         levels = len(self.block_out_channels)
-        if not levels or self.block_out_channels[-1] < ATTENTION_HEAD_CHANNELS:
-            raise UserError(
-                f"block_out_channels must end with at least {ATTENTION_HEAD_CHANNELS}, the channels of an attention "
-                f"head, not be {self.block_out_channels}"
-            )
+        if not levels:
+            raise UserError("block_out_channels must have an entry for each resolution, not none")
         if any(not 0 <= level < levels for level in self.attention_levels):
             raise UserError(
                 f"attention_levels must be from 0 to {levels - 1} for block_out_channels {self.block_out_channels}, "
                 f"not {self.attention_levels}"
+            )
+        attended = [self.block_out_channels[level] for level in self.attention_levels]
+        attended += [self.block_out_channels[-1]] if self.add_attention else []
+        if self.attention_head_dim and (misfits := [c for c in attended if c % self.attention_head_dim]):
+            raise UserError(
+                "channels with attention must be multiples of attention_head_dim, "
+                f"which is {self.attention_head_dim}; {misfits} are not"
             )
         if misfits := [c for c in self.block_out_channels if c % self.norm_num_groups]:
             raise UserError(

@@ -1,14 +1,13 @@
 """The one training loop, for every family: it knows tasks, not networks."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from diffusers.training_utils import EMAModel
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -27,7 +23,6 @@ from tqdm import tqdm
 
 from hfgen.batches import ImageBatches
 from hfgen.checkpoints import (
-    find_checkpoint,
     list_checkpoints,
     newest_complete,
     pack_state,
@@ -35,8 +30,8 @@ from hfgen.checkpoints import (
     step_of,
     unpack_state,
 )
-from hfgen.config import TrainingConfig, changed_fields
-from hfgen.data import ImageData, load_images
+from hfgen.config import TrainingConfig
+from hfgen.data import ImageData
 from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
 from hfgen.figures import save_picture, save_training_curves
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
@@ -52,103 +47,6 @@ POSITION_FILE = "training_position.json"
 PREVIEW_SEED = 0
 
 
-def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, tuple[int, int, int]], Task]) -> Path:
-    """Train a task and leave a run folder.
-
-    The folder holds the pipeline as `DiffusionPipeline.from_pretrained` takes it, `config.yaml` (every field),
-    `metrics.jsonl` (one line an optimizer step), `run.json` (versions, hardware, time), `samples/`, `figures/` and
-    `checkpoints/`. With the same configuration, number of processes and hardware, a run that was killed and resumed
-    ends with the same bits as one that was not, except under `max_train_seconds`.
-
-    Args:
-        config: What to do.
-        make_task: Builds the task from the configuration and the (C, H, W) of the images.
-
-    Returns:
-        The run folder.
-
-    Raises:
-        UserError: before any work, if the configuration, the data or the folder do not allow it.
-        TrainingError: if a loss is no longer finite, the disk is full, or a signal asked to stop; the message says
-            what was kept and how to go on.
-    """
-    config = dataclasses.replace(config, mixed_precision=config.mixed_precision or native_precision())
-    run = Path(config.output_dir)
-    checkpoint = _check_run_folder(config, run)
-    accelerator = _make_accelerator(config)
-    data = _load_data(config, accelerator)
-    torch.manual_seed(derive_seed("initial weights", config.seed))
-    task = make_task(config, tuple(data.images.shape[1:]))
-    with _only_training_in(run, accelerator):
-        trainer = Trainer(config, task, data, accelerator, run)
-        try:
-            trainer.prepare_run_folder(checkpoint)
-            trainer.run_loop()
-            trainer.finish()
-        except (OSError, SafetensorError) as error:  # a full disk, mostly; on one process, so wait for no other
-            raise TrainingError(f"{error}. Training stopped. {trainer.how_to_go_on()}") from error
-        except TrainingError:
-            trainer.release()
-            raise
-        trainer.release()
-    accelerator.print(f"The run is in {run}: sample it with hfgen sample {run}")
-    return run
-
-
-def _load_data(config: TrainingConfig, accelerator: Accelerator) -> ImageData:
-    """Load the images, on the first process of a machine before the others, which then find them decoded."""
-    if config.train_data_dir and not Path(config.train_data_dir).expanduser().is_dir():
-        raise UserError(f"there is no folder {config.train_data_dir} (train_data_dir)")
-    error = None
-    with accelerator.local_main_process_first():
-        try:
-            data = load_images(
-                config.dataset_name or str(Path(config.train_data_dir).expanduser().absolute()),
-                split=config.train_split,
-                image_column=config.image_column,
-                label_column=config.label_column,
-                resolution=config.resolution,
-                channels=config.channels,
-                max_samples=config.max_train_samples,
-                on_bad_image=config.on_bad_image,
-                cache_dir=config.cache_dir,
-            )
-        except UserError as user_error:  # raised below, where no process waits for this one
-            error = user_error
-    if error:
-        raise error
-    return data
-
-
-@contextlib.contextmanager
-def _only_training_in(run: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Keep a second training out of a run folder."""
-    run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".lock", timeout=0)
-    taken = torch.zeros(1, device=accelerator.device)
-    if accelerator.is_main_process:
-        try:
-            lock.acquire()
-        except Timeout:
-            taken += 1
-    if accelerator.gather(taken).any():
-        raise UserError(f"another process is training in {run}; choose another --output_dir")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def native_precision() -> str:
-    """Return `bf16` if the hardware computes in it (not merely accepts it), else `no`."""
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return "bf16" if native else "no"
-
-
 def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> float:
     """Return the share of the peak learning rate for an optimizer step.
 
@@ -160,50 +58,6 @@ def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> 
     warm_up = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
     decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
     return warm_up * decay[config.lr_scheduler]
-
-
-def _check_run_folder(config: TrainingConfig, run: Path) -> Path | None:
-    """Return the checkpoint to resume from, if any; refuse to overwrite a run or to resume another one."""
-    saved = run / CONFIG_FILE
-    if run.exists() and not run.is_dir():
-        raise UserError(f"output_dir {run} is a file; name a folder")
-    if config.train_data_dir and run.resolve().is_relative_to(Path(config.train_data_dir).resolve()):
-        raise UserError(
-            f"output_dir {run} is inside train_data_dir, whose images it would add to; name another folder"
-        )
-    if not saved.exists():
-        if config.resume_from_checkpoint not in (None, "latest"):
-            raise UserError(f"cannot resume: {run} holds no run (no {CONFIG_FILE})")
-        return None
-    if config.resume_from_checkpoint is None:
-        raise UserError(
-            f"{run} already holds a run; continue it with --resume_from_checkpoint latest, "
-            "or choose another --output_dir"
-        )
-    if changed := changed_fields(config, saved):
-        raise UserError(
-            f"cannot resume {run} with another configuration ({'; '.join(changed)}); use its own, --config {saved}, "
-            "or start a new run in another --output_dir"
-        )
-    return find_checkpoint(run / "checkpoints", config.resume_from_checkpoint)
-
-
-def _make_accelerator(config: TrainingConfig) -> Accelerator:
-    if missing := set(config.report_to) - {str(tracker) for tracker in get_available_trackers()}:
-        available = ", ".join(sorted(str(tracker) for tracker in get_available_trackers())) or "none"
-        raise UserError(
-            f"report_to {', '.join(sorted(missing))}: no such tracker is installed; installed: {available}"
-        )
-    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or several CPU processes would not find each other
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        dynamo_backend="inductor" if config.torch_compile else "no",
-        log_with=config.report_to or None,
-        project_dir=config.output_dir,
-    )
 
 
 @dataclass

@@ -18,8 +18,9 @@ from hfgen import hub
 from hfgen.cli import main
 from hfgen.config import DDPMConfig
 from hfgen.errors import UserError
+from hfgen.run import train
 from hfgen.tasks.diffusion import DiffusionTask
-from hfgen.training import STATE_FILE, train
+from hfgen.training import STATE_FILE
 
 
 def run_training(**fields) -> Path:
@@ -198,7 +199,11 @@ def test_a_compiled_network_trains(tmp_path):
         ({"prediction_type": "sample", "scheduler": "pndm"}, "scheduler pndm does not fit .* sample"),
         ({"report_to": ["wandb"]}, "report_to wandb: no such tracker is installed; installed: .*tensorboard"),
         ({"dataset_name": None, "train_data_dir": "mnist"}, "there is no folder mnist"),
-        ({"block_out_channels": [8, 4], "norm_num_groups": 4}, "must end with at least 8"),
+        ({"block_out_channels": []}, "must have an entry"),
+        (
+            {"block_out_channels": [8, 16], "attention_head_dim": 12},
+            r"attention_head_dim, which is 12; \[16\] are not",
+        ),
         ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
         ({"dataset_name": "ylecun/mnist"}, "ylecun/mnist is not in the local cache"),
         ({"train_split": "test"}, "cannot open split test of digits"),

@@ -47,6 +47,8 @@ class DiffusionTask:
             layers_per_block=config.layers_per_block,
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            add_attention=config.add_attention,
+            attention_head_dim=config.attention_head_dim,
             norm_num_groups=config.norm_num_groups,
             dropout=config.dropout,
             act_fn="silu",
