@@ -3,12 +3,14 @@
     python benchmarks/choices.py --dataset_name mnist --seconds 25
 
 Each variant differs from the first, whose attention has heads of 8 channels as is diffusers' default, in what its
-name says; the first is repeated at the end, and what two equal runs differ by is what the machine's noise amounts to.
-All train for the same wall-clock time on the same machine, one after the other. The error is that of the averaged weights in predicting the noise, (ε − ε̂)² averaged over 20
-noise levels with log-SNR evenly from −5 to 5, on 1,000 test images with the same noise for every variant, so that it
-compares networks, prediction types and schedules alike: it is the integrand of the variational bound (Kingma et al.
-2021, eq. 17) on that range. Multiplications are those of one forward pass. Results go to
-benchmarks/results/choices.json and, as a table, choices.md.
+name says. The first is repeated at the end, and what two equal runs differ by is what the machine's noise amounts to.
+All train for the same wall-clock time on the same machine, one after the other.
+
+The error is that of the averaged weights in predicting the noise, (ε − ε̂)² averaged over 20 noise levels with log-SNR
+evenly from −5 to 5, on 1,000 test images with the same noise for every variant, so that it compares networks,
+prediction types and schedules alike: it is the integrand of the variational bound (Kingma et al. 2021, eq. 17) on that
+range. Multiplications are those of one forward pass. Results go to benchmarks/results/choices.json and, as a table,
+choices.md.
 """
 
 import argparse
