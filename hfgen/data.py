@@ -171,6 +171,8 @@ def _load_dataset(source: str, local: Path | None, split: str) -> Any:
             "--dataset_name a local folder with a copy (HFGEN_DATA_DIR names a folder of such copies), or use the "
             "built-in --dataset_name digits, or --train_data_dir with images of your own"
         ) from error
+    except IndexError as error:  # what `load_from_disk` makes of a set without rows
+        raise UserError(f"{source} has no images in its split {split}") from error
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"cannot open split {split} of {source}: {error}") from error
 
@@ -204,7 +206,8 @@ def _select_split(splits: dict[str, Any], split: str) -> Any:
     import datasets
 
     parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in splits.items()})
-    return datasets.concatenate_datasets([splits[p.splitname].select(range(p.from_, p.to)) for p in parts])
+    selected = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    return selected[0] if len(selected) == 1 else datasets.concatenate_datasets(selected)
 
 
 def _find_columns(dataset: Any, source: str, image: str | None, label: str | None) -> tuple[str, str | None]:

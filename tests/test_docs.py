@@ -21,10 +21,10 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+@pytest.fixture
+def workplace(tmp_path) -> tuple[Path, dict[str, str]]:
     """A folder that looks like the repository, with small stand-ins for the data, and an environment without a Hub."""
-    folder = tmp_path_factory.mktemp("workplace")
+    folder = tmp_path
     (folder / "scripts").symlink_to(REPOSITORY / "scripts")
     (folder / "my_pictures").mkdir()
     for number in range(3):

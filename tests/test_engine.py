@@ -21,18 +21,20 @@ class TwoModules:
     """Two scalars, each pulled towards the mean of the batch; the second only sees the first after its update."""
 
     def __init__(self):
-        self.modules = {name: nn.Linear(1, 1, bias=False) for name in ("first", "second")}
-        for module in self.modules.values():
-            nn.init.zeros_(module.weight)
+        self.networks = {name: nn.Linear(1, 1, bias=False) for name in ("first", "second")}
+        for network in self.networks.values():
+            nn.init.zeros_(network.weight)
+        self.modules = dict(self.networks)
         self.seen = []
         self.draws = []
 
     def losses(self, batch):
         target = batch.images.mean()
         self.draws.append(torch.rand(1).item())
-        yield "first", (self.modules["first"].weight - target).pow(2).sum()
-        self.seen.append(self.modules["first"].weight.item())
-        yield "second", (self.modules["second"].weight - target).pow(2).sum()
+        one = torch.ones(1, 1)
+        yield "first", (self.modules["first"](one) - target).pow(2).sum()
+        self.seen.append(self.networks["first"].weight.item())
+        yield "second", (self.modules["second"](one) - target).pow(2).sum()
 
     def pipeline(self):
         unet = UNet2DModel(
