@@ -24,6 +24,7 @@ quickstart: $(VENV)/.installed  ## train a small DDPM on handwritten digits and 
 		--resume_from_checkpoint latest $(QUICKSTART_FLAGS)
 	$(BIN)/hfgen sample $(QUICKSTART_RUN) --num_images 64 --output $(QUICKSTART_RUN)/quickstart.png
 	@echo "The model is in $(QUICKSTART_RUN), the digits that it draws in $(QUICKSTART_RUN)/quickstart.png"
+	@echo "For commands of your own: source $(BIN)/activate"
 
 test: $(VENV)/.installed  ## run every test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --junit-xml=$(VENV)/tests.xml

@@ -133,7 +133,7 @@ def measure(name: str, fields: dict, options, train_images, test_images, folder:
         task.network(torch.zeros(1, *train_images.images.shape[1:]), torch.zeros(1))
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.accelerator.is_available())
     trainer = Trainer(config, task, train_images, accelerator, folder)
-    trainer.prepare_run_folder(None)
+    trainer.prepare_run_folder()
     trainer.started = time.monotonic()
     trainer.run_loop()
     with trainer._published_weights():
@@ -163,13 +163,19 @@ def main() -> None:
     command = f"python benchmarks/choices.py --dataset_name {options.dataset_name} --seconds {options.seconds:g}"
     record = {"command": command, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "rows": rows}
     (RESULTS / "choices.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    keys = list(rows[0])
+    write_table(record)
+
+
+def write_table(record: dict) -> None:
+    keys = list(record["rows"][0])
     table = [
-        f"Written by `{command}`, {torch.get_num_threads()} threads; each row trained for {options.seconds:g} s.",
+        f"Written by `{record['command']}` with {record['threads']} threads; each trained for as many seconds.",
+        "The attention of the first row has 8 heads of 8 channels each, diffusers' default; each other row differs",
+        "from the first in what it says. The docstring of `benchmarks/choices.py` defines the denoising error.",
         "",
         "| " + " | ".join(key.replace("_", " ") for key in keys) + " |",
         "|" + "---|" * len(keys),
-        *("| " + " | ".join(str(row[key]) for key in keys) + " |" for row in rows),
+        *("| " + " | ".join(str(row[key]) for key in keys) + " |" for row in record["rows"]),
     ]
     (RESULTS / "choices.md").write_text("\n".join(table) + "\n")
 

@@ -44,7 +44,7 @@ def make_hfgen(config: DDPMConfig, data, folder: Path):
     task = DiffusionTask(config, tuple(data.images.shape[1:]))
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     trainer = Trainer(config, task, data, accelerator, folder)
-    trainer.prepare_run_folder(None)
+    trainer.prepare_run_folder()
 
     def run(steps: int) -> None:
         trainer.max_steps = trainer.step + steps

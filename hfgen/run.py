@@ -50,9 +50,14 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, tuple[int
     with _only_training_in(run, accelerator):
         trainer = Trainer(config, task, data, accelerator, run)
         try:
-            trainer.prepare_run_folder(checkpoint)
-            trainer.run_loop()
-            trainer.finish()
+            if checkpoint:
+                trainer.resume(checkpoint)
+            if trainer.is_finished():
+                accelerator.print(f"{run} is finished: a larger --max_train_steps or --num_train_epochs prolongs it")
+            else:
+                trainer.prepare_run_folder()
+                trainer.run_loop()
+                trainer.finish()
         except (OSError, SafetensorError) as error:  # a full disk, mostly; on one process, so wait for no other
             raise TrainingError(f"{error}. Training stopped. {trainer.how_to_go_on()}") from error
         except TrainingError:

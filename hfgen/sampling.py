@@ -1,5 +1,6 @@
 """Drawing images from a diffusion pipeline with any diffusers scheduler that fits its model."""
 
+import difflib
 import inspect
 from collections.abc import Iterator
 
@@ -34,8 +35,14 @@ def make_scheduler(name: str, own: SchedulerMixin) -> SchedulerMixin:
         own: The scheduler that the pipeline was saved with.
 
     Raises:
-        UserError: with the list of schedulers that fit, if this one does not.
+        UserError: with the list of schedulers that fit, if this one does not or there is none of the name.
     """
+    if name not in SHORT_NAMES and not hasattr(diffusers, name):
+        near = difflib.get_close_matches(name, SHORT_NAMES, n=1)
+        raise UserError(
+            f"there is no scheduler {name}{f'; did you mean {near[0]}?' if near else ''} These fit the model: "
+            + ", ".join(suitable_schedulers(own))
+        )
     scheduler = _from_config(SHORT_NAMES.get(name, name), own)
     if scheduler is None or not recovers_known_image(scheduler):
         fitting = ", ".join(suitable_schedulers(own))

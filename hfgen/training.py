@@ -119,11 +119,13 @@ class Trainer:
             fused=True,
         )
 
-    def prepare_run_folder(self, checkpoint: Path | None) -> None:
-        """Take up a checkpoint, or begin at step 0; write down the configuration."""
-        if checkpoint:
-            self._load_state(checkpoint)
-            self.accelerator.print(f"Resuming {self.run} from {checkpoint.name}")
+    def is_finished(self) -> bool:
+        """Tell whether the run folder already holds all that this run would end with."""
+        offered = (self.run / "model_index.json").exists() and (self.run / RUN_FILE).exists()
+        return self._progress(self.seconds_before) >= 1 and offered
+
+    def prepare_run_folder(self) -> None:
+        """Make the folders, forget what a resumed run will do again, write down the configuration."""
         if self.accelerator.is_main_process:
             for folder in (self.run, self.run / "checkpoints", self.run / "samples", self.run / "figures"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -322,7 +324,12 @@ class Trainer:
             "data": self.data.fingerprint,
         }
 
-    def _load_state(self, checkpoint: Path) -> None:
+    def resume(self, checkpoint: Path) -> None:
+        """Take up where a checkpoint left off.
+
+        Raises:
+            UserError: if the images are not those that it was trained on.
+        """
         position = json.loads((checkpoint / POSITION_FILE).read_text())
         if position["data"] != self.data.fingerprint:
             raise UserError(
@@ -340,6 +347,7 @@ class Trainer:
                 f"The run had {position['num_processes']} processes and goes on with "
                 f"{self.accelerator.num_processes}: batches and noise differ from an uninterrupted run's"
             )
+        self.accelerator.print(f"Resuming {self.run} from {checkpoint.name}")
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def make_trainer(tmp_path):
         images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1)
         accelerator = Accelerator(gradient_accumulation_steps=config.gradient_accumulation_steps)
         trainer = Trainer(config, task, ImageData(images, None, None, "test", "fingerprint"), accelerator, tmp_path)
-        trainer.prepare_run_folder(None)
+        trainer.prepare_run_folder()
         return trainer
 
     return make

@@ -93,7 +93,7 @@ config = DDPMConfig(
 images = torch.arange(0, 96, 3, dtype=torch.uint8).view(-1, 1, 1, 1)
 data = ImageData(images, None, None, "test", "fingerprint")
 trainer = Trainer(config, TwoModules(), data, accelerator, Path(folder))
-trainer.prepare_run_folder(None)
+trainer.prepare_run_folder()
 trainer.run_loop()
 weights = torch.cat([module.weight.detach().flatten() for module in trainer.originals.values()])
 everyones = accelerator.gather(weights[None])

@@ -44,9 +44,14 @@ def test_listed_schedulers_work_and_others_are_refused(prediction_type, beta_sch
     assert {"ddpm", "ddim", "dpmsolver", "euler", "heun", "unipc"} <= set(listed)
     for name in listed:
         assert torch.isfinite(images_of(pipeline, scheduler=name, num_images=1).float()).all()
-    for name in {*SHORT_NAMES, "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "nonsense"} - set(listed):
+    for name in {*SHORT_NAMES, "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"} - set(listed):
         with pytest.raises(UserError, match=f"{name} does not fit .*{prediction_type} and .*; these do: .*ddim"):
             make_scheduler(name, pipeline.scheduler)
+
+
+def test_a_misspelt_scheduler_gets_a_suggestion():
+    with pytest.raises(UserError, match=r"no scheduler unipcc; did you mean unipc\? These fit the model: .*ddim"):
+        make_scheduler("unipcc", make_pipeline().scheduler)
 
 
 def test_a_scheduler_that_takes_the_prediction_for_another_kind_is_found_out():

@@ -135,12 +135,16 @@ def test_resuming_an_earlier_checkpoint_forgets_what_came_after(tmp_path):
     assert (tmp_path / "checkpoints" / "step-000009" / STATE_FILE).read_bytes() != whole, "another schedule"
 
 
-def test_finishing_again_spares_the_last_checkpoint(tmp_path):
+def test_finishing_again_spares_what_is_there(tmp_path, capsys):
     run_training(output_dir=str(tmp_path), max_train_steps=2)
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
-    before = checkpoint.stat().st_ino
+    before = [file.stat().st_ino for file in (checkpoint, tmp_path / "run.json")]
     run_training(output_dir=str(tmp_path), max_train_steps=2, resume_from_checkpoint="latest")
-    assert checkpoint.stat().st_ino == before
+    assert "is finished" in capsys.readouterr().out
+    assert [file.stat().st_ino for file in (checkpoint, tmp_path / "run.json")] == before
+    (tmp_path / "model_index.json").unlink()  # as if killed while it finished
+    run_training(output_dir=str(tmp_path), max_train_steps=2, resume_from_checkpoint="latest")
+    assert checkpoint.stat().st_ino == before[0]
     assert hub.load(str(tmp_path)).unet.config.sample_size == 8
 
 
