@@ -157,7 +157,7 @@ def test_a_run_is_not_resumed_on_other_images_or_from_ruins(tmp_path):
     folder = str(tmp_path / "run")
     run = run_training(max_train_steps=2, output_dir=folder, **fields)
     PIL.Image.new("L", (8, 8), 9).save(pictures / "1.png")
-    with pytest.raises(UserError, match="the images of .*pictures changed since step-000002"):
+    with pytest.raises(UserError, match="the images of .*pictures are not those of step-000002"):
         run_training(max_train_steps=3, output_dir=folder, resume_from_checkpoint="latest", **fields)
     (run / "checkpoints" / "step-000002" / STATE_FILE).unlink()
     with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
@@ -177,9 +177,11 @@ def test_bf16_trains_almost_as_fp32_does(tmp_path):
 
 
 def test_colour_images_of_another_size(tmp_path):
+    (tmp_path / "pictures").mkdir()
     for number in range(4):
-        PIL.Image.new("RGB", (20, 14), (60 * number, 0, 200)).save(tmp_path / f"{number}.png")
-    source = {"dataset_name": None, "train_data_dir": str(tmp_path), "resolution": 12, "random_flip": True}
+        PIL.Image.new("RGB", (20, 14), (60 * number, 0, 200)).save(tmp_path / "pictures" / f"{number}.png")
+    source = {"dataset_name": None, "train_data_dir": str(tmp_path / "pictures")}
+    source |= {"resolution": 12, "random_flip": True}
     run = run_training(output_dir=str(tmp_path / "run"), max_train_steps=2, **source)
     image = hub.load(str(run))(num_inference_steps=2).images[0]
     assert (image.size, image.mode) == ((12, 12), "RGB")
