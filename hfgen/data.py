@@ -263,12 +263,16 @@ def _decode(
         except (OSError, SyntaxError, ValueError, TypeError, PIL.Image.DecompressionBombError) as error:
             return error
 
-    with open(folder / "images.bin", "wb") as pixels, ThreadPoolExecutor() as pool:
+    workers = min(8, os.cpu_count() or 1)
+    with open(folder / "images.bin", "wb") as pixels, ThreadPoolExecutor(workers) as pool:
         row = 0
         for items in _chunks(columns, image_column):
             if channels is None:
                 channels = next((len(a) for a in map(decode, items) if isinstance(a, np.ndarray)), None)
-            for item, array in zip(items, pool.map(decode, items), strict=True):
+            shares = [items[start::workers] for start in range(workers)]  # one each: a task an image would cost more
+            decoded = list(pool.map(lambda share: [decode(item) for item in share], shares))
+            arrays = (decoded[index % workers][index // workers] for index in range(len(items)))
+            for item, array in zip(items, arrays, strict=True):
                 where = item["path"] if item and item["bytes"] is None else f"row {row}"
                 row += 1
                 if isinstance(array, Exception):
