@@ -50,9 +50,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), key=step_of)
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return how many optimizer steps a checkpoint has behind it."""
-    return int(checkpoint.name.removeprefix("step-"))
+def step_of(path: Path) -> int:
+    """Return the optimizer steps that the name of a checkpoint (`step-000469`) or sample (`step-000469.png`) tells."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def damage(checkpoint: Path) -> str | None:

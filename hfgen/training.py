@@ -130,9 +130,9 @@ class Trainer:
             for folder in (self.run, self.run / "checkpoints", self.run / "samples", self.run / "figures"):
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(folder)
-            for checkpoint in list_checkpoints(self.run / "checkpoints"):
-                if step_of(checkpoint) > self.step:  # of a future that this run may not have
-                    remove(checkpoint)
+            for kept in [*list_checkpoints(self.run / "checkpoints"), *(self.run / "samples").glob("step-*.png")]:
+                if step_of(kept) > self.step:  # of a future that this run may not have
+                    remove(kept)
             (self.run / "model_index.json").unlink(missing_ok=True)  # until there is a newer pipeline
             with complete_or_absent(self.run / CONFIG_FILE) as temporary:
                 fields = self.config.to_dict() | {"resume_from_checkpoint": None}

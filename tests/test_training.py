@@ -130,6 +130,7 @@ def test_resuming_an_earlier_checkpoint_forgets_what_came_after(tmp_path):
     run_training(**fields, max_train_steps=6, resume_from_checkpoint="step-000003")
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000003", "step-000006"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+    assert [p.name for p in (tmp_path / "samples").iterdir()] == ["step-000006.png"], "not that of step 9"
     run_training(**fields, max_train_steps=9, resume_from_checkpoint="latest")
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 9
     assert (tmp_path / "checkpoints" / "step-000009" / STATE_FILE).read_bytes() != whole, "another schedule"
