@@ -15,11 +15,11 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser
 
 import hfgen
-from hfgen.config import DDPMConfig, SampleConfig
+from hfgen.config import ClassifierConfig, DDPMConfig, SampleConfig, TrainingConfig
 from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
 
 RECIPES = Path(__file__).parent / "recipes"
-FAMILIES = {"ddpm": DDPMConfig}
+FAMILIES = {config.family: config for config in (DDPMConfig, ClassifierConfig)}
 USAGE = f"""usage: hfgen COMMAND …
 
 Train and sample small-image generative models.
@@ -77,12 +77,16 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _train(config_class: type, arguments: list[str]) -> None:
+def _train(config_class: type[TrainingConfig], arguments: list[str]) -> None:
     config = parse_config(config_class, arguments, prog=f"hfgen train {config_class.family}")
     from hfgen.run import train
-    from hfgen.tasks.diffusion import DiffusionTask
 
-    train(config, DiffusionTask)
+    match config_class.family:
+        case "ddpm":
+            from hfgen.tasks.diffusion import DiffusionTask as Task
+        case "classifier":
+            from hfgen.tasks.classifier import ClassifierTask as Task
+    train(config, Task)
 
 
 def _sample(arguments: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Pictures: grids of samples, films, training curves."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import torch
 from diffusers.utils import export_to_gif, make_image_grid
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from hfgen.files import complete_or_absent
@@ -66,8 +69,6 @@ def save_film(states: list[Tensor], path: Path) -> None:
 
 def save_training_curves(metrics_file: Path, path: Path) -> None:
     """Draw each loss and gradient norm of a `metrics.jsonl` over the optimizer steps, with its running mean."""
-    from matplotlib.figure import Figure
-
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     steps = np.array([row["step"] for row in rows])
     names = [name for name in rows[0] if name != "step"]
@@ -85,3 +86,46 @@ def save_training_curves(metrics_file: Path, path: Path) -> None:
     axes.set_xlabel("optimizer steps")
     with complete_or_absent(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
+
+
+def confusion_picture(
+    images: Tensor, labels: Tensor, logits: Tensor, label_names: list[str], num_mistakes: int
+) -> PIL.Image.Image:
+    """Draw what a classifier takes each class for, and its most confident mistakes.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        logits: float (N, classes).
+        label_names: One name a class.
+        num_mistakes: How many images to show at most.
+    """
+    predicted = logits.argmax(1)
+    counts = torch.zeros(len(label_names), len(label_names), dtype=torch.long)
+    counts.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    confidence = logits[wrong].softmax(1).max(1).values
+    worst = wrong[confidence.argsort(descending=True)][:num_mistakes]
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    matrix, mistakes = figure.subplots(1, 2)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    matrix.imshow(shares, cmap="Blues")
+    for row, column in counts.nonzero().tolist():
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        matrix.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=7)
+    matrix.set_xticks(range(len(label_names)), label_names, rotation=90)
+    matrix.set_yticks(range(len(label_names)), label_names)
+    matrix.set(xlabel="taken for", ylabel="is")
+    matrix.set_title(f"{(predicted == labels).float().mean():.2%} of {len(labels)} test images right")
+    mistakes.axis("off")
+    mistakes.set_title(f"the {len(worst)} most confident of {len(wrong)} mistakes")
+    if len(worst):
+        mistakes.imshow(image_grid(images[worst]))
+    return to_picture(figure)
+
+
+def to_picture(figure: Figure) -> PIL.Image.Image:
+    """Render a matplotlib figure."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=80)
+    return PIL.Image.open(content).convert("RGB")

@@ -20,17 +20,17 @@ from hfgen.tasks import Task
 from hfgen.training import CONFIG_FILE, Trainer
 
 
-def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, tuple[int, int, int]], Task]) -> Path:
+def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task]) -> Path:
     """Train a task and leave a run folder.
 
-    The folder holds the pipeline as `DiffusionPipeline.from_pretrained` takes it, `config.yaml` (every field),
+    The folder holds the model as `from_pretrained` takes it, `config.yaml` (every field),
     `metrics.jsonl` (one line an optimizer step), `run.json` (versions, hardware, time), `samples/`, `figures/` and
     `checkpoints/`. With the same configuration, number of processes and hardware, a run that was killed and resumed
     ends with the same bits as one that was not, except under `max_train_seconds`.
 
     Args:
         config: What to do.
-        make_task: Builds the task from the configuration and the (C, H, W) of the images.
+        make_task: Builds the task from the configuration and the training images.
 
     Returns:
         The run folder.
@@ -46,7 +46,7 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, tuple[int
     accelerator = _make_accelerator(config)
     data = _load_data(config, accelerator)
     torch.manual_seed(derive_seed("initial weights", config.seed))
-    task = make_task(config, tuple(data.images.shape[1:]))
+    task = make_task(config, data)
     with _only_training_in(run, accelerator):
         trainer = Trainer(config, task, data, accelerator, run)
         try:
@@ -64,7 +64,7 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, tuple[int
             trainer.release()
             raise
         trainer.release()
-    accelerator.print(f"The run is in {run}: sample it with hfgen sample {run}")
+    accelerator.print(f"The run is in {run}: measure it with hfgen evaluate {run}")
     return run
 
 

@@ -96,11 +96,10 @@ class Trainer:
         for name, module in self.originals.items():
             task.modules[name] = accelerator.prepare(module)
             self.optimizers[name] = accelerator.prepare(self._make_optimizer(module))
-        published = task.pipeline().components if config.use_ema else {}
         self.averages = {
             name: EMAModel(module.parameters(), decay=config.ema_max_decay, foreach=True)
             for name, module in self.originals.items()
-            if name in published
+            if config.use_ema and name in task.published
         }
 
     def _max_steps(self) -> int | None:
@@ -121,7 +120,7 @@ class Trainer:
 
     def is_finished(self) -> bool:
         """Tell whether the run folder already holds all that this run would end with."""
-        offered = (self.run / "model_index.json").exists() and (self.run / RUN_FILE).exists()
+        offered = (self.run / self.task.index_file).exists() and (self.run / RUN_FILE).exists()
         return self._progress(self.seconds_before) >= 1 and offered
 
     def prepare_run_folder(self) -> None:
@@ -133,7 +132,7 @@ class Trainer:
             for kept in [*list_checkpoints(self.run / "checkpoints"), *(self.run / "samples").glob("step-*.png")]:
                 if step_of(kept) > self.step:  # of a future that this run may not have
                     remove(kept)
-            (self.run / "model_index.json").unlink(missing_ok=True)  # until there is a newer pipeline
+            (self.run / self.task.index_file).unlink(missing_ok=True)  # until there is a newer model
             with complete_or_absent(self.run / CONFIG_FILE) as temporary:
                 fields = self.config.to_dict() | {"resume_from_checkpoint": None}
                 temporary.write_text(yaml.safe_dump(fields, sort_keys=False))
@@ -280,10 +279,10 @@ class Trainer:
         return self.run / "samples" / f"step-{self.step:06d}.png"
 
     def save_checkpoint(self) -> None:
-        """Save the pipeline, ready to be sampled, and beside it all that training needs to go on."""
+        """Save the model, ready to be used, and beside it all that training needs to go on."""
 
         def write(folder: Path) -> None:
-            self._save_pipeline(folder)
+            self._save_model(folder)
             save_file(pack_state(self.originals, self.optimizers, self.averages), folder / STATE_FILE)
             (folder / POSITION_FILE).write_text(json.dumps(self._position()))
 
@@ -291,7 +290,7 @@ class Trainer:
             save_checkpoint(self.run / "checkpoints", self.step, write, self.config.checkpoints_total_limit)
 
     def finish(self) -> None:
-        """Write what a finished run offers: pipeline, last samples, curves, the record of the run."""
+        """Write what a finished run offers: model, last samples, curves, the record of the run."""
         seconds = self.seconds()
         self.save_checkpoint()
         if not self._preview_file().exists():
@@ -299,9 +298,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_training_curves(self.run / METRICS_FILE, self.run / "figures" / "training_curves.png")
             describe_run(self.run / RUN_FILE, self.accelerator, self.step, self.batches.images_per_step, seconds)
-            # The run folder itself is the pipeline's.
-            with parts_complete_or_absent(self.run, last="model_index.json") as temporary:
-                self._save_pipeline(temporary)
+            # The run folder itself is the model's.
+            with parts_complete_or_absent(self.run, last=self.task.index_file) as temporary:
+                self._save_model(temporary)
 
     def release(self) -> None:
         """Let go of what wraps the networks, then of the other processes; in another order the exit can hang."""
@@ -310,9 +309,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
-    def _save_pipeline(self, folder: Path) -> None:
+    def _save_model(self, folder: Path) -> None:
         with self._published_weights():
-            self.task.pipeline().save_pretrained(folder, safe_serialization=True)
+            self.task.save(folder)
 
     def _position(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler

@@ -1,6 +1,7 @@
 """Denoising diffusion (Ho et al. 2020): predict from a noised image what was mixed into it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import PIL.Image
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from hfgen.batches import Batch
 from hfgen.config import DDPMConfig
+from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.figures import image_grid
 from hfgen.losses import diffusion_target
@@ -21,15 +23,18 @@ class DiffusionTask:
 
     Args:
         config: Network, noise schedule, prediction type.
-        image_shape: (C, H, W) of the training images.
+        data: The training images.
 
     Raises:
         UserError: if the network cannot take such images, or the preview's scheduler does not fit the model.
     """
 
-    def __init__(self, config: DDPMConfig, image_shape: tuple[int, int, int]):
+    published = frozenset({"unet"})
+    index_file = DDPMPipeline.config_name
+
+    def __init__(self, config: DDPMConfig, data: ImageData):
         self.config = config
-        channels, height, width = image_shape
+        channels, height, width = data.images.shape[1:]
         levels = len(config.block_out_channels)
         if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
             fitting = [size - size % 2 ** (levels - 1) for size in (height, height + 2 ** (levels - 1))]
@@ -77,6 +82,10 @@ class DiffusionTask:
     def pipeline(self) -> DDPMPipeline:
         """Return the stock pipeline, which loads anywhere with diffusers alone."""
         return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
+
+    def save(self, folder: Path) -> None:
+        """Save the pipeline."""
+        self.pipeline().save_pretrained(folder, safe_serialization=True)
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw a grid of samples."""

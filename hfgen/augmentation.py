@@ -1,0 +1,38 @@
+"""Random changes of training images that keep what they show; each image of a batch has its own."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def random_shift(images: Tensor, max_pixels: int) -> Tensor:
+    """Move each image by up to `max_pixels` in both directions, its edge reflected into what that uncovers.
+
+    Args:
+        images: (B, C, H, W), H and W larger than `max_pixels`.
+        max_pixels: 0 leaves the images alone.
+    """
+    count, _, height, width = images.shape
+    padded = F.pad(images, [max_pixels] * 4, mode="reflect")
+    rows, columns = torch.randint(2 * max_pixels + 1, (2, count, 1), device=images.device)
+    rows = rows + torch.arange(height, device=images.device)
+    columns = columns + torch.arange(width, device=images.device)
+    every = torch.arange(count, device=images.device)
+    # Indices apart from each other put the channels last.
+    return padded[every[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_erase(images: Tensor, size: int) -> Tensor:
+    """Grey out (0) one square of `size` pixels in each image; its centre is any pixel (DeVries and Taylor 2017).
+
+    Args:
+        images: (B, C, H, W).
+        size: 0 leaves the images alone.
+    """
+    count, _, height, width = images.shape
+    top = torch.randint(height, (count, 1), device=images.device) - size // 2
+    left = torch.randint(width, (count, 1), device=images.device) - size // 2
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    in_rows = (rows >= top) & (rows < top + size)
+    in_columns = (columns >= left) & (columns < left + size)
+    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)

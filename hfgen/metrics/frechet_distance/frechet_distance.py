@@ -1,0 +1,104 @@
+"""Fréchet distance between the features of two sets of images."""
+
+import datasets
+import evaluate
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+_CITATION = """\
+@article{dowson1982frechet, title={The Fréchet distance between multivariate normal distributions},
+  author={Dowson, D. C. and Landau, B. V.}, journal={Journal of Multivariate Analysis}, year={1982}}
+@inproceedings{heusel2017gans, title={{GANs} Trained by a Two Time-Scale Update Rule Converge to a Local {Nash}
+  Equilibrium}, author={Heusel, Martin and others}, booktitle={NeurIPS}, year={2017}}"""
+
+_DESCRIPTION = """\
+The Fréchet distance ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½) between Gaussians fitted to two sets of features. In
+features of Inception it is the FID; in any others it is not, and must not be called so. It falls as the number of
+samples grows: compare values of equal numbers only."""
+
+_INPUTS = """\
+Args:
+    predictions: Features of the generated images, float (N, D), N > D.
+    references: Features of real images, float (M, D), M > D.
+    prediction_labels: The classes that the generated images are meant to be, int (N,); with it,
+    reference_labels: Classes of the real images, int (M,): then also the distance within each class.
+Returns:
+    frechet_distance: 0 for equal sets, without upper bound.
+    frechet_distance_per_class: One distance a class, in the order of the labels, if labels are given."""
+
+
+class _Features(nn.Module):
+    """Takes features for images, so that torchmetrics measures in any feature space."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet_distance(predictions: Tensor, references: Tensor) -> float:
+    """Return the Fréchet distance of features (N, D) and (M, D), computed in double precision by torchmetrics.
+
+    Raises:
+        ValueError: if there are not more samples than features, so that a covariance has no full rank.
+    """
+    for name, features in (("predictions", predictions), ("references", references)):
+        if len(features) <= features.shape[1]:
+            raise ValueError(
+                f"the Fréchet distance in {features.shape[1]} features needs more than {features.shape[1]} "
+                f"{name}, not {len(features)}"
+            )
+    metric = FrechetInceptionDistance(feature=_Features(predictions.shape[1])).set_dtype(torch.float64)
+    metric.update(references.double(), real=True)
+    metric.update(predictions.double(), real=False)
+    return max(0.0, metric.compute().item())
+
+
+def frechet_distance_per_class(
+    predictions: Tensor, references: Tensor, prediction_labels: Tensor, reference_labels: Tensor
+) -> list[float]:
+    """Return the Fréchet distance within each class that the references have.
+
+    Raises:
+        ValueError: if a class has too few samples.
+    """
+    distances = []
+    for label in reference_labels.unique().tolist():
+        try:
+            distances.append(
+                frechet_distance(predictions[prediction_labels == label], references[reference_labels == label])
+            )
+        except ValueError as error:
+            raise ValueError(f"class {label}: {error}") from error
+    return distances
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
+class FrechetDistance(evaluate.Metric):
+    """The `evaluate` module."""
+
+    def _info(self):
+        features = datasets.Sequence(datasets.Value("float32"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": features, "references": features}),
+        )
+
+    def compute(self, *, predictions=None, references=None, **options):
+        """Compute as usual; the sets may differ in size, which the table behind `add_batch` cannot hold."""
+        if predictions is None:
+            return super().compute(**options)
+        return self._compute(predictions, references, **options)
+
+    def _compute(self, predictions, references, prediction_labels=None, reference_labels=None):
+        predictions, references = torch.as_tensor(predictions), torch.as_tensor(references)
+        results = {"frechet_distance": frechet_distance(predictions, references)}
+        if prediction_labels is not None:
+            labels = torch.as_tensor(prediction_labels), torch.as_tensor(reference_labels)
+            results["frechet_distance_per_class"] = frechet_distance_per_class(predictions, references, *labels)
+        return results

@@ -1,0 +1,81 @@
+"""How alike two images of a pair are: mean squared error, PSNR, SSIM, multi-scale SSIM."""
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
+
+_CITATION = """\
+@article{wang2004image, title={Image quality assessment: from error visibility to structural similarity}, author={Wang,
+  Zhou and Bovik, Alan C. and Sheikh, Hamid R. and Simoncelli, Eero P.}, journal={IEEE TIP}, year={2004}}
+@inproceedings{wang2003multiscale, title={Multiscale structural similarity for image quality assessment},
+  author={Wang, Zhou and Simoncelli, Eero P. and Bovik, Alan C.}, booktitle={Asilomar}, year={2003}}"""
+
+_DESCRIPTION = """\
+Mean squared error, peak signal-to-noise ratio and structural similarity (Gaussian window of 11 pixels, σ = 1.5) of
+pairs of images, each averaged over the pairs. Multi-scale SSIM halves the images four times and needs more than 160
+pixels."""
+
+_INPUTS = """\
+Args:
+    predictions: Images, of one size: PIL, or uint8 arrays (H, W) or (H, W, 3); H, W ≥ 11.
+    references: The images that they should be, of the same size and in the same order.
+Returns:
+    mse: Of pixels in [0, 1].
+    psnr: In dB; infinite for a pair of equal images, which the mean then is too.
+    ssim: From −1 to 1, 1 for equal images.
+    ms_ssim: From 0 to 1; only where the size allows."""
+
+_MS_SSIM_PIXELS = 160  # must be exceeded: four halvings, and a window of 11
+
+
+def image_similarity(predictions: Tensor, references: Tensor) -> dict[str, float]:
+    """Return the measures of pairs of images, float (N, C, H, W) in [0, 1].
+
+    Raises:
+        ValueError: if the shapes differ, or an image is smaller than the window of the SSIM.
+    """
+    if predictions.shape != references.shape:
+        raise ValueError(f"pairs must be alike in shape, not {tuple(predictions.shape)}, {tuple(references.shape)}")
+    if min(predictions.shape[-2:]) < 11:
+        raise ValueError(f"the SSIM needs at least 11×11 pixels, not {'×'.join(map(str, predictions.shape[-2:]))}")
+    errors = (predictions - references).square().flatten(1).mean(1)
+    results = {
+        "mse": errors.mean().item(),
+        "psnr": (-10 * errors.log10()).mean().item(),
+        "ssim": structural_similarity_index_measure(predictions, references, data_range=1.0).item(),
+    }
+    if min(predictions.shape[-2:]) > _MS_SSIM_PIXELS:
+        results["ms_ssim"] = multiscale_structural_similarity_index_measure(
+            predictions, references, data_range=1.0, normalize="relu"
+        ).item()
+    return results
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
+class ImageSimilarity(evaluate.Metric):
+    """The `evaluate` module."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()}),
+        )
+
+    def _compute(self, predictions, references):
+        return image_similarity(*(_to_tensor(images) for images in (predictions, references)))
+
+
+def _to_tensor(images) -> Tensor:
+    arrays = [np.asarray(image) for image in images]
+    if shapes := {array.shape for array in arrays[1:]} - {arrays[0].shape}:
+        raise ValueError(f"images must be alike in size and channels, not {arrays[0].shape} and {shapes.pop()}")
+    stacked = torch.from_numpy(np.stack(arrays)).float() / 255
+    return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
