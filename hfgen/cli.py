@@ -1,4 +1,4 @@
-"""The command line: `hfgen train | sample | recipes`. Nothing heavy is imported before a command is known."""
+"""The command line: `hfgen train | sample | evaluate | results | recipes`, importing nothing heavy before it must."""
 
 import dataclasses
 import difflib
@@ -15,7 +15,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser
 
 import hfgen
-from hfgen.config import ClassifierConfig, DDPMConfig, SampleConfig, TrainingConfig
+from hfgen.config import ClassifierConfig, DDPMConfig, EvaluateConfig, ResultsConfig, SampleConfig, TrainingConfig
 from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -27,6 +27,8 @@ Train and sample small-image generative models.
 commands:
   train FAMILY   train a model; FAMILY is {" or ".join(FAMILIES)}
   sample RUN     draw images from a run, a checkpoint, a folder or a Hub id
+  evaluate RUN   measure how good its images are, or a classifier, or --images from anywhere
+  results        make one table of all evaluations
   recipes        list the ready-made configurations for --config
 
 hfgen COMMAND --help says more; hfgen --version prints the version."""
@@ -69,10 +71,14 @@ def _run(arguments: list[str]) -> int:
             )
         case ["sample", *rest]:
             _sample(rest)
+        case ["evaluate", *rest]:
+            _evaluate(rest)
+        case ["results", *rest]:
+            _results(rest)
         case ["recipes"]:
             _list_recipes()
         case [command, *_]:
-            commands = ["train", "sample", "recipes"]
+            commands = ["train", "sample", "evaluate", "results", "recipes"]
             raise UserError(f"there is no command {command}" + _suggestion([command], commands) + "\n\n" + USAGE)
     return 0
 
@@ -121,6 +127,28 @@ def _sample(arguments: list[str]) -> None:
             case _:
                 figures.save_images(images, output)
     print(f"{config.num_images} images are in {output}")
+
+
+def _evaluate(arguments: list[str]) -> None:
+    config = parse_config(EvaluateConfig, arguments, prog="hfgen evaluate", positional="run_or_repo")
+    from diffusers.utils.logging import disable_progress_bar
+
+    from hfgen.evaluation import evaluate
+
+    disable_progress_bar()
+    record = evaluate(config)
+    print(f"The measures are in {record}")
+
+
+def _results(arguments: list[str]) -> None:
+    config = parse_config(ResultsConfig, arguments, prog="hfgen results", positional="folder")
+    from hfgen.files import complete_or_absent
+    from hfgen.report import results_page
+
+    page = results_page(Path(config.folder))
+    with complete_or_absent(Path(config.output)) as temporary:
+        temporary.write_text(page)
+    print(f"The table is in {config.output}")
 
 
 def _list_recipes() -> None:
@@ -173,7 +201,8 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> Argum
         hint, default = hints[field.name], field.default
         options: dict[str, Any] = {"help": " ".join(help_texts[field.name].split())}
         if field.name == positional:
-            parser.add_argument(field.name, type=hint, **options)
+            optional = {} if default is dataclasses.MISSING else {"nargs": "?", "default": default}
+            parser.add_argument(field.name, type=hint, **options, **optional)
             continue
         if hint is bool:
             options["action"] = ActionYesNo(no_prefix="no_")

@@ -243,7 +243,8 @@ class ClassifierConfig(TrainingConfig):
     """An image classifier, whose features and decisions judge generated images (`hfgen evaluate`).
 
     Args:
-        test_split: Split of the same data on which the accuracy is measured.
+        test_dataset_name: Data set with the test images, where it is not the one that is trained on.
+        test_split: Split on which the accuracy is measured.
         architecture: `resnet` (He et al. 2016, basic blocks) or `regnet` (Radosavovic et al. 2020, x blocks), as
             `transformers` has them.
         embedding_size: Channels of the first convolution.
@@ -257,6 +258,7 @@ class ClassifierConfig(TrainingConfig):
 
     family: ClassVar[str] = "classifier"
 
+    test_dataset_name: str | None = None
     test_split: str = "test"
     architecture: Literal["resnet", "regnet"] = "resnet"
     embedding_size: int = 64
@@ -322,6 +324,85 @@ class SampleConfig:
         suffix = Path(self.output).suffix
         if suffix not in {"", ".png", ".gif", ".npz"}:
             raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Measure how good a model's images are, or images from anywhere, and write a report.
+
+    Args:
+        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id. Of a classifier's run, the accuracy
+            is measured.
+        images: Images to measure instead of a model: an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3), and
+            optionally `labels`, int (N,)) or a folder of pictures (one sub-folder a class, or none).
+        dataset_name: Data set to compare with (see `hfgen train ddpm --help`); by default the one that the run was
+            trained on.
+        train_split: Split that the model was trained on.
+        reference_split: Split to compare with: images that the model has not seen.
+        resolution: Pixels to which the data set is brought; by default as in training.
+        channels: 1 for grey, 3 for RGB; by default as in training.
+        judge: Classifiers in whose features images are compared: names of shipped ones, or runs of `hfgen train
+            classifier`. By default the two that hfgen ships for the data set.
+        num_images: How many images to draw and measure; by default 10,000, or all of `images`. 2,000 are quick;
+            values of different numbers cannot be compared.
+        num_inference_steps: Denoising steps; by default as in the run's own sample grids.
+        scheduler: See `hfgen sample --help`; by default as in the run's own sample grids.
+        seed: Image i follows from it and i.
+        batch_size: Images drawn at a time.
+        classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
+            as many real ones, and test both on real images.
+        inception: Also measure FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
+            are downloaded.
+        output_dir: Where to write `evaluation.json`, `evaluation.md` and its pictures; by default the run's folder.
+        cache_dir: Folder for decoded images and reference statistics; by default `hfgen` in the Hugging Face home.
+    """
+
+    run_or_repo: str | None = None
+    images: str | None = None
+    dataset_name: str | None = None
+    train_split: str | None = None
+    reference_split: str = "test"
+    resolution: int | None = None
+    channels: Literal[1, 3] | None = None
+    judge: list[str] = field(default_factory=list)
+    num_images: int | None = None
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
+    seed: int = 0
+    batch_size: int = 250
+    classification_accuracy_score: bool = False
+    inception: bool = False
+    output_dir: str | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self):
+        """Refuse values that nothing can be measured with."""
+        if (self.run_or_repo is None) == (self.images is None):
+            both = "both" if self.images else "neither"
+            raise UserError(f"name what to measure: either a run (or repo), or --images, not {both}")
+        if self.images and not (self.dataset_name and self.output_dir):
+            raise UserError(
+                "--images also needs --dataset_name, the data set to compare with, and --output_dir for the report"
+            )
+        for name in ("num_images", "num_inference_steps", "batch_size", "resolution"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be positive, not {value}")
+        if self.seed < 0:
+            raise UserError(f"seed must be zero or more, not {self.seed}")
+
+
+@dataclass(kw_only=True)
+class ResultsConfig:
+    """Make one table of all evaluations below a folder.
+
+    Args:
+        folder: Where to look for `evaluation.json`.
+        output: The Markdown file to write.
+    """
+
+    folder: str = "runs"
+    output: str = "RESULTS.md"
 
 
 def changed_fields(config: TrainingConfig, saved: Path) -> list[str]:

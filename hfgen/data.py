@@ -5,6 +5,7 @@ import io
 import json
 import os
 import warnings
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,8 +91,9 @@ def load_images(
 
     Args:
         source: `digits` (the 1,797 of 8×8 pixels that scikit-learn carries), a name in `SHORT_NAMES`, a local
-            folder (parquet, arrow, a saved data set, or images), or a Hub id. `HFGEN_DATA_DIR` may name a folder
-            that holds local copies of the short names.
+            folder (parquet, arrow, a saved data set, or images), an .npz file (uint8 `images`, (N, H, W) or
+            (N, H, W, 3); optional `labels`, int (N,), and `label_names`), or a Hub id. `HFGEN_DATA_DIR` may name
+            a folder that holds local copies of the short names.
         split: Split of the data set, possibly a slice such as `train[:90%]`.
         image_column: Column with the images; the only one of type Image if None.
         label_column: Column with the labels; the only one of type ClassLabel if None.
@@ -105,7 +107,7 @@ def load_images(
         UserError: for a source, split or column that is not there, an empty set, unequal sizes, a broken image.
     """
     cache = Path(cache_dir or Path(constants.HF_HOME, "hfgen")).expanduser()
-    local = _local_folder(source)
+    local = _local_copy(source)
     dataset = None if local or source == "digits" else _load_dataset(source, None, split)
     if source == "digits":
         version: Any = "scikit-learn"
@@ -132,19 +134,19 @@ def load_images(
     return _open_cache(folder, source)
 
 
-def _local_folder(source: str) -> Path | None:
+def _local_copy(source: str) -> Path | None:
     if source == "digits":
         return None
     if source in SHORT_NAMES:
         copies = os.environ.get("HFGEN_DATA_DIR")
         return Path(copies, source) if copies and Path(copies, source).is_dir() else None
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == ".npz"):
         return path
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         known = ", ".join(["digits", *SHORT_NAMES])
         raise UserError(
-            f"there is no data set {source}: it is no folder, no Hub id (user/name), "
+            f"there is no data set {source}: it is no folder, no .npz file, no Hub id (user/name), "
             f"and none of the short names {known}"
         )
     return None
@@ -160,6 +162,8 @@ def _load_dataset(source: str, local: Path | None, split: str) -> Any:
     """Open a local folder or a Hub data set with `datasets`."""
     import datasets  # takes a second to import, and a cached set does not need it
 
+    if local and local.is_file():
+        return _load_arrays(local, source, split)
     try:
         if local and any((local / name).exists() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(str(local))
@@ -191,10 +195,41 @@ def _load_digits(split: str) -> Any:
     )
     images = [PIL.Image.fromarray(np.uint8(np.round(image * 255 / 16))) for image in digits.images]
     dataset = datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)
+    return _select_only_split(dataset, "digits", split)
+
+
+def _load_arrays(path: Path, source: str, split: str) -> Any:
+    """Open an .npz file, as `load_images` describes it, as a `datasets.Dataset`."""
+    import datasets
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels, names = (arrays.get(name) for name in ("images", "labels", "label_names"))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{source} cannot be read as an .npz file of plain arrays ({error})") from error
+    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
+        found = "no such array" if images is None else f"{images.dtype} {images.shape}"
+        raise UserError(f"{source} must have an array images, uint8 (N, H, W) or (N, H, W, 3), not {found}")
+    columns = {"image": [PIL.Image.fromarray(image) for image in images]}
+    features = {"image": datasets.Image()}
+    if labels is not None:
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+            raise UserError(
+                f"labels of {source} must be one whole number from 0 an image, ({len(images)},), "
+                f"not {labels.dtype} {labels.shape}"
+            )
+        columns["label"] = labels
+        names = range(labels.max(initial=0) + 1) if names is None else names
+        features["label"] = datasets.ClassLabel(names=[str(name) for name in names])
+    dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    return _select_only_split(dataset, source, split)
+
+
+def _select_only_split(dataset: Any, source: str, split: str) -> Any:
     try:
         return _select_split({"train": dataset}, split)
     except ValueError as error:
-        raise UserError(f"cannot open split {split} of digits: {error}") from error
+        raise UserError(f"cannot open split {split} of {source}: {error}") from error
 
 
 def _select_split(splits: dict[str, Any], split: str) -> Any:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -11,6 +12,8 @@ import PIL.ImageOps
 import torch
 from diffusers.utils import export_to_gif, make_image_grid
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hfgen.files import complete_or_absent
@@ -28,9 +31,12 @@ def to_pil(image: Tensor) -> PIL.Image.Image:
     return PIL.Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
-def image_grid(images: Tensor) -> PIL.Image.Image:
-    """Lay out uint8 images (N, C, H, W) row by row on a square grid, enlarged without blurring, a gap between them."""
-    columns = math.ceil(math.sqrt(len(images)))
+def image_grid(images: Tensor, columns: int | None = None) -> PIL.Image.Image:
+    """Lay out uint8 images (N, C, H, W) row by row, enlarged without blurring, a gap between them.
+
+    Without a number of columns, the grid has as many as rows.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     height, width = images.shape[-2:]
     scale = max(1, round(TILE_PIXELS / max(height, width)))
@@ -53,11 +59,11 @@ def save_images(images: Tensor, path: Path) -> None:
         save_picture(to_pil(image), path / f"{index:05d}.png")
 
 
-def save_arrays(images: Tensor, path: Path) -> None:
-    """Save uint8 images (N, C, H, W) as the array `images`, (N, H, W) or (N, H, W, 3), of an .npz file."""
+def save_arrays(images: Tensor, path: Path, **others: ArrayLike) -> None:
+    """Save uint8 images (N, C, H, W) as `images`, (N, H, W) or (N, H, W, 3), and other arrays in an .npz file."""
     array = images.permute(0, 2, 3, 1).numpy()
     with complete_or_absent(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, images=array[..., 0] if array.shape[-1] == 1 else array)
+        np.savez_compressed(file, images=array[..., 0] if array.shape[-1] == 1 else array, **others)
 
 
 def save_film(states: list[Tensor], path: Path) -> None:
@@ -129,3 +135,68 @@ def to_picture(figure: Figure) -> PIL.Image.Image:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=80)
     return PIL.Image.open(content).convert("RGB")
+
+
+def measures_picture(
+    measures: dict[str, dict[str, dict[str, float | None]]],
+    floors: dict[str, dict[str, dict[str, float]]],
+    titles: dict[str, tuple[str, str]],
+    floor_names: dict[str, str],
+) -> PIL.Image.Image:
+    """Draw each measure with its deviation beside those of real images; one row a judge, one panel a measure."""
+    figure = Figure(figsize=(2.2 * len(titles), 2.4 * len(measures)), layout="constrained")
+    panels = figure.subplots(len(measures), len(titles), squeeze=False)
+    for row, (judge, found) in zip(panels, measures.items(), strict=True):
+        for axes, (name, (title, better)) in zip(row, titles.items(), strict=True):
+            real = [floors[judge][floor][name] for floor in floor_names]
+            axes.bar(["generated"], found[name]["value"], yerr=found[name]["std"], capsize=4, color="tab:orange")
+            axes.bar(floor_names.values(), real, color="tab:blue")
+            axes.set_xticks([])
+            axes.set_title(f"{title} ({better})", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.grid(axis="y", alpha=0.3)
+        row[0].set_ylabel(judge)
+    figure.legend(
+        [Patch(color="tab:orange"), Patch(color="tab:blue")],
+        ["generated", "real images: " + ", ".join(floor_names.values())],
+        loc="outside lower center", ncols=2, fontsize=8,
+    )  # fmt: skip
+    return to_picture(figure)
+
+
+def class_shares_picture(classes: dict[str, dict[str, Any]]) -> PIL.Image.Image:
+    """Draw for each judge which share of the generated and of the real images it takes for each class."""
+    figure = Figure(figsize=(10, 2.6 * len(classes)), layout="constrained")
+    for axes, (judge, found) in zip(figure.subplots(len(classes), squeeze=False)[:, 0], classes.items(), strict=True):
+        places = np.arange(len(found["label_names"]))
+        for offset, (kind, colour) in zip(
+            (-0.2, 0.2), (("generated", "tab:orange"), ("real", "tab:blue")), strict=True
+        ):
+            axes.bar(places + offset, found["shares"][kind], width=0.4, label=kind, color=colour)
+        axes.set_xticks(places, found["label_names"])
+        axes.set(title=f"judge {judge}", ylabel="share")
+        axes.legend()
+        axes.grid(axis="y", alpha=0.3)
+    return to_picture(figure)
+
+
+def features_picture(generated: Tensor, real: Tensor, shown: int = 2000) -> PIL.Image.Image:
+    """Draw generated and real features, (N, D) and (M, D), on the two main directions of the real ones."""
+    mean = real.mean(0)
+    directions = torch.linalg.svd(real - mean, full_matrices=False).Vh[:2].T
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, features, kind, colour in (
+        (left, real, "real", "tab:blue"),
+        (right, generated, "generated", "tab:orange"),
+    ):
+        points = (features[:shown] - mean) @ directions
+        axes.scatter(*points.T.numpy(), s=3, alpha=0.4, color=colour, linewidths=0)
+        axes.set_title(f"{kind}: {len(points)} images")
+    return to_picture(figure)
+
+
+def neighbours_picture(images: Tensor, neighbours: Tensor) -> PIL.Image.Image:
+    """Lay out images, uint8 (N, C, H, W), eight a row, each above its neighbour, (N, C, H, W)."""
+    pairs = torch.cat([images, neighbours], dim=2)
+    return image_grid(pairs, columns=8)

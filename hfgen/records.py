@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hfgen.files import complete_or_absent
 
+RUN_FILE = "run.json"
 RECORDED_PACKAGES = [
     "hfgen",
     "torch",

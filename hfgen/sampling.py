@@ -160,8 +160,9 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     num_frames: int = 1,
+    first_image: int = 0,
 ) -> Iterator[list[Tensor]]:
-    """Draw images batch by batch; image i follows from (seed, i), whatever the batch size.
+    """Draw images batch by batch from number `first_image` on; image i follows from (seed, i), not from its batch.
 
     Yields:
         For each batch up to `num_frames` states of the denoising, evenly spread, uint8 (B, C, H, W); the last one
@@ -182,8 +183,9 @@ def sample(
     frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
     size = unet.config.sample_size
     shape = (1, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-    for first in range(0, num_images, batch_size):
-        seeds = [derive_seed("image", seed, i) for i in range(first, min(first + batch_size, num_images))]
+    end = first_image + num_images
+    for first in range(first_image, end, batch_size):
+        seeds = [derive_seed("image", seed, i) for i in range(first, min(first + batch_size, end))]
         states = denoising_states(unet, solver, num_inference_steps, shape, seeds, pipeline.device)
         yield [to_uint8(state) for index, state in enumerate(states) if index in frames]
 

@@ -35,13 +35,12 @@ from hfgen.data import ImageData
 from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
 from hfgen.figures import save_picture, save_training_curves
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
-from hfgen.records import MetricsFile, describe_run, losses_of
+from hfgen.records import RUN_FILE, MetricsFile, describe_run, losses_of
 from hfgen.seeds import derive_seed
 from hfgen.tasks import Task
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
-RUN_FILE = "run.json"
 STATE_FILE = "training_state.safetensors"
 POSITION_FILE = "training_position.json"
 PREVIEW_SEED = 0

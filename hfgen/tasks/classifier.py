@@ -14,6 +14,7 @@ from transformers import (
     ResNetForImageClassification,
     ViTImageProcessorPil,
 )
+from transformers.utils import logging as transformers_logging
 
 from hfgen.augmentation import random_erase, random_shift
 from hfgen.batches import Batch
@@ -49,7 +50,7 @@ class ClassifierTask:
         if config.random_shift >= min(height, width):
             raise UserError(f"random_shift must be below the image size, {height}×{width}, not {config.random_shift}")
         self.test_data = load_images(
-            data.source,
+            config.test_dataset_name or data.source,
             split=config.test_split,
             image_column=config.image_column,
             label_column=config.label_column,
@@ -60,11 +61,14 @@ class ClassifierTask:
         )
         if self.test_data.images.shape[1:] != data.images.shape[1:]:
             raise UserError(
-                f"the images of {data.source} differ in size: {tuple(data.images.shape[1:])} in {config.train_split}, "
-                f"{tuple(self.test_data.images.shape[1:])} in {config.test_split}; give a --resolution"
+                f"training and test images differ in channels or size: {tuple(data.images.shape[1:])} in "
+                f"{data.source}, {tuple(self.test_data.images.shape[1:])} in {self.test_data.source}; "
+                "give --resolution and --channels"
             )
         if self.test_data.label_names != data.label_names:
-            raise UserError(f"{config.train_split} and {config.test_split} of {data.source} have different classes")
+            raise UserError(
+                f"training and test images have different classes: {data.label_names}, {self.test_data.label_names}"
+            )
         self.size = (UPSCALE * height, UPSCALE * width)
         fields = {
             "num_channels": channels,
@@ -101,6 +105,7 @@ class ClassifierTask:
 
     def save(self, folder: Path) -> None:
         """Save the network and the image processor."""
+        transformers_logging.disable_progress_bar()
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 

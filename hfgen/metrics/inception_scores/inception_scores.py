@@ -31,6 +31,11 @@ Returns:
     fid, kid, kid_std, inception_score, inception_score_std."""
 
 
+def require_inception() -> None:
+    """Load the network once, so that what is missing is known before any work (see `inception_scores`)."""
+    FrechetInceptionDistance()
+
+
 def inception_scores(predictions: Tensor, references: Tensor, subset_size: int = 1000) -> dict[str, float]:
     """Return the scores of images, uint8 (N, C, H, W) and (M, C, H, W); grey is repeated to three channels.
 

@@ -24,7 +24,7 @@ Returns:
     memorization_gap: Nats per image.
     memorization_gap_std: Its standard error, from the spread over the images."""
 
-_ITERATIONS = 20
+_ITERATIONS = 10
 _ROWS = 1000  # of a distance matrix worked on at a time
 _NARROWEST = 1e-3  # least variance, as a share of the typical squared distance to the nearest sample
 

@@ -1,0 +1,170 @@
+"""The measures of `hfgen/metrics/` on images as judges see them, with deviations, real-data floors and a cache."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hfgen.data import ImageData
+from hfgen.files import complete_or_absent
+from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance
+from hfgen.metrics.judge import Judge
+from hfgen.metrics.kernel_distance.kernel_distance import kernel_distance
+from hfgen.metrics.memorization_gap.memorization_gap import memorization_gap
+from hfgen.metrics.precision_recall_density_coverage.precision_recall_density_coverage import (
+    neighbour_radii,
+    precision_recall_density_coverage,
+)
+from hfgen.seeds import derive_seed
+
+NEIGHBOURS = 5  # k of precision, recall, density, coverage
+KERNEL_SUBSET = 1000
+KERNEL_SUBSETS = 100  # for a value; a tenth of it for each part in the standard deviations
+PARTS = 10  # into which samples are divided for the standard deviations
+MEMORIZATION_SAMPLES = 4000  # of each kind, at most
+_VERSION = 1  # of what is cached; increase when a measure changes
+
+
+class Reference:
+    """Real images as one judge sees them; what has been computed once is kept on disk.
+
+    Args:
+        judge: Looks at the images.
+        test: Images that generated ones are compared with.
+        train: Images that the model was trained on.
+        cache: Folder for what is kept.
+    """
+
+    def __init__(self, judge: Judge, test: ImageData, train: ImageData, cache: Path):
+        self.judge, self.test, self.train, self.cache = judge, test, train, cache
+
+    def features(self, data: ImageData) -> Tensor:
+        """Return the features of a data set, float32 (N, D)."""
+        return self._seen(data)["features"]
+
+    def predicted(self, data: ImageData) -> Tensor:
+        """Return the classes that the judge finds in a data set, int64 (N,)."""
+        return self._seen(data)["predicted"]
+
+    def _seen(self, data: ImageData) -> dict[str, Tensor]:
+        def look() -> dict[str, Tensor]:
+            features, logits = self.judge.look_at(data.images)
+            return {"features": features, "predicted": logits.argmax(1)}
+
+        return self._kept(f"features-{data.fingerprint[:16]}", look)
+
+    def measures(self, features: Tensor, kernel_subsets: int = KERNEL_SUBSETS) -> dict[str, float]:
+        """Compare features (N, D) with those of the test images by every distribution measure."""
+        radii = self._kept(
+            f"radii-{NEIGHBOURS}-{self.test.fingerprint[:16]}",
+            lambda: {"radii": neighbour_radii(self.features(self.test), NEIGHBOURS)},
+        )["radii"]
+        return _compare(features, self.features(self.test), kernel_subsets, radii)
+
+    def measures_with_deviations(self, features: Tensor) -> dict[str, dict[str, float | None]]:
+        """Compare features (N, D) with those of the test images.
+
+        Returns:
+            For each measure its value, and its standard deviation: that over disjoint parts of the samples, divided
+            by the square root of their number; None if there are too few samples for three parts.
+        """
+        values = self.measures(features)
+        parts = min(PARTS, len(features) // (features.shape[1] + 1))
+        if parts < 3:
+            return {name: {"value": value, "std": None} for name, value in values.items()}
+        of_parts = [self.measures(part, KERNEL_SUBSETS // 10) for part in features.tensor_split(parts)]
+        return {
+            name: {"value": value, "std": torch.tensor([p[name] for p in of_parts]).std().item() / math.sqrt(parts)}
+            for name, value in values.items()
+        }
+
+    def floors(self, num_images: int) -> dict[str, dict[str, float]]:
+        """Measure real images as if they were generated, equally many where there are so many.
+
+        Returns:
+            `train_against_test`: training images against the test images; `half_against_half`: training images
+            against as many other training images as there are test images.
+        """
+
+        def measure() -> dict[str, dict[str, float]]:
+            generator = torch.Generator().manual_seed(derive_seed("floors"))
+            features = self.features(self.train)
+            features = features[torch.randperm(len(features), generator=generator)]
+            half = len(features) // 2
+            others = features[half:][: len(self.test)]
+            return {
+                "train_against_test": self.measures(features[:num_images]),
+                "half_against_half": _compare(features[:half][:num_images], others),
+            }
+
+        path = self._place(f"floors-{num_images}-{self.test.fingerprint[:16]}-{self.train.fingerprint[:16]}.json")
+        if not path.exists():
+            with complete_or_absent(path) as temporary:
+                temporary.write_text(json.dumps(measure()))
+        return json.loads(path.read_text())
+
+    def memorization(self, features: Tensor) -> dict[str, dict[str, float]]:
+        """Tell how much nearer to training than to test images samples stand, in equal numbers of each.
+
+        Args:
+            features: (N, D); the first `MEMORIZATION_SAMPLES` of them are used.
+
+        Returns:
+            For the samples (`generated`), and where there are enough for training images in their place that are not
+            among those compared with (`real`): the gap in nats per image (see `memorization_gap`), the share of
+            samples whose nearest real image is a training image, one half for a model that copies nothing, and the
+            standard errors of both.
+        """
+        generator = torch.Generator().manual_seed(derive_seed("memorization"))
+        test, train = self.features(self.test), self.features(self.train)
+        number = min(MEMORIZATION_SAMPLES, len(test), len(train))
+        test = test[torch.randperm(len(test), generator=generator)[:number]]
+        train = train[torch.randperm(len(train), generator=generator)]
+        train, others = train[:number], train[number:]
+        results = {}
+        for kind, samples in (("generated", features), ("real", others)):
+            samples = samples[: min(MEMORIZATION_SAMPLES, len(features))]
+            if len(samples) > NEIGHBOURS:
+                gap, gap_error = memorization_gap(samples, train, test)
+                nearer = nearest(samples, train)[0] < nearest(samples, test)[0]
+                results[kind] = {
+                    "gap": gap,
+                    "gap_std": gap_error,
+                    "nearer_to_training": nearer.double().mean().item(),
+                    "nearer_to_training_std": 0.5 / math.sqrt(len(samples)),
+                }
+        return results
+
+    def _kept(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        path = self._place(f"{name}.safetensors")
+        if not path.exists():
+            with complete_or_absent(path) as temporary:
+                save_file({key: value.contiguous() for key, value in compute().items()}, temporary)
+        return load_file(path)
+
+    def _place(self, name: str) -> Path:
+        return self.cache / f"statistics-{_VERSION}-{self.judge.sha256[:16]}-{name}"
+
+
+def nearest(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each of the features, (N, D), distance and number of the nearest of the others, (M, D)."""
+    found = [torch.cdist(part, others).min(1) for part in features.split(500)]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+
+
+def _compare(
+    features: Tensor,
+    references: Tensor,
+    kernel_subsets: int = KERNEL_SUBSETS,
+    reference_radii: Tensor | None = None,
+) -> dict[str, float]:
+    subset_size = min(KERNEL_SUBSET, len(features), len(references))
+    return {
+        "frechet_distance": frechet_distance(features, references),
+        "kernel_distance": kernel_distance(features, references, kernel_subsets, subset_size)[0],
+        **precision_recall_density_coverage(features, references, NEIGHBOURS, reference_radii),
+    }

@@ -1,0 +1,98 @@
+"""Judges: classifiers in whose features images are compared and whose decisions tell the class of an image."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from hfgen.errors import UserError
+
+JUDGES = Path(__file__).parent / "judges"
+WEIGHTS = "model.safetensors"
+RECORD = "evaluation.json"
+BATCH_SIZE = 500
+
+
+@dataclass
+class Judge:
+    """A classifier that `hfgen train classifier` trained, ready to look at images.
+
+    Attributes:
+        name: The name of its folder.
+        model: The network, in evaluation mode.
+        size: Height and width to which it enlarges images, by repeating pixels.
+        sha256: Of its weights, which tells exactly in which features something was measured.
+    """
+
+    name: str
+    model: PreTrainedModel
+    size: tuple[int, int]
+    sha256: str
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes in the order of their numbers."""
+        return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+
+    @property
+    def num_features(self) -> int:
+        """The width of the features."""
+        return self.model.config.hidden_sizes[-1]
+
+    @torch.inference_mode()
+    def look_at(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network makes of images.
+
+        Args:
+            images: uint8 (N, C, H, W).
+
+        Returns:
+            Features, float32 (N, D), the average of the last layer over the image; logits, float32 (N, classes).
+            Both on the CPU.
+        """
+        features, logits = [], []
+        for batch in images.split(BATCH_SIZE):
+            pixels = F.interpolate(batch.to(self.model.device).float() / 127.5 - 1, self.size)
+            pooled = self.model.base_model(pixels).pooler_output
+            features.append(pooled.flatten(1).cpu())
+            logits.append(self.model.classifier(pooled).cpu())
+        return torch.cat(features), torch.cat(logits)
+
+
+def load_judge(name_or_folder: str) -> Judge:
+    """Load a judge that hfgen ships, by its name, or one of the user's own, by the folder of its run.
+
+    Raises:
+        UserError: if there is none, or a shipped one is not the one that was measured.
+    """
+    shipped = name_or_folder in shipped_judges()
+    folder = JUDGES / name_or_folder if shipped else Path(name_or_folder).expanduser()
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"there is no judge {name_or_folder}: it is none of {', '.join(shipped_judges()) or 'those shipped'}, and "
+            "no finished run of hfgen train classifier"
+        )
+    sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    if shipped and sha256 != json.loads((folder / RECORD).read_text())["protocol"]["weights_sha256"]:
+        raise UserError(f"the judge {name_or_folder} is damaged: its weights are not those that were measured")
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
+        size = AutoImageProcessor.from_pretrained(folder).size
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"cannot load the judge {name_or_folder}: {str(error).splitlines()[0]}") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.eval().to(device, memory_format=torch.channels_last)
+    return Judge(folder.resolve().name, model, (size["height"], size["width"]), sha256)
+
+
+def shipped_judges(dataset: str = "") -> list[str]:
+    """List the judges that hfgen ships, of one data set or of all; the first of a set is the stronger one."""
+    return sorted(path.name for path in JUDGES.glob(f"{dataset}*") if path.is_dir() and path.name[0] != "_")
