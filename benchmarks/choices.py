@@ -14,6 +14,7 @@ choices.md.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import tempfile
@@ -86,9 +87,9 @@ class Unshuffled(nn.Module):
 class VariantTask(DiffusionTask):
     """A diffusion task whose network may differ in what the configuration has no field for."""
 
-    def __init__(self, config: DDPMConfig, image_shape, unet_fields: dict, unshuffle: bool):
-        channels, height, width = image_shape
-        super().__init__(config, (4 * channels, height // 2, width // 2) if unshuffle else image_shape)
+    def __init__(self, config: DDPMConfig, data, unet_fields: dict, unshuffle: bool):
+        first = F.pixel_unshuffle(data.images[:1], 2) if unshuffle else data.images[:1]
+        super().__init__(config, dataclasses.replace(data, images=first))  # whose shape is all it looks at
         fields = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
         self.unet = UNet2DModel(**(fields | unet_fields))
         self.network = Unshuffled(self.unet) if unshuffle else self.unet
@@ -128,7 +129,7 @@ def measure(name: str, fields: dict, options, train_images, test_images, folder:
         **fields,
     )
     torch.manual_seed(0)
-    task = VariantTask(config, tuple(train_images.images.shape[1:]), unet_fields, unshuffle)
+    task = VariantTask(config, train_images, unet_fields, unshuffle)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         task.network(torch.zeros(1, *train_images.images.shape[1:]), torch.zeros(1))
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.accelerator.is_available())

@@ -41,7 +41,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def make_hfgen(config: DDPMConfig, data, folder: Path):
     """Return a function that trains some steps in hfgen's loop, metrics file and progress bar included."""
     AcceleratorState._reset_state()
-    task = DiffusionTask(config, tuple(data.images.shape[1:]))
+    task = DiffusionTask(config, data)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     trainer = Trainer(config, task, data, accelerator, folder)
     trainer.prepare_run_folder()
@@ -55,7 +55,7 @@ def make_hfgen(config: DDPMConfig, data, folder: Path):
 
 def make_bare(config: DDPMConfig, data, batches=None):
     """Return a function that trains some steps in a loop with nothing around it, on tensors in memory."""
-    task = DiffusionTask(config, tuple(data.images.shape[1:]))
+    task = DiffusionTask(config, data)
     unet, scheduler = task.unet.to(DEVICE), task.scheduler
     images = data.images.clone().to(DEVICE)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)

@@ -367,6 +367,7 @@ def _classification_accuracy_score(
                 test_split="train",
                 output_dir=str(Path(folder, kind)),
                 max_train_steps=SCORE_STEPS,
+                lr_warmup_steps=SCORE_STEPS // 10,
                 checkpointing_steps=SCORE_STEPS,
                 cache_dir=folder,
             )

@@ -11,6 +11,7 @@ os.environ["MPLBACKEND"] = "agg"
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 REPOSITORY = Path(__file__).parents[1]
 # `accelerate launch` starts several CPU processes through MPI only; torchrun does with gloo.
@@ -24,6 +25,36 @@ TINY = {
     "num_inference_steps": 3,
     "mixed_precision": "no",
 }
+TINY_JUDGE = {
+    "dataset_name": "digits",
+    "train_split": "train[:80%]",
+    "test_split": "train[80%:]",
+    "embedding_size": 16,
+    "hidden_sizes": [16, 16],
+    "depths": [1, 1],
+    "random_shift": 1,
+    "train_batch_size": 64,
+    "lr_warmup_steps": 5,
+    "learning_rate": 1e-2,
+    "max_train_steps": 80,
+    "mixed_precision": "no",
+}
+
+
+def train_classifier(folder: Path, **fields) -> Path:
+    """Train a small judge of digits, in this process."""
+    from hfgen.config import ClassifierConfig
+    from hfgen.run import train
+    from hfgen.tasks.classifier import ClassifierTask
+
+    AcceleratorState._reset_state()
+    return train(ClassifierConfig(**(TINY_JUDGE | fields | {"output_dir": str(folder)})), ClassifierTask)
+
+
+@pytest.fixture(scope="session")
+def judge_run(tmp_path_factory) -> Path:
+    """The run of a small judge of digits."""
+    return train_classifier(tmp_path_factory.mktemp("judges") / "digits_judge")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,16 +9,18 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "hfgen"
+HEAVY = ["torch", "diffusers", "transformers", "evaluate", "accelerate", "datasets", "numpy", "matplotlib", "PIL"]
 
 # From the ground up; a module may import from lower floors and, within `tasks`, the contract only.
 FLOORS = [
     {"hfgen", "hfgen.errors"},
     {"hfgen.models", "hfgen.files", "hfgen.seeds"},
-    {"hfgen.pipelines", "hfgen.losses", "hfgen.data", "hfgen.config", "hfgen.checkpoints"},
-    {"hfgen.sampling", "hfgen.figures", "hfgen.batches"},
-    {"hfgen.tasks", "hfgen.hub", "hfgen.metrics", "hfgen.records"},
+    {"hfgen.pipelines", "hfgen.losses", "hfgen.augmentation", "hfgen.data", "hfgen.config", "hfgen.checkpoints"},
+    {"hfgen.sampling", "hfgen.figures", "hfgen.batches", "hfgen.metrics"},
+    {"hfgen.tasks", "hfgen.hub", "hfgen.measures", "hfgen.records", "hfgen.report"},
     {"hfgen.training"},
     {"hfgen.run"},
+    {"hfgen.evaluation"},
     {"hfgen.cli"},
     {"hfgen.__main__"},
 ]
@@ -58,24 +60,24 @@ def test_imports_go_down(path):
         assert floor(other) < floor(own), f"{own} imports {other}, which is not on a lower floor"
 
 
-@pytest.mark.parametrize("folder", ["models", "pipelines"])
-def test_files_that_travel_with_weights_stand_alone(folder):
-    for path in (PACKAGE / folder).glob("*.py"):
+@pytest.mark.parametrize("pattern", ["models/*.py", "pipelines/*.py", "metrics/*/*.py"])
+def test_files_that_travel_alone_import_nothing_of_hfgen(pattern):
+    for path in PACKAGE.glob(pattern):
         assert not imported_modules(path), f"{path} must import nothing of hfgen"
 
 
 def test_the_loop_knows_no_family():
     for name in ("training.py", "run.py"):
         words = re.findall(r"[a-z]+", (PACKAGE / name).read_text().lower())
-        assert not {"diffusion", "ddpm", "unet", "gan", "vae", "translation"} & set(words), name
+        assert not {"classifier", "diffusion", "ddpm", "unet", "gan", "vae", "translation"} & set(words), name
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "ddpm", "--help"], ["recipes"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "ddpm", "--help"], ["evaluate", "--help"], ["recipes"]])
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom hfgen.cli import main\n"
         f"try:\n    main({arguments})\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'diffusers', 'accelerate', 'datasets', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+        f"heavy = set({HEAVY}) & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

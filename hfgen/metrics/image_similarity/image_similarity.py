@@ -17,9 +17,9 @@ _CITATION = """\
   author={Wang, Zhou and Simoncelli, Eero P. and Bovik, Alan C.}, booktitle={Asilomar}, year={2003}}"""
 
 _DESCRIPTION = """\
-Mean squared error, peak signal-to-noise ratio and structural similarity (Gaussian window of 11 pixels, σ = 1.5) of
-pairs of images, each averaged over the pairs. Multi-scale SSIM halves the images four times and needs more than 160
-pixels."""
+Mean squared error, peak signal-to-noise ratio and structural similarity (Gaussian window of 11 pixels, σ = 1.5,
+over the whole image, reflected at its edges) of pairs of images, each averaged over the pairs. Multi-scale SSIM
+halves the images four times and needs more than 160 pixels."""
 
 _INPUTS = """\
 Args:

@@ -1,0 +1,250 @@
+"""`hfgen evaluate` from a run, from images of anywhere, interrupted; the report; what is refused; shipped judges."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import REPOSITORY, TINY, finish, hfgen
+
+from hfgen import evaluation
+from hfgen.cli import main
+from hfgen.config import DDPMConfig, EvaluateConfig
+from hfgen.data import load_images
+from hfgen.errors import UserError
+from hfgen.evaluation import evaluate
+from hfgen.figures import save_images
+from hfgen.metrics.judge import JUDGES, load_judge, shipped_judges
+from hfgen.report import results_page
+from hfgen.run import train
+from hfgen.sampling import sample
+from hfgen.tasks.diffusion import DiffusionTask
+
+SPLITS = {"reference_split": "train[:50%]", "train_split": "train[50%:]"}
+
+
+@pytest.fixture(scope="module")
+def model_run(tmp_path_factory):
+    AcceleratorState._reset_state()
+    folder = tmp_path_factory.mktemp("runs") / "tiny_model"
+    return train(DDPMConfig(**TINY, output_dir=str(folder), max_train_steps=3), DiffusionTask)
+
+
+@pytest.fixture
+def options(judge_run, tmp_path):
+    return {"judge": [str(judge_run)], "cache_dir": str(tmp_path / "cache"), "num_images": 40, **SPLITS}
+
+
+@pytest.fixture
+def digits_file(tmp_path):
+    data = load_images("digits", split="train[50%:]")
+    path = tmp_path / "digits.npz"
+    np.savez(path, images=data.images[:300, 0].numpy(), labels=data.labels[:300].numpy())
+    return path
+
+
+def test_a_run_is_drawn_measured_and_reported(model_run, options, tmp_path):
+    output = tmp_path / "report"
+    record = evaluate(EvaluateConfig(run_or_repo=str(model_run), output_dir=str(output), batch_size=16, **options))
+    found = json.loads(record.read_text())
+    (judge,) = found["measures"]
+    assert judge == "digits_judge"
+    assert set(found["measures"][judge]) == {
+        "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
+    }  # fmt: skip
+    assert found["measures"][judge]["frechet_distance"]["value"] > (
+        3 * found["floors"][judge]["train_against_test"]["frechet_distance"]
+    ), "three steps of training draw no digits"
+    assert sum(found["classes"][judge]["shares"]["generated"]) == pytest.approx(1)
+    protocol = found["protocol"]
+    assert (protocol["scheduler"], protocol["num_inference_steps"], protocol["seed"]) == ("unipc", 3, 0)
+    assert protocol["judges"][judge] == load_judge(options["judge"][0]).sha256
+    assert found["training"]["images_seen"] == 48
+    page = (output / "evaluation.md").read_text()
+    assert "| Fréchet distance |" in page
+    for picture in re.findall(r"\]\(([^)]+\.png)\)", page):
+        with PIL.Image.open(output / picture) as image:
+            assert min(image.size) > 50, picture
+    assert str(tmp_path) not in page + record.read_text(), "no path of this machine in what may be published"
+
+
+def test_the_images_measured_are_those_that_sample_draws(model_run, options, tmp_path):
+    output = tmp_path / "report"
+    evaluate(EvaluateConfig(run_or_repo=str(model_run), output_dir=str(output), batch_size=16, **options))
+    files = sorted(output.glob("evaluation/images-*/*.npy"))
+    assert [file.name for file in files] == ["000000.npy", "000016.npy", "000032.npy"]
+    drawn = torch.cat([torch.from_numpy(np.load(file)) for file in files])
+    pipeline = evaluation.hub.load(str(model_run))
+    expected = sample(pipeline, num_images=40, num_inference_steps=3, scheduler="unipc", batch_size=40)
+    assert drawn.equal(next(expected)[-1])
+
+
+def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(model_run, options, tmp_path, monkeypatch):
+    config = EvaluateConfig(run_or_repo=str(model_run), output_dir=str(tmp_path / "a"), batch_size=16, **options)
+    whole = json.loads(evaluate(config).read_text())
+    files = sorted((tmp_path / "a").glob("evaluation/images-*/*.npy"))
+    files[-1].unlink()
+    (files[0].parent / ".incomplete-1-000032.npy").write_text("half a file")
+    asked = []
+    original = evaluation.sample
+    monkeypatch.setattr(evaluation, "sample", lambda *a, **k: (asked.append(k), original(*a, **k))[1])
+    again = json.loads(evaluate(config).read_text())
+    assert (asked[0]["first_image"], asked[0]["num_images"]) == (32, 8)
+    assert again["measures"] == whole["measures"]
+    assert [file.name for file in sorted(files[0].parent.iterdir())] == [file.name for file in files]
+    config.num_images = 50
+    evaluate(config)
+    assert (asked[1]["first_image"], asked[1]["num_images"]) == (40, 10)
+
+
+def test_other_weights_are_not_measured_by_images_of_earlier_ones(model_run, options, tmp_path):
+    output = str(tmp_path / "report")
+    for folder in (model_run, model_run / "checkpoints" / "step-000003"):
+        evaluate(EvaluateConfig(run_or_repo=str(folder), dataset_name="digits", output_dir=output,
+                                scheduler="unipc", num_inference_steps=3, **options))  # fmt: skip
+    assert len(list((tmp_path / "report").glob("evaluation/images-*"))) == 1, "the same weights"
+    pipeline = evaluation.hub.load(str(model_run))
+    with torch.no_grad():
+        next(pipeline.unet.parameters()).add_(0.1)
+    pipeline.save_pretrained(tmp_path / "other")
+    evaluate(EvaluateConfig(run_or_repo=str(tmp_path / "other"), dataset_name="digits", output_dir=output,
+                            scheduler="unipc", num_inference_steps=3, **options))  # fmt: skip
+    assert len(list((tmp_path / "report").glob("evaluation/images-*"))) == 2
+
+
+def test_images_with_labels_from_a_file_and_from_a_folder(digits_file, options, tmp_path):
+    data = load_images("digits", split="train[50%:]")
+    for label in range(10):
+        save_images(data.images[:300][data.labels[:300] == label], tmp_path / "folder" / str(label))
+    records = []
+    for source in (digits_file, tmp_path / "folder"):
+        fields = options | {"num_images": None, "output_dir": str(tmp_path / f"report of {source.name}")}
+        records.append(
+            json.loads(evaluate(EvaluateConfig(images=str(source), dataset_name="digits", **fields)).read_text())
+        )
+    first, second = (record["conditional"]["digits_judge"] for record in records)
+    assert first["accuracy"] > 0.8
+    assert first["accuracy"] == pytest.approx(second["accuracy"])
+    assert len(first["frechet_distance_per_class"]) == 10
+    assert "Asked for a class" in (tmp_path / "report of folder" / "evaluation.md").read_text()
+    for name, measure in records[0]["measures"]["digits_judge"].items():
+        if name != "kernel_distance":  # which draws subsets, from another order here
+            assert records[1]["measures"]["digits_judge"][name]["value"] == pytest.approx(measure["value"], rel=1e-3)
+
+
+def test_classification_accuracy_score(digits_file, options, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SCORE_STEPS", 60)
+    AcceleratorState._reset_state()
+    config = EvaluateConfig(
+        images=str(digits_file), dataset_name="digits", output_dir=str(tmp_path / "report"),
+        classification_accuracy_score=True, **(options | {"num_images": 300}),
+    )  # fmt: skip
+    score = json.loads(evaluate(config).read_text())["classification_accuracy_score"]
+    assert score["training_images"] == 300
+    assert score["generated"]["accuracy"] > 0.5, "these images are real, and so teach to classify real ones"
+    assert score["real"]["accuracy"] > 0.5
+    assert "classification accuracy score" in (tmp_path / "report" / "evaluation.md").read_text().lower()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_images": 16}, "needs more than 16 images; images: 16"),
+        ({"reference_split": "train[:10]"}, "needs more than 16 images; reference images: 10"),
+        ({"reference_split": "nope"}, "Name the split to compare with by --reference_split"),
+        ({"judge": ["nope"]}, "there is no judge nope"),
+        ({"judge": []}, "hfgen ships no judge of digits"),
+        ({"resolution": 12}, "knows images of 8×8 pixels in 1 channel, and digits has 12×12"),
+        ({"inception": True}, "needs the package torch-fidelity"),
+        ({"num_images": 400}, "num_images is 400, but .* has 300 images"),
+        ({"images": "nope.npz"}, "there is no folder and no .npz file nope.npz"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_any_work(digits_file, options, tmp_path, fields, message):
+    config = {"images": str(digits_file), "dataset_name": "digits", "output_dir": str(tmp_path / "report")}
+    with pytest.raises(UserError, match=message):
+        evaluate(EvaluateConfig(**(config | options | fields)))
+    assert not (tmp_path / "report" / "evaluation.json").exists()
+
+
+def test_misfitting_images_and_missing_labels(options, tmp_path):
+    np.savez(tmp_path / "wide.npz", images=np.zeros((40, 8, 9), np.uint8))
+    np.savez(tmp_path / "colour.npz", images=np.zeros((40, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "bare.npz", images=np.zeros((40, 8, 8), np.uint8))
+    for name, fields, message in (
+        ("wide", {}, "wide.npz has 9×8 pixels in 1 channel, and digits 8×8 pixels in 1 channel"),
+        ("colour", {}, "8×8 pixels in 3 channels, and digits 8×8 pixels in 1 channel"),
+        ("bare", {"classification_accuracy_score": True}, "needs images with labels"),
+    ):
+        config = {"images": str(tmp_path / f"{name}.npz"), "dataset_name": "digits", "output_dir": str(tmp_path / "o")}
+        with pytest.raises(UserError, match=message):
+            evaluate(EvaluateConfig(**(config | options | fields)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "not neither"),
+        ({"run_or_repo": "a", "images": "b"}, "not both"),
+        ({"images": "b", "dataset_name": "digits"}, "and --output_dir for the report"),
+        ({"run_or_repo": "a", "num_images": 0}, "num_images must be positive"),
+        ({"run_or_repo": "a", "seed": -1}, "seed must be zero or more"),
+    ],
+)
+def test_bad_fields(fields, message):
+    with pytest.raises(UserError, match=message):
+        EvaluateConfig(**fields)
+
+
+def test_the_commands_and_the_table_of_all_evaluations(model_run, judge_run, tmp_path):
+    options = ["--reference_split", "train[:50%]", "--judge", str(judge_run), "--num_images", "40"]
+    output = finish(hfgen("evaluate", str(model_run), *options, "--output_dir", str(tmp_path / "all" / "tiny")))
+    assert "The measures are in" in output
+    evaluate(EvaluateConfig(run_or_repo=str(judge_run), output_dir=str(tmp_path / "all" / "judge")))
+    assert main(["results", str(tmp_path / "all"), "--output", str(tmp_path / "RESULTS.md")]) == 0
+    page = (tmp_path / "RESULTS.md").read_text()
+    record = json.loads((tmp_path / "all" / "tiny" / "evaluation.json").read_text())
+    recall = record["measures"]["digits_judge"]["recall"]["value"]
+    assert re.search(rf"\| tiny \| digits \| .* \| {recall:.3g}", page)
+    assert re.search(r"\| judge \| digits \| ResNetForImageClassification \|", page)
+    with pytest.raises(UserError, match="there is no evaluation.json"):
+        results_page(tmp_path / "nothing")
+
+
+def test_the_table_in_the_repository_is_that_of_its_records():
+    page = (REPOSITORY / "RESULTS.md").read_text()
+    assert page == results_page(REPOSITORY / "model_cards").replace(str(REPOSITORY) + "/", "")
+
+
+@pytest.mark.parametrize("name", shipped_judges())
+def test_shipped_judges_are_small_and_whole(name):
+    judge = load_judge(name)
+    record = json.loads((JUDGES / name / "evaluation.json").read_text())
+    assert judge.num_features <= 128
+    assert (JUDGES / name / "model.safetensors").stat().st_size <= 3_000_000
+    assert record["protocol"]["weights_sha256"] in (JUDGES / name / "README.md").read_text()
+
+
+def test_a_damaged_shipped_judge_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfgen.metrics.judge.JUDGES", tmp_path)
+    name = "mnist"
+    shutil.copytree(JUDGES / name, tmp_path / name)
+    load_judge(name)
+    content = bytearray((tmp_path / name / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / name / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        load_judge(name)
+
+
+@pytest.mark.parametrize("name", shipped_judges())
+def test_shipped_judges_are_as_good_as_they_say(name, real_data):
+    dataset = max((d for d in ("mnist", "fashion_mnist", "cifar10") if name.startswith(d)), key=len)
+    record = json.loads((JUDGES / name / "evaluation.json").read_text())
+    data = load_images(dataset, split="test", max_samples=2000)
+    right = (load_judge(name).look_at(data.images)[1].argmax(1) == data.labels).double().mean().item()
+    assert right == pytest.approx(record["accuracy"], abs=0.015)

@@ -1,0 +1,84 @@
+"""What the measures say of real images, spoilt and not; what is kept on disk."""
+
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from hfgen.data import load_images
+from hfgen.measures import Reference, nearest
+from hfgen.metrics.judge import load_judge
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+from corruptions import CORRUPTIONS
+
+
+@pytest.fixture(scope="module")
+def reference(judge_run, tmp_path_factory) -> Reference:
+    test, train = (load_images("digits", split=split) for split in ("train[:50%]", "train[50%:]"))
+    return Reference(load_judge(str(judge_run)), test, train, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize(
+    ("corruption", "directions"), CORRUPTIONS.items(), ids=lambda value: getattr(value, "__name__", "")
+)
+def test_every_measure_moves_the_right_way(reference, corruption, directions):
+    images, labels = reference.train.images, reference.train.labels
+    assert corruption(images, labels, 0.0).equal(images)
+    rows = [
+        reference.measures(reference.judge.look_at(corruption(images, labels, amount))[0], kernel_subsets=10)
+        for amount in (0.0, 0.5, 1.0)
+    ]
+    for measure, direction in directions.items():
+        values = [direction * row[measure] for row in rows]
+        assert values == sorted(values), f"{measure}: {[row[measure] for row in rows]}"
+        assert values[2] > values[0], measure
+
+
+def test_real_images_reach_their_floors(reference):
+    features = reference.features(reference.train)
+    floors = reference.floors(len(features))
+    assert floors["train_against_test"] == pytest.approx(reference.measures(features), rel=1e-3, abs=1e-3)
+    assert floors["half_against_half"]["precision"] > 0.7
+    measured = reference.measures_with_deviations(features)
+    assert measured["precision"]["value"] == reference.measures(features)["precision"]
+    assert 0 < measured["precision"]["std"] < 0.1
+    few = reference.measures_with_deviations(features[:30])
+    assert few["precision"]["std"] is None, "thirty samples cannot be divided"
+
+
+def test_deviations_are_about_what_other_samples_would_show(reference):
+    """Bound the stated deviation of a mean (precision) by the binomial one."""
+    features = reference.features(reference.train)
+    measured = reference.measures_with_deviations(features)["precision"]
+    binomial = (measured["value"] * (1 - measured["value"]) / len(features)) ** 0.5
+    assert 0.3 * binomial < measured["std"] < 3 * binomial
+
+
+def test_copies_of_training_images_are_noticed(reference):
+    honest = reference.features(load_images("digits", split="train[:50%]"))
+    found = reference.memorization(torch.cat([honest[:300], reference.features(reference.train)[:300]]))["generated"]
+    assert found["gap"] == pytest.approx(0, abs=5 * found["gap_std"]), "as many copies of either set"
+    copied = reference.memorization(reference.features(reference.train)[:300])["generated"]
+    assert copied["gap"] > 4 * copied["gap_std"]
+    assert copied["nearer_to_training"] > 0.9
+
+
+def test_statistics_are_kept_by_judge_and_data(reference, monkeypatch):
+    reference.features(reference.test)
+    again = Reference(reference.judge, reference.test, reference.train, reference.cache)
+    monkeypatch.setattr(type(reference.judge), "look_at", lambda *_: pytest.fail("looked at the images again"))
+    assert again.features(reference.test).equal(reference.features(reference.test))
+    part = load_images("digits", split="train[:40%]")
+    with pytest.raises(pytest.fail.Exception, match="looked at the images again"):
+        Reference(reference.judge, part, reference.train, reference.cache).features(part)
+
+
+def test_nearest_is_what_a_search_finds():
+    torch.manual_seed(0)
+    a, b = torch.randn(700, 3), torch.randn(40, 3)
+    distances, numbers = nearest(a, b)
+    every = (a[:, None] - b).square().sum(2)
+    assert numbers.equal(every.argmin(1))
+    assert torch.allclose(distances, every.min(1).values.sqrt(), atol=1e-4)
