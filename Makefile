@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 QUICKSTART_RUN ?= runs/ddpm_digits_quickstart
 QUICKSTART_FLAGS ?=
 
-.PHONY: help quickstart test style clean
+JUDGES := mnist mnist_regnet fashion_mnist fashion_mnist_regnet cifar10 cifar10_regnet
+
+.PHONY: help quickstart test style judges results clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -33,6 +35,21 @@ test: $(VENV)/.installed  ## run every test
 style: $(VENV)/.installed-dev  ## check the code's style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+judges: $(VENV)/.installed  ## train the classifiers that judge images anew, and put them into the package
+	set -e; for name in $(JUDGES); do \
+		$(BIN)/hfgen train classifier --config classifier_$$name --resume_from_checkpoint latest; \
+		$(BIN)/hfgen evaluate runs/classifier_$$name; \
+		mkdir -p hfgen/metrics/judges/$$name; \
+		cd runs/classifier_$$name; \
+		cp config.json model.safetensors preprocessor_config.json evaluation.json README.md \
+			../../hfgen/metrics/judges/$$name; \
+		cd ../..; \
+	done
+	@echo "The judges are in hfgen/metrics/judges; now measure the models again"
+
+results: $(VENV)/.installed  ## write RESULTS.md from the evaluations in model_cards and of the judges
+	$(BIN)/hfgen results model_cards hfgen/metrics/judges --output RESULTS.md
 
 clean:  ## remove the environment and the build leftovers, keep the runs
 	rm -rf $(VENV) build *.egg-info

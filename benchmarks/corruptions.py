@@ -35,8 +35,8 @@ def noise(images: Tensor, labels: Tensor, amount: float) -> Tensor:
 
 
 def blur(images: Tensor, labels: Tensor, amount: float) -> Tensor:
-    """Blur with a Gaussian whose standard deviation is up to a tenth of the width."""
-    sigma = amount * images.shape[-1] / 10
+    """Blur with a Gaussian whose standard deviation is up to a sixth of the width."""
+    sigma = amount * images.shape[-1] / 6
     if sigma == 0:
         return images
     places = torch.arange(-int(3 * sigma) - 1, int(3 * sigma) + 2)

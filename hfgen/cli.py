@@ -141,11 +141,11 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _results(arguments: list[str]) -> None:
-    config = parse_config(ResultsConfig, arguments, prog="hfgen results", positional="folder")
+    config = parse_config(ResultsConfig, arguments, prog="hfgen results", positional="folders")
     from hfgen.files import complete_or_absent
     from hfgen.report import results_page
 
-    page = results_page(Path(config.folder))
+    page = results_page([Path(folder) for folder in config.folders])
     with complete_or_absent(Path(config.output)) as temporary:
         temporary.write_text(page)
     print(f"The table is in {config.output}")
@@ -200,18 +200,19 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> Argum
     for field in dataclasses.fields(config_class):
         hint, default = hints[field.name], field.default
         options: dict[str, Any] = {"help": " ".join(help_texts[field.name].split())}
-        if field.name == positional:
-            optional = {} if default is dataclasses.MISSING else {"nargs": "?", "default": default}
-            parser.add_argument(field.name, type=hint, **options, **optional)
-            continue
         if hint is bool:
             options["action"] = ActionYesNo(no_prefix="no_")
         elif typing.get_origin(hint) is list:
-            options |= {"nargs": "+", "type": typing.get_args(hint)[0]}
+            options |= {"nargs": "*" if field.name == positional else "+", "type": typing.get_args(hint)[0]}
             default = field.default_factory()
         else:
-            options["type"] = hint
-        parser.add_argument(f"--{field.name}", default=default, **options)
+            options |= {"type": hint} | ({"nargs": "?"} if field.name == positional else {})
+        if field.name != positional:
+            parser.add_argument(f"--{field.name}", default=default, **options)
+        elif default is dataclasses.MISSING:
+            parser.add_argument(field.name, type=hint, help=options["help"])
+        else:
+            parser.add_argument(field.name, default=default, **options)
     return parser
 
 

@@ -394,14 +394,14 @@ class EvaluateConfig:
 
 @dataclass(kw_only=True)
 class ResultsConfig:
-    """Make one table of all evaluations below a folder.
+    """Make one table of all evaluations below some folders.
 
     Args:
-        folder: Where to look for `evaluation.json`.
+        folders: Where to look for `evaluation.json`; by default `runs`.
         output: The Markdown file to write.
     """
 
-    folder: str = "runs"
+    folders: list[str] = field(default_factory=lambda: ["runs"])
     output: str = "RESULTS.md"
 
 

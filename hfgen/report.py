@@ -62,15 +62,17 @@ def save_classifier_report(record: dict[str, Any], folder: Path) -> Path:
     return _save_record(record, folder)
 
 
-def results_page(folder: Path) -> str:
-    """Return one Markdown page with a row for each `evaluation.json` below a folder.
+def results_page(folders: list[Path]) -> str:
+    """Return one Markdown page with a row for each `evaluation.json` below some folders.
 
     Raises:
         UserError: if there is none.
     """
-    records = [(file.parent.name, json.loads(file.read_text())) for file in sorted(folder.rglob(RECORD))]
-    if not records:
-        raise UserError(f"there is no {RECORD} below {folder}; hfgen evaluate writes one")
+    files = [file for folder in folders for file in sorted(folder.rglob(RECORD))]
+    if not files:
+        places = ", ".join(str(folder) for folder in folders)
+        raise UserError(f"there is no {RECORD} below {places}; hfgen evaluate writes one")
+    records = [(file.parent.name, json.loads(file.read_text())) for file in files]
     models = sorted(
         ((name, record) for name, record in records if "measures" in record),
         key=lambda item: (item[1]["protocol"]["dataset"], item[0]),
@@ -79,7 +81,7 @@ def results_page(folder: Path) -> str:
     lines = [
         "# Results",
         "",
-        f"Written by `hfgen results {folder}` from the `{RECORD}` of each model; nothing here is typed by hand.",
+        f"Written by `hfgen results` from the `{RECORD}` of each model; nothing here is typed by hand.",
     ]
     if models:
         lines += _models_table(models)

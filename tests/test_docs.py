@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import PIL.Image
 import pytest
 from conftest import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-SHRUNK = "--max_train_steps 2 --max_train_samples 40 --num_samples 2 --num_inference_steps 2 --block_out_channels 8"
+SHRUNK = "--max_train_steps 2 --max_train_samples 40 --num_samples 2"
+SHRUNK_MODEL = f"{SHRUNK} --num_inference_steps 2 --block_out_channels 8"
+SHRUNK_CLASSIFIER = f"{SHRUNK} --embedding_size 8 --hidden_sizes 16 --depths 1"
 BIN = Path(sys.executable).parent
 
 
@@ -25,19 +28,20 @@ def blocks(page: Path, language: str) -> list[str]:
 def workplace(tmp_path) -> tuple[Path, dict[str, str]]:
     """A folder that looks like the repository, with small stand-ins for the data, and an environment without a Hub."""
     folder = tmp_path
-    (folder / "scripts").symlink_to(REPOSITORY / "scripts")
+    for name in ("hfgen", "scripts"):
+        (folder / name).symlink_to(REPOSITORY / name)
     (folder / "my_pictures").mkdir()
     for number in range(3):
         PIL.Image.new("RGB", (40, 50 + number), (80 * number, 0, 99)).save(folder / "my_pictures" / f"{number}.png")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
     for name in ("mnist", "fashion_mnist"):
-        rows = {
-            "image": [PIL.Image.new("L", (28, 28), 5 * i) for i in range(20)],
-            "label": [i % 10 for i in range(20)],
-        }
         (folder / "data" / name).mkdir(parents=True)
-        path = folder / "data" / name / "train-00000-of-00001.parquet"
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+        for split in ("train", "test"):
+            pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
+            rows = {"image": [PIL.Image.fromarray(image) for image in pixels], "label": [i % 10 for i in range(300)]}
+            path = folder / "data" / name / f"{split}-00000-of-00001.parquet"
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    np.savez(folder / "samples_of_others.npz", images=pixels, labels=np.arange(300) % 10)
     environment = os.environ | {
         "HFGEN_DATA_DIR": str(folder / "data"),
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -49,15 +53,18 @@ def workplace(tmp_path) -> tuple[Path, dict[str, str]]:
 def shrink(command: str) -> str:
     """Make a documented command cheap, and keep what it shows."""
     if command == "make quickstart":
-        flags = f"{SHRUNK} --block_out_channels 8 8"
+        flags = f"{SHRUNK_MODEL} --block_out_channels 8 8"
         made = f"VENV={sys.prefix} --old-file {sys.prefix}/.installed"  # this environment counts as made
         return f'make -C {REPOSITORY} {made} QUICKSTART_RUN=$PWD/quickstart QUICKSTART_FLAGS="{flags}" quickstart'
-    if command in ("make test", "make style"):
+    if command in ("make test", "make style", "make results", "make judges"):
         return f"make -C {REPOSITORY} --dry-run {command.removeprefix('make ')}"
-    if "train" in command:
-        return command + (
-            " --max_train_steps 2" if "/config.yaml" in command else f" {SHRUNK} --checkpointing_steps 1"
-        )
+    if " train" in command and "/config.yaml" in command:
+        return command + " --max_train_steps 2"
+    if " train" in command or "scripts/train" in command:
+        shrunk = SHRUNK_CLASSIFIER if "classifier" in command else SHRUNK_MODEL
+        return f"{command} {shrunk} --checkpointing_steps 1"
+    if "evaluate" in command and "--images" not in command:
+        return re.sub(r" --num_images \d+", "", command) + (" --num_images 140" if "classifier" not in command else "")
     if "sample" in command:
         return re.sub("step-000500", "step-000001", command) + " --num_images 4 --num_inference_steps 2"
     return command
@@ -74,7 +81,7 @@ def test_commands(page, workplace):
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
         )  # fmt: skip
         assert finished.returncode == 0, f"{command}\n{finished.stdout}"
-        for output in re.findall(r"--output (\S+)", command):
+        for output in re.findall(r"--output(?:_dir)? (\S+)", command):
             assert (folder / output).exists(), command
     for snippet in blocks(page, "python"):
         code = "import sys; sys.modules['hfgen'] = None\n" + snippet

@@ -205,19 +205,30 @@ def test_the_commands_and_the_table_of_all_evaluations(model_run, judge_run, tmp
     output = finish(hfgen("evaluate", str(model_run), *options, "--output_dir", str(tmp_path / "all" / "tiny")))
     assert "The measures are in" in output
     evaluate(EvaluateConfig(run_or_repo=str(judge_run), output_dir=str(tmp_path / "all" / "judge")))
-    assert main(["results", str(tmp_path / "all"), "--output", str(tmp_path / "RESULTS.md")]) == 0
+    assert (
+        main(
+            [
+                "results",
+                str(tmp_path / "all" / "tiny"),
+                str(tmp_path / "all" / "judge"),
+                "--output",
+                str(tmp_path / "RESULTS.md"),
+            ]
+        )
+        == 0
+    )
     page = (tmp_path / "RESULTS.md").read_text()
     record = json.loads((tmp_path / "all" / "tiny" / "evaluation.json").read_text())
     recall = record["measures"]["digits_judge"]["recall"]["value"]
     assert re.search(rf"\| tiny \| digits \| .* \| {recall:.3g}", page)
     assert re.search(r"\| judge \| digits \| ResNetForImageClassification \|", page)
     with pytest.raises(UserError, match="there is no evaluation.json"):
-        results_page(tmp_path / "nothing")
+        results_page([tmp_path / "nothing"])
 
 
 def test_the_table_in_the_repository_is_that_of_its_records():
     page = (REPOSITORY / "RESULTS.md").read_text()
-    assert page == results_page(REPOSITORY / "model_cards").replace(str(REPOSITORY) + "/", "")
+    assert page == results_page([REPOSITORY / "model_cards", JUDGES])
 
 
 @pytest.mark.parametrize("name", shipped_judges())

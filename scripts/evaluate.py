@@ -1,0 +1,8 @@
+"""Measure how good a model's images are: `python scripts/evaluate.py runs/ddpm_mnist`."""
+
+import sys
+
+from hfgen.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))
