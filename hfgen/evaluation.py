@@ -25,7 +25,7 @@ from hfgen.data import SHORT_NAMES, ImageData, load_images
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
 from hfgen.files import complete_or_absent, remove_leftovers
-from hfgen.measures import NEIGHBOURS, Reference, nearest
+from hfgen.measures import KERNEL_SUBSET, KERNEL_SUBSETS, NEIGHBOURS, Reference, nearest
 from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
 from hfgen.metrics.inception_scores.inception_scores import inception_scores, require_inception
@@ -119,6 +119,8 @@ def _measure(
             "reference_images": len(test),
             "training_images": len(train),
             "neighbours": NEIGHBOURS,
+            "kernel_subsets": KERNEL_SUBSETS,
+            "kernel_subset_size": min(KERNEL_SUBSET, len(subject.images), len(test)),
             "judges": {judge.name: judge.sha256 for judge in judges},
             "python": platform.python_version(),
             "versions": {name: version(name) for name in RECORDED_PACKAGES},
@@ -157,7 +159,7 @@ def _measure(
         "measuring": round(time.monotonic() - started, 1),
     }
     if config.inception:
-        subset_size = min(1000, len(subject.images), len(test))
+        subset_size = min(KERNEL_SUBSET, len(subject.images), len(test))
         record["inception"] = inception_scores(subject.images, test.images, subset_size)
     if config.classification_accuracy_score:
         record["classification_accuracy_score"] = _classification_accuracy_score(config, subject, test, train)

@@ -205,18 +205,8 @@ def test_the_commands_and_the_table_of_all_evaluations(model_run, judge_run, tmp
     output = finish(hfgen("evaluate", str(model_run), *options, "--output_dir", str(tmp_path / "all" / "tiny")))
     assert "The measures are in" in output
     evaluate(EvaluateConfig(run_or_repo=str(judge_run), output_dir=str(tmp_path / "all" / "judge")))
-    assert (
-        main(
-            [
-                "results",
-                str(tmp_path / "all" / "tiny"),
-                str(tmp_path / "all" / "judge"),
-                "--output",
-                str(tmp_path / "RESULTS.md"),
-            ]
-        )
-        == 0
-    )
+    folders = [str(tmp_path / "all" / name) for name in ("tiny", "judge")]
+    assert main(["results", *folders, "--output", str(tmp_path / "RESULTS.md")]) == 0
     page = (tmp_path / "RESULTS.md").read_text()
     record = json.loads((tmp_path / "all" / "tiny" / "evaluation.json").read_text())
     recall = record["measures"]["digits_judge"]["recall"]["value"]
