@@ -42,8 +42,8 @@ judges: $(VENV)/.installed  ## train the classifiers that judge images anew, and
 		$(BIN)/hfgen evaluate runs/classifier_$$name; \
 		mkdir -p hfgen/metrics/judges/$$name; \
 		cd runs/classifier_$$name; \
-		cp config.json model.safetensors preprocessor_config.json evaluation.json README.md \
-			../../hfgen/metrics/judges/$$name; \
+		cp config.json model.safetensors preprocessor_config.json evaluation.json ../../hfgen/metrics/judges/$$name; \
+		cp evaluation.md ../../hfgen/metrics/judges/$$name/README.md; \
 		cd ../..; \
 	done
 	@echo "The judges are in hfgen/metrics/judges; now measure the models again"

@@ -38,17 +38,15 @@ def main() -> None:
         references = [Reference(judge, test, train, Path(cache)) for judge in judges]
         started = time.monotonic()
         for reference in references:
-            reference.floors(len(images))
+            reference.floors(len(images), unseen=True)
         statistics_seconds = time.monotonic() - started
         for _ in range(options.rounds):
-            parts = dict.fromkeys(["features", "values", "deviations", "memorization", "neighbours"], 0.0)
+            parts = dict.fromkeys(["features", "measures", "memorization", "neighbours"], 0.0)
             for reference in references:
                 marks = [time.monotonic()]
                 features, _ = reference.judge.look_at(images)
                 marks.append(time.monotonic())
                 reference.measures(features)
-                marks.append(time.monotonic())
-                reference.measures_with_deviations(features)
                 marks.append(time.monotonic())
                 reference.memorization(features)
                 marks.append(time.monotonic())
@@ -57,7 +55,6 @@ def main() -> None:
                 marks.append(time.monotonic())
                 for name, start, end in zip(parts, marks, marks[1:], strict=False):
                     parts[name] += end - start
-            parts["deviations"] -= parts["values"]  # which `measures_with_deviations` computes too
             rounds.append(parts | {"all": sum(parts.values())})
             print({name: round(seconds, 1) for name, seconds in rounds[-1].items()}, flush=True)
     record = {

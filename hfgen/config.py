@@ -248,8 +248,8 @@ class ClassifierConfig(TrainingConfig):
         architecture: `resnet` (He et al. 2016, basic blocks) or `regnet` (Radosavovic et al. 2020, x blocks), as
             `transformers` has them.
         embedding_size: Channels of the first convolution.
-        hidden_sizes: Channels of each stage; each but the first halves height and width. The last one is the number
-            of features.
+        hidden_sizes: Channels of each stage; each but the first (of a resnet) halves height and width. The last one is
+            the number of features.
         depths: Residual blocks of each stage.
         label_smoothing: Share of each label that is spread over all classes (Szegedy et al. 2016).
         random_shift: Move each training image by up to so many pixels.
@@ -343,8 +343,8 @@ class EvaluateConfig:
         channels: 1 for grey, 3 for RGB; by default as in training.
         judge: Classifiers in whose features images are compared: names of shipped ones, or runs of `hfgen train
             classifier`. By default the two that hfgen ships for the data set.
-        num_images: How many images to draw and measure; by default 10,000, or all of `images`. 2,000 are quick;
-            values of different numbers cannot be compared.
+        num_images: How many images to draw and measure; by default 10,000, or all of `images`; a smaller number of
+            those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
         num_inference_steps: Denoising steps; by default as in the run's own sample grids.
         scheduler: See `hfgen sample --help`; by default as in the run's own sample grids.
         seed: Image i follows from it and i.
@@ -353,7 +353,8 @@ class EvaluateConfig:
             as many real ones, and test both on real images.
         inception: Also measure FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
             are downloaded.
-        output_dir: Where to write `evaluation.json`, `evaluation.md` and its pictures; by default the run's folder.
+        output_dir: Where to write `evaluation.json`, `evaluation.md` and its pictures; by default the run's folder,
+            for a checkpoint or a Hub id a folder in `evaluations`.
         cache_dir: Folder for decoded images and reference statistics; by default `hfgen` in the Hugging Face home.
     """
 

@@ -31,7 +31,7 @@ SHORT_NAMES = {
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"}
 SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L"}
 
-_CACHE_FORMAT = 2  # increase when the decoding rules change
+_CACHE_FORMAT = 3  # increase when the decoding rules change
 _DECODE_CHUNK = 1024  # images decoded before they are written out
 
 
@@ -44,7 +44,7 @@ class ImageData:
         labels: int64, (N,), or None where the set has no class labels.
         label_names: One name a class, or None.
         source: What the user called it.
-        fingerprint: SHA-256 of the pixels.
+        fingerprint: SHA-256 of (C, H, W) and the pixels.
     """
 
     images: Tensor
@@ -106,7 +106,7 @@ def load_images(
     Raises:
         UserError: for a source, split or column that is not there, an empty set, unequal sizes, a broken image.
     """
-    cache = Path(cache_dir or Path(constants.HF_HOME, "hfgen")).expanduser()
+    cache = cache_folder(cache_dir)
     local = _local_copy(source)
     dataset = None if local or source == "digits" else _load_dataset(source, None, split)
     if source == "digits":
@@ -132,6 +132,11 @@ def load_images(
                 temporary.mkdir()
                 _decode(dataset, source, image_column, label_column, resolution, channels, on_bad_image, temporary)
     return _open_cache(folder, source)
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """Return the folder for what is computed once: the one that is named, or `hfgen` in the Hugging Face home."""
+    return Path(cache_dir or Path(constants.HF_HOME, "hfgen")).expanduser()
 
 
 def _local_copy(source: str) -> Path | None:
@@ -203,9 +208,9 @@ def _load_arrays(path: Path, source: str, split: str) -> Any:
     import datasets
 
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.lib.npyio.NpzFile(path, allow_pickle=False) as arrays:
             images, labels, names = (arrays.get(name) for name in ("images", "labels", "label_names"))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{source} cannot be read as an .npz file of plain arrays ({error})") from error
     if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
         found = "no such array" if images is None else f"{images.dtype} {images.shape}"
@@ -219,8 +224,13 @@ def _load_arrays(path: Path, source: str, split: str) -> Any:
                 f"not {labels.dtype} {labels.shape}"
             )
         columns["label"] = labels
-        names = range(labels.max(initial=0) + 1) if names is None else names
-        features["label"] = datasets.ClassLabel(names=[str(name) for name in names])
+        names = [str(name) for name in (range(labels.max(initial=0) + 1) if names is None else np.atleast_1d(names))]
+        if len(set(names)) != len(names) or labels.max(initial=0) >= len(names):
+            raise UserError(
+                f"label_names of {source} must be different names, one for each label up to {labels.max(initial=0)}, "
+                f"not {', '.join(names)}"
+            )
+        features["label"] = datasets.ClassLabel(names=names)
     dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     return _select_only_split(dataset, source, split)
 
@@ -333,7 +343,7 @@ def _decode(
             raise UserError(f"row {missing[0]} of {source} has no label in column {label_column}")
         np.save(folder / "labels.npy", np.array([labels[row] for row in kept], dtype=np.int64))
     with open(folder / "images.bin", "rb") as pixels:
-        fingerprint = hashlib.file_digest(pixels, "sha256").hexdigest()
+        fingerprint = hashlib.file_digest(pixels, lambda: hashlib.sha256(repr(shape).encode())).hexdigest()
     names = features[label_column].names if label_column else None
     record = {"shape": [len(kept), *shape], "label_names": names, "skipped": skipped, "fingerprint": fingerprint}
     (folder / "data.json").write_text(json.dumps(record))

@@ -1,4 +1,4 @@
-"""Pictures: grids of samples, films, training curves."""
+"""Pictures: grids of samples, films, training curves, what an evaluation found."""
 
 import io
 import json
@@ -31,6 +31,10 @@ def to_pil(image: Tensor) -> PIL.Image.Image:
     return PIL.Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
+def _scale(height: int, width: int) -> int:
+    return max(1, round(TILE_PIXELS / max(height, width)))
+
+
 def image_grid(images: Tensor, columns: int | None = None) -> PIL.Image.Image:
     """Lay out uint8 images (N, C, H, W) row by row, enlarged without blurring, a gap between them.
 
@@ -39,7 +43,7 @@ def image_grid(images: Tensor, columns: int | None = None) -> PIL.Image.Image:
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     height, width = images.shape[-2:]
-    scale = max(1, round(TILE_PIXELS / max(height, width)))
+    scale = _scale(height, width)
     tiles = [to_pil(image).resize((width * scale, height * scale), PIL.Image.Resampling.NEAREST) for image in images]
     tiles = [PIL.ImageOps.expand(tile.convert("RGB"), GAP_PIXELS, GAP_COLOUR) for tile in tiles]
     tiles += [PIL.Image.new("RGB", tiles[0].size, GAP_COLOUR)] * (rows * columns - len(tiles))
@@ -148,9 +152,9 @@ def measures_picture(
     panels = figure.subplots(len(measures), len(titles), squeeze=False)
     for row, (judge, found) in zip(panels, measures.items(), strict=True):
         for axes, (name, (title, better)) in zip(row, titles.items(), strict=True):
-            real = [floors[judge][floor][name] for floor in floor_names]
             axes.bar(["generated"], found[name]["value"], yerr=found[name]["std"], capsize=4, color="tab:orange")
-            axes.bar(floor_names.values(), real, color="tab:blue")
+            for floor, values in floors[judge].items():
+                axes.bar([floor_names[floor]], values[name], color="tab:blue")
             axes.set_xticks([])
             axes.set_title(f"{title} ({better})", fontsize=8)
             axes.tick_params(labelsize=7)
@@ -158,7 +162,7 @@ def measures_picture(
         row[0].set_ylabel(judge)
     figure.legend(
         [Patch(color="tab:orange"), Patch(color="tab:blue")],
-        ["generated", "real images: " + ", ".join(floor_names.values())],
+        ["generated", "real images: " + ", ".join(floor_names[floor] for floor in next(iter(floors.values())))],
         loc="outside lower center", ncols=2, fontsize=8,
     )  # fmt: skip
     return to_picture(figure)
@@ -198,5 +202,7 @@ def features_picture(generated: Tensor, real: Tensor, shown: int = 2000) -> PIL.
 
 def neighbours_picture(images: Tensor, neighbours: Tensor) -> PIL.Image.Image:
     """Lay out images, uint8 (N, C, H, W), eight a row, each above its neighbour, (N, C, H, W)."""
-    pairs = torch.cat([images, neighbours], dim=2)
+    height, width = images.shape[-2:]
+    scale = _scale(height, width)
+    pairs = torch.cat([images, neighbours], dim=2).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     return image_grid(pairs, columns=8)

@@ -16,15 +16,17 @@ from hfgen.metrics.judge import Judge
 from hfgen.metrics.kernel_distance.kernel_distance import kernel_distance
 from hfgen.metrics.memorization_gap.memorization_gap import memorization_gap
 from hfgen.metrics.precision_recall_density_coverage.precision_recall_density_coverage import (
+    hits,
     neighbour_radii,
     precision_recall_density_coverage,
+    values_of_hits,
 )
 from hfgen.seeds import derive_seed
 
 NEIGHBOURS = 5  # k of precision, recall, density, coverage
 KERNEL_SUBSET = 1000
-KERNEL_SUBSETS = 100  # for a value; a tenth of it for each part in the standard deviations
-PARTS = 10  # into which samples are divided for the standard deviations
+KERNEL_SUBSETS = 100
+GROUPS = 10  # into which samples are divided for the standard deviations
 MEMORIZATION_SAMPLES = 4000  # of each kind, at most
 _VERSION = 1  # of what is cached; increase when a measure changes
 
@@ -57,54 +59,76 @@ class Reference:
 
         return self._kept(f"features-{data.fingerprint[:16]}", look)
 
-    def measures(self, features: Tensor, kernel_subsets: int = KERNEL_SUBSETS) -> dict[str, float]:
-        """Compare features (N, D) with those of the test images by every distribution measure."""
+    def measures(self, features: Tensor) -> dict[str, dict[str, float | None]]:
+        """Compare features (N, D) with those of the test images by every distribution measure.
+
+        Returns:
+            For each measure its value and its standard deviation over other samples of the same model. Those of
+            precision, recall, density, coverage and the Fréchet distance come from leaving out a tenth of the samples
+            at a time (the grouped jackknife); that of the kernel distance, which is a mean, from its values for each
+            tenth alone. A deviation is None where a tenth has too few samples.
+        """
+        references = self.features(self.test)
         radii = self._kept(
             f"radii-{NEIGHBOURS}-{self.test.fingerprint[:16]}",
-            lambda: {"radii": neighbour_radii(self.features(self.test), NEIGHBOURS)},
+            lambda: {"radii": neighbour_radii(references, NEIGHBOURS)},
         )["radii"]
-        return _compare(features, self.features(self.test), kernel_subsets, radii)
+        values = _distances(features, references)
+        stds: dict[str, float | None] = dict.fromkeys(values)
+        every = torch.arange(len(features)) % GROUPS
+        if (every != 0).sum() > features.shape[1]:
+            stds["frechet_distance"] = _jackknife([
+                frechet_distance(features[every != group], references) for group in range(GROUPS)
+            ])  # fmt: skip
+        if (every == 0).sum() > NEIGHBOURS:
+            parts = [_kernel_distance(features[every == group], references, GROUPS) for group in range(GROUPS)]
+            stds["kernel_distance"] = torch.tensor(parts).std().item() / math.sqrt(GROUPS)
+        balls, covered, recalled = hits(features, references, NEIGHBOURS, radii, GROUPS)
+        values |= values_of_hits(balls, covered, recalled, NEIGHBOURS)
+        without = [
+            values_of_hits(
+                balls[every != group], *(_without(found, group) for found in (covered, recalled)), NEIGHBOURS
+            )
+            for group in range(GROUPS)
+        ]
+        stds |= {name: _jackknife([found[name] for found in without]) for name in without[0]}
+        return {name: {"value": value, "std": stds[name]} for name, value in values.items()}
 
-    def measures_with_deviations(self, features: Tensor) -> dict[str, dict[str, float | None]]:
-        """Compare features (N, D) with those of the test images.
+    def floors(self, num_images: int, unseen: bool) -> dict[str, dict[str, float]]:
+        """Measure real images as if they were generated, as many, or all where there are fewer.
+
+        Args:
+            num_images: How many.
+            unseen: Whether the test images are others than the training images.
 
         Returns:
-            For each measure its value, and its standard deviation: that over disjoint parts of the samples, divided
-            by the square root of their number; None if there are too few samples for three parts.
+            `train_against_test`, if the test images are unseen: training images against the test images;
+            `half_against_half`, if there are enough: training images against other training images, as many as there
+            are test images or all others. Each with its `num_images`.
         """
-        values = self.measures(features)
-        parts = min(PARTS, len(features) // (features.shape[1] + 1))
-        if parts < 3:
-            return {name: {"value": value, "std": None} for name, value in values.items()}
-        of_parts = [self.measures(part, KERNEL_SUBSETS // 10) for part in features.tensor_split(parts)]
-        return {
-            name: {"value": value, "std": torch.tensor([p[name] for p in of_parts]).std().item() / math.sqrt(parts)}
-            for name, value in values.items()
-        }
-
-    def floors(self, num_images: int) -> dict[str, dict[str, float]]:
-        """Measure real images as if they were generated, equally many where there are so many.
-
-        Returns:
-            `train_against_test`: training images against the test images; `half_against_half`: training images
-            against as many other training images as there are test images.
-        """
-
-        def measure() -> dict[str, dict[str, float]]:
-            generator = torch.Generator().manual_seed(derive_seed("floors"))
-            features = self.features(self.train)
-            features = features[torch.randperm(len(features), generator=generator)]
-            half = len(features) // 2
-            others = features[half:][: len(self.test)]
-            return {
-                "train_against_test": self.measures(features[:num_images]),
-                "half_against_half": _compare(features[:half][:num_images], others),
-            }
-
-        path = self._place(f"floors-{num_images}-{self.test.fingerprint[:16]}-{self.train.fingerprint[:16]}.json")
+        features = self.features(self.train)
+        generator = torch.Generator().manual_seed(derive_seed("floors"))
+        features = features[torch.randperm(len(features), generator=generator)]
+        half = len(features) // 2
+        sets = {}
+        if unseen:
+            sets["train_against_test"] = features[:num_images], self.features(self.test)
+        if half > features.shape[1]:
+            sets["half_against_half"] = features[:half][:num_images], features[half:][: len(self.test)]
+        path = self._place(
+            f"floors-{num_images}-{'-'.join(sets)}-{self.test.fingerprint[:16]}-{self.train.fingerprint[:16]}.json"
+        )
         if not path.exists():
+            floors = {
+                name: {
+                    "num_images": len(samples),
+                    **_distances(samples, references),
+                    **precision_recall_density_coverage(samples, references, NEIGHBOURS),
+                }
+                for name, (samples, references) in sets.items()
+            }
             with complete_or_absent(path) as temporary:
-                temporary.write_text(json.dumps(measure()))
+                temporary.write_text(json.dumps(floors))
         return json.loads(path.read_text())
 
     def memorization(self, features: Tensor) -> dict[str, dict[str, float]]:
@@ -156,15 +180,22 @@ def nearest(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
-def _compare(
-    features: Tensor,
-    references: Tensor,
-    kernel_subsets: int = KERNEL_SUBSETS,
-    reference_radii: Tensor | None = None,
-) -> dict[str, float]:
-    subset_size = min(KERNEL_SUBSET, len(features), len(references))
+def _distances(features: Tensor, references: Tensor) -> dict[str, float]:
     return {
         "frechet_distance": frechet_distance(features, references),
-        "kernel_distance": kernel_distance(features, references, kernel_subsets, subset_size)[0],
-        **precision_recall_density_coverage(features, references, NEIGHBOURS, reference_radii),
+        "kernel_distance": _kernel_distance(features, references, KERNEL_SUBSETS),
     }
+
+
+def _kernel_distance(features: Tensor, references: Tensor, subsets: int) -> float:
+    return kernel_distance(features, references, subsets, min(KERNEL_SUBSET, len(features), len(references)))[0]
+
+
+def _jackknife(values: list[float]) -> float:
+    """Return the standard deviation from the values without each group (Tukey 1958)."""
+    return math.sqrt((len(values) - 1) * torch.tensor(values, dtype=torch.float64).var(correction=0).item())
+
+
+def _without(found: Tensor, group: int) -> Tensor:
+    """Leave out a group of (M, G)."""
+    return torch.cat([found[:, :group], found[:, group + 1 :]], 1)

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from hfgen.errors import UserError
 from hfgen.figures import (
     class_shares_picture,
@@ -30,36 +32,42 @@ MEASURES = {
 FLOORS = {"train_against_test": "training against test", "half_against_half": "training, half against half"}
 
 
-def save_report(record: dict[str, Any], pictures: dict[str, Any], folder: Path) -> Path:
-    """Write the record of an evaluation, its pictures and its page.
+def save_pictures(
+    record: dict[str, Any],
+    images: Tensor,
+    pairs: tuple[Tensor, Tensor],
+    features: tuple[Tensor, Tensor],
+    folder: Path,
+) -> None:
+    """Draw the pictures of an evaluation's page.
 
     Args:
         record: What `hfgen.evaluation` found.
-        pictures: `images` to show, uint8 (N, C, H, W); the `closest` ones and their `neighbours` in the training set;
-            `features`, a pair of (N, D) and (M, D), of the images and of the test images.
+        images: Some of the images, uint8 (N, C, H, W).
+        pairs: Images and their nearest neighbours in the training set, each uint8 (N, C, H, W).
+        features: Of the images, (N, D), and of the test images, (M, D).
         folder: Where to.
-
-    Returns:
-        The path of the record.
     """
     (folder / PICTURES).mkdir(exist_ok=True)
     shown = {
-        "images": image_grid(pictures["images"]),
+        "images": image_grid(images),
         "measures": measures_picture(record["measures"], record["floors"], MEASURES, FLOORS),
         "classes": class_shares_picture(record["classes"]),
-        "features": features_picture(*pictures["features"]),
-        "neighbours": neighbours_picture(pictures["closest"], pictures["neighbours"]),
+        "features": features_picture(*features),
+        "neighbours": neighbours_picture(*pairs),
     }
     for name, picture in shown.items():
         save_picture(picture, folder / PICTURES / f"{name}.png")
-    _save_text(folder / PAGE, "\n".join(_page(record)) + "\n")
-    return _save_record(record, folder)
+
+
+def save_report(record: dict[str, Any], folder: Path) -> Path:
+    """Write the record of an evaluation and its page; return the path of the record."""
+    return _save(record, _page(record), folder)
 
 
 def save_classifier_report(record: dict[str, Any], folder: Path) -> Path:
-    """Write the record of a classifier's accuracy, and its card as `README.md`."""
-    _save_text(folder / "README.md", "\n".join(_classifier_card(record)) + "\n")
-    return _save_record(record, folder)
+    """Write the record of a classifier's accuracy and its page; return the path of the record."""
+    return _save(record, _classifier_card(record), folder)
 
 
 def results_page(folders: list[Path]) -> str:
@@ -72,7 +80,7 @@ def results_page(folders: list[Path]) -> str:
     if not files:
         places = ", ".join(str(folder) for folder in folders)
         raise UserError(f"there is no {RECORD} below {places}; hfgen evaluate writes one")
-    records = [(file.parent.name, json.loads(file.read_text())) for file in files]
+    records = [(file.resolve().parent.name, json.loads(file.read_text())) for file in files]
     models = sorted(
         ((name, record) for name, record in records if "measures" in record),
         key=lambda item: (item[1]["protocol"]["dataset"], item[0]),
@@ -90,14 +98,12 @@ def results_page(folders: list[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _save_record(record: dict[str, Any], folder: Path) -> Path:
-    _save_text(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+def _save(record: dict[str, Any], page: list[str], folder: Path) -> Path:
+    content = {PAGE: "\n".join(page) + "\n", RECORD: json.dumps(record, indent=1, ensure_ascii=False) + "\n"}
+    for name, text in content.items():
+        with complete_or_absent(folder / name) as temporary:
+            temporary.write_text(text)
     return folder / RECORD
-
-
-def _save_text(path: Path, text: str) -> None:
-    with complete_or_absent(path) as temporary:
-        temporary.write_text(text)
 
 
 def _number(value: float) -> str:
@@ -105,11 +111,15 @@ def _number(value: float) -> str:
 
 
 def _with_std(measure: dict[str, float | None]) -> str:
-    return _number(measure["value"]) + (f" ± {measure['std']:.1g}" if measure["std"] is not None else "")
+    return _number(measure["value"]) + (f" ± {_number(float(f'{std:.1g}'))}" if (std := measure["std"]) else "")
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
     return ["", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"] + [f"| {' | '.join(r)} |" for r in rows]
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    return f"{found['accuracy']:.2%} ± {found['accuracy_std']:.2%}"
 
 
 def _title(protocol: dict[str, Any]) -> str:
@@ -136,19 +146,20 @@ def _page(record: dict[str, Any]) -> list[str]:
         "## Distribution",
         "",
         "Measured in the features of classifiers trained on the real data, the judges. These are no Inception "
-        "features and the values no FID or KID. ± is the standard deviation over disjoint parts of the images, "
-        "divided by the square root of their number. A value means something beside that of real images, measured in "
-        "the same way with as many of them: training images in the place of the generated ones, against the test "
+        "features and the values no FID or KID. ± is the standard deviation over other samples of the same model, "
+        "estimated by leaving out a tenth of the images at a time. A value means something beside that of real "
+        "images, measured in the same way: training images in the place of the generated ones, against the test "
         "images and against other training images.",
     ]
     for judge, measures in record["measures"].items():
         floors = record["floors"][judge]
         rows = [
-            [title, _with_std(measures[name]), *(_number(floors[floor][name]) for floor in FLOORS), better]
+            [title, _with_std(measures[name]), *(_number(floor[name]) for floor in floors.values()), better]
             for name, (title, better) in MEASURES.items()
         ]
+        header = [f"real: {FLOORS[name]} ({floor['num_images']:,} images)" for name, floor in floors.items()]
         lines += ["", f"### Judge `{judge}`"]
-        lines += _table(["measure", "generated", *(f"real: {name}" for name in FLOORS.values()), "better"], rows)
+        lines += _table(["measure", "generated", *header, "better"], rows)
     lines += [
         "",
         f"![measures beside those of real images]({PICTURES}/measures.png)",
@@ -161,17 +172,15 @@ def _page(record: dict[str, Any]) -> list[str]:
         "",
         f"![shares of the classes]({PICTURES}/classes.png)",
     ]
-    for judge, found in record.get("conditional", {}).items():
+    for judge, found in record["conditional"].items():
         names = record["classes"][judge]["label_names"]
-        distances = found["frechet_distance_per_class"] or [None] * len(names)
+        distances = found.get("frechet_distance_per_class") or [None] * len(names)
         lines += [
             "",
             f"### Asked for a class, judge `{judge}`",
             "",
-            f"{found['accuracy']:.2%} of the images show the class that they are meant to show.",
+            f"{_accuracy(found)} of the images show the class that they are meant to show.",
         ]
-        if why := found.get("why_no_frechet_distance_per_class"):
-            lines += ["", f"No Fréchet distance within each class: {why}."]
         lines += _table(
             ["class", "accuracy", "Fréchet distance within the class"],
             (
@@ -184,9 +193,9 @@ def _page(record: dict[str, Any]) -> list[str]:
             "",
             "## Classification accuracy score",
             "",
-            f"A classifier trained on {score['training_images']:,} generated images for {score['optimizer_steps']:,} "
-            f"steps is right on {score['generated']['accuracy']:.2%} of the real test images; the same one trained on "
-            f"as many real images on {score['real']['accuracy']:.2%}.",
+            f"A classifier trained on {score['generated']['training_images']:,} generated images for "
+            f"{score['optimizer_steps']:,} steps is right on {_accuracy(score['generated'])} of the real test images; "
+            f"the same one trained on {score['real']['training_images']:,} real images on {_accuracy(score['real'])}.",
         ]
     lines += [
         "",
@@ -216,7 +225,11 @@ def _page(record: dict[str, Any]) -> list[str]:
             ),
         )
     else:
-        lines += ["", "There is no split that the model has not seen, so that no gap can be measured."]
+        lines += [
+            "",
+            f"{protocol['reference_images_in_training']:,} of the {protocol['reference_images']:,} reference images "
+            "are among the training images, so that they tell nothing of memorisation.",
+        ]
     if scores := record.get("inception"):
         lines += [
             "",
@@ -235,7 +248,6 @@ def _classifier_card(record: dict[str, Any]) -> list[str]:
         "---",
         "library_name: transformers",
         "pipeline_tag: image-classification",
-        "license: apache-2.0",
         *([f"datasets: [{protocol['dataset']}]"] if "/" in protocol["dataset"] else []),
         "---",
     ]
@@ -248,8 +260,8 @@ def _classifier_card(record: dict[str, Any]) -> list[str]:
         f"features, trained by `hfgen train classifier` on {protocol['dataset']}, in whose features and by whose "
         "decisions hfgen judges generated images. It was made for that, and knows nothing but images of this kind.",
         "",
-        f"Right on {record['accuracy']:.2%} of the {protocol['num_images']:,} images of the split "
-        f"`{protocol['split']}`. SHA-256 of the weights: `{protocol['weights_sha256']}`.",
+        f"Right on {_accuracy(record)} of the {protocol['reference_images']:,} images of the split "
+        f"`{protocol['reference_split']}`. SHA-256 of the weights: `{protocol['weights_sha256']}`.",
         *_table(
             ["class", "accuracy"],
             (
@@ -268,15 +280,14 @@ def _classifier_card(record: dict[str, Any]) -> list[str]:
 
 
 def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    def distance(record: dict[str, Any], judge: str) -> str:
+        floor = record["floors"][judge].get("train_against_test")
+        real = f" ({_number(floor['frechet_distance'])})" if floor else ""
+        return _with_std(record["measures"][judge]["frechet_distance"]) + real
+
     def row(name: str, record: dict[str, Any]) -> list[str]:
         protocol, training = record["protocol"], record.get("training")
-        first, *others = record["measures"].items()
-        judge, measures = first
-        floor = record["floors"][judge]["train_against_test"]["frechet_distance"]
-        distances = [_with_std(measures["frechet_distance"]) + f" ({_number(floor)})"]
-        for other, found in others:
-            real = record["floors"][other]["train_against_test"]["frechet_distance"]
-            distances.append(_with_std(found["frechet_distance"]) + f" ({_number(real)})")
+        judge, measures = next(iter(record["measures"].items()))
         shares = record["classes"][judge]["shares"]["generated"]
         return [
             name,
@@ -284,7 +295,7 @@ def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
             f"{training['train_seconds'] / 60:.0f} min, {training['images_seen']:,} images" if training else "",
             _sampler(protocol),
             f"{protocol['num_images']:,}",
-            "; ".join(distances),
+            "; ".join(distance(record, judge) for judge in record["measures"]),
             *(_with_std(measures[m]) for m in MEASURES if m != "frechet_distance"),
             f"{min(shares):.1%} to {max(shares):.1%}",
         ]
@@ -295,8 +306,8 @@ def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
         "",
         "## Models",
         "",
-        "Fréchet distances are in the features of the data set's two judges, one after the other; the other measures "
-        "and the classes are those of the first. They are no FIDs. Each model's page has the protocol.",
+        "Fréchet distances are in the features of each judge, one after the other; the other measures and the classes "
+        "are those of the first. They are no FIDs. Each model's page has the protocol.",
         *_table([*header, "shares of the classes"], (row(*item) for item in models)),
     ]
 
@@ -314,7 +325,7 @@ def _judges_table(judges: list[tuple[str, dict[str, Any]]]) -> list[str]:
                     record["protocol"]["pipeline"],
                     f"{record['protocol']['num_parameters']:,}",
                     str(record["protocol"]["num_features"]),
-                    f"{record['accuracy']:.2%}",
+                    _accuracy(record),
                     f"`{record['protocol']['weights_sha256'][:16]}…`",
                 ]
                 for name, record in judges

@@ -55,10 +55,16 @@ def test_accuracy_and_card_of_a_classifier(judge_run):
     right = load_judge(str(judge_run)).look_at(data.images)[1].argmax(1) == data.labels
     assert record["accuracy"] == pytest.approx(right.float().mean().item())
     assert record["accuracy_per_class"][3] == pytest.approx(right[data.labels == 3].float().mean().item())
-    assert record["protocol"]["num_images"] == len(data)
-    card = (judge_run / "README.md").read_text()
+    assert record["protocol"]["reference_images"] == len(data)
+    card = (judge_run / "evaluation.md").read_text()
     assert f"{record['accuracy']:.2%}" in card
     assert record["protocol"]["weights_sha256"] in card
+
+
+@pytest.mark.parametrize("fields", [{"num_images": 20}, {"judge": ["mnist"]}, {"inception": True}])
+def test_only_the_accuracy_of_a_classifier_is_measured(judge_run, fields):
+    with pytest.raises(UserError, match="is a classifier, of which only the accuracy is measured"):
+        evaluate(EvaluateConfig(run_or_repo=str(judge_run), **fields))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +76,7 @@ def test_accuracy_and_card_of_a_classifier(judge_run):
         ({"label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1"),
         ({"random_shift": 8}, "random_shift must be below the image size, 8×8, not 8"),
         ({"random_erase": -1}, "random_erase must be zero or more"),
-        ({"test_split": "test"}, "cannot open split test of digits"),
+        ({"test_split": "test"}, "cannot open split test of digits.*--test_split"),
     ],
 )
 def test_bad_fields(tmp_path, fields, message):
@@ -95,7 +101,7 @@ def test_test_images_must_fit(tmp_path):
             train_classifier(tmp_path / "run", **fields)
 
 
-def test_label_smoothing_and_augmentation_are_used(judge_run):
+def test_label_smoothing_and_augmentation_are_used():
     config = ClassifierConfig(**(TINY_JUDGE | {"output_dir": "x", "label_smoothing": 0.5, "random_shift": 0}))
     from hfgen.batches import Batch
     from hfgen.tasks.classifier import ClassifierTask

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -11,10 +12,10 @@ import torch
 from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, TINY, finish, hfgen
 
-from hfgen import evaluation
+from hfgen import evaluation, subjects
 from hfgen.cli import main
 from hfgen.config import DDPMConfig, EvaluateConfig
-from hfgen.data import load_images
+from hfgen.data import SHORT_NAMES, ImageData, load_images
 from hfgen.errors import UserError
 from hfgen.evaluation import evaluate
 from hfgen.figures import save_images
@@ -22,6 +23,7 @@ from hfgen.metrics.judge import JUDGES, load_judge, shipped_judges
 from hfgen.report import results_page
 from hfgen.run import train
 from hfgen.sampling import sample
+from hfgen.subjects import take
 from hfgen.tasks.diffusion import DiffusionTask
 
 SPLITS = {"reference_split": "train[:50%]", "train_split": "train[50%:]"}
@@ -69,7 +71,7 @@ def test_a_run_is_drawn_measured_and_reported(model_run, options, tmp_path):
     for picture in re.findall(r"\]\(([^)]+\.png)\)", page):
         with PIL.Image.open(output / picture) as image:
             assert min(image.size) > 50, picture
-    assert str(tmp_path) not in page + record.read_text(), "no path of this machine in what may be published"
+    assert str(tmp_path.parent) not in page + record.read_text(), "no path of this machine in what may be published"
 
 
 def test_the_images_measured_are_those_that_sample_draws(model_run, options, tmp_path):
@@ -90,8 +92,8 @@ def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(model
     files[-1].unlink()
     (files[0].parent / ".incomplete-1-000032.npy").write_text("half a file")
     asked = []
-    original = evaluation.sample
-    monkeypatch.setattr(evaluation, "sample", lambda *a, **k: (asked.append(k), original(*a, **k))[1])
+    original = subjects.sample
+    monkeypatch.setattr(subjects, "sample", lambda *a, **k: (asked.append(k), original(*a, **k))[1])
     again = json.loads(evaluate(config).read_text())
     assert (asked[0]["first_image"], asked[0]["num_images"]) == (32, 8)
     assert again["measures"] == whole["measures"]
@@ -130,24 +132,88 @@ def test_images_with_labels_from_a_file_and_from_a_folder(digits_file, options, 
     assert first["accuracy"] > 0.8
     assert first["accuracy"] == pytest.approx(second["accuracy"])
     assert len(first["frechet_distance_per_class"]) == 10
+    assert first["accuracy_per_class"] == pytest.approx(second["accuracy_per_class"])
     assert "Asked for a class" in (tmp_path / "report of folder" / "evaluation.md").read_text()
     for name, measure in records[0]["measures"]["digits_judge"].items():
         if name != "kernel_distance":  # which draws subsets, from another order here
             assert records[1]["measures"]["digits_judge"][name]["value"] == pytest.approx(measure["value"], rel=1e-3)
 
 
+def test_images_sorted_by_class_are_measured_in_another_order(options, tmp_path):
+    data = load_images("digits", split="train[50%:]")
+    order = data.labels.argsort()
+    np.savez(tmp_path / "sorted.npz", images=data.images[order, 0].numpy(), labels=data.labels[order].numpy())
+    np.savez(tmp_path / "mixed.npz", images=data.images[:, 0].numpy(), labels=data.labels.numpy())
+    found = {}
+    for name in ("sorted", "mixed"):
+        fields = {
+            "images": str(tmp_path / f"{name}.npz"),
+            "output_dir": str(tmp_path / name),
+            "dataset_name": "digits",
+        }
+        record = json.loads(evaluate(EvaluateConfig(**(options | fields | {"num_images": 400}))).read_text())
+        found[name] = record["measures"]["digits_judge"]
+        assert min(record["classes"]["digits_judge"]["shares"]["generated"]) > 0.05, name
+    for measure in ("frechet_distance", "precision"):
+        assert found["sorted"][measure]["std"] < 4 * found["mixed"][measure]["std"], measure
+
+
+def test_labels_are_matched_by_name(tmp_path):
+    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+
+    def labels_of(names, known):
+        data = ImageData(images, torch.arange(len(names)), names, "", "")
+        return take(data, "some images", 3, known).labels.sort().values.tolist()
+
+    assert labels_of(["bag", "coat", "shirt"], ["shirt", "hat", "coat", "bag"]) == [0, 2, 3]
+    assert labels_of(["0", "3", "7"], [str(n) for n in range(10)]) == [0, 3, 7]
+    assert labels_of(["0", "1", "2"], ["shirt", "hat", "coat", "bag"]) == [0, 1, 2]
+    with pytest.raises(UserError, match="classes that the judges do not know, such as cat"):
+        labels_of(["bag", "cat", "shirt"], ["shirt", "hat", "coat", "bag"])
+
+
+def test_what_a_run_was_trained_on_is_what_it_is_compared_with(options, tmp_path):
+    AcceleratorState._reset_state()
+    folder = tmp_path / "few"
+    train(DDPMConfig(**TINY, output_dir=str(folder), max_train_steps=1, max_train_samples=100), DiffusionTask)
+    fields = options | {"train_split": None, "reference_split": "train[60%:]"}
+    protocol = json.loads(evaluate(EvaluateConfig(run_or_repo=str(folder), **fields)).read_text())["protocol"]
+    assert (protocol["training_images"], protocol["reference_images_in_training"]) == (100, 0)
+    assert protocol["train_split"] == "train"
+
+
+def test_reference_images_from_the_training_set_are_no_unseen_ones(model_run, options, tmp_path):
+    fields = options | {"train_split": "train", "output_dir": str(tmp_path / "report")}
+    record = json.loads(evaluate(EvaluateConfig(run_or_repo=str(model_run), **fields)).read_text())
+    assert record["protocol"]["reference_images_in_training"] == record["protocol"]["reference_images"]
+    assert record["memorization"] == {}
+    assert set(record["floors"]["digits_judge"]) == {"half_against_half"}
+    assert "tell nothing of memorisation" in (tmp_path / "report" / "evaluation.md").read_text()
+
+
+def test_a_checkpoint_is_measured_by_its_runs_settings_and_not_into_the_run(model_run, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = evaluate(EvaluateConfig(run_or_repo=str(model_run / "checkpoints" / "step-000003"), **options))
+    assert record == Path("evaluations/tiny_model-step-000003/evaluation.json")
+    protocol = json.loads(record.read_text())["protocol"]
+    assert (protocol["model"], protocol["num_inference_steps"]) == ("tiny_model-step-000003", 3)
+
+
 def test_classification_accuracy_score(digits_file, options, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "SCORE_STEPS", 60)
-    AcceleratorState._reset_state()
-    config = EvaluateConfig(
-        images=str(digits_file), dataset_name="digits", output_dir=str(tmp_path / "report"),
-        classification_accuracy_score=True, **(options | {"num_images": 300}),
-    )  # fmt: skip
-    score = json.loads(evaluate(config).read_text())["classification_accuracy_score"]
-    assert score["training_images"] == 300
-    assert score["generated"]["accuracy"] > 0.5, "these images are real, and so teach to classify real ones"
-    assert score["real"]["accuracy"] > 0.5
-    assert "classification accuracy score" in (tmp_path / "report" / "evaluation.md").read_text().lower()
+    with np.load(digits_file) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    np.savez(tmp_path / "mislabelled.npz", images=images, labels=(labels + 1) % 10)
+    for name, least, most in (("digits", 0.5, 1.0), ("mislabelled", 0.0, 0.2)):
+        AcceleratorState._reset_state()
+        config = EvaluateConfig(
+            images=str(tmp_path / f"{name}.npz"), dataset_name="digits", output_dir=str(tmp_path / name),
+            classification_accuracy_score=True, **(options | {"num_images": 300}),
+        )  # fmt: skip
+        score = json.loads(evaluate(config).read_text())["classification_accuracy_score"]
+        assert least <= score["generated"]["accuracy"] <= most, "learnt from the images and labels that were given"
+        assert score["real"]["accuracy"] > 0.5
+        assert "classification accuracy score" in (tmp_path / name / "evaluation.md").read_text().lower()
 
 
 @pytest.mark.parametrize(
@@ -155,11 +221,11 @@ def test_classification_accuracy_score(digits_file, options, tmp_path, monkeypat
     [
         ({"num_images": 16}, "needs more than 16 images; images: 16"),
         ({"reference_split": "train[:10]"}, "needs more than 16 images; reference images: 10"),
-        ({"reference_split": "nope"}, "Name the split to compare with by --reference_split"),
+        ({"reference_split": "nope"}, "--reference_split and --train_split name others"),
         ({"judge": ["nope"]}, "there is no judge nope"),
         ({"judge": []}, "hfgen ships no judge of digits"),
         ({"resolution": 12}, "knows images of 8×8 pixels in 1 channel, and digits has 12×12"),
-        ({"inception": True}, "needs the package torch-fidelity"),
+        ({"inception": True}, "--inception needs at least 2048 images of each kind, not 40 and 898"),
         ({"num_images": 400}, "num_images is 400, but .* has 300 images"),
         ({"images": "nope.npz"}, "there is no folder and no .npz file nope.npz"),
     ],
@@ -177,12 +243,20 @@ def test_misfitting_images_and_missing_labels(options, tmp_path):
     np.savez(tmp_path / "bare.npz", images=np.zeros((40, 8, 8), np.uint8))
     for name, fields, message in (
         ("wide", {}, "wide.npz has 9×8 pixels in 1 channel, and digits 8×8 pixels in 1 channel"),
+        ("bare", {"judge": [options["judge"][0]] * 2}, "must differ in the names of their folders"),
         ("colour", {}, "8×8 pixels in 3 channels, and digits 8×8 pixels in 1 channel"),
-        ("bare", {"classification_accuracy_score": True}, "needs images with labels"),
+        ("bare", {"classification_accuracy_score": True}, "score needs labels, of the images and of the data set"),
     ):
         config = {"images": str(tmp_path / f"{name}.npz"), "dataset_name": "digits", "output_dir": str(tmp_path / "o")}
         with pytest.raises(UserError, match=message):
             evaluate(EvaluateConfig(**(config | options | fields)))
+
+
+def test_a_run_that_is_not_there_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "runs/mnsit"]) == 2
+    assert "cannot load a pipeline from runs/mnsit" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -219,6 +293,15 @@ def test_the_commands_and_the_table_of_all_evaluations(model_run, judge_run, tmp
 def test_the_table_in_the_repository_is_that_of_its_records():
     page = (REPOSITORY / "RESULTS.md").read_text()
     assert page == results_page([REPOSITORY / "model_cards", JUDGES])
+
+
+def test_each_data_set_has_two_judges():
+    assert {name: len(shipped_judges(name)) for name in SHORT_NAMES} == {"mnist": 2, "fashion_mnist": 2, "cifar10": 2}
+    accuracies = {
+        name: json.loads((JUDGES / name / "evaluation.json").read_text())["accuracy"] for name in shipped_judges()
+    }
+    assert accuracies["mnist"] >= 0.995
+    assert accuracies["fashion_mnist"] >= 0.935
 
 
 @pytest.mark.parametrize("name", shipped_judges())

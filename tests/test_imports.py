@@ -17,7 +17,7 @@ FLOORS = [
     {"hfgen.models", "hfgen.files", "hfgen.seeds"},
     {"hfgen.pipelines", "hfgen.losses", "hfgen.augmentation", "hfgen.data", "hfgen.config", "hfgen.checkpoints"},
     {"hfgen.sampling", "hfgen.figures", "hfgen.batches", "hfgen.metrics"},
-    {"hfgen.tasks", "hfgen.hub", "hfgen.measures", "hfgen.records", "hfgen.report"},
+    {"hfgen.tasks", "hfgen.hub", "hfgen.measures", "hfgen.records", "hfgen.report", "hfgen.subjects"},
     {"hfgen.training"},
     {"hfgen.run"},
     {"hfgen.evaluation"},

@@ -1,6 +1,7 @@
 """What the measures say of real images, spoilt and not; what is kept on disk."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,33 +28,56 @@ def test_every_measure_moves_the_right_way(reference, corruption, directions):
     images, labels = reference.train.images, reference.train.labels
     assert corruption(images, labels, 0.0).equal(images)
     rows = [
-        reference.measures(reference.judge.look_at(corruption(images, labels, amount))[0], kernel_subsets=10)
+        reference.measures(reference.judge.look_at(corruption(images, labels, amount))[0])
         for amount in (0.0, 0.5, 1.0)
     ]
     for measure, direction in directions.items():
-        values = [direction * row[measure] for row in rows]
-        assert values == sorted(values), f"{measure}: {[row[measure] for row in rows]}"
+        values = [direction * row[measure]["value"] for row in rows]
+        assert values == sorted(values), f"{measure}: {[row[measure]['value'] for row in rows]}"
         assert values[2] > values[0], measure
 
 
 def test_real_images_reach_their_floors(reference):
     features = reference.features(reference.train)
-    floors = reference.floors(len(features))
-    assert floors["train_against_test"] == pytest.approx(reference.measures(features), rel=1e-3, abs=1e-3)
+    floors = reference.floors(len(features), unseen=True)
+    values = {name: measure["value"] for name, measure in reference.measures(features).items()}
+    floor = floors["train_against_test"]
+    assert floor.pop("num_images") == len(features)
+    assert floor == pytest.approx(values, rel=1e-3, abs=1e-3)
+    assert floors["half_against_half"]["num_images"] == len(features) // 2
     assert floors["half_against_half"]["precision"] > 0.7
-    measured = reference.measures_with_deviations(features)
-    assert measured["precision"]["value"] == reference.measures(features)["precision"]
-    assert 0 < measured["precision"]["std"] < 0.1
-    few = reference.measures_with_deviations(features[:30])
-    assert few["precision"]["std"] is None, "thirty samples cannot be divided"
+    assert set(reference.floors(len(features), unseen=False)) == {"half_against_half"}
+    assert reference.floors(100, unseen=True)["train_against_test"]["num_images"] == 100
 
 
-def test_deviations_are_about_what_other_samples_would_show(reference):
-    """Bound the stated deviation of a mean (precision) by the binomial one."""
-    features = reference.features(reference.train)
-    measured = reference.measures_with_deviations(features)["precision"]
-    binomial = (measured["value"] * (1 - measured["value"]) / len(features)) ** 0.5
-    assert 0.3 * binomial < measured["std"] < 3 * binomial
+class Drawn(Reference):
+    """Real images as points of a known distribution."""
+
+    def __init__(self, features, cache):
+        self.drawn, self.cache = features, cache
+        self.judge = SimpleNamespace(sha256="")
+        self.test = SimpleNamespace(fingerprint="drawn")
+
+    def features(self, data):
+        return self.drawn
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.7])
+def test_deviations_are_about_those_of_other_samples(spread, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    reference = Drawn(torch.randn(600, 6, generator=generator), tmp_path)
+    found = [reference.measures(spread * torch.randn(600, 6, generator=generator)) for _ in range(12)]
+    for measure in found[0]:
+        true = torch.tensor([one[measure]["value"] for one in found]).std()
+        stated = torch.tensor([one[measure]["std"] for one in found]).mean()
+        assert 0.4 < stated / true < 3, f"{measure}: {stated} stated, {true} over repeated draws"
+
+
+def test_deviations_need_enough_samples(reference):
+    few = reference.measures(reference.features(reference.train)[:40])
+    assert few["kernel_distance"]["std"] is None, "a tenth has too few"
+    assert few["precision"]["std"] is not None
+    assert reference.measures(reference.features(reference.train)[:17])["frechet_distance"]["std"] is None
 
 
 def test_copies_of_training_images_are_noticed(reference):

@@ -16,6 +16,8 @@ from conftest import REPOSITORY
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from hfgen.metrics.inception_scores import inception_scores
+
 METRICS = REPOSITORY / "hfgen" / "metrics"
 MODULES = sorted(path.name for path in METRICS.iterdir() if (path / f"{path.name}.py").exists())
 
@@ -67,15 +69,28 @@ def test_frechet_distance_per_class_is_that_of_each_class_alone():
     module = load("frechet_distance")
     labels = torch.arange(400) % 2, torch.arange(500) % 2
     found = module.compute(
-        predictions=GENERATED, references=REAL, prediction_labels=labels[0], reference_labels=labels[1]
+        predictions=GENERATED, references=REAL, prediction_labels=labels[0], reference_labels=labels[1], num_classes=3
     )
     for label in (0, 1):
         alone = module.compute(predictions=GENERATED[label::2], references=REAL[label::2])["frechet_distance"]
         assert found["frechet_distance_per_class"][label] == alone
-    with pytest.raises(ValueError, match="class 1: .* needs more than 6 predictions, not 0"):
-        module.compute(
-            predictions=GENERATED, references=REAL, prediction_labels=labels[0] * 0, reference_labels=labels[1]
-        )
+    assert found["frechet_distance_per_class"][2] is None, "no samples of that class"
+
+
+@pytest.mark.parametrize("name", ["frechet_distance", "precision_recall_density_coverage"])
+def test_features_that_are_no_numbers_are_refused(name):
+    broken = GENERATED.clone()
+    broken[3, 2] = float("nan")
+    with pytest.raises(ValueError, match="must be finite"):
+        load(name).compute(predictions=broken, references=REAL)
+
+
+@pytest.mark.parametrize("name", ["frechet_distance", "precision_recall_density_coverage", "memorization_gap"])
+def test_features_may_be_arrays_of_any_precision(name):
+    options = {"unseen": REAL.double().numpy()} if name == "memorization_gap" else {}
+    mixed = load(name).compute(predictions=GENERATED.double().numpy(), references=REAL, **options)
+    plain = load(name).compute(predictions=GENERATED.tolist(), references=REAL.tolist(), **options)
+    assert mixed == plain
 
 
 def test_kernel_distance_is_the_unbiased_estimate_and_that_of_torchmetrics():
@@ -193,10 +208,41 @@ def test_likelihood_bounds_of_a_model_that_can_be_computed():
     assert found["importance_weighted_bound"] == pytest.approx(evidence.mean().item(), abs=0.05)
 
 
-def test_inception_scores_say_what_is_missing():
-    pixels = [np.zeros((8, 8), np.uint8)] * 3
+class Inception(torch.nn.Module):
+    """A stand-in: 8 features and 5 logits of an image with 3 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixing = torch.nn.Parameter(torch.randn(48, 13, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, images):
+        found = images.float().flatten(1) / 255 @ self.mixing
+        return found[:, :8], found[:, 8:]
+
+
+def test_inception_scores_are_those_of_torchmetrics_and_follow_their_seed(monkeypatch):
+    monkeypatch.setattr(inception_scores, "MINIMUM", 100)
+    generator = torch.Generator().manual_seed(0)
+    generated, real = (torch.randint(low, 256, (120, 1, 4, 4), generator=generator).byte() for low in (50, 0))
+    torch.manual_seed(0)
+    found = inception_scores.inception_scores(generated, real, subset_size=100, inception=Inception())
+    torch.manual_seed(1)
+    assert found == inception_scores.inception_scores(generated, real, subset_size=100, inception=Inception())
+    first, second = ([part.detach() for part in Inception()(x.expand(-1, 3, -1, -1))] for x in (generated, real))
+    direct = load("frechet_distance").compute(predictions=first[0], references=second[0])
+    assert found["fid"] == pytest.approx(direct["frechet_distance"], rel=1e-4)
+    shares = first[1].softmax(1)
+    divergence = (shares * (shares / shares.mean(0)).log()).sum(1).mean().exp().item()
+    assert found["inception_score"] == pytest.approx(divergence, rel=0.05), "up to its division into ten parts"
+    assert found["kid"] > 3 * found["kid_std"] > 0
+    with pytest.raises(ValueError, match="at least 100 images of each kind, not 99 and 120"):
+        inception_scores.inception_scores(generated[:99], real)
+
+
+def test_inception_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
     with pytest.raises(ModuleNotFoundError, match="torch-fidelity"):
-        load("inception_scores").compute(predictions=pixels, references=pixels)
+        inception_scores.load_inception()
 
 
 def test_each_module_can_be_pushed_as_it_is(tmp_path):

@@ -18,6 +18,9 @@ JUDGES = Path(__file__).parent / "judges"
 WEIGHTS = "model.safetensors"
 RECORD = "evaluation.json"
 BATCH_SIZE = 500
+# The stock networks were made for photographs and begin by halving the image. At twice the size, by repeated pixels,
+# the first convolution sees every pixel of a small one.
+UPSCALE = 2
 
 
 @dataclass
@@ -45,6 +48,11 @@ class Judge:
     def num_features(self) -> int:
         """The width of the features."""
         return self.model.config.hidden_sizes[-1]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it knows."""
+        return (self.model.config.num_channels, self.size[0] // UPSCALE, self.size[1] // UPSCALE)
 
     @torch.inference_mode()
     def look_at(self, images: Tensor) -> tuple[Tensor, Tensor]:

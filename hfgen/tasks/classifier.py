@@ -22,11 +22,7 @@ from hfgen.config import REGNET_GROUP_WIDTH, ClassifierConfig
 from hfgen.data import ImageData, load_images
 from hfgen.errors import UserError
 from hfgen.figures import confusion_picture
-
-# The stock networks were made for photographs and begin by halving the image. At twice the size, by repeated pixels,
-# the first convolution sees every pixel of a small one.
-UPSCALE = 2
-TEST_BATCH = 500  # test images in one forward pass
+from hfgen.metrics.judge import UPSCALE, Judge
 
 
 class ClassifierTask:
@@ -49,16 +45,10 @@ class ClassifierTask:
         channels, height, width = data.images.shape[1:]
         if config.random_shift >= min(height, width):
             raise UserError(f"random_shift must be below the image size, {height}×{width}, not {config.random_shift}")
-        self.test_data = load_images(
-            config.test_dataset_name or data.source,
-            split=config.test_split,
-            image_column=config.image_column,
-            label_column=config.label_column,
-            resolution=config.resolution,
-            channels=channels,
-            on_bad_image=config.on_bad_image,
-            cache_dir=config.cache_dir,
-        )
+        try:
+            self.test_data = load_test_images(config, data.source)
+        except UserError as error:
+            raise UserError(f"{error} (test images; --test_split and --test_dataset_name name others)") from error
         if self.test_data.images.shape[1:] != data.images.shape[1:]:
             raise UserError(
                 f"training and test images differ in channels or size: {tuple(data.images.shape[1:])} in "
@@ -109,15 +99,25 @@ class ClassifierTask:
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
-    @torch.no_grad()
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw the confusion matrix of the test images, and those that are most confidently taken for another class.
 
         Nothing is drawn at random, so that the seed does not matter.
         """
-        device = self.model.device
-        parts = [part.to(device).float() / 127.5 - 1 for part in self.test_data.images.split(TEST_BATCH)]
-        logits = torch.cat([self.model(F.interpolate(part, self.size)).logits.cpu() for part in parts])
-        return confusion_picture(
-            self.test_data.images, self.test_data.labels, logits, self.test_data.label_names, num_images
-        )
+        data = self.test_data
+        logits = Judge("in training", self.model, self.size, "").look_at(data.images)[1]
+        return confusion_picture(data.images, data.labels, logits, data.label_names, num_images)
+
+
+def load_test_images(config: ClassifierConfig, source: str) -> ImageData:
+    """Load the images that a classifier is tested on; `source` is what it was trained on."""
+    return load_images(
+        config.test_dataset_name or source,
+        split=config.test_split,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        resolution=config.resolution,
+        channels=config.channels,
+        on_bad_image=config.on_bad_image,
+        cache_dir=config.cache_dir,
+    )

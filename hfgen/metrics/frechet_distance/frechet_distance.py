@@ -21,11 +21,12 @@ _INPUTS = """\
 Args:
     predictions: Features of the generated images, float (N, D), N > D.
     references: Features of real images, float (M, D), M > D.
-    prediction_labels: The classes that the generated images are meant to be, int (N,); with it,
-    reference_labels: Classes of the real images, int (M,): then also the distance within each class.
+    prediction_labels: Optional: the classes that the generated images are meant to show, int (N,).
+    reference_labels: With prediction_labels: the classes of the real images, int (M,).
+    num_classes: With prediction_labels: how many classes there are.
 Returns:
     frechet_distance: 0 for equal sets, without upper bound.
-    frechet_distance_per_class: One distance a class, in the order of the labels, if labels are given."""
+    frechet_distance_per_class: With prediction_labels: one distance a class, None where there are too few samples."""
 
 
 class _Features(nn.Module):
@@ -43,8 +44,11 @@ def frechet_distance(predictions: Tensor, references: Tensor) -> float:
     """Return the Fréchet distance of features (N, D) and (M, D), computed in double precision by torchmetrics.
 
     Raises:
-        ValueError: if there are not more samples than features, so that a covariance has no full rank.
+        ValueError: if there are not more samples than features, so that a covariance has no full rank, or a feature
+            is NaN or infinite.
     """
+    if not (predictions.isfinite().all() and references.isfinite().all()):
+        raise ValueError("the features must be finite numbers")
     for name, features in (("predictions", predictions), ("references", references)):
         if len(features) <= features.shape[1]:
             raise ValueError(
@@ -58,21 +62,14 @@ def frechet_distance(predictions: Tensor, references: Tensor) -> float:
 
 
 def frechet_distance_per_class(
-    predictions: Tensor, references: Tensor, prediction_labels: Tensor, reference_labels: Tensor
-) -> list[float]:
-    """Return the Fréchet distance within each class that the references have.
-
-    Raises:
-        ValueError: if a class has too few samples.
-    """
-    distances = []
-    for label in reference_labels.unique().tolist():
-        try:
-            distances.append(
-                frechet_distance(predictions[prediction_labels == label], references[reference_labels == label])
-            )
-        except ValueError as error:
-            raise ValueError(f"class {label}: {error}") from error
+    predictions: Tensor, references: Tensor, prediction_labels: Tensor, reference_labels: Tensor, num_classes: int
+) -> list[float | None]:
+    """Return the Fréchet distance within each class; None for one with too few samples for it."""
+    distances: list[float | None] = []
+    for label in range(num_classes):
+        samples = predictions[prediction_labels == label], references[reference_labels == label]
+        enough = min(map(len, samples)) > predictions.shape[1]
+        distances.append(frechet_distance(*samples) if enough else None)
     return distances
 
 
@@ -95,10 +92,12 @@ class FrechetDistance(evaluate.Metric):
             return super().compute(**options)
         return self._compute(predictions, references, **options)
 
-    def _compute(self, predictions, references, prediction_labels=None, reference_labels=None):
-        predictions, references = torch.as_tensor(predictions), torch.as_tensor(references)
+    def _compute(self, predictions, references, prediction_labels=None, reference_labels=None, num_classes=None):
+        predictions, references = (torch.as_tensor(f).to("cpu", torch.float32) for f in (predictions, references))
         results = {"frechet_distance": frechet_distance(predictions, references)}
         if prediction_labels is not None:
             labels = torch.as_tensor(prediction_labels), torch.as_tensor(reference_labels)
-            results["frechet_distance_per_class"] = frechet_distance_per_class(predictions, references, *labels)
+            results["frechet_distance_per_class"] = frechet_distance_per_class(
+                predictions, references, *labels, num_classes
+            )
         return results

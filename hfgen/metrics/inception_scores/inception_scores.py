@@ -1,13 +1,14 @@
 """FID, KID and Inception Score: the measures in features of Inception, for photographs in colour."""
 
+import warnings
+
 import datasets
 import evaluate
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor
-from torchmetrics import MetricCollection
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -24,42 +25,85 @@ these values say little."""
 
 _INPUTS = """\
 Args:
-    predictions: Generated images: PIL, or uint8 arrays (H, W) or (H, W, 3), at least 2,048 of them for a valid FID.
-    references: Real images.
+    predictions: At least 2,048 generated images: PIL, or uint8 arrays (H, W) or (H, W, 3).
+    references: At least 2,048 real images.
     subset_size: Samples in a subset of the KID.
+    seed: The subsets of the KID and the parts of the Inception Score follow from it.
 Returns:
     fid, kid, kid_std, inception_score, inception_score_std."""
 
 
-def require_inception() -> None:
-    """Load the network once, so that what is missing is known before any work (see `inception_scores`)."""
-    FrechetInceptionDistance()
+MINIMUM = 2048  # images: as many as features
 
 
-def inception_scores(predictions: Tensor, references: Tensor, subset_size: int = 1000) -> dict[str, float]:
-    """Return the scores of images, uint8 (N, C, H, W) and (M, C, H, W); grey is repeated to three channels.
+class _Features(nn.Module):
+    """Takes features for images, so that one pass of the network serves all three measures."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def load_inception() -> nn.Module:
+    """Return the network; called with uint8 (N, 3, H, W), it gives features (N, 2048) and logits (N, 1008).
 
     Raises:
         ModuleNotFoundError: without the package torch-fidelity.
         OSError: if the weights are neither on this machine nor can be downloaded.
     """
-    distances = MetricCollection([FrechetInceptionDistance(), KernelInceptionDistance(subset_size=subset_size)])
-    score = InceptionScore()
-    for images, real in ((references, True), (predictions, False)):
-        for batch in images.split(64):
-            batch = batch.expand(-1, 3, -1, -1)
-            distances.update(batch, real=real)
-            if not real:
-                score.update(batch)
-    fid, (kid, kid_std) = distances.compute().values()
-    mean, std = score.compute()
+    inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048", "logits_unbiased"])
+    return inception.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def inception_scores(
+    predictions: Tensor, references: Tensor, subset_size: int = 1000, seed: int = 0, inception: nn.Module | None = None
+) -> dict[str, float]:
+    """Return the scores of images, uint8 (N, C, H, W) and (M, C, H, W); grey is repeated to three channels.
+
+    Args:
+        predictions: Generated images.
+        references: Real images.
+        subset_size: Samples in a subset of the KID.
+        seed: The subsets of the KID and the parts of the Inception Score follow from it.
+        inception: What `load_inception` returned, where it is loaded already.
+
+    Raises:
+        ValueError: for fewer than 2,048 images, of which no FID in 2,048 features can be had.
+    """
+    if min(len(predictions), len(references)) < MINIMUM:
+        raise ValueError(
+            f"the FID needs at least {MINIMUM} images of each kind, not {len(predictions)} and {len(references)}"
+        )
+    inception = inception or load_inception()
+    generated, real = _look(inception, predictions), _look(inception, references)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        warnings.filterwarnings("ignore", "Metric .* will save all extracted features", UserWarning)
+        distance = FrechetInceptionDistance(feature=_Features(generated[0].shape[1])).set_dtype(torch.float64)
+        kernel = KernelInceptionDistance(feature=_Features(generated[0].shape[1]), subset_size=subset_size)
+        for metric in (distance, kernel):
+            metric.update(real[0], real=True)
+            metric.update(generated[0], real=False)
+        score = InceptionScore(feature=_Features(generated[1].shape[1]))
+        score.update(generated[1])
+        (kid, kid_std), (mean, std) = kernel.compute(), score.compute()
     return {
-        "fid": fid.item(),
+        "fid": distance.compute().item(),
         "kid": kid.item(),
         "kid_std": kid_std.item(),
         "inception_score": mean.item(),
         "inception_score_std": std.item(),
     }
+
+
+@torch.inference_mode()
+def _look(inception: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    device = next(inception.parameters()).device
+    found = [inception(batch.expand(-1, 3, -1, -1).to(device)) for batch in images.split(64)]
+    return tuple(torch.cat([batch[part].double().cpu() for batch in found]) for part in range(2))
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
@@ -80,8 +124,8 @@ class InceptionScores(evaluate.Metric):
             return super().compute(**options)
         return self._compute(predictions, references, **options)
 
-    def _compute(self, predictions, references, subset_size=1000):
-        return inception_scores(_to_tensor(predictions), _to_tensor(references), subset_size)
+    def _compute(self, predictions, references, subset_size=1000, seed=0):
+        return inception_scores(_to_tensor(predictions), _to_tensor(references), subset_size, seed)
 
 
 def _to_tensor(images) -> Tensor:

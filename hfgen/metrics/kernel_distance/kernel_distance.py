@@ -71,6 +71,6 @@ class KernelDistance(evaluate.Metric):
         return self._compute(predictions, references, **options)
 
     def _compute(self, predictions, references, subsets=100, subset_size=1000, seed=0):
-        predictions, references = torch.as_tensor(predictions), torch.as_tensor(references)
+        predictions, references = (torch.as_tensor(f).to("cpu", torch.float32) for f in (predictions, references))
         mean, std = kernel_distance(predictions, references, subsets, subset_size, seed)
         return {"kernel_distance": mean, "kernel_distance_std": std}

@@ -92,6 +92,6 @@ class MemorizationGap(evaluate.Metric):
         return self._compute(predictions, references, **options)
 
     def _compute(self, predictions, references, unseen):
-        predictions, references = torch.as_tensor(predictions), torch.as_tensor(references)
-        gap, error = memorization_gap(predictions, references, torch.as_tensor(unseen))
+        predictions, references = (torch.as_tensor(f).to("cpu", torch.float32) for f in (predictions, references))
+        gap, error = memorization_gap(predictions, references, torch.as_tensor(unseen).to("cpu", torch.float32))
         return {"memorization_gap": gap, "memorization_gap_std": error}

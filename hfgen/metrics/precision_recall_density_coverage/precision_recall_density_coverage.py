@@ -35,8 +35,10 @@ def neighbour_radii(features: Tensor, k: int) -> Tensor:
     """Return the distance of each sample, (N, D), to its k-th nearest neighbour in the same set: (N,).
 
     Raises:
-        ValueError: if there are no k other samples.
+        ValueError: if there are no k other samples, or a feature is NaN or infinite.
     """
+    if not features.isfinite().all():
+        raise ValueError("the features must be finite numbers")
     if len(features) <= k:
         raise ValueError(f"a {k}-th nearest neighbour needs more than {k} samples, not {len(features)}")
     parts = [
@@ -45,43 +47,52 @@ def neighbour_radii(features: Tensor, k: int) -> Tensor:
     return torch.cat(parts).sqrt()
 
 
-def precision_recall_density_coverage(
-    predictions: Tensor,
-    references: Tensor,
-    k: int = 5,
-    reference_radii: Tensor | None = None,
-    prediction_radii: Tensor | None = None,
-) -> dict[str, float]:
+def precision_recall_density_coverage(predictions: Tensor, references: Tensor, k: int = 5) -> dict[str, float]:
     """Return the four measures for features (N, D) and (M, D).
-
-    Args:
-        predictions: Features of the generated images.
-        references: Features of real images.
-        k: Neighbours that a ball reaches to.
-        reference_radii: `neighbour_radii(references, k)`, where it is known already.
-        prediction_radii: `neighbour_radii(predictions, k)`, where it is known already.
 
     Raises:
         ValueError: if a set has no more than k samples.
     """
+    return values_of_hits(*hits(predictions, references, k), k)
+
+
+def hits(
+    predictions: Tensor, references: Tensor, k: int, reference_radii: Tensor | None = None, num_groups: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tell which samples lie in whose balls, for groups of the generated samples apart.
+
+    Args:
+        predictions: Features of the generated images, (N, D).
+        references: Features of real images, (M, D).
+        k: Neighbours that a ball reaches to.
+        reference_radii: `neighbour_radii(references, k)`, where it is known already.
+        num_groups: G: sample i belongs to group i mod G.
+
+    Returns:
+        How many real balls each generated sample is in, int (N,); whether each real ball holds a sample of each group,
+        bool (M, G); whether each real sample is in a ball of each group, bool (M, G).
+    """
     if reference_radii is None:
         reference_radii = neighbour_radii(references, k)
-    if prediction_radii is None:
-        prediction_radii = neighbour_radii(predictions, k)
-    reference_squares, prediction_squares = reference_radii.square(), prediction_radii.square()
+    prediction_squares = neighbour_radii(predictions, k).square()
     balls_around = torch.zeros(len(predictions), dtype=torch.long)
-    recalled = covered = 0
-    for part, radii in zip(references.split(_ROWS), reference_squares.split(_ROWS), strict=True):
+    covered, recalled = [], []
+    for part, radii in zip(references.split(_ROWS), reference_radii.square().split(_ROWS), strict=True):
         distances = _squared_distances(part, predictions)
-        inside = distances < radii[:, None]
+        inside, around = distances < radii[:, None], distances < prediction_squares
         balls_around += inside.sum(0)
-        covered += inside.any(1).sum().item()
-        recalled += (distances < prediction_squares).any(1).sum().item()
+        covered.append(torch.stack([inside[:, group::num_groups].any(1) for group in range(num_groups)], 1))
+        recalled.append(torch.stack([around[:, group::num_groups].any(1) for group in range(num_groups)], 1))
+    return balls_around, torch.cat(covered), torch.cat(recalled)
+
+
+def values_of_hits(balls_around: Tensor, covered: Tensor, recalled: Tensor, k: int) -> dict[str, float]:
+    """Return the four measures from what `hits` returns."""
     return {
         "precision": (balls_around > 0).double().mean().item(),
-        "recall": recalled / len(references),
+        "recall": recalled.any(1).double().mean().item(),
         "density": balls_around.double().mean().item() / k,
-        "coverage": covered / len(references),
+        "coverage": covered.any(1).double().mean().item(),
     }
 
 
@@ -109,5 +120,5 @@ class PrecisionRecallDensityCoverage(evaluate.Metric):
         return self._compute(predictions, references, **options)
 
     def _compute(self, predictions, references, k=5):
-        predictions, references = torch.as_tensor(predictions), torch.as_tensor(references)
+        predictions, references = (torch.as_tensor(f).to("cpu", torch.float32) for f in (predictions, references))
         return precision_recall_density_coverage(predictions, references, k)

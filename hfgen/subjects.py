@@ -1,0 +1,144 @@
+"""The images that an evaluation measures: drawn from a model, resumably, or taken from a file or folder."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from hfgen.config import EvaluateConfig
+from hfgen.data import ImageData, load_images
+from hfgen.errors import UserError
+from hfgen.files import complete_or_absent, remove_leftovers
+from hfgen.sampling import sample
+from hfgen.seeds import derive_seed
+
+
+@dataclass
+class Subject:
+    """What is measured.
+
+    Attributes:
+        images: uint8 (N, C, H, W).
+        labels: The classes that they are meant to show, as the judges number them, int64 (N,), or None.
+        protocol: How they came about, for the report.
+        seconds: What drawing them took this time.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    protocol: dict[str, Any]
+    seconds: float
+
+
+def size_of(shape: tuple[int, int, int]) -> str:
+    """Say a shape (C, H, W) in words."""
+    return f"{shape[2]}×{shape[1]} pixels in {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+
+
+def load_given(config: EvaluateConfig) -> ImageData:
+    """Load what `--images` names.
+
+    Raises:
+        UserError: if there is no such folder or file, or it cannot be read.
+    """
+    path = Path(config.images).expanduser()
+    if not path.is_dir() and not (path.is_file() and path.suffix == ".npz"):
+        raise UserError(f"there is no folder and no .npz file {config.images} (images)")
+    return load_images(str(path.absolute()), channels=config.channels, cache_dir=config.cache_dir)
+
+
+def take(given: ImageData, name: str, num_images: int, label_names: list[str]) -> Subject:
+    """Choose images at random: they may be sorted by class, and parts of them must be like the whole.
+
+    Args:
+        given: Images from anywhere.
+        name: What to call them.
+        num_images: How many; all, in another order, if there are no more.
+        label_names: The classes by the judges' numbers. Labels are matched by these names, or, where the images'
+            classes are called 0, 1, …, by number.
+
+    Raises:
+        UserError: if there are fewer, or with classes that the judges do not know.
+    """
+    if num_images > len(given):
+        raise UserError(f"num_images is {num_images}, but {name} has {len(given)} images")
+    generator = torch.Generator().manual_seed(derive_seed("given images"))
+    chosen = torch.randperm(len(given), generator=generator)[:num_images]
+    labels = None
+    if given.labels is not None:
+        known = {label: number for number, label in enumerate(label_names)}
+        if known.keys().isdisjoint(given.label_names):
+            known = {str(number): number for number in range(len(label_names))}
+        if strangers := set(given.label_names) - known.keys():
+            raise UserError(
+                f"{name} has classes that the judges do not know, such as {min(strangers)}; they know "
+                f"{', '.join(label_names)}, or as numbers 0 to {len(label_names) - 1}"
+            )
+        labels = torch.tensor([known[label] for label in given.label_names])[given.labels[chosen]]
+    return Subject(given.images[chosen], labels, {"images": name, "images_sha256": given.fingerprint}, 0.0)
+
+
+def draw(
+    pipeline: DiffusionPipeline, model: str, sampler: dict[str, Any], num_images: int, batch_size: int, folder: Path
+) -> Subject:
+    """Draw images, or the rest of them where drawing was interrupted or took fewer.
+
+    Args:
+        pipeline: What to draw from.
+        model: What to call it.
+        sampler: `scheduler`, `num_inference_steps` and `seed` of `hfgen.sampling.sample`.
+        num_images: How many.
+        batch_size: Images drawn, and saved, at a time.
+        folder: Where they are kept, in a folder that is named after model and sampler.
+    """
+    started = time.monotonic()
+    weights = save({name: value.cpu().contiguous() for name, value in pipeline.unet.state_dict().items()})
+    sha256 = hashlib.sha256(weights).hexdigest()
+    configs = [
+        {name: value for name, value in part.config.items() if not name.startswith("_")}
+        for part in (pipeline.unet, pipeline.scheduler)
+    ]
+    key = hashlib.sha256(json.dumps([sampler, sha256, *configs]).encode()).hexdigest()[:12]
+    place = folder / f"images-{key}"
+    place.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(place)
+    drawn = list(_drawn_before(place))
+    count = sum(map(len, drawn))
+    batches = sample(
+        pipeline, num_images=max(0, num_images - count), batch_size=batch_size, first_image=count, **sampler
+    )
+    with tqdm(total=num_images, initial=min(count, num_images), desc="drawing", unit="image", disable=None) as bar:
+        for (images,) in batches:
+            with complete_or_absent(place / f"{count:06d}.npy") as temporary, open(temporary, "wb") as file:
+                np.save(file, images.numpy())
+            drawn.append(images)
+            count += len(images)
+            bar.update(len(images))
+    protocol = {
+        "model": model,
+        "pipeline": type(pipeline).__name__,
+        "weights_sha256": sha256,
+        **sampler,
+        "guidance_scale": None,
+        "quantisation": "rounded to 8 bits",
+    }
+    return Subject(torch.cat(drawn)[:num_images], None, protocol, time.monotonic() - started)
+
+
+def _drawn_before(folder: Path) -> Iterator[Tensor]:
+    """Read the images that are there without a gap from the first; each file is named by its first image."""
+    count = 0
+    while (path := folder / f"{count:06d}.npy").exists():
+        images = torch.from_numpy(np.load(path))
+        yield images
+        count += len(images)
