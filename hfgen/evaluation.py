@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from diffusers import DiffusionPipeline, UNet2DModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per
 from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
 from hfgen.metrics.judge import WEIGHTS, Judge, load_judge, shipped_judges
 from hfgen.records import RUN_FILE
-from hfgen.report import save_classifier_report, save_pictures, save_report
+from hfgen.report import PICTURES, RECORD, save_classifier_report, save_pictures, save_report
 from hfgen.run import train as run_training
 from hfgen.seeds import derive_seed
 from hfgen.subjects import Subject, draw, load_given, size_of, take
@@ -58,42 +59,20 @@ def evaluate(config: EvaluateConfig) -> Path:
     if config.run_or_repo and (source / "config.json").is_file() and (source / WEIGHTS).is_file():
         return _evaluate_classifier(config, source)
     given = load_given(config) if config.images else None
-    pipeline = hub.load(config.run_or_repo) if config.run_or_repo else None
-    run = _run_fields(source) if config.run_or_repo else {}
-    dataset = config.dataset_name or _data_source(run)
-    if dataset is None:
-        raise UserError(f"{config.run_or_repo} does not say what it was trained on; name it with --dataset_name")
-    judges = [load_judge(name) for name in config.judge or _judges_of(dataset)]
-    train_split = config.train_split or run.get("train_split", "train")
-    test, train = (_load_real(config, run, dataset, split) for split in (config.reference_split, train_split))
+    pipeline = None if given else hub.load(config.run_or_repo)
+    run = {} if given else _run_fields(source)
     num_images = config.num_images or (len(given) if given else DEFAULT_NUM_IMAGES)
-    _check(config, num_images, judges, test, train)
-    inception = _load_inception(num_images, test) if config.inception else None
+    references = _load_references(config, run, num_images)
+    inception = _load_inception(num_images, references[0].test) if config.inception else None
     output = Path(config.output_dir) if config.output_dir else _default_output(config.run_or_repo)
     if given:
-        _check_size(given.images.shape[1:], config.images, test)
-        if config.classification_accuracy_score and (given.labels is None or train.labels is None):
-            raise UserError("the classification accuracy score needs labels, of the images and of the data set")
-        subject = take(given, Path(config.images).name, num_images, judges[0].label_names)
+        subject = _take_images(config, given, num_images, references[0])
     else:
-        if config.classification_accuracy_score:
-            raise UserError(f"the classification accuracy score needs labels, and {config.run_or_repo} draws without")
-        unet = pipeline.unet.config
-        size = unet.sample_size
-        shape = (unet.out_channels, *((size, size) if isinstance(size, int) else size))
-        _check_size(shape, config.run_or_repo, test)
-        sampler = {
-            "scheduler": config.scheduler or run.get("scheduler", "unipc"),
-            "num_inference_steps": config.num_inference_steps or run.get("num_inference_steps", 20),
-            "seed": config.seed,
-        }
-        pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-        name = _name(source) if source.is_dir() else config.run_or_repo
-        subject = draw(pipeline, name, sampler, num_images, config.batch_size, output / "evaluation")
+        subject = _draw_images(config, pipeline, run, num_images, references[0].test, output)
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
-    references = [Reference(judge, test, train, cache_folder(config.cache_dir)) for judge in judges]
-    record = _measure(config, subject, references, source, train_split, output)
+    record = _measure(config, subject, references, run, output)
+    test, train = references[0].test, references[0].train
     if inception:
         subset_size = min(KERNEL_SUBSET, len(subject.images), len(test))
         record["inception"] = inception_scores(subject.images, test.images, subset_size, inception=inception)
@@ -101,15 +80,67 @@ def evaluate(config: EvaluateConfig) -> Path:
     if config.classification_accuracy_score:
         record["classification_accuracy_score"] = _classification_accuracy_score(subject, test, train)
         save_report(record, output)
-    return save_report(record, output)
+    return output / RECORD
+
+
+def _load_references(config: EvaluateConfig, run: dict[str, Any], num_images: int) -> list[Reference]:
+    """Load the real images and the judges, and refuse what no measure can be made of."""
+    dataset = config.dataset_name or _data_source(run)
+    if dataset is None:
+        raise UserError(f"{config.run_or_repo} does not say what it was trained on; name it with --dataset_name")
+    judges = [load_judge(name) for name in config.judge or _judges_of(dataset)]
+    test, train = (
+        _load_real(config, run, dataset, split) for split in (config.reference_split, _train_split(config, run))
+    )
+    _check(config, num_images, judges, test, train)
+    return [Reference(judge, test, train, cache_folder(config.cache_dir)) for judge in judges]
+
+
+def _train_split(config: EvaluateConfig, run: dict[str, Any]) -> str:
+    return config.train_split or run.get("train_split", "train")
+
+
+def _take_images(config: EvaluateConfig, given: ImageData, num_images: int, reference: Reference) -> Subject:
+    _check_size(given.images.shape[1:], config.images, reference.test)
+    sets = (given, reference.train, reference.test)
+    if config.classification_accuracy_score and any(data.labels is None for data in sets):
+        raise UserError("the classification accuracy score needs labels, of the images and of the data set")
+    return take(given, Path(config.images).name, num_images, reference.judge.label_names)
+
+
+def _draw_images(
+    config: EvaluateConfig,
+    pipeline: DiffusionPipeline,
+    run: dict[str, Any],
+    num_images: int,
+    test: ImageData,
+    output: Path,
+) -> Subject:
+    if config.classification_accuracy_score:
+        raise UserError(f"the classification accuracy score needs labels, and {config.run_or_repo} draws without")
+    if not isinstance(getattr(pipeline, "unet", None), UNet2DModel):
+        raise UserError(
+            f"a {type(pipeline).__name__} cannot be measured here: it is no unconditional diffusion pipeline"
+        )
+    size = pipeline.unet.config.sample_size
+    shape = (pipeline.unet.config.out_channels, *((size, size) if isinstance(size, int) else size))
+    _check_size(shape, config.run_or_repo, test)
+    sampler = {
+        "scheduler": config.scheduler or run.get("scheduler", "unipc"),
+        "num_inference_steps": config.num_inference_steps or run.get("num_inference_steps", 20),
+        "seed": config.seed,
+    }
+    source = Path(config.run_or_repo).expanduser()
+    name = _name(source) if source.is_dir() else config.run_or_repo
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return draw(pipeline, name, sampler, num_images, config.batch_size, output / PICTURES)
 
 
 def _measure(
     config: EvaluateConfig,
     subject: Subject,
     references: list[Reference],
-    source: Path,
-    train_split: str,
+    run: dict[str, Any],
     output: Path,
 ) -> dict[str, Any]:
     """Measure what needs no further training or download, and save the report of it."""
@@ -126,7 +157,7 @@ def _measure(
             "reference_split": config.reference_split,
             "reference_images": len(test),
             "reference_sha256": test.fingerprint,
-            "train_split": train_split,
+            "train_split": _train_split(config, run),
             "training_images": len(train),
             "training_sha256": train.fingerprint,
             "reference_images_in_training": shared,
@@ -161,9 +192,9 @@ def _measure(
             closest = distances.argsort()[:SHOWN_NEIGHBOURS]
             pairs = subject.images[closest], train.images[numbers[closest]]
             planes = features, reference.features(test)
-    if (run_file := source / RUN_FILE).is_file() and config.run_or_repo:
-        run = json.loads(run_file.read_text())
-        record["training"] = {name: run[name] for name in RECORDED_TRAINING}
+    if config.run_or_repo and (run_file := Path(config.run_or_repo).expanduser() / RUN_FILE).is_file():
+        training = json.loads(run_file.read_text())
+        record["training"] = {name: training[name] for name in RECORDED_TRAINING}
     record["seconds"] = {
         "drawing": round(subject.seconds, 1),
         "measuring": round(time.monotonic() - started, 1),

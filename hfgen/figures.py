@@ -179,7 +179,7 @@ def class_shares_picture(classes: dict[str, dict[str, Any]]) -> PIL.Image.Image:
             axes.bar(places + offset, found["shares"][kind], width=0.4, label=kind, color=colour)
         axes.set_xticks(places, found["label_names"])
         axes.set(title=f"judge {judge}", ylabel="share")
-        axes.legend()
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         axes.grid(axis="y", alpha=0.3)
     return to_picture(figure)
 
@@ -197,6 +197,7 @@ def features_picture(generated: Tensor, real: Tensor, shown: int = 2000) -> PIL.
         points = (features[:shown] - mean) @ directions
         axes.scatter(*points.T.numpy(), s=3, alpha=0.4, color=colour, linewidths=0)
         axes.set_title(f"{kind}: {len(points)} images")
+        axes.set(xlabel="first main direction of the real features", ylabel="second")
     return to_picture(figure)
 
 
