@@ -146,7 +146,7 @@ def _measure(
     """Measure what needs no further training or download, and save the report of it."""
     started = time.monotonic()
     test, train = references[0].test, references[0].train
-    shared = _shared(test, train)
+    shared = _shared(test.images, train)
     unseen = shared <= OVERLAP * len(test)
     record: dict[str, Any] = {
         "protocol": {
@@ -170,6 +170,7 @@ def _measure(
             "versions": {name: version(name) for name in RECORDED_PACKAGES},
         },
         "measures": {}, "floors": {}, "memorization": {}, "classes": {}, "conditional": {},
+        "judge_accuracy": {}, "copies_of_training_images": _shared(subject.images, train),
     }  # fmt: skip
     for reference in tqdm(references, desc="measuring", unit="judge", disable=None):
         judge = reference.judge
@@ -178,6 +179,10 @@ def _measure(
         record["floors"][judge.name] = reference.floors(len(features), unseen)
         if unseen:
             record["memorization"][judge.name] = reference.memorization(features)
+        if test.labels is not None:
+            record["judge_accuracy"][judge.name] = _accuracy(
+                reference.predicted(test), test.labels, len(judge.label_names)
+            )
         record["classes"][judge.name] = {
             "label_names": judge.label_names,
             "shares": {
@@ -196,7 +201,7 @@ def _measure(
         training = json.loads(run_file.read_text())
         record["training"] = {name: training[name] for name in RECORDED_TRAINING}
     record["seconds"] = {
-        "drawing": round(subject.seconds, 1),
+        "drawing_this_time": round(subject.seconds, 1),
         "measuring": round(time.monotonic() - started, 1),
     }
     save_pictures(record, subject.images[:SHOWN_IMAGES], pairs, planes, output)
@@ -255,7 +260,10 @@ def _load_real(config: EvaluateConfig, run: dict[str, Any], dataset: str, split:
         )
     except UserError as error:
         if "cannot open split" in str(error):
-            raise UserError(f"{error}. --reference_split and --train_split name others") from error
+            raise UserError(
+                f"{str(error).rstrip('.')}. --reference_split and --train_split name others, for instance "
+                "'train[80%:]' for a model of 'train[:80%]'"
+            ) from error
         raise
 
 
@@ -310,10 +318,10 @@ def _load_inception(num_images: int, test: ImageData) -> nn.Module:
         raise UserError(f"--inception needs weights that could not be downloaded ({error})") from error
 
 
-def _shared(test: ImageData, train: ImageData) -> int:
-    """Count the test images that are, to the pixel, among the training images."""
+def _shared(images: Tensor, train: ImageData) -> int:
+    """Count the images that are, to the pixel, among the training images."""
     known = {image.tobytes() for image in train.images.numpy()}
-    return sum(image.tobytes() in known for image in test.images.numpy())
+    return sum(image.tobytes() in known for image in images.numpy())
 
 
 def _shares(predicted: Tensor, judge: Judge) -> list[float]:

@@ -21,6 +21,7 @@ from hfgen.files import complete_or_absent
 TILE_PIXELS = 64  # a small image is enlarged by whole numbers to about this size
 GAP_PIXELS = 2  # around each image of a grid
 GAP_COLOUR = "slategrey"
+FLOOR_COLOURS = ("tab:blue", "lightsteelblue")
 FILM_FRAMES = 40
 FILM_FPS = 10
 
@@ -31,10 +32,6 @@ def to_pil(image: Tensor) -> PIL.Image.Image:
     return PIL.Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
-def _scale(height: int, width: int) -> int:
-    return max(1, round(TILE_PIXELS / max(height, width)))
-
-
 def image_grid(images: Tensor, columns: int | None = None) -> PIL.Image.Image:
     """Lay out uint8 images (N, C, H, W) row by row, enlarged without blurring, a gap between them.
 
@@ -43,7 +40,7 @@ def image_grid(images: Tensor, columns: int | None = None) -> PIL.Image.Image:
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     height, width = images.shape[-2:]
-    scale = _scale(height, width)
+    scale = max(1, round(TILE_PIXELS / max(height, width)))
     tiles = [to_pil(image).resize((width * scale, height * scale), PIL.Image.Resampling.NEAREST) for image in images]
     tiles = [PIL.ImageOps.expand(tile.convert("RGB"), GAP_PIXELS, GAP_COLOUR) for tile in tiles]
     tiles += [PIL.Image.new("RGB", tiles[0].size, GAP_COLOUR)] * (rows * columns - len(tiles))
@@ -153,18 +150,16 @@ def measures_picture(
     for row, (judge, found) in zip(panels, measures.items(), strict=True):
         for axes, (name, (title, better)) in zip(row, titles.items(), strict=True):
             axes.bar(["generated"], found[name]["value"], yerr=found[name]["std"], capsize=4, color="tab:orange")
-            for floor, values in floors[judge].items():
-                axes.bar([floor_names[floor]], values[name], color="tab:blue")
+            for (floor, values), colour in zip(floors[judge].items(), FLOOR_COLOURS, strict=False):
+                axes.bar([floor_names[floor]], values[name], color=colour)
             axes.set_xticks([])
             axes.set_title(f"{title} ({better})", fontsize=8)
             axes.tick_params(labelsize=7)
             axes.grid(axis="y", alpha=0.3)
         row[0].set_ylabel(judge)
-    figure.legend(
-        [Patch(color="tab:orange"), Patch(color="tab:blue")],
-        ["generated", "real images: " + ", ".join(floor_names[floor] for floor in next(iter(floors.values())))],
-        loc="outside lower center", ncols=2, fontsize=8,
-    )  # fmt: skip
+    shown = ["generated", *(f"real: {floor_names[floor]}" for floor in next(iter(floors.values())))]
+    patches = [Patch(color=colour) for colour in ("tab:orange", *FLOOR_COLOURS)]
+    figure.legend(patches[: len(shown)], shown, loc="outside lower center", ncols=3, fontsize=8)
     return to_picture(figure)
 
 
@@ -178,7 +173,7 @@ def class_shares_picture(classes: dict[str, dict[str, Any]]) -> PIL.Image.Image:
         ):
             axes.bar(places + offset, found["shares"][kind], width=0.4, label=kind, color=colour)
         axes.set_xticks(places, found["label_names"])
-        axes.set(title=f"judge {judge}", ylabel="share")
+        axes.set(title=judge, ylabel="share")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         axes.grid(axis="y", alpha=0.3)
     return to_picture(figure)
@@ -195,15 +190,25 @@ def features_picture(generated: Tensor, real: Tensor, shown: int = 2000) -> PIL.
         (right, generated, "generated", "tab:orange"),
     ):
         points = (features[:shown] - mean) @ directions
-        axes.scatter(*points.T.numpy(), s=3, alpha=0.4, color=colour, linewidths=0)
+        axes.scatter(*points.T.numpy(), s=6, alpha=0.5, color=colour, linewidths=0)
         axes.set_title(f"{kind}: {len(points)} images")
         axes.set(xlabel="first main direction of the real features", ylabel="second")
     return to_picture(figure)
 
 
 def neighbours_picture(images: Tensor, neighbours: Tensor) -> PIL.Image.Image:
-    """Lay out images, uint8 (N, C, H, W), eight a row, each above its neighbour, (N, C, H, W)."""
-    height, width = images.shape[-2:]
-    scale = _scale(height, width)
-    pairs = torch.cat([images, neighbours], dim=2).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    return image_grid(pairs, columns=8)
+    """Draw images, uint8 (N, C, H, W), eight a row, each above its neighbour, (N, C, H, W)."""
+    columns = 8
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(columns, 2.2 * rows), layout="constrained")
+    for part, starts in zip(
+        figure.subfigures(rows, 1, squeeze=False)[:, 0], range(0, len(images), columns), strict=True
+    ):
+        panels = part.subplots(2, columns)
+        for row, (kind, shown) in zip(panels, (("generated", images), ("training", neighbours)), strict=True):
+            row[0].set_ylabel(kind)
+            for axes in row:
+                axes.set(xticks=[], yticks=[])
+            for axes, image in zip(row, shown[starts : starts + columns], strict=False):
+                axes.imshow(to_pil(image).convert("RGB"), interpolation="nearest")
+    return to_picture(figure)

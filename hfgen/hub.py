@@ -20,6 +20,8 @@ def load(run_or_repo: str) -> DiffusionPipeline:
     """
     folder = Path(run_or_repo).expanduser()
     if folder.is_dir():
+        if (folder / "config.json").exists() and (folder / "preprocessor_config.json").exists():
+            raise UserError(f"{run_or_repo} is a classifier, which draws no images")
         if not (folder / "model_index.json").exists():
             checkpoint = newest_complete(folder / "checkpoints")
             if checkpoint is None:
@@ -36,4 +38,5 @@ def load(run_or_repo: str) -> DiffusionPipeline:
         return DiffusionPipeline.from_pretrained(source, use_safetensors=True)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot load a pipeline from {run_or_repo}: {first_line}") from error
+        absent = "" if folder.is_dir() else f"there is no folder {run_or_repo}, and as a Hub id "
+        raise UserError(f"{absent}cannot load a pipeline from {run_or_repo}: {first_line}") from error

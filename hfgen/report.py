@@ -122,6 +122,14 @@ def _accuracy(found: dict[str, Any]) -> str:
     return f"{found['accuracy']:.2%} ± {found['accuracy_std']:.2%}"
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
 def _title(protocol: dict[str, Any]) -> str:
     return protocol.get("model") or protocol["images"]
 
@@ -158,7 +166,8 @@ def _page(record: dict[str, Any]) -> list[str]:
             for name, (title, better) in MEASURES.items()
         ]
         header = [f"real: {FLOORS[name]} ({floor['num_images']:,} images)" for name, floor in floors.items()]
-        lines += ["", f"### Judge `{judge}`"]
+        known = record["judge_accuracy"].get(judge)
+        lines += ["", f"### Judge `{judge}`" + (f", right on {_accuracy(known)} of the real images" if known else "")]
         lines += _table(["measure", "generated", *header, "better"], rows)
     lines += [
         "",
@@ -172,9 +181,16 @@ def _page(record: dict[str, Any]) -> list[str]:
         "",
         f"![shares of the classes]({PICTURES}/classes.png)",
     ]
+    if not record["conditional"]:
+        lines += [
+            "",
+            "The images have no labels, so that nothing can be said of how well they show a class asked for.",
+        ]
     for judge, found in record["conditional"].items():
         names = record["classes"][judge]["label_names"]
-        distances = found.get("frechet_distance_per_class") or [None] * len(names)
+        nothing = [None] * len(names)
+        distances = found.get("frechet_distance_per_class", nothing)
+        real = record["judge_accuracy"].get(judge, {"accuracy_per_class": nothing})
         lines += [
             "",
             f"### Asked for a class, judge `{judge}`",
@@ -182,10 +198,12 @@ def _page(record: dict[str, Any]) -> list[str]:
             f"{_accuracy(found)} of the images show the class that they are meant to show.",
         ]
         lines += _table(
-            ["class", "accuracy", "Fréchet distance within the class"],
+            ["class", "accuracy", "of the real images", "Fréchet distance within the class"],
             (
-                [name, *("" if v is None else text(v) for v, text in ((share, "{:.2%}".format), (distance, _number)))]
-                for name, share, distance in zip(names, found["accuracy_per_class"], distances, strict=True)
+                [name, *(_share(s) for s in shares), "" if distance is None else _number(distance)]
+                for name, *shares, distance in zip(
+                    names, found["accuracy_per_class"], real["accuracy_per_class"], distances, strict=True
+                )
             ),
         )
     if score := record.get("classification_accuracy_score"):
@@ -200,6 +218,9 @@ def _page(record: dict[str, Any]) -> list[str]:
     lines += [
         "",
         "## Memorisation",
+        "",
+        f"{record['copies_of_training_images']:,} of the {protocol['num_images']:,} images are training images to the "
+        "pixel.",
         "",
         "The generated images (above) that stand nearest to a training image (below), in the first judge's features.",
         "",
@@ -265,7 +286,7 @@ def _classifier_card(record: dict[str, Any]) -> list[str]:
         *_table(
             ["class", "accuracy"],
             (
-                [name, "" if share is None else f"{share:.2%}"]
+                [name, _share(share)]
                 for name, share in zip(record["label_names"], record["accuracy_per_class"], strict=True)
             ),
         ),
@@ -292,7 +313,7 @@ def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
         return [
             name,
             protocol["dataset"],
-            f"{training['train_seconds'] / 60:.0f} min, {training['images_seen']:,} images" if training else "",
+            f"{_duration(training['train_seconds'])}, {training['images_seen']:,} images" if training else "",
             _sampler(protocol),
             f"{protocol['num_images']:,}",
             "; ".join(distance(record, judge) for judge in record["measures"]),

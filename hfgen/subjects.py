@@ -82,7 +82,8 @@ def take(given: ImageData, name: str, num_images: int, label_names: list[str]) -
         if strangers := set(given.label_names) - known.keys():
             raise UserError(
                 f"{name} has classes that the judges do not know, such as {min(strangers)}; they know "
-                f"{', '.join(label_names)}, or as numbers 0 to {len(label_names) - 1}"
+                f"{', '.join(label_names)}, or as numbers 0 to {len(label_names) - 1}; rename them, or leave "
+                "the labels out"
             )
         labels = torch.tensor([known[label] for label in given.label_names])[given.labels[chosen]]
     return Subject(given.images[chosen], labels, {"images": name, "images_sha256": given.fingerprint}, 0.0)

@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-SHRUNK = "--max_train_steps 2 --max_train_samples 40 --num_samples 2"
+SHRUNK = "--max_train_steps 2 --max_train_samples 200 --num_samples 2"
 SHRUNK_MODEL = f"{SHRUNK} --num_inference_steps 2 --block_out_channels 8"
 SHRUNK_CLASSIFIER = f"{SHRUNK} --embedding_size 8 --hidden_sizes 16 --depths 1"
 BIN = Path(sys.executable).parent
@@ -63,6 +63,8 @@ def shrink(command: str) -> str:
     if " train" in command or "scripts/train" in command:
         shrunk = SHRUNK_CLASSIFIER if "classifier" in command else SHRUNK_MODEL
         return f"{command} {shrunk} --checkpointing_steps 1"
+    if "evaluate" in command and "digits" in command:
+        return command + " --num_images 300 --num_inference_steps 2"
     if "evaluate" in command and "--images" not in command:
         return re.sub(r" --num_images \d+", "", command) + (" --num_images 140" if "classifier" not in command else "")
     if "sample" in command:

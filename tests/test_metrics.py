@@ -117,7 +117,7 @@ def test_kernel_distance_follows_its_seed_and_leaves_torchs_alone():
     )
     assert first == again != other
     assert torch.get_rng_state().equal(before)
-    with pytest.raises(ValueError, match="subsets of 1000, more than the 400 predictions"):
+    with pytest.raises(ValueError, match="subset_size is 1000, more than the 400 predictions"):
         module.compute(predictions=GENERATED, references=REAL)
 
 
@@ -191,6 +191,24 @@ def test_image_similarity_of_several_scales_and_of_misfits():
         module.compute(predictions=[*large, *small], references=[*large, *large])
     with pytest.raises(ValueError, match="at least 11×11 pixels, not 8×8"):
         module.compute(predictions=[large[0][:8, :8]], references=[large[0][:8, :8]])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "image_similarity",
+            {"predictions": np.zeros((2, 28, 28)), "references": np.zeros((2, 28, 28))},
+            "not float64",
+        ),
+        ("memorization_gap", {"predictions": GENERATED, "references": REAL}, "unseen is missing"),
+        ("class_accuracy", {"predictions": [0], "references": [1]}, "num_classes is missing"),
+        ("frechet_distance", {"predictions": GENERATED, "references": REAL[:, :5]}, "equally many, not 6 and 5"),
+    ],
+)
+def test_what_a_module_cannot_take_is_said(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(name).compute(**options)
 
 
 def test_likelihood_bounds_of_a_model_that_can_be_computed():

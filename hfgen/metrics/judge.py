@@ -83,9 +83,10 @@ def load_judge(name_or_folder: str) -> Judge:
     shipped = name_or_folder in shipped_judges()
     folder = JUDGES / name_or_folder if shipped else Path(name_or_folder).expanduser()
     if not (folder / WEIGHTS).is_file():
+        what = "a folder without a finished classifier" if folder.is_dir() else "no folder"
         raise UserError(
-            f"there is no judge {name_or_folder}: it is none of {', '.join(shipped_judges()) or 'those shipped'}, and "
-            "no finished run of hfgen train classifier"
+            f"there is no judge {name_or_folder}: it is none of those shipped ({', '.join(shipped_judges())}), and "
+            f"{what}; hfgen train classifier makes one"
         )
     sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     if shipped and sha256 != json.loads((folder / RECORD).read_text())["protocol"]["weights_sha256"]:

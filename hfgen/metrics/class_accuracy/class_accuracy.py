@@ -46,6 +46,8 @@ class ClassAccuracy(evaluate.Metric):
             features=datasets.Features({"predictions": label, "references": label}),
         )
 
-    def _compute(self, predictions, references, num_classes):
+    def _compute(self, predictions, references, num_classes=None):
+        if num_classes is None:
+            raise ValueError("num_classes is missing: how many classes there are")
         accuracy, per_class = class_accuracy(torch.as_tensor(predictions), torch.as_tensor(references), num_classes)
         return {"accuracy": accuracy, "accuracy_per_class": per_class}

@@ -44,9 +44,11 @@ def frechet_distance(predictions: Tensor, references: Tensor) -> float:
     """Return the Fréchet distance of features (N, D) and (M, D), computed in double precision by torchmetrics.
 
     Raises:
-        ValueError: if there are not more samples than features, so that a covariance has no full rank, or a feature
-            is NaN or infinite.
+        ValueError: if there are not more samples than features, so that a covariance has no full rank, a feature is
+            NaN or infinite, or the sets have different features.
     """
+    if predictions.shape[1] != references.shape[1]:
+        raise ValueError(f"features must be equally many, not {predictions.shape[1]} and {references.shape[1]}")
     if not (predictions.isfinite().all() and references.isfinite().all()):
         raise ValueError("the features must be finite numbers")
     for name, features in (("predictions", predictions), ("references", references)):

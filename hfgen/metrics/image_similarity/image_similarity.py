@@ -3,6 +3,7 @@
 import datasets
 import evaluate
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import (
@@ -68,6 +69,14 @@ class ImageSimilarity(evaluate.Metric):
             inputs_description=_INPUTS,
             features=datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()}),
         )
+
+    def compute(self, *, predictions=None, references=None, **options):
+        """Compute as usual; images are refused where the table behind would round them to 8 bits."""
+        for images in (predictions, references):
+            for image in images if images is not None else []:
+                if not isinstance(image, PIL.Image.Image) and np.asarray(image).dtype != np.uint8:
+                    raise ValueError(f"images must be PIL or uint8 arrays, not {np.asarray(image).dtype}")
+        return super().compute(predictions=predictions, references=references, **options)
 
     def _compute(self, predictions, references):
         return image_similarity(*(_to_tensor(images) for images in (predictions, references)))

@@ -37,9 +37,7 @@ def kernel_distance(
     """
     for name, features in (("predictions", predictions), ("references", references)):
         if len(features) < subset_size:
-            raise ValueError(
-                f"the kernel distance takes subsets of {subset_size}, more than the {len(features)} {name}"
-            )
+            raise ValueError(f"subset_size is {subset_size}, more than the {len(features)} {name}; name a smaller one")
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(subsets):

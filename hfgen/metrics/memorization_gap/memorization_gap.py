@@ -91,7 +91,9 @@ class MemorizationGap(evaluate.Metric):
             return super().compute(**options)
         return self._compute(predictions, references, **options)
 
-    def _compute(self, predictions, references, unseen):
+    def _compute(self, predictions, references, unseen=None):
+        if unseen is None:
+            raise ValueError("unseen is missing: features of as many images that the model was not trained on")
         predictions, references = (torch.as_tensor(f).to("cpu", torch.float32) for f in (predictions, references))
         gap, error = memorization_gap(predictions, references, torch.as_tensor(unseen).to("cpu", torch.float32))
         return {"memorization_gap": gap, "memorization_gap_std": error}
