@@ -67,7 +67,7 @@ def shrink(command: str) -> str:
         return command + " --num_images 300 --num_inference_steps 2"
     if "evaluate" in command and "--images" not in command:
         return re.sub(r" --num_images \d+", "", command) + (" --num_images 140" if "classifier" not in command else "")
-    if "sample" in command:
+    if "hfgen sample" in command:
         return re.sub("step-000500", "step-000001", command) + " --num_images 4 --num_inference_steps 2"
     return command
 
