@@ -145,8 +145,9 @@ def _results(arguments: list[str]) -> None:
     from hfgen.files import complete_or_absent
     from hfgen.report import results_page
 
-    page = results_page([Path(folder) for folder in config.folders])
-    with complete_or_absent(Path(config.output)) as temporary:
+    output = Path(config.output)
+    page = results_page([Path(folder) for folder in config.folders], output.parent)
+    with complete_or_absent(output) as temporary:
         temporary.write_text(page)
     print(f"The table is in {config.output}")
 

@@ -391,6 +391,9 @@ class EvaluateConfig:
                 raise UserError(f"{name} must be positive, not {value}")
         if self.seed < 0:
             raise UserError(f"seed must be zero or more, not {self.seed}")
+        images = Path(self.images or "").expanduser()
+        if not images.is_dir() and not (images.is_file() and images.suffix == ".npz"):
+            raise UserError(f"there is no folder and no .npz file {self.images} (images)")
 
 
 @dataclass(kw_only=True)

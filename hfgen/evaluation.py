@@ -33,7 +33,7 @@ from hfgen.records import RUN_FILE
 from hfgen.report import PICTURES, RECORD, save_classifier_report, save_pictures, save_report
 from hfgen.run import train as run_training
 from hfgen.seeds import derive_seed
-from hfgen.subjects import Subject, draw, load_given, size_of, take
+from hfgen.subjects import Subject, draw, size_of, take
 from hfgen.tasks.classifier import ClassifierTask, load_test_images
 
 DEFAULT_NUM_IMAGES = 10_000
@@ -58,7 +58,10 @@ def evaluate(config: EvaluateConfig) -> Path:
     source = Path(config.run_or_repo or "").expanduser()
     if config.run_or_repo and (source / "config.json").is_file() and (source / WEIGHTS).is_file():
         return _evaluate_classifier(config, source)
-    given = load_given(config) if config.images else None
+    given = None
+    if config.images:
+        images = str(Path(config.images).expanduser().absolute())
+        given = load_images(images, channels=config.channels, cache_dir=config.cache_dir)
     pipeline = None if given else hub.load(config.run_or_repo)
     run = {} if given else _run_fields(source)
     num_images = config.num_images or (len(given) if given else DEFAULT_NUM_IMAGES)

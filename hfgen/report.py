@@ -1,6 +1,7 @@
 """What an evaluation leaves: `evaluation.json`, `evaluation.md` with pictures, and one table of many of them."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def save_classifier_report(record: dict[str, Any], folder: Path) -> Path:
     return _save(record, _classifier_card(record), folder)
 
 
-def results_page(folders: list[Path]) -> str:
-    """Return one Markdown page with a row for each `evaluation.json` below some folders.
+def results_page(folders: list[Path], place: Path) -> str:
+    """Return one Markdown page, for the folder `place`, with a row for each `evaluation.json` below some folders.
 
     Raises:
         UserError: if there is none.
@@ -80,7 +81,7 @@ def results_page(folders: list[Path]) -> str:
     if not files:
         places = ", ".join(str(folder) for folder in folders)
         raise UserError(f"there is no {RECORD} below {places}; hfgen evaluate writes one")
-    records = [(file.resolve().parent.name, json.loads(file.read_text())) for file in files]
+    records = [(_link(file.resolve().parent, place), json.loads(file.read_text())) for file in files]
     models = sorted(
         ((name, record) for name, record in records if "measures" in record),
         key=lambda item: (item[1]["protocol"]["dataset"], item[0]),
@@ -120,6 +121,10 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
 
 def _accuracy(found: dict[str, Any]) -> str:
     return f"{found['accuracy']:.2%} ± {found['accuracy_std']:.2%}"
+
+
+def _link(folder: Path, place: Path) -> str:
+    return f"[{folder.name}]({Path(os.path.relpath(folder, place.resolve())).as_posix()})"
 
 
 def _duration(seconds: float) -> str:

@@ -15,8 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from hfgen.config import EvaluateConfig
-from hfgen.data import ImageData, load_images
+from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.files import complete_or_absent, remove_leftovers
 from hfgen.sampling import sample
@@ -43,18 +42,6 @@ class Subject:
 def size_of(shape: tuple[int, int, int]) -> str:
     """Say a shape (C, H, W) in words."""
     return f"{shape[2]}×{shape[1]} pixels in {shape[0]} channel{'s' if shape[0] > 1 else ''}"
-
-
-def load_given(config: EvaluateConfig) -> ImageData:
-    """Load what `--images` names.
-
-    Raises:
-        UserError: if there is no such folder or file, or it cannot be read.
-    """
-    path = Path(config.images).expanduser()
-    if not path.is_dir() and not (path.is_file() and path.suffix == ".npz"):
-        raise UserError(f"there is no folder and no .npz file {config.images} (images)")
-    return load_images(str(path.absolute()), channels=config.channels, cache_dir=config.cache_dir)
 
 
 def take(given: ImageData, name: str, num_images: int, label_names: list[str]) -> Subject:

@@ -284,15 +284,15 @@ def test_the_commands_and_the_table_of_all_evaluations(model_run, judge_run, tmp
     page = (tmp_path / "RESULTS.md").read_text()
     record = json.loads((tmp_path / "all" / "tiny" / "evaluation.json").read_text())
     recall = record["measures"]["digits_judge"]["recall"]["value"]
-    assert re.search(rf"\| tiny \| digits \| .* \| {recall:.3g}", page)
-    assert re.search(r"\| judge \| digits \| ResNetForImageClassification \|", page)
+    assert re.search(rf"\| \[tiny\]\(all/tiny\) \| digits \| .* \| {recall:.3g}", page)
+    assert re.search(r"\| \[judge\]\(all/judge\) \| digits \| ResNetForImageClassification \|", page)
     with pytest.raises(UserError, match="there is no evaluation.json"):
-        results_page([tmp_path / "nothing"])
+        results_page([tmp_path / "nothing"], tmp_path)
 
 
 def test_the_table_in_the_repository_is_that_of_its_records():
     page = (REPOSITORY / "RESULTS.md").read_text()
-    assert page == results_page([REPOSITORY / "model_cards", JUDGES])
+    assert page == results_page([REPOSITORY / "model_cards", JUDGES], REPOSITORY)
 
 
 def test_each_data_set_has_two_judges():
