@@ -35,8 +35,8 @@ def noise(images: Tensor, labels: Tensor, amount: float) -> Tensor:
 
 
 def blur(images: Tensor, labels: Tensor, amount: float) -> Tensor:
-    """Blur with a Gaussian whose standard deviation is up to a sixth of the width."""
-    sigma = amount * images.shape[-1] / 6
+    """Blur with a Gaussian whose standard deviation is up to 1.3 pixels."""
+    sigma = 1.3 * amount
     if sigma == 0:
         return images
     places = torch.arange(-int(3 * sigma) - 1, int(3 * sigma) + 2)
@@ -131,6 +131,8 @@ def picture(found: dict[str, list[dict[str, float]]], examples: list[Tensor]):
             axes.plot(STEPS, [values[measure] for values in rows], marker="o", markersize=3)
             axes.set_title(title, fontsize=8)
             axes.set_xticks([0, 0.5, 1])
+            if "distance" not in measure:
+                axes.set_ylim(0, 1.05)
             axes.tick_params(labelsize=7)
             axes.grid(alpha=0.3)
     return to_picture(figure)

@@ -112,3 +112,10 @@ def test_speeds_in_the_readme_are_those_of_the_record():
     }
     assert ratios
     assert ratios.items() <= rows.items()
+
+
+def test_the_time_of_scoring_in_the_docs_is_that_of_the_record():
+    record = json.loads((REPOSITORY / "benchmarks" / "results" / "scoring.json").read_text())
+    page = " ".join((REPOSITORY / "docs" / "measuring.md").read_text().split())
+    assert f"took {record['seconds']['all']['median']} seconds" in page
+    assert f"which took {record['reference_statistics_seconds']} and are kept" in page
