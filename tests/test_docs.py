@@ -65,8 +65,8 @@ def shrink(command: str) -> str:
         return f"{command} {shrunk} --checkpointing_steps 1"
     if "evaluate" in command and "digits" in command:
         return command + " --num_images 300 --num_inference_steps 2"
-    if "evaluate" in command and "--images" not in command:
-        return re.sub(r" --num_images \d+", "", command) + (" --num_images 140" if "classifier" not in command else "")
+    if "evaluate" in command:
+        return re.sub(r"--num_images \d+", "--num_images 140", command)
     if "hfgen sample" in command:
         return re.sub("step-000500", "step-000001", command) + " --num_images 4 --num_inference_steps 2"
     return command
