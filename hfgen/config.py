@@ -84,6 +84,7 @@ class TrainingConfig:
     """
 
     family: ClassVar[str]
+    next_command: ClassVar[str]  # what a finished run is for
 
     dataset_name: str | None = None
     train_data_dir: str | None = None
@@ -159,6 +160,11 @@ class TrainingConfig:
                 if number is not None and not holds[kind](number):
                     raise UserError(f"{name} must be {kind}, not {number}")
 
+    def reading_options(self) -> dict[str, Any]:
+        """Return how images are read, as `hfgen.data.load_images` takes it, whatever the split."""
+        names = ("image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir")
+        return {name: getattr(self, name) for name in names}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain YAML types."""
         return dataclasses.asdict(self)
@@ -189,6 +195,7 @@ class DDPMConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "ddpm"
+    next_command: ClassVar[str] = "hfgen sample"
 
     block_out_channels: list[int] = field(default_factory=lambda: [32, 64, 96])
     layers_per_block: int = 2
@@ -257,6 +264,7 @@ class ClassifierConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "classifier"
+    next_command: ClassVar[str] = "hfgen evaluate"
 
     test_dataset_name: str | None = None
     test_split: str = "test"

@@ -64,7 +64,7 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
             trainer.release()
             raise
         trainer.release()
-    accelerator.print(f"The run is in {run}: measure it with hfgen evaluate {run}")
+    accelerator.print(f"The run is in {run}; next: {config.next_command} {run}")
     return run
 
 
@@ -78,13 +78,8 @@ def _load_data(config: TrainingConfig, accelerator: Accelerator) -> ImageData:
             data = load_images(
                 config.dataset_name or str(Path(config.train_data_dir).expanduser().absolute()),
                 split=config.train_split,
-                image_column=config.image_column,
-                label_column=config.label_column,
-                resolution=config.resolution,
-                channels=config.channels,
                 max_samples=config.max_train_samples,
-                on_bad_image=config.on_bad_image,
-                cache_dir=config.cache_dir,
+                **config.reading_options(),
             )
         except UserError as user_error:  # raised below, where no process waits for this one
             error = user_error

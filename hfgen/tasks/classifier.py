@@ -111,13 +111,4 @@ class ClassifierTask:
 
 def load_test_images(config: ClassifierConfig, source: str) -> ImageData:
     """Load the images that a classifier is tested on; `source` is what it was trained on."""
-    return load_images(
-        config.test_dataset_name or source,
-        split=config.test_split,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        resolution=config.resolution,
-        channels=config.channels,
-        on_bad_image=config.on_bad_image,
-        cache_dir=config.cache_dir,
-    )
+    return load_images(config.test_dataset_name or source, split=config.test_split, **config.reading_options())
