@@ -17,6 +17,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
+$(VENV)/oldest-diffusers: $(VENV)/.installed  # whose version is the lower bound in pyproject.toml
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ \
+		"diffusers==$$(sed -n 's/.*"diffusers>=\(.*\)".*/\1/p' pyproject.toml)"
+
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -28,8 +32,8 @@ quickstart: $(VENV)/.installed  ## train a small DDPM on handwritten digits and 
 	@echo "The model is in $(QUICKSTART_RUN), the digits that it draws in $(QUICKSTART_RUN)/quickstart.png"
 	@echo "For commands of your own: source $(BIN)/activate"
 
-test: $(VENV)/.installed  ## run every test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --junit-xml=$(VENV)/tests.xml
+test: $(VENV)/.installed $(VENV)/oldest-diffusers  ## run every test
+	HF_HUB_OFFLINE=1 HFGEN_OLDEST_DIFFUSERS=$(abspath $(VENV)/oldest-diffusers) $(BIN)/python -m pytest --junit-xml=$(VENV)/tests.xml
 	@echo "All tests passed; the report is in $(VENV)/tests.xml"
 
 style: $(VENV)/.installed-dev  ## check the code's style

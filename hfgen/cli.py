@@ -1,4 +1,4 @@
-"""The command line: `hfgen train | sample | evaluate | results | recipes`, importing nothing heavy before it must."""
+"""The command line, which imports nothing heavy before it knows the command."""
 
 import dataclasses
 import difflib
@@ -15,8 +15,9 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser
 
 import hfgen
-from hfgen.config import ClassifierConfig, DDPMConfig, EvaluateConfig, ResultsConfig, SampleConfig, TrainingConfig
-from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
+from hfgen.config import ClassifierConfig, DDPMConfig, TrainingConfig
+from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
+from hfgen.options import CardConfig, EvaluateConfig, PublishAllConfig, PushConfig, ResultsConfig, SampleConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 FAMILIES = {config.family: config for config in (DDPMConfig, ClassifierConfig)}
@@ -29,6 +30,9 @@ commands:
   sample RUN     draw images from a run, a checkpoint, a folder or a Hub id
   evaluate RUN   measure how good its images are, or a classifier, or --images from anywhere
   results        make one table of all evaluations
+  card RUN       write the page that a model has on the Hub
+  push RUN       publish a model on the Hub
+  publish-all    publish every model below a folder, as a collection
   recipes        list the ready-made configurations for --config
 
 hfgen COMMAND --help says more; hfgen --version prints the version."""
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"hfgen: {error}", file=sys.stderr)
         return 128 + error.signal_number if isinstance(error, InterruptedTrainingError) else 1
-    except OSError as error:
+    except (OSError, PublishingError) as error:
         print(f"hfgen: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -69,17 +73,12 @@ def _run(arguments: list[str]) -> int:
             raise UserError(
                 f"hfgen train needs a family first ({', '.join(FAMILIES)})" + _suggestion(rest[:1], FAMILIES)
             )
-        case ["sample", *rest]:
-            _sample(rest)
-        case ["evaluate", *rest]:
-            _evaluate(rest)
-        case ["results", *rest]:
-            _results(rest)
-        case ["recipes"]:
-            _list_recipes()
+        case [command, *rest] if command in COMMANDS:
+            COMMANDS[command](rest)
         case [command, *_]:
-            commands = ["train", "sample", "evaluate", "results", "recipes"]
-            raise UserError(f"there is no command {command}" + _suggestion([command], commands) + "\n\n" + USAGE)
+            raise UserError(
+                f"there is no command {command}" + _suggestion([command], ["train", *COMMANDS]) + "\n\n" + USAGE
+            )
     return 0
 
 
@@ -104,7 +103,9 @@ def _sample(arguments: list[str]) -> None:
     from hfgen.sampling import sample
 
     disable_progress_bar()
-    pipeline = hub.load(config.run_or_repo).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = hub.load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code).to(
+        "cuda" if torch.cuda.is_available() else "cpu"
+    )
     output = Path(config.output)
     batches = sample(
         pipeline,
@@ -152,10 +153,78 @@ def _results(arguments: list[str]) -> None:
     print(f"The table is in {config.output}")
 
 
-def _list_recipes() -> None:
+def _card(arguments: list[str]) -> None:
+    config = parse_config(CardConfig, arguments, prog="hfgen card", positional="run")
+    from hfgen.card import write_card, write_gallery
+
+    run = Path(config.run)
+    folder = Path(config.gallery, run.resolve().name) if config.gallery else run
+    print(f"The page is in {write_card(run, folder, repo_id=config.repo_id, spdx_license=config.license)}")
+    if config.gallery:
+        print(f"The wall of pictures is in {write_gallery(Path(config.gallery))}")
+
+
+def _push(arguments: list[str]) -> None:
+    config = parse_config(PushConfig, arguments, prog="hfgen push", positional="run")
+    from hfgen import hub
+
+    if config.dry_run:
+        _list_published(Path(config.run), config.repo_id, config.license)
+        return
+    address = hub.push(
+        Path(config.run),
+        config.repo_id,
+        private=config.private,
+        create_pr=config.create_pr,
+        revision=config.revision,
+        spdx_license=config.license,
+    )
+    print(f"Published: {address}")
+
+
+def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:
+    from hfgen import hub
+
+    print(f"{run} would be published as {repo_id}:")
+    for name, size in hub.list_published(run, repo_id, spdx_license):
+        print(f"{size:>12,} {name}")
+
+
+def _publish_all(arguments: list[str]) -> None:
+    config = parse_config(PublishAllConfig, arguments, prog="hfgen publish-all", positional="folder")
+    from hfgen import hub
+    from hfgen.records import RUN_FILE
+
+    runs = [file.parent for file in sorted(Path(config.folder).glob(f"*/{RUN_FILE}"))]
+    if not runs:
+        raise UserError(f"there is no finished run below {config.folder}")
+    if config.dry_run:
+        for run in runs:
+            _list_published(run, f"{config.namespace}/{run.name}", config.license)
+        return
+    addresses = hub.publish_all(
+        runs, config.namespace, private=config.private, spdx_license=config.license, collection=config.collection
+    )
+    print("Published:", *addresses, sep="\n")
+
+
+def _list_recipes(arguments: list[str]) -> None:
+    if arguments:
+        raise UserError("hfgen recipes takes no arguments; it lists the ready-made configurations for --config")
     for path in sorted(RECIPES.glob("*.yaml")):
         about = path.read_text().splitlines()[0].lstrip("# ")
         print(f"{path.stem:28}{about}")
+
+
+COMMANDS = {
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "results": _results,
+    "card": _card,
+    "push": _push,
+    "publish-all": _publish_all,
+    "recipes": _list_recipes,
+}
 
 
 def parse_config(config_class: type, arguments: list[str], *, prog: str, positional: str | None = None) -> Any:
@@ -208,7 +277,9 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> Argum
             default = field.default_factory()
         else:
             options |= {"type": hint} | ({"nargs": "?"} if field.name == positional else {})
-        if field.name != positional:
+        if field.name != positional and default is dataclasses.MISSING and not options.get("nargs"):
+            parser.add_argument(f"--{field.name}", required=True, **options)
+        elif field.name != positional:
             parser.add_argument(f"--{field.name}", default=default, **options)
         elif default is dataclasses.MISSING:
             parser.add_argument(field.name, type=hint, help=options["help"])

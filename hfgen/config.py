@@ -19,12 +19,17 @@ CHANGEABLE_ON_RESUME = {
     "cache_dir",
     "checkpointing_steps",
     "checkpoints_total_limit",
+    "hub_license",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_strategy",
     "logging_steps",
     "max_train_seconds",
     "max_train_steps",
     "num_samples",
     "num_train_epochs",
     "output_dir",
+    "push_to_hub",
     "report_to",
     "resume_from_checkpoint",
     "sample_steps",
@@ -81,6 +86,11 @@ class TrainingConfig:
         num_samples: Images in a sample grid.
         logging_steps: Optimizer steps between two updates of metrics file, progress bar and trackers.
         report_to: Trackers to log to, for instance tensorboard, wandb, trackio.
+        push_to_hub: Publish the finished model on the Hub, as `hfgen push` does.
+        hub_model_id: The Hub id to publish it under, `user/name`.
+        hub_private_repo: Make that repo private, if it is not there yet.
+        hub_license: Licence of the weights, as the Hub spells it.
+        hub_strategy: Publish the model at the `end` only, or also in the background at `every_save` of a checkpoint.
     """
 
     family: ClassVar[str]
@@ -127,6 +137,12 @@ class TrainingConfig:
     logging_steps: int = 10
     report_to: list[str] = field(default_factory=list)
 
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
+    hub_license: str = "apache-2.0"
+    hub_strategy: Literal["end", "every_save"] = "end"
+
     def __post_init__(self):
         """Refuse values that no run can work with.
 
@@ -140,6 +156,8 @@ class TrainingConfig:
             )
         if not self.output_dir:
             raise UserError("output_dir is missing: name the folder for the run, for instance --output_dir runs/first")
+        if self.push_to_hub and not self.hub_model_id:
+            raise UserError("push_to_hub needs the id to publish under, for instance --hub_model_id user/name")
         self._require("positive", [
             "resolution", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
             "max_train_steps", "max_train_seconds", "learning_rate", "adam_epsilon", "max_grad_norm",
@@ -296,125 +314,6 @@ class ClassifierConfig(TrainingConfig):
                 f"hidden_sizes of a regnet must be multiples of {REGNET_GROUP_WIDTH}, the width of its groups; "
                 f"{misfits} are not"
             )
-
-
-@dataclass(kw_only=True)
-class SampleConfig:
-    """Draw images from a trained model.
-
-    Args:
-        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id.
-        num_images: How many images.
-        num_inference_steps: Denoising steps.
-        scheduler: ddpm, ddim, deis, dpmsolver, euler, euler_a, heun, pndm, unipc, or the class name of any diffusers
-            scheduler that fits the model.
-        seed: Image i follows from it and i, whatever the batch size.
-        batch_size: Images drawn at a time.
-        output: What to write: a .png (a grid), a .gif (the denoising film), a .npz (uint8 `images`, (N, H, W) or
-            (N, H, W, 3)), or a folder (one PNG an image).
-    """
-
-    run_or_repo: str
-    num_images: int = 64
-    num_inference_steps: int = 20
-    scheduler: str = "unipc"
-    seed: int = 0
-    batch_size: int = 64
-    output: str = "samples.png"
-
-    def __post_init__(self):
-        """Refuse values that nothing can be drawn with."""
-        for name in ("num_images", "num_inference_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be positive, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise UserError(f"seed must be zero or more, not {self.seed}")
-        suffix = Path(self.output).suffix
-        if suffix not in {"", ".png", ".gif", ".npz"}:
-            raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
-
-
-@dataclass(kw_only=True)
-class EvaluateConfig:
-    """Measure how good a model's images are, or images from anywhere, and write a report.
-
-    Args:
-        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id. Of a classifier's run, the accuracy
-            is measured.
-        images: Images to measure instead of a model: an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3), and
-            optionally `labels`, int (N,)) or a folder of pictures (one sub-folder a class, or none).
-        dataset_name: Data set to compare with (see `hfgen train ddpm --help`); by default the one that the run was
-            trained on.
-        train_split: Split that the model was trained on.
-        reference_split: Split to compare with: images that the model has not seen.
-        resolution: Pixels to which the data set is brought; by default as in training.
-        channels: 1 for grey, 3 for RGB; by default as in training.
-        judge: Classifiers in whose features images are compared: names of shipped ones, or runs of `hfgen train
-            classifier`. By default the two that hfgen ships for the data set.
-        num_images: How many images to draw and measure; by default 10,000, or all of `images`; a smaller number of
-            those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
-        num_inference_steps: Denoising steps; by default as in the run's own sample grids.
-        scheduler: See `hfgen sample --help`; by default as in the run's own sample grids.
-        seed: Image i follows from it and i.
-        batch_size: Images drawn at a time.
-        classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
-            as many real ones, and test both on real images.
-        inception: Also measure FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
-            are downloaded.
-        output_dir: Where to write `evaluation.json`, `evaluation.md` and its pictures; by default the run's folder,
-            for a checkpoint or a Hub id a folder in `evaluations`.
-        cache_dir: Folder for decoded images and reference statistics; by default `hfgen` in the Hugging Face home.
-    """
-
-    run_or_repo: str | None = None
-    images: str | None = None
-    dataset_name: str | None = None
-    train_split: str | None = None
-    reference_split: str = "test"
-    resolution: int | None = None
-    channels: Literal[1, 3] | None = None
-    judge: list[str] = field(default_factory=list)
-    num_images: int | None = None
-    num_inference_steps: int | None = None
-    scheduler: str | None = None
-    seed: int = 0
-    batch_size: int = 250
-    classification_accuracy_score: bool = False
-    inception: bool = False
-    output_dir: str | None = None
-    cache_dir: str | None = None
-
-    def __post_init__(self):
-        """Refuse values that nothing can be measured with."""
-        if (self.run_or_repo is None) == (self.images is None):
-            both = "both" if self.images else "neither"
-            raise UserError(f"name what to measure: either a run (or repo), or --images, not {both}")
-        if self.images and not (self.dataset_name and self.output_dir):
-            raise UserError(
-                "--images also needs --dataset_name, the data set to compare with, and --output_dir for the report"
-            )
-        for name in ("num_images", "num_inference_steps", "batch_size", "resolution"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be positive, not {value}")
-        if self.seed < 0:
-            raise UserError(f"seed must be zero or more, not {self.seed}")
-        images = Path(self.images or "").expanduser()
-        if not images.is_dir() and not (images.is_file() and images.suffix == ".npz"):
-            raise UserError(f"there is no folder and no .npz file {self.images} (images)")
-
-
-@dataclass(kw_only=True)
-class ResultsConfig:
-    """Make one table of all evaluations below some folders.
-
-    Args:
-        folders: Where to look for `evaluation.json`; by default `runs`.
-        output: The Markdown file to write.
-    """
-
-    folders: list[str] = field(default_factory=lambda: ["runs"])
-    output: str = "RESULTS.md"
 
 
 def changed_fields(config: TrainingConfig, saved: Path) -> list[str]:

@@ -134,6 +134,13 @@ def load_images(
     return _open_cache(folder, source)
 
 
+def public_name(source: str) -> str:
+    """Name a data set as on the Hub, and a local one by its last part: where it lies is nobody's business."""
+    path = Path(source).expanduser()
+    local = path.exists() or path.is_absolute() or ".." in path.parts
+    return path.name if local else SHORT_NAMES.get(source, source)
+
+
 def cache_folder(cache_dir: str | Path | None) -> Path:
     """Return the folder for what is computed once: the one that is named, or `hfgen` in the Hugging Face home."""
     return Path(cache_dir or Path(constants.HF_HOME, "hfgen")).expanduser()

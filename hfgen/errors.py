@@ -15,3 +15,7 @@ class InterruptedTrainingError(TrainingError):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.signal_number = signal_number
+
+
+class PublishingError(Exception):
+    """An upload failed although nothing was wrong with what was asked; nothing is lost. Exit status 1."""

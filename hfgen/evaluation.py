@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hfgen import hub
-from hfgen.config import ClassifierConfig, EvaluateConfig
-from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images
+from hfgen.config import ClassifierConfig
+from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images, public_name
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
 from hfgen.files import remove_leftovers
@@ -29,7 +29,8 @@ from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
 from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
 from hfgen.metrics.judge import WEIGHTS, Judge, load_judge, shipped_judges
-from hfgen.records import RUN_FILE
+from hfgen.options import EvaluateConfig
+from hfgen.records import CONFIG_FILE, RUN_FILE
 from hfgen.report import PICTURES, RECORD, save_classifier_report, save_pictures, save_report
 from hfgen.run import train as run_training
 from hfgen.seeds import derive_seed
@@ -62,7 +63,9 @@ def evaluate(config: EvaluateConfig) -> Path:
     if config.images:
         images = str(Path(config.images).expanduser().absolute())
         given = load_images(images, channels=config.channels, cache_dir=config.cache_dir)
-    pipeline = None if given else hub.load(config.run_or_repo)
+    pipeline = None
+    if not given:
+        pipeline = hub.load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
     run = {} if given else _run_fields(source)
     num_images = config.num_images or (len(given) if given else DEFAULT_NUM_IMAGES)
     references = _load_references(config, run, num_images)
@@ -156,7 +159,7 @@ def _measure(
             "num_images": len(subject.images),
             "image_shape": list(subject.images.shape[1:]),
             **subject.protocol,
-            "dataset": _public_name(test.source),
+            "dataset": public_name(test.source),
             "reference_split": config.reference_split,
             "reference_images": len(test),
             "reference_sha256": test.fingerprint,
@@ -215,8 +218,8 @@ def _measure(
 def _run_fields(source: Path) -> dict[str, Any]:
     """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints."""
     for folder in (source, source.resolve().parents[1] if _is_checkpoint(source) else source):
-        if (folder / "config.yaml").is_file():
-            fields = yaml.safe_load((folder / "config.yaml").read_text())
+        if (folder / CONFIG_FILE).is_file():
+            fields = yaml.safe_load((folder / CONFIG_FILE).read_text())
             return fields if isinstance(fields, dict) else {}
     return {}
 
@@ -240,11 +243,6 @@ def _default_output(run_or_repo: str) -> Path:
 def _data_source(run: dict[str, Any]) -> str | None:
     folder = run.get("train_data_dir")
     return str(Path(folder).expanduser().absolute()) if folder else run.get("dataset_name")
-
-
-def _public_name(source: str) -> str:
-    """Name a data set as on the Hub, and a local one by its last part: where it lies is nobody's business."""
-    return Path(source).name if Path(source).exists() else SHORT_NAMES.get(source, source)
 
 
 def _load_real(config: EvaluateConfig, run: dict[str, Any], dataset: str, split: str) -> ImageData:
@@ -402,7 +400,7 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
             "weights_sha256": judge.sha256,
             "num_parameters": judge.model.num_parameters(),
             "num_features": judge.num_features,
-            "dataset": _public_name(test.source),
+            "dataset": public_name(test.source),
             "reference_split": run.test_split,
             "reference_images": len(test),
             "reference_sha256": test.fingerprint,

@@ -1,42 +1,338 @@
-"""From a run, a checkpoint, a folder or a Hub id to a pipeline in memory."""
+"""The Hub: load a model from it, turn a run into what is published, push it."""
 
+import contextlib
+import importlib.util
+import json
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
+import diffusers.pipelines
+import httpx2
 from diffusers import DiffusionPipeline
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    BadRequestError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import get_token, validate_repo_id
 
+from hfgen.card import FIGURES, README, read_run, write_card
 from hfgen.checkpoints import newest_complete
-from hfgen.errors import UserError
+from hfgen.errors import PublishingError, UserError
+from hfgen.report import PAGE, PICTURES, RECORD
+
+INDEX = "model_index.json"
+CLASSIFIER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+TRIES = 3  # of an upload, beside those that the client makes of each request
+PAUSE_SECONDS = 5
 
 
-def load(run_or_repo: str) -> DiffusionPipeline:
-    """Load a pipeline for sampling.
+def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bool = False) -> DiffusionPipeline:
+    """Load a pipeline from safetensors, without running code that came with it.
 
     Args:
         run_or_repo: A run folder (while it is still training, its newest checkpoint is taken), a checkpoint, any
             folder that `DiffusionPipeline.save_pretrained` wrote, or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        trust_remote_code: Allow the Python files that come with the model, and that the message names without this,
+            to run on this machine.
 
     Raises:
         UserError: if there is no pipeline, or it could only be loaded by running pickles or remote code.
     """
+    source = _source(run_or_repo)
+    try:
+        if not trust_remote_code and (files := _code_files(_read_index(source, revision))):
+            raise UserError(
+                f"{run_or_repo} comes with code of its own, which would run on this machine: {', '.join(files)}. Read "
+                "it, and if you trust it, allow it with trust_remote_code"
+            )
+        return DiffusionPipeline.from_pretrained(
+            source, revision=revision, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        raise UserError(f"cannot load a pipeline from {run_or_repo}: {_first_line(error)}") from error
+
+
+def _source(run_or_repo: str) -> str:
+    """Find the folder, or accept a Hub id."""
     folder = Path(run_or_repo).expanduser()
     if folder.is_dir():
-        if (folder / "config.json").exists() and (folder / "preprocessor_config.json").exists():
+        if (folder / "preprocessor_config.json").exists():
             raise UserError(f"{run_or_repo} is a classifier, which draws no images")
-        if not (folder / "model_index.json").exists():
+        if not (folder / INDEX).exists():
             checkpoint = newest_complete(folder / "checkpoints")
             if checkpoint is None:
-                raise UserError(
-                    f"{folder} holds no pipeline (no model_index.json) and no complete checkpoint of a run"
-                )
+                raise UserError(f"{folder} holds no pipeline (no {INDEX}) and no complete checkpoint of a run")
             folder = checkpoint
-        source = str(folder)
-    elif run_or_repo.count("/") == 1 and not run_or_repo.startswith((".", "/", "~")):
-        source = run_or_repo
-    else:
-        raise UserError(f"there is no folder {run_or_repo}, and a Hub id has the form user/name")
+        return str(folder)
+    if run_or_repo.count("/") == 1 and not run_or_repo.startswith((".", "/", "~")):
+        return run_or_repo
+    raise UserError(f"there is no folder {run_or_repo}, and a Hub id has the form user/name")
+
+
+def _read_index(source: str, revision: str | None) -> dict[str, object]:
+    if Path(source).is_dir():
+        return json.loads(Path(source, INDEX).read_text())
     try:
-        return DiffusionPipeline.from_pretrained(source, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        absent = "" if folder.is_dir() else f"there is no folder {run_or_repo}, and as a Hub id "
-        raise UserError(f"{absent}cannot load a pipeline from {run_or_repo}: {first_line}") from error
+        return json.loads(Path(hf_hub_download(source, INDEX, revision=revision)).read_text())
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise UserError(
+            f"there is no folder {source}, and as a Hub id it is neither in the cache nor can it be reached"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"there is no folder {source} and no such repo on the Hub that this token may see") from error
+
+
+def _code_files(index: dict[str, object]) -> list[str]:
+    """Name the Python files that loading would run: those of classes that no installed library has."""
+    files = [f"{index['_class_name'][0]}.py"] if isinstance(index["_class_name"], list) else []
+    for name, value in index.items():
+        if not name.startswith("_") and isinstance(value, list) and value[0]:
+            library = value[0]
+            if not hasattr(diffusers.pipelines, library) and importlib.util.find_spec(library) is None:
+                files.append(f"{name}/{library}.py")
+    return files
+
+
+def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
+    """Write what is published of a finished run: its model, its page with pictures, its evaluation.
+
+    Raises:
+        UserError: if there is no finished run, or its model is not in safetensors.
+    """
+    write_card(run, folder, repo_id=repo_id, spdx_license=spdx_license)
+    _copy_model(run, folder)
+
+
+def index_file_of(folder: Path) -> str:
+    """Name the file by which a reader finds the rest of a folder's model."""
+    return INDEX if (folder / INDEX).is_file() else CLASSIFIER_FILES[0]
+
+
+def _model_files(source: Path) -> list[Path]:
+    """List the files of a folder's model, relative to it."""
+    if index_file_of(source) == INDEX:
+        index = json.loads((source / INDEX).read_text())
+        parts = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
+        files = [source / INDEX, *(p for part in parts for p in sorted((source / part).rglob("*")) if p.is_file())]
+    else:
+        files = [source / name for name in CLASSIFIER_FILES]
+    if others := [file for file in files if file.suffix not in {".json", ".safetensors"}]:
+        raise UserError(f"{others[0]} is no safetensors file, and nothing else is published")
+    return [file.relative_to(source) for file in files]
+
+
+def _copy_model(source: Path, folder: Path) -> None:
+    for file in _model_files(source):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, folder / file)
+
+
+def push(
+    run: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+    spdx_license: str = "apache-2.0",
+) -> str:
+    """Publish a finished run on the Hub, in one commit.
+
+    Args:
+        run: The run folder.
+        repo_id: `user/name`; the repo is made if it is not there.
+        private: Make it private, if it is made.
+        create_pr: Propose the commit as a pull request.
+        revision: Branch to commit to, made if it is not there; by default `main`.
+        spdx_license: Of the weights, as the Hub spells it.
+
+    Returns:
+        The address of the commit or the pull request.
+
+    Raises:
+        UserError: if the run, the token or the repo do not allow it; nothing has been uploaded.
+        PublishingError: if the upload failed, repeatedly; the message names the command that tries again.
+    """
+    read_run(run)
+    _model_files(run)
+    _require_token()
+    if not create_pr:
+        prepare_repo(repo_id, index_file_of(run), private=private)
+    if revision:
+        with _explained(repo_id):
+            HfApi().create_branch(repo_id, branch=revision, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        export(run, Path(folder), repo_id=repo_id, spdx_license=spdx_license)
+        command = ["hfgen", "push", str(run), "--repo_id", repo_id]
+        command += ["--private"] * private + ["--create_pr"] * create_pr
+        command += ["--revision", revision] if revision else []
+        command += ["--license", spdx_license] if spdx_license != "apache-2.0" else []
+        return _commit(Path(folder), repo_id, f"Upload {run.resolve().name}", command, revision, create_pr)
+
+
+def list_published(run: Path, repo_id: str, spdx_license: str) -> list[tuple[str, int]]:
+    """List what `push` would upload, with sizes in bytes, and send nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        export(run, Path(folder), repo_id=repo_id, spdx_license=spdx_license)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+
+
+def prepare_repo(repo_id: str, index_file: str, *, private: bool) -> None:
+    """Make sure that a model can be pushed to a repo, which is made if it is not there.
+
+    Args:
+        repo_id: `user/name`.
+        index_file: The file by which a reader finds the rest of the model.
+        private: Make the repo private, if it is made.
+
+    Raises:
+        UserError: if the token or what is in the repo does not allow it.
+    """
+    _require_token()
+    api = HfApi()
+    with _explained(repo_id):
+        validate_repo_id(repo_id)
+        if not api.repo_exists(repo_id):
+            for kind in ("dataset", "space"):
+                if api.repo_exists(repo_id, repo_type=kind):
+                    raise UserError(f"{repo_id} is a {kind} on the Hub; choose another --repo_id for the model")
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        there = set(api.list_repo_files(repo_id))
+    if others := {INDEX, CLASSIFIER_FILES[0]} & there - {index_file}:
+        raise UserError(f"{repo_id} holds another kind of model ({', '.join(others)}); choose another --repo_id")
+
+
+def _require_token() -> None:
+    if get_token() is None:
+        raise UserError("there is no token for the Hub: run hf auth login, or set HF_TOKEN")
+
+
+def publish_all(runs: list[Path], namespace: str, *, private: bool, spdx_license: str, collection: str) -> list[str]:
+    """Publish finished runs, each under its folder's name, and gather them in one collection.
+
+    Returns:
+        The addresses of the commits, then that of the collection.
+
+    Raises:
+        UserError: if the token or one of the runs does not allow it.
+        PublishingError: if uploads failed, after the others were made; it names the commands that try again.
+    """
+    addresses, failures = [], []
+    for run in runs:
+        try:
+            addresses.append(push(run, f"{namespace}/{run.name}", private=private, spdx_license=spdx_license))
+        except PublishingError as error:
+            failures.append(str(error))
+    if failures:
+        raise PublishingError("\n".join(failures))
+    api = HfApi()
+    with _explained(namespace):
+        gathered = api.create_collection(collection, namespace=namespace, private=private, exists_ok=True)
+        for run in runs:
+            api.add_collection_item(gathered.slug, f"{namespace}/{run.name}", "model", exists_ok=True)
+    return [*addresses, gathered.url]
+
+
+class CheckpointUploads:
+    """Pushes checkpoints to the Hub in the background while training goes on, one at a time.
+
+    A checkpoint that comes while another is on its way is left out. An upload that fails is reported and costs
+    nothing else: the finished model is pushed at the end.
+
+    Args:
+        repo_id: Where to.
+    """
+
+    def __init__(self, repo_id: str):
+        self.repo_id = repo_id
+        self.upload: Future[None] | None = None
+
+    def start(self, checkpoint: Path) -> None:
+        """Begin to upload a checkpoint's model."""
+        if self.upload and not self.upload.done():
+            return
+        folder = tempfile.TemporaryDirectory()
+        _copy_model(checkpoint, Path(folder.name))
+        self.upload = HfApi().run_as_future(self._push, folder, checkpoint.name)
+
+    def _push(self, folder: tempfile.TemporaryDirectory, name: str) -> None:
+        with folder:
+            try:
+                _commit(Path(folder.name), self.repo_id, f"Upload {name}", [], None, create_pr=False)
+            except (UserError, PublishingError) as error:
+                print(f"{name} was not pushed: {_first_line(error)}; training goes on")
+
+    def wait(self) -> None:
+        """Wait for the upload that is on its way."""
+        if self.upload:
+            self.upload.result()
+
+
+def _commit(
+    folder: Path, repo_id: str, message: str, command: list[str], revision: str | None, create_pr: bool
+) -> str:
+    """Make one commit of a folder; what an earlier push left in the same places is removed by it."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    places = {name.partition("/")[0] for name in files}
+    if README in files:
+        places |= {RECORD, PAGE, PICTURES, FIGURES}
+    api = HfApi()
+    tries = 1 if create_pr else TRIES  # trying again might make a second pull request
+    while True:
+        try:
+            with _explained(repo_id):
+                there = api.list_repo_files(repo_id, revision=revision)
+                stale = [name for name in there if name.partition("/")[0] in places and name not in files]
+                operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
+                operations += [CommitOperationDelete(name) for name in stale]
+                made = api.create_commit(
+                    repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr
+                )
+            return made.pr_url or made.commit_url
+        except (OSError, RuntimeError, httpx2.HTTPError) as error:
+            tries -= 1
+            if not tries:
+                later = f" Try again with: {shlex.join(command)}" if command else ""
+                raise PublishingError(f"could not upload to {repo_id}: {_first_line(error)}.{later}") from error
+        time.sleep(PAUSE_SECONDS)
+
+
+@contextlib.contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """Say what the Hub's refusals mean; failures that may pass are left as they are."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise UserError(f"{repo_id} is no Hub id, which has the form user/name: {_first_line(error)}") from error
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == 401:
+            raise UserError("the Hub does not accept this token; run hf auth login") from error
+        raise UserError(f"there is no repo {repo_id} that this token may see") from error
+    except BadRequestError as error:
+        raise UserError(f"the Hub refuses this for {repo_id}: {_first_line(error)}") from error
+    except HfHubHTTPError as error:
+        match error.response.status_code:
+            case 401:
+                raise UserError("the Hub does not accept this token; run hf auth login") from error
+            case 403:
+                raise UserError(
+                    f"this token may not write to {repo_id}: it needs the right to write, and the part before the "
+                    "slash has to be you or an organisation of yours"
+                ) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from hfgen.files import complete_or_absent
 
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
 RECORDED_PACKAGES = [
     "hfgen",
@@ -92,9 +94,12 @@ def describe_run(path: Path, accelerator: Accelerator, steps: int, images_per_st
     """Write `run.json`: command, versions, hardware, time and memory of a finished training."""
     on_gpu = accelerator.device.type == "cuda"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    program = Path(sys.argv[0]).name.replace("__main__.py", "hfgen")
+    processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     record = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "command": shlex.join([program, *sys.argv[1:]]),
+        "device_type": accelerator.device.type,
+        "device": torch.cuda.get_device_name() if on_gpu else processor,
         "threads": torch.get_num_threads(),
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,

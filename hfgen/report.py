@@ -107,19 +107,23 @@ def _save(record: dict[str, Any], page: list[str], folder: Path) -> Path:
     return folder / RECORD
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Write a number with three digits."""
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def _with_std(measure: dict[str, float | None]) -> str:
-    return _number(measure["value"]) + (f" ± {_number(float(f'{std:.1g}'))}" if (std := measure["std"]) else "")
+def with_std(measure: dict[str, float | None]) -> str:
+    """Write a measure and its standard deviation."""
+    return number(measure["value"]) + (f" ± {number(float(f'{std:.1g}'))}" if (std := measure["std"]) else "")
 
 
-def _table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+def table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """Return the lines of a Markdown table, an empty one first."""
     return ["", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"] + [f"| {' | '.join(r)} |" for r in rows]
 
 
-def _accuracy(found: dict[str, Any]) -> str:
+def accuracy_text(found: dict[str, Any]) -> str:
+    """Write an accuracy and its standard deviation in per cent."""
     return f"{found['accuracy']:.2%} ± {found['accuracy_std']:.2%}"
 
 
@@ -127,7 +131,8 @@ def _link(folder: Path, place: Path) -> str:
     return f"[{folder.name}]({Path(os.path.relpath(folder, place.resolve())).as_posix()})"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time in minutes, or in seconds if it is short."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
@@ -167,13 +172,16 @@ def _page(record: dict[str, Any]) -> list[str]:
     for judge, measures in record["measures"].items():
         floors = record["floors"][judge]
         rows = [
-            [title, _with_std(measures[name]), *(_number(floor[name]) for floor in floors.values()), better]
+            [title, with_std(measures[name]), *(number(floor[name]) for floor in floors.values()), better]
             for name, (title, better) in MEASURES.items()
         ]
         header = [f"real: {FLOORS[name]} ({floor['num_images']:,} images)" for name, floor in floors.items()]
         known = record["judge_accuracy"].get(judge)
-        lines += ["", f"### Judge `{judge}`" + (f", right on {_accuracy(known)} of the real images" if known else "")]
-        lines += _table(["measure", "generated", *header, "better"], rows)
+        lines += [
+            "",
+            f"### Judge `{judge}`" + (f", right on {accuracy_text(known)} of the real images" if known else ""),
+        ]
+        lines += table(["measure", "generated", *header, "better"], rows)
     lines += [
         "",
         f"![measures beside those of real images]({PICTURES}/measures.png)",
@@ -200,12 +208,12 @@ def _page(record: dict[str, Any]) -> list[str]:
             "",
             f"### Asked for a class, judge `{judge}`",
             "",
-            f"{_accuracy(found)} of the images show the class that they are meant to show.",
+            f"{accuracy_text(found)} of the images show the class that they are meant to show.",
         ]
-        lines += _table(
+        lines += table(
             ["class", "accuracy", "of the real images", "Fréchet distance within the class"],
             (
-                [name, *(_share(s) for s in shares), "" if distance is None else _number(distance)]
+                [name, *(_share(s) for s in shares), "" if distance is None else number(distance)]
                 for name, *shares, distance in zip(
                     names, found["accuracy_per_class"], real["accuracy_per_class"], distances, strict=True
                 )
@@ -217,8 +225,9 @@ def _page(record: dict[str, Any]) -> list[str]:
             "## Classification accuracy score",
             "",
             f"A classifier trained on {score['generated']['training_images']:,} generated images for "
-            f"{score['optimizer_steps']:,} steps is right on {_accuracy(score['generated'])} of the real test images; "
-            f"the same one trained on {score['real']['training_images']:,} real images on {_accuracy(score['real'])}.",
+            f"{score['optimizer_steps']:,} steps is right on {accuracy_text(score['generated'])} of the real test "
+            f"images; the same one trained on {score['real']['training_images']:,} real images on "
+            f"{accuracy_text(score['real'])}.",
         ]
     lines += [
         "",
@@ -237,7 +246,7 @@ def _page(record: dict[str, Any]) -> list[str]:
             "Compared with equally many training and test images. A model that copies nothing has gap 0 and share "
             "50 %, within the errors; copies raise both.",
         ]
-        lines += _table(
+        lines += table(
             ["judge", "images", "memorisation gap (nats per image)", "nearer to a training image"],
             (
                 [
@@ -261,8 +270,8 @@ def _page(record: dict[str, Any]) -> list[str]:
             "",
             "## Inception",
             "",
-            f"FID {_number(scores['fid'])}, KID {_number(scores['kid'])} ± {scores['kid_std']:.1g}, "
-            f"Inception Score {_number(scores['inception_score'])} ± {scores['inception_score_std']:.1g}.",
+            f"FID {number(scores['fid'])}, KID {number(scores['kid'])} ± {scores['kid_std']:.1g}, "
+            f"Inception Score {number(scores['inception_score'])} ± {scores['inception_score_std']:.1g}.",
         ]
     lines += ["", "## Protocol", "", "```json", json.dumps(protocol, indent=1, ensure_ascii=False), "```"]
     return lines
@@ -286,9 +295,9 @@ def _classifier_card(record: dict[str, Any]) -> list[str]:
         f"features, trained by `hfgen train classifier` on {protocol['dataset']}, in whose features and by whose "
         "decisions hfgen judges generated images. It was made for that, and knows nothing but images of this kind.",
         "",
-        f"Right on {_accuracy(record)} of the {protocol['reference_images']:,} images of the split "
+        f"Right on {accuracy_text(record)} of the {protocol['reference_images']:,} images of the split "
         f"`{protocol['reference_split']}`. SHA-256 of the weights: `{protocol['weights_sha256']}`.",
-        *_table(
+        *table(
             ["class", "accuracy"],
             (
                 [name, _share(share)]
@@ -308,8 +317,8 @@ def _classifier_card(record: dict[str, Any]) -> list[str]:
 def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
     def distance(record: dict[str, Any], judge: str) -> str:
         floor = record["floors"][judge].get("train_against_test")
-        real = f" ({_number(floor['frechet_distance'])})" if floor else ""
-        return _with_std(record["measures"][judge]["frechet_distance"]) + real
+        real = f" ({number(floor['frechet_distance'])})" if floor else ""
+        return with_std(record["measures"][judge]["frechet_distance"]) + real
 
     def row(name: str, record: dict[str, Any]) -> list[str]:
         protocol, training = record["protocol"], record.get("training")
@@ -318,11 +327,11 @@ def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
         return [
             name,
             protocol["dataset"],
-            f"{_duration(training['train_seconds'])}, {training['images_seen']:,} images" if training else "",
+            f"{duration(training['train_seconds'])}, {training['images_seen']:,} images" if training else "",
             _sampler(protocol),
             f"{protocol['num_images']:,}",
             "; ".join(distance(record, judge) for judge in record["measures"]),
-            *(_with_std(measures[m]) for m in MEASURES if m != "frechet_distance"),
+            *(with_std(measures[m]) for m in MEASURES if m != "frechet_distance"),
             f"{min(shares):.1%} to {max(shares):.1%}",
         ]
 
@@ -334,7 +343,7 @@ def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
         "",
         "Fréchet distances are in the features of each judge, one after the other; the other measures and the classes "
         "are those of the first. They are no FIDs. Each model's page has the protocol.",
-        *_table([*header, "shares of the classes"], (row(*item) for item in models)),
+        *table([*header, "shares of the classes"], (row(*item) for item in models)),
     ]
 
 
@@ -342,7 +351,7 @@ def _judges_table(judges: list[tuple[str, dict[str, Any]]]) -> list[str]:
     return [
         "",
         "## Judges",
-        *_table(
+        *table(
             ["judge", "data", "network", "parameters", "features", "test accuracy", "SHA-256 of the weights"],
             (
                 [
@@ -351,7 +360,7 @@ def _judges_table(judges: list[tuple[str, dict[str, Any]]]) -> list[str]:
                     record["protocol"]["pipeline"],
                     f"{record['protocol']['num_parameters']:,}",
                     str(record["protocol"]["num_features"]),
-                    _accuracy(record),
+                    accuracy_text(record),
                     f"`{record['protocol']['weights_sha256'][:16]}…`",
                 ]
                 for name, record in judges

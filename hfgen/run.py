@@ -1,7 +1,9 @@
 """From a configuration to a finished run folder: everything that is checked and made before and around the loop."""
 
 import contextlib
+import ctypes
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,13 +13,15 @@ from accelerate.tracking import get_available_trackers
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from hfgen import hub
 from hfgen.checkpoints import find_checkpoint
 from hfgen.config import TrainingConfig, changed_fields
 from hfgen.data import ImageData, load_images
 from hfgen.errors import TrainingError, UserError
+from hfgen.records import CONFIG_FILE
 from hfgen.seeds import derive_seed
 from hfgen.tasks import Task
-from hfgen.training import CONFIG_FILE, Trainer
+from hfgen.training import Trainer
 
 
 def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task]) -> Path:
@@ -39,14 +43,18 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
         UserError: before any work, if the configuration, the data or the folder do not allow it.
         TrainingError: if a loss is no longer finite, the disk is full, or a signal asked to stop; the message says
             what was kept and how to go on.
+        PublishingError: under `push_to_hub`, if the finished run could not be uploaded.
     """
     config = dataclasses.replace(config, mixed_precision=config.mixed_precision or native_precision())
     run = Path(config.output_dir)
     checkpoint = _check_run_folder(config, run)
     accelerator = _make_accelerator(config)
+    _keep_freed_memory()
     data = _load_data(config, accelerator)
     torch.manual_seed(derive_seed("initial weights", config.seed))
     task = make_task(config, data)
+    if config.push_to_hub:
+        hub.prepare_repo(config.hub_model_id, task.index_file, private=config.hub_private_repo)
     with _only_training_in(run, accelerator):
         trainer = Trainer(config, task, data, accelerator, run)
         try:
@@ -65,6 +73,8 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
             raise
         trainer.release()
     accelerator.print(f"The run is in {run}; next: {config.next_command} {run}")
+    if config.push_to_hub and accelerator.is_main_process:
+        print("Published:", hub.push(run, config.hub_model_id, spdx_license=config.hub_license))
     return run
 
 
@@ -115,6 +125,19 @@ def native_precision() -> str:
         capabilities = torch.cpu.get_capabilities()
         native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16" if native else "no"
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory of a step's tensors for the next step, on a CPU.
+
+    By default it returns large blocks to the system, which then fills them with zeros page by page at every step.
+    See mallopt(3); 32 MiB is the largest threshold. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mmap_threshold, trim_threshold = -3, -1
+        mallopt(mmap_threshold, 2**25)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def _check_run_folder(config: TrainingConfig, run: Path) -> Path | None:

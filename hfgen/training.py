@@ -35,12 +35,11 @@ from hfgen.data import ImageData
 from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
 from hfgen.figures import save_picture, save_training_curves
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
-from hfgen.records import RUN_FILE, MetricsFile, describe_run, losses_of
+from hfgen.hub import CheckpointUploads
+from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, MetricsFile, describe_run, losses_of
 from hfgen.seeds import derive_seed
 from hfgen.tasks import Task
 
-CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "training_state.safetensors"
 POSITION_FILE = "training_position.json"
 PREVIEW_SEED = 0
@@ -100,6 +99,8 @@ class Trainer:
             for name, module in self.originals.items()
             if config.use_ema and name in task.published
         }
+        push = config.push_to_hub and config.hub_strategy == "every_save" and accelerator.is_main_process
+        self.uploads = CheckpointUploads(config.hub_model_id) if push else None
 
     def _max_steps(self) -> int | None:
         if self.config.max_train_steps is None and self.config.max_train_seconds is None:
@@ -161,7 +162,9 @@ class Trainer:
                     if draw:
                         self.save_preview()
                     if save or stop_signal:
-                        self.save_checkpoint()
+                        checkpoint = self.save_checkpoint()
+                        if self.uploads:
+                            self.uploads.start(checkpoint)
                     if stop_signal:
                         name = signal.Signals(stop_signal).name
                         message = f"stopped by {name} after step {self.step}, which is saved. {self.how_to_go_on()}"
@@ -277,8 +280,8 @@ class Trainer:
     def _preview_file(self) -> Path:
         return self.run / "samples" / f"step-{self.step:06d}.png"
 
-    def save_checkpoint(self) -> None:
-        """Save the model, ready to be used, and beside it all that training needs to go on."""
+    def save_checkpoint(self) -> Path:
+        """Save the model, ready to be used, and beside it all that training needs to go on; return where."""
 
         def write(folder: Path) -> None:
             self._save_model(folder)
@@ -287,6 +290,7 @@ class Trainer:
 
         if self.accelerator.is_main_process:
             save_checkpoint(self.run / "checkpoints", self.step, write, self.config.checkpoints_total_limit)
+        return self.run / "checkpoints" / f"step-{self.step:06d}"
 
     def finish(self) -> None:
         """Write what a finished run offers: model, last samples, curves, the record of the run."""
@@ -300,6 +304,8 @@ class Trainer:
             # The run folder itself is the model's.
             with parts_complete_or_absent(self.run, last=self.task.index_file) as temporary:
                 self._save_model(temporary)
+        if self.uploads:
+            self.uploads.wait()
 
     def release(self) -> None:
         """Let go of what wraps the networks, then of the other processes; in another order the exit can hang."""

@@ -10,11 +10,12 @@ import torch
 from conftest import TINY_JUDGE, flags, train_classifier
 
 from hfgen.cli import main
-from hfgen.config import ClassifierConfig, EvaluateConfig
+from hfgen.config import ClassifierConfig
 from hfgen.data import load_images
 from hfgen.errors import UserError
 from hfgen.evaluation import evaluate
 from hfgen.metrics.judge import load_judge
+from hfgen.options import EvaluateConfig
 
 
 def test_a_classifier_learns_and_its_run_is_complete(judge_run):

@@ -7,8 +7,9 @@ import yaml
 from conftest import flags
 
 from hfgen.cli import FAMILIES, RECIPES, main, parse_config
-from hfgen.config import DDPMConfig, SampleConfig
+from hfgen.config import DDPMConfig
 from hfgen.errors import UserError
+from hfgen.options import SampleConfig
 
 
 def parse(*arguments, **fields):

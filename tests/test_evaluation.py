@@ -14,12 +14,13 @@ from conftest import REPOSITORY, TINY, finish, hfgen
 
 from hfgen import evaluation, subjects
 from hfgen.cli import main
-from hfgen.config import DDPMConfig, EvaluateConfig
+from hfgen.config import DDPMConfig
 from hfgen.data import SHORT_NAMES, ImageData, load_images
 from hfgen.errors import UserError
 from hfgen.evaluation import evaluate
 from hfgen.figures import save_images
 from hfgen.metrics.judge import JUDGES, load_judge, shipped_judges
+from hfgen.options import EvaluateConfig
 from hfgen.report import results_page
 from hfgen.run import train
 from hfgen.sampling import sample

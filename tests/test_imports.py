@@ -15,9 +15,19 @@ HEAVY = ["torch", "diffusers", "transformers", "evaluate", "accelerate", "datase
 FLOORS = [
     {"hfgen", "hfgen.errors"},
     {"hfgen.models", "hfgen.files", "hfgen.seeds"},
-    {"hfgen.pipelines", "hfgen.losses", "hfgen.augmentation", "hfgen.data", "hfgen.config", "hfgen.checkpoints"},
+    {
+        "hfgen.pipelines",
+        "hfgen.losses",
+        "hfgen.augmentation",
+        "hfgen.data",
+        "hfgen.config",
+        "hfgen.options",
+        "hfgen.checkpoints",
+    },
     {"hfgen.sampling", "hfgen.figures", "hfgen.batches", "hfgen.metrics"},
-    {"hfgen.tasks", "hfgen.hub", "hfgen.measures", "hfgen.records", "hfgen.report", "hfgen.subjects"},
+    {"hfgen.tasks", "hfgen.measures", "hfgen.records", "hfgen.report", "hfgen.subjects"},
+    {"hfgen.card"},
+    {"hfgen.hub"},
     {"hfgen.training"},
     {"hfgen.run"},
     {"hfgen.evaluation"},
@@ -72,7 +82,9 @@ def test_the_loop_knows_no_family():
         assert not {"classifier", "diffusion", "ddpm", "unet", "gan", "vae", "translation"} & set(words), name
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "ddpm", "--help"], ["evaluate", "--help"], ["recipes"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "ddpm", "--help"], ["evaluate", "--help"], ["push", "--help"], ["recipes"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom hfgen.cli import main\n"

@@ -1,0 +1,416 @@
+"""The page of a model on the Hub, written from its run, never by hand: what it is, how good, how it was made."""
+
+import json
+import math
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+
+from hfgen.data import public_name
+from hfgen.errors import UserError
+from hfgen.figures import FILM_FRAMES, save_film
+from hfgen.files import complete_or_absent
+from hfgen.metrics.judge import UPSCALE
+from hfgen.records import CONFIG_FILE, RUN_FILE
+from hfgen.report import FLOORS, MEASURES, PAGE, PICTURES, RECORD, accuracy_text, duration, number, table, with_std
+from hfgen.sampling import sample
+
+README = "README.md"
+FIGURES = "figures"
+SAMPLES, CURVES, FILM = "samples.png", "training_curves.png", "film.gif"
+FILM_IMAGES = 16
+WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumed, for the estimate of energy
+# What concerns the machine or the publishing, not the model.
+NOT_SHOWN = {
+    "cache_dir",
+    "hub_license",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_strategy",
+    "output_dir",
+    "push_to_hub",
+    "report_to",
+    "resume_from_checkpoint",
+}
+
+USE_OF_DDPM = """\
+from diffusers import DiffusionPipeline{imports}
+
+pipe = DiffusionPipeline.from_pretrained("{model}")
+{scheduler}images = pipe(batch_size=4, num_inference_steps={steps}).images
+images[0].save("image.png")"""
+USE_OF_CLASSIFIER = """\
+import PIL.Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained("{model}")
+model = AutoModelForImageClassification.from_pretrained("{model}")
+inputs = processor(PIL.Image.open("image.png").convert("{mode}"), return_tensors="pt")
+print(model.config.id2label[model(**inputs).logits.argmax().item()])"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a page says of every model of one kind.
+
+    Attributes:
+        library: The library that loads it.
+        task: The Hub's name of what it does (`pipeline_tag`).
+        tags: Further words to find it by.
+        description: One sentence, with the source.
+        picture: What its last picture in training shows.
+        limits: What it cannot do.
+    """
+
+    library: str
+    task: str
+    tags: tuple[str, ...]
+    description: str
+    picture: str
+    limits: str
+
+
+DDPM = Kind(
+    library="diffusers",
+    task="unconditional-image-generation",
+    tags=("ddpm", "diffusion"),
+    description=(
+        "An unconditional denoising diffusion model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239)): "
+        "it draws images by removing noise step by step."
+    ),
+    picture="Images that it draws ({scheduler}, {num_inference_steps} steps, the first of seed 0), not selected.",
+    limits=(
+        "It draws {size} images like those of {data}, nothing else, and cannot be told what to draw. It repeats what "
+        "is rare, wrong or biased in them."
+    ),
+)
+CLASSIFIER = Kind(
+    library="transformers",
+    task="image-classification",
+    tags=("judge",),
+    description="An image classifier, in whose features and by whose decisions hfgen judges generated images.",
+    picture="What it takes the test images of each class for, and its most confident mistakes.",
+    limits="It knows {size} images like those of {data}, and takes whatever else it is shown for one of them.",
+)
+KINDS = {
+    "DDPMPipeline": DDPM,
+    "ResNetForImageClassification": CLASSIFIER,
+    "RegNetForImageClassification": CLASSIFIER,
+}
+
+
+def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_license: str) -> Path:
+    """Write the page of a finished run, `README.md`, and its pictures.
+
+    Args:
+        run: The run folder.
+        folder: Where to; it may be the run itself.
+        repo_id: The Hub id under which the model will be found, for the code that shows its use; without it, the
+            run's name.
+        spdx_license: Of the weights, as an SPDX identifier in lower case, `apache-2.0` for instance.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: if the folder holds no finished run.
+    """
+    facts = read_run(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = _collect_pictures(run, folder, facts)
+    if facts["evaluation"] and folder != run:
+        for name in (RECORD, PAGE):
+            _copy(run / name, folder / name)
+        for picture in sorted((run / PICTURES).glob("*.png")):
+            _copy(picture, folder / PICTURES / picture.name)
+    model = repo_id or run.resolve().name
+    text = "\n".join(
+        ["---", _metadata(facts, model, spdx_license).to_yaml(), "---", "", *_page(facts, model, pictures)]
+    )
+    card = ModelCard(text + "\n")  # reads the metadata back, and refuses what is no valid card
+    with complete_or_absent(folder / README) as temporary:
+        card.save(temporary)
+    return folder / README
+
+
+def write_gallery(folder: Path) -> Path:
+    """Write `README.md` of a folder of pages: a wall of their pictures, each with its first measure.
+
+    Returns:
+        The path of the page.
+    """
+    lines = [
+        "# Models",
+        "",
+        "Made by `hfgen card`: each folder is what the model's page on the Hub shows. The images are the first of "
+        "seed 0, not selected. [RESULTS.md](../RESULTS.md) has all measures.",
+    ]
+    for page in sorted(folder.glob(f"*/{README}")):
+        name = page.parent.name
+        data = ModelCard.load(page).data
+        lines += ["", f"## [{name}]({name}/{README})"]
+        if results := data.eval_results:
+            best = results[0]
+            lines += ["", f"{best.dataset_name}: {best.metric_name} {number(best.metric_value)}"]
+        if (page.parent / FIGURES / SAMPLES).exists():
+            lines += ["", f"![images of {name}]({name}/{FIGURES}/{SAMPLES})"]
+    with complete_or_absent(folder / README) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+    return folder / README
+
+
+def class_name_of(folder: Path) -> str | None:
+    """Return the name of the class that a folder's model is of, or None if it holds no model."""
+    for file, key in (("model_index.json", "_class_name"), ("config.json", "architectures")):
+        if (folder / file).is_file():
+            named = json.loads((folder / file).read_text())[key]
+            return named[-1] if isinstance(named, list) else named
+    return None
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Collect what a page says of a run; nothing in it names a place on this machine.
+
+    Raises:
+        UserError: if the folder holds no finished run, or one that no page can be written of.
+    """
+    class_name = class_name_of(run)
+    if class_name is None or not (run / RUN_FILE).is_file() or not (run / CONFIG_FILE).is_file():
+        raise UserError(f"{run} holds no finished run of hfgen train")
+    if class_name not in KINDS:
+        raise UserError(f"{run} holds a {class_name}, of which hfgen can write no page")
+    config = yaml.safe_load((run / CONFIG_FILE).read_text())
+    source = config["dataset_name"] or config["train_data_dir"]
+    training = json.loads((run / RUN_FILE).read_text())
+    evaluation = json.loads((run / RECORD).read_text()) if (run / RECORD).is_file() else None
+    return {
+        "class_name": class_name,
+        "kind": KINDS[class_name],
+        "config": {k: _public(v) for k, v in config.items() if k not in NOT_SHOWN and v not in (None, [])},
+        "data": public_name(source),
+        "training": training | {"command": _public_command(training["command"])},
+        "evaluation": evaluation,
+        **_network(run, class_name),
+    }
+
+
+def _network(run: Path, class_name: str) -> dict[str, Any]:
+    """Return the number of parameters, and the size and channels of the images."""
+    if class_name == "DDPMPipeline":
+        config = json.loads((run / "unet" / "config.json").read_text())
+        size, channels = config["sample_size"], config["in_channels"]
+        height, width = (size, size) if isinstance(size, int) else size
+        weights = run / "unet" / "diffusion_pytorch_model.safetensors"
+    else:
+        size = json.loads((run / "preprocessor_config.json").read_text())["size"]
+        channels = json.loads((run / "config.json").read_text())["num_channels"]
+        height, width = size["height"] // UPSCALE, size["width"] // UPSCALE
+        weights = run / "model.safetensors"
+    with safe_open(weights, "pt") as file:
+        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    kind = "grey" if channels == 1 else "RGB"
+    return {"parameters": parameters, "size": f"{kind} {height}×{width}-pixel", "channels": channels}
+
+
+def _public(value: Any) -> Any:
+    """Take the place on this machine from a path, and leave everything else as it is."""
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    return path.name if path.is_absolute() or ".." in path.parts else value
+
+
+def _public_command(command: str) -> str:
+    words = []
+    for word in shlex.split(command):
+        flag, equals, value = word.rpartition("=")
+        words.append(f"{flag}{equals}{_public(value)}")
+    return shlex.join(words)
+
+
+def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str]:
+    """Put the pictures of a page beside it, and return their names."""
+    samples = sorted((run / "samples").glob("step-*.png"))
+    if samples:
+        _copy(samples[-1], folder / FIGURES / SAMPLES)
+    if facts["class_name"] == "DDPMPipeline":
+        film = run / FIGURES / FILM
+        if not film.exists() or film.stat().st_mtime < (run / RUN_FILE).stat().st_mtime:
+            _draw_film(run, facts["config"], film)
+    for name in (CURVES, FILM):
+        if folder != run and (run / FIGURES / name).exists():
+            _copy(run / FIGURES / name, folder / FIGURES / name)
+    return {path.name for path in (folder / FIGURES).iterdir()} if (folder / FIGURES).exists() else set()
+
+
+def _draw_film(run: Path, config: dict[str, Any], film: Path) -> None:
+    unet = UNet2DModel.from_pretrained(run, subfolder="unet", use_safetensors=True)
+    (states,) = sample(
+        DDPMPipeline(unet.eval(), DDPMScheduler.from_pretrained(run, subfolder="scheduler")),
+        num_images=FILM_IMAGES,
+        num_inference_steps=config["num_inference_steps"],
+        scheduler=config["scheduler"],
+        num_frames=FILM_FRAMES,
+    )
+    save_film(states, film)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with complete_or_absent(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCardData:
+    kind, evaluation = facts["kind"], facts["evaluation"]
+    return ModelCardData(
+        model_name=model.rpartition("/")[2],
+        library_name=kind.library,
+        pipeline_tag=kind.task,
+        tags=["hfgen", *kind.tags],
+        license=spdx_license,
+        datasets=[facts["data"]] if "/" in facts["data"] else None,
+        eval_results=_results(kind, evaluation) if evaluation else None,
+    )
+
+
+def _results(kind: Kind, evaluation: dict[str, Any]) -> list[EvalResult]:
+    """Return the measures as the Hub's `model-index` has them, each with the protocol by which it was measured."""
+    protocol = evaluation["protocol"]
+    shared = {
+        "task_type": kind.task,
+        "dataset_type": protocol["dataset"],
+        "dataset_name": protocol["dataset"],
+        "dataset_split": protocol["reference_split"],
+    }
+    if "accuracy" in evaluation:
+        return [
+            EvalResult(**shared, metric_type="accuracy", metric_name="accuracy", metric_value=evaluation["accuracy"])
+        ]
+    asked = {
+        key: protocol[key] for key in ("num_images", "scheduler", "num_inference_steps", "seed") if key in protocol
+    }
+    return [
+        EvalResult(
+            **shared,
+            metric_type=name,
+            metric_name=f"{title} (judge {judge})",
+            metric_value=measures[name]["value"],
+            metric_args=asked | {"judge_sha256": protocol["judges"][judge]},
+        )
+        for judge, measures in evaluation["measures"].items()
+        for name, (title, _) in MEASURES.items()
+    ]
+
+
+def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
+    kind = facts["kind"]
+    lines = [
+        f"# {model.rpartition('/')[2]}",
+        "",
+        f"{kind.description} Trained on {facts['data']} with hfgen: {facts['size']} images, "
+        f"{facts['parameters']:,} parameters.",
+    ]
+    if SAMPLES in pictures:
+        caption = kind.picture.format(**facts["config"])
+        lines += ["", f"![{caption}]({FIGURES}/{SAMPLES})", "", f"*{caption}*"]
+    lines += ["", "## Use", "", "```python", *_use(facts, model).splitlines(), "```"]
+    if kind.library == "diffusers":
+        lines += ["", f"`hfgen sample {model} --output grid.png` draws a grid, with any scheduler that fits."]
+    lines += ["", "## How good it is", *_quality(facts)]
+    if FILM in pictures:
+        lines += ["", "## From noise to images", "", f"![the denoising film]({FIGURES}/{FILM})"]
+    lines += ["", "## How it was trained", *_training(facts)]
+    if CURVES in pictures:
+        lines += ["", f"![losses and gradient norms]({FIGURES}/{CURVES})"]
+    return [*lines, "", "## Limits", "", kind.limits.format(size=facts["size"], data=facts["data"])]
+
+
+def _use(facts: dict[str, Any], model: str) -> str:
+    if facts["kind"] is CLASSIFIER:
+        return USE_OF_CLASSIFIER.format(model=model, mode="L" if facts["channels"] == 1 else "RGB")
+    steps = facts["config"]["num_inference_steps"]
+    if facts["config"]["scheduler"] == "dpmsolver":
+        imports = ", DPMSolverMultistepScheduler"
+        scheduler = "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)\n"
+    else:  # its own, which wants many steps
+        imports, scheduler, steps = "", "", max(steps, 100)
+    return USE_OF_DDPM.format(model=model, imports=imports, scheduler=scheduler, steps=steps)
+
+
+def _quality(facts: dict[str, Any]) -> list[str]:
+    evaluation = facts["evaluation"]
+    if evaluation is None:
+        return ["", "It has not been measured. `hfgen evaluate` does."]
+    protocol = evaluation["protocol"]
+    page = f"[The whole report]({PAGE}) has the protocol, the classes and pictures."
+    if "accuracy" in evaluation:
+        return [
+            "",
+            f"Right on {accuracy_text(evaluation)} of the {protocol['reference_images']:,} images of the split "
+            f"`{protocol['reference_split']}` of {protocol['dataset']}. {page}",
+        ]
+    judge, measures = next(iter(evaluation["measures"].items()))
+    floors = evaluation["floors"][judge]
+    header = ["measure", "generated", *(f"real: {FLOORS[name]}" for name in floors), "better"]
+    rows = [
+        [title, with_std(measures[name]), *(number(floor[name]) for floor in floors.values()), better]
+        for name, (title, better) in MEASURES.items()
+    ]
+    lines = [
+        "",
+        f"{protocol['num_images']:,} images ({protocol['scheduler']}, {protocol['num_inference_steps']} steps, seed "
+        f"{protocol['seed']}) compared with the {protocol['reference_images']:,} images of the split "
+        f"`{protocol['reference_split']}` of {protocol['dataset']}, in the features of the classifier `{judge}`, "
+        f"beside what real images reach. These are no Inception features, and no FID. {page}",
+        *table(header, rows),
+        "",
+        f"**Memorisation**: {evaluation['copies_of_training_images']:,} of the images are training images to the "
+        "pixel.",
+    ]
+    if found := evaluation["memorization"].get(judge):
+        share = found["generated"]
+        lines[-1] += (
+            f" {share['nearer_to_training']:.1%} ± {share['nearer_to_training_std']:.1%} are nearer to a training "
+            "image than to a test image, where 50 % would be nothing to worry about."
+        )
+    else:
+        lines[-1] += " The reference images were seen in training, so that nothing more can be said."
+    return lines
+
+
+def _training(facts: dict[str, Any]) -> list[str]:
+    training = facts["training"]
+    on_gpu = training["device_type"] != "cpu"
+    cores = training["threads"] * training["num_processes"]
+    watts = training["num_processes"] * WATTS_PER_GPU if on_gpu else cores * WATTS_PER_CORE
+    energy = watts * training["train_seconds"] / 3.6e6
+    assumed = f"{WATTS_PER_GPU} W a GPU" if on_gpu else f"{WATTS_PER_CORE} W a core"
+    machine = training["device"] if on_gpu else f"{training['device']}, {cores} threads"
+    rows = [
+        ["command", f"`{training['command']}`"],
+        ["hardware", f"{machine}, {training['num_processes']} process" + "es" * (training["num_processes"] > 1)],
+        ["precision", {"no": "float32"}.get(training["mixed_precision"], training["mixed_precision"])],
+        ["time", f"{duration(training['train_seconds'])}, {training['images_per_second']:,} images a second"],
+        ["length", f"{training['optimizer_steps']:,} optimizer steps, {training['images_seen']:,} images"],
+        ["energy", f"about {energy:.2g} kWh, if it is {assumed}"],
+        ["seed", str(facts["config"]["seed"])],
+        ["versions", ", ".join(f"{name} {version}" for name, version in training["versions"].items())],
+    ]
+    return [
+        *table(["", ""], rows),
+        "",
+        "<details><summary>The configuration</summary>",
+        "",
+        "```yaml",
+        *yaml.safe_dump(facts["config"], sort_keys=False).splitlines(),
+        "```",
+        "",
+        "</details>",
+    ]

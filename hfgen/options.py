@@ -1,0 +1,201 @@
+"""What the commands other than `hfgen train` take, one dataclass a command (see `hfgen.config`)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hfgen.errors import UserError
+
+
+@dataclass(kw_only=True)
+class SampleConfig:
+    """Draw images from a trained model.
+
+    Args:
+        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
+        num_images: How many images.
+        num_inference_steps: Denoising steps.
+        scheduler: ddpm, ddim, deis, dpmsolver, euler, euler_a, heun, pndm, unipc, or the class name of any diffusers
+            scheduler that fits the model.
+        seed: Image i follows from it and i, whatever the batch size.
+        batch_size: Images drawn at a time.
+        output: What to write: a .png (a grid), a .gif (the denoising film), a .npz (uint8 `images`, (N, H, W) or
+            (N, H, W, 3)), or a folder (one PNG an image).
+    """
+
+    run_or_repo: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    num_images: int = 64
+    num_inference_steps: int = 20
+    scheduler: str = "unipc"
+    seed: int = 0
+    batch_size: int = 64
+    output: str = "samples.png"
+
+    def __post_init__(self):
+        """Refuse values that nothing can be drawn with."""
+        for name in ("num_images", "num_inference_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise UserError(f"seed must be zero or more, not {self.seed}")
+        suffix = Path(self.output).suffix
+        if suffix not in {"", ".png", ".gif", ".npz"}:
+            raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Measure how good a model's images are, or images from anywhere, and write a report.
+
+    Args:
+        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id. Of a classifier's run, the accuracy
+            is measured.
+        revision: Branch, tag or commit of a Hub id.
+        trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
+        images: Images to measure instead of a model: an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3), and
+            optionally `labels`, int (N,)) or a folder of pictures (one sub-folder a class, or none).
+        dataset_name: Data set to compare with (see `hfgen train ddpm --help`); by default the one that the run was
+            trained on.
+        train_split: Split that the model was trained on.
+        reference_split: Split to compare with: images that the model has not seen.
+        resolution: Pixels to which the data set is brought; by default as in training.
+        channels: 1 for grey, 3 for RGB; by default as in training.
+        judge: Classifiers in whose features images are compared: names of shipped ones, or runs of `hfgen train
+            classifier`. By default the two that hfgen ships for the data set.
+        num_images: How many images to draw and measure; by default 10,000, or all of `images`; a smaller number of
+            those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
+        num_inference_steps: Denoising steps; by default as in the run's own sample grids.
+        scheduler: See `hfgen sample --help`; by default as in the run's own sample grids.
+        seed: Image i follows from it and i.
+        batch_size: Images drawn at a time.
+        classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
+            as many real ones, and test both on real images.
+        inception: Also measure FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
+            are downloaded.
+        output_dir: Where to write `evaluation.json`, `evaluation.md` and its pictures; by default the run's folder,
+            for a checkpoint or a Hub id a folder in `evaluations`.
+        cache_dir: Folder for decoded images and reference statistics; by default `hfgen` in the Hugging Face home.
+    """
+
+    run_or_repo: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    images: str | None = None
+    dataset_name: str | None = None
+    train_split: str | None = None
+    reference_split: str = "test"
+    resolution: int | None = None
+    channels: Literal[1, 3] | None = None
+    judge: list[str] = field(default_factory=list)
+    num_images: int | None = None
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
+    seed: int = 0
+    batch_size: int = 250
+    classification_accuracy_score: bool = False
+    inception: bool = False
+    output_dir: str | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self):
+        """Refuse values that nothing can be measured with."""
+        if (self.run_or_repo is None) == (self.images is None):
+            both = "both" if self.images else "neither"
+            raise UserError(f"name what to measure: either a run (or repo), or --images, not {both}")
+        if self.images and not (self.dataset_name and self.output_dir):
+            raise UserError(
+                "--images also needs --dataset_name, the data set to compare with, and --output_dir for the report"
+            )
+        for name in ("num_images", "num_inference_steps", "batch_size", "resolution"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be positive, not {value}")
+        if self.seed < 0:
+            raise UserError(f"seed must be zero or more, not {self.seed}")
+        images = Path(self.images or "").expanduser()
+        if not images.is_dir() and not (images.is_file() and images.suffix == ".npz"):
+            raise UserError(f"there is no folder and no .npz file {self.images} (images)")
+
+
+@dataclass(kw_only=True)
+class ResultsConfig:
+    """Make one table of all evaluations below some folders.
+
+    Args:
+        folders: Where to look for `evaluation.json`; by default `runs`.
+        output: The Markdown file to write.
+    """
+
+    folders: list[str] = field(default_factory=lambda: ["runs"])
+    output: str = "RESULTS.md"
+
+
+@dataclass(kw_only=True)
+class CardConfig:
+    """Write the page that a model has on the Hub, from its run.
+
+    Args:
+        run: A finished run.
+        gallery: Folder of such pages: write this one into a folder of its own there, and renew the wall of pictures.
+            Without it, the page goes into the run.
+        repo_id: The Hub id that the page shows the use of; by default the run's name.
+        license: Licence of the weights, as the Hub spells it.
+    """
+
+    run: str
+    gallery: str | None = None
+    repo_id: str | None = None
+    license: str = "apache-2.0"
+
+
+@dataclass(kw_only=True)
+class PushConfig:
+    """Publish a finished run on the Hub: its model, its page, its evaluation.
+
+    Args:
+        run: A finished run.
+        repo_id: `user/name`; it is made if it is not there.
+        private: Make it private, if it is made.
+        create_pr: Propose the change as a pull request.
+        revision: Branch to push to, made if it is not there.
+        license: Licence of the weights, as the Hub spells it.
+        dry_run: List what would be uploaded, and send nothing.
+    """
+
+    run: str
+    repo_id: str
+    private: bool = False
+    create_pr: bool = False
+    revision: str | None = None
+    license: str = "apache-2.0"
+    dry_run: bool = False
+
+    def __post_init__(self):
+        """Refuse what the Hub cannot do."""
+        if self.create_pr and self.revision:
+            raise UserError("a pull request is always for the main branch: give --create_pr or --revision, not both")
+
+
+@dataclass(kw_only=True)
+class PublishAllConfig:
+    """Publish every finished run below a folder, each under its own name, and gather them in a collection.
+
+    Args:
+        folder: The folder with the runs.
+        namespace: User or organisation on the Hub.
+        private: Make repos private, if they are made.
+        license: Licence of the weights, as the Hub spells it.
+        collection: Title of the collection.
+        dry_run: List what would be uploaded, and send nothing.
+    """
+
+    folder: str = "runs"
+    namespace: str
+    private: bool = False
+    license: str = "apache-2.0"
+    collection: str = "hfgen"
+    dry_run: bool = False

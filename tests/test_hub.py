@@ -1,0 +1,515 @@
+"""The real client of the Hub against a server on loopback: push, propose, fail, load anywhere, tell the truth."""
+
+import getpass
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY, TINY, TORCHRUN, flags
+from diffusers import DDPMPipeline
+from hub_server import DROP, LOST_ANSWER, SLOW, HubServer, Repo
+from huggingface_hub import ModelCard
+from safetensors.torch import load, load_file
+
+import hfgen
+from hfgen.config import DDPMConfig
+from hfgen.errors import UserError
+from hfgen.run import train
+from hfgen.tasks.diffusion import DiffusionTask
+
+PUBLISHED = {
+    "README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors", "figures/samples.png", "figures/training_curves.png",
+    "figures/film.gif",
+}  # fmt: skip
+OLDEST = os.environ.get("HFGEN_OLDEST_DIFFUSERS")  # a folder with the oldest supported version, made by `make test`
+WITHOUT_HFGEN = "import sys\nsys.modules['hfgen'] = None  # which cannot be imported now\n"
+DRAW = """
+import hashlib, torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({arguments})
+pipe.set_progress_bar_config(disable=True)
+generator = torch.Generator().manual_seed(0)
+images = pipe(batch_size=2, num_inference_steps=3, generator=generator, output_type="np").images
+print("drawn", type(pipe).__module__, hashlib.sha256(images.tobytes()).hexdigest())
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("secret_place")
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """A finished run in a place that nobody should learn of."""
+    config = DDPMConfig(
+        **TINY | {"output_dir": str(home / "tiny"), "max_train_steps": 2, "cache_dir": str(home / "c")}
+    )
+    return train(config, DiffusionTask)
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = HubServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _clean(server):
+    server.reset()
+
+
+def environment_of(server, home):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    return kept | {
+        "HF_ENDPOINT": server.url, "HF_HOME": str(home / "hf"), "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": "3", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def process(server, home):
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "tests" / "hub_client.py")], env=environment_of(server, home),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    yield process
+    process.communicate(timeout=30)
+
+
+@pytest.fixture
+def ask(process):
+    def ask(**request):
+        request["environment"] = {"HF_TOKEN": request.pop("token", "hf_writer")}
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    ask(code="import hfgen.hub; hfgen.hub.PAUSE_SECONDS = 0")
+    return ask
+
+
+@pytest.fixture
+def push(ask, run):
+    def push(*arguments, status=0, folder=None, token="hf_writer", repo_id="ada/tiny"):
+        answer = ask(arguments=["push", str(folder or run), "--repo_id", repo_id, *arguments], token=token)
+        assert answer["status"] == status, answer["output"]
+        return answer["output"]
+
+    return push
+
+
+def run_python(code, environment, folder=None):
+    """Run code in a process of its own and return what it printed."""
+    finished = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=folder, text=True, capture_output=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def drawn_by(*arguments, environment=None):
+    """Load by each of some arguments, in one process without hfgen; say each time what class draws which images."""
+    code = WITHOUT_HFGEN + "".join(DRAW.format(arguments=argument) for argument in arguments)
+    return re.findall("drawn .*", run_python(code, environment or os.environ | {"OMP_NUM_THREADS": "1"}))
+
+
+@pytest.fixture(scope="module")
+def drawn(run):
+    """What class draws which images when the run is loaded from its folder."""
+    (drawn,) = drawn_by(repr(str(run)))
+    assert drawn.startswith("drawn diffusers.pipelines")
+    return drawn
+
+
+def repo_of(folder, **changed):
+    """Make a repo of somebody else's from the files of a folder."""
+    repo = Repo(private=False)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    repo.commit("main", files | {name: content.encode() for name, content in changed.items()}, "files")
+    return repo
+
+
+# --- pushing
+
+
+def test_one_commit_holds_the_model_its_page_and_pictures(push, server):
+    output = push()
+    repo = server.repos["model", "ada/tiny"]
+    assert set(server.model("ada/tiny")) == PUBLISHED
+    assert repo.messages == ["initial commit", "Upload tiny"]
+    assert f"Published: {server.url}/ada/tiny/commit/{repo.refs['main']}" in output
+    assert not repo.private
+    requests = len(server.requests)
+    push()
+    assert len(repo.messages) == 2, "nothing has changed, and so there is nothing to commit"
+    assert not [r for r in server.requests[requests:] if r.startswith("PUT")]
+
+
+def test_a_later_push_removes_what_an_earlier_one_left_and_nothing_else(push, server):
+    push()
+    repo = server.repos["model", "ada/tiny"]
+    repo.commit("main", server.model("ada/tiny") | {
+        "evaluation/old.png": b"old", "evaluation.json": b"{}", "unet/old.safetensors": b"old", "demo.txt": b"mine",
+        "LICENSE": b"mine",
+    }, "other files")  # fmt: skip
+    push()
+    assert set(server.model("ada/tiny")) == PUBLISHED | {"demo.txt", "LICENSE"}
+
+
+def test_private_branch_and_pull_request(push, server):
+    push("--private", repo_id="ada/hidden")
+    assert server.repos["model", "ada/hidden"].private
+    push("--revision", "v2")
+    repo = server.repos["model", "ada/tiny"]
+    assert set(repo.files("v2")[1]) == PUBLISHED
+    assert not server.model("ada/tiny")
+    push("--revision", "v2")
+    assert f"{server.url}/ada/tiny/discussions/1" in push("--create_pr", token="hf_reader")
+    assert not server.model("ada/tiny")
+    assert "not both" in push("--create_pr", "--revision", "v2", status=2)
+
+
+def test_a_dry_run_lists_and_sends_nothing(push, server):
+    output = push("--dry_run")
+    assert {line.split()[-1] for line in output.splitlines()[1:]} == PUBLISHED
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"token": ""}, "no token for the Hub: run hf auth login"),
+        ({"token": "hf_wrong"}, "does not accept this token"),
+        ({"token": "hf_reader"}, "may not write to ada/tiny: it needs the right to write"),
+        ({"repo_id": "eve/tiny"}, "may not write to eve/tiny"),
+        ({"repo_id": "not an id"}, "not an id is no Hub id, which has the form user/name"),
+    ],
+)
+def test_refusals_are_explained(push, server, options, message):
+    assert message in push(status=2, **options)
+    assert not any(repo.files("main")[1] for repo in server.repos.values())
+
+
+def test_a_repo_of_another_kind_is_left_alone(push, server, ask):
+    create = "from huggingface_hub import HfApi; HfApi().create_repo('ada/tiny', repo_type='dataset')"
+    assert ask(code=create)["status"] == 0
+    assert "ada/tiny is a dataset on the Hub" in push(status=2)
+    assert ("model", "ada/tiny") not in server.repos
+    push(repo_id="ada/other")
+    server.repos["model", "ada/other"].commit("main", {"config.json": b"{}"}, "a classifier")
+    assert "ada/other holds another kind of model (config.json)" in push(status=2, repo_id="ada/other")
+    assert server.model("ada/other") == {"config.json": b"{}"}
+
+
+def test_what_is_no_finished_run_or_no_safetensors_is_refused(push, server, run, tmp_path):
+    assert "holds no finished run" in push(status=2, folder=tmp_path)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    assert "diffusion_pytorch_model.bin is no safetensors file" in push(status=2, folder=copy)
+    assert not server.repos
+
+
+@pytest.mark.parametrize(
+    ("request_", "failures"),
+    [
+        ("POST .*/commit/", [500, 503]),
+        ("POST .*/commit/", [409]),
+        ("POST .*/preupload/", [429]),
+        ("PUT /blobs/", [500, 500]),
+        ("POST .*/batch", [DROP]),
+        ("POST .*/commit/", [DROP]),
+        ("POST .*/commit/", [LOST_ANSWER]),
+        ("GET .*/tree/", [SLOW]),
+    ],
+)
+def test_failures_that_pass_are_overcome(push, server, request_, failures):
+    server.failures[request_] = list(failures)
+    push()
+    assert not server.failures[request_], "the failure was never met"
+    assert set(server.model("ada/tiny")) == PUBLISHED
+    assert server.repos["model", "ada/tiny"].messages.count("Upload tiny") == 1
+
+
+def test_an_upload_that_keeps_failing_says_how_to_do_it_later(push, server, run, ask):
+    server.failures["POST .*/commit/"] = [500] * 3
+    output = push("--private", "--license", "mit", status=1)
+    command = re.search(r"Try again with: hfgen (.*)", output)[1]
+    assert not server.model("ada/tiny")
+    assert ask(arguments=command.split())["status"] == 0
+    assert set(server.model("ada/tiny")) == PUBLISHED
+    assert ModelCard(server.model("ada/tiny")["README.md"].decode()).data.license == "mit"
+
+
+# --- training
+
+
+def test_training_pushes_checkpoints_and_in_the_end_the_model(ask, server, home):
+    arguments = flags(**TINY, output_dir=home / "pushed", max_train_steps=4, checkpointing_steps=2, push_to_hub=True,
+                      hub_model_id="ada/pushed", hub_private_repo=True, hub_strategy="every_save")  # fmt: skip
+    answer = ask(arguments=["train", "ddpm", *arguments])
+    assert answer["status"] == 0, answer["output"]
+    repo = server.repos["model", "ada/pushed"]
+    assert repo.private
+    assert repo.messages[1] == "Upload step-000002"
+    assert repo.messages[-1] == "Upload pushed"
+    assert set(repo.files("main")[1]) == PUBLISHED
+    first = next(files for files in repo.commits.values() if files)
+    assert "model_index.json" in first
+    assert not [name for name in first if "state" in name]
+
+
+def test_a_push_that_fails_costs_nothing_of_a_training(ask, server, home):
+    run = home / "unlucky"
+    arguments = flags(**TINY, output_dir=run, max_train_steps=2, push_to_hub=True, hub_model_id="ada/unlucky")
+    assert "no token" in ask(arguments=["train", "ddpm", *arguments], token="")["output"]
+    assert not run.exists()
+    server.failures["POST .*/commit/"] = [500] * 3
+    answer = ask(arguments=["train", "ddpm", *arguments])
+    assert answer["status"] == 1
+    assert f"Try again with: hfgen push {run} --repo_id ada/unlucky" in answer["output"]
+    assert (run / "model_index.json").exists()
+    later = ask(arguments=["push", str(run), "--repo_id", "ada/unlucky"])
+    assert later["status"] == 0, later["output"]
+
+
+def test_an_id_is_needed_before_anything_is_done():
+    with pytest.raises(UserError, match="push_to_hub needs the id"):
+        DDPMConfig(**TINY, output_dir="x", push_to_hub=True)
+
+
+# --- the page
+
+
+def test_the_page_is_a_valid_card_and_its_code_runs(push, server, run, home, tmp_path):
+    push()
+    page = server.model("ada/tiny")["README.md"].decode()
+    card = ModelCard(page)
+    assert (card.data.library_name, card.data.license) == ("diffusers", "apache-2.0")
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    assert "POST /api/validate-yaml" in server.requests
+    assert "It has not been measured" in page
+    for picture in re.findall(r"\]\((figures/[^)]+)\)", page):
+        assert picture in server.model("ada/tiny")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = "import sys\nsys.modules['hfgen'] = None\n" + code.replace(
+        "num_inference_steps=100", "num_inference_steps=3"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], env=environment_of(server, home), cwd=tmp_path, check=True, timeout=120
+    )
+    assert (tmp_path / "image.png").exists()
+    configuration = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    assert DDPMConfig(**configuration, output_dir="again") == DDPMConfig(
+        **{name: TINY[name] for name in TINY}, max_train_steps=2, output_dir="again"
+    )
+
+
+def test_an_evaluation_is_in_the_page_and_travels_with_it(push, server, run, tmp_path, judge_run, ask):
+    measured = shutil.copytree(run, tmp_path / "measured")
+    arguments = flags(dataset_name="digits", train_split="train[:80%]", reference_split="train[80%:]", num_images=40,
+                      num_inference_steps=2, judge=str(judge_run))  # fmt: skip
+    answer = ask(arguments=["evaluate", str(measured), *arguments])
+    assert answer["status"] == 0, answer["output"]
+    push(folder=measured)
+    files = server.model("ada/tiny")
+    record = json.loads(files["evaluation.json"])
+    (judge,) = record["measures"]
+    results = ModelCard(files["README.md"].decode()).data.eval_results
+    distance = next(result for result in results if result.metric_type == "frechet_distance")
+    assert distance.metric_value == record["measures"][judge]["frechet_distance"]["value"]
+    assert distance.metric_args["num_images"] == 40
+    assert distance.metric_args["judge_sha256"] == record["protocol"]["judges"][judge]
+    assert "Memorisation" in files["README.md"].decode()
+    assert {"evaluation.md", "evaluation/images.png", "evaluation/neighbours.png"} <= set(files)
+
+
+def test_nothing_private_travels(push, server, run, home, tmp_path):
+    elsewhere = shutil.copytree(run, tmp_path / "tiny")
+    record = json.loads((run / "run.json").read_text())
+    record["command"] = "hfgen train ddpm --train_data_dir /home/ada/pictures --output_dir=/home/ada/tiny"
+    (elsewhere / "run.json").write_text(json.dumps(record))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config |= {"dataset_name": None, "train_data_dir": "/home/ada/pictures", "cache_dir": "/home/ada/cache"}
+    (elsewhere / "config.yaml").write_text(yaml.safe_dump(config))
+    push(folder=elsewhere, repo_id="ada/elsewhere")
+    page = server.model("ada/elsewhere")["README.md"].decode()
+    assert "`hfgen train ddpm --train_data_dir pictures --output_dir=tiny`" in page
+    assert "train_data_dir: pictures" in page
+    push()
+    places = [str(home), str(tmp_path), str(REPOSITORY), os.path.expanduser("~"), "/home/ada", "hf_writer"]
+    names = [platform.node(), getpass.getuser()]
+    for repo_id in ("ada/tiny", "ada/elsewhere"):
+        for name, content in server.model(repo_id).items():
+            assert not re.search("optimizer|training_state|metrics|arrow|npy|lock", name)
+            assert not [place for place in places if place.encode() in content], name
+            if name.endswith((".md", ".json")):
+                assert not [word for word in names if re.search(rf"\b{word}\b", content.decode())], name
+        tensors = load(server.model(repo_id)["unet/diffusion_pytorch_model.safetensors"])
+        assert tensors.keys() == DDPMPipeline.from_pretrained(run).unet.state_dict().keys()
+
+
+def test_a_gallery_has_a_page_for_each_and_a_wall(ask, run, tmp_path, judge_run):
+    for folder in (run, judge_run):
+        answer = ask(arguments=["card", str(folder), "--gallery", str(tmp_path / "cards")])
+        assert answer["status"] == 0, answer["output"]
+    wall = (tmp_path / "cards" / "README.md").read_text()
+    for folder in (run, judge_run):
+        assert f"[{folder.name}]({folder.name}/README.md)" in wall
+        assert (tmp_path / "cards" / folder.name / "README.md").exists()
+    assert not list((tmp_path / "cards").rglob("*.safetensors"))
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", wall):
+        assert (tmp_path / "cards" / picture).exists()
+
+
+def test_all_runs_below_a_folder_become_a_collection(ask, server, run, home, tmp_path, judge_run):
+    for source in (run, judge_run):
+        shutil.copytree(source, tmp_path / "runs" / source.name)
+    (tmp_path / "runs" / "half_done").mkdir()
+    arguments = ["publish-all", str(tmp_path / "runs"), "--namespace", "ada", "--collection", "zoo"]
+    assert ask(arguments=[*arguments, "--dry_run"])["status"] == 0
+    assert not server.repos
+    answer = ask(arguments=arguments)
+    assert answer["status"] == 0, answer["output"]
+    assert server.collections == {"ada/zoo-1": ["ada/digits_judge", "ada/tiny"]}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= set(
+        server.model("ada/digits_judge")
+    )
+    server.failures["POST .*/ada/tiny/commit/"] = [500] * 3
+    server.repos["model", "ada/tiny"].commit("main", {}, "emptied")
+    answer = ask(arguments=arguments)
+    assert answer["status"] == 1
+    assert "hfgen push" in answer["output"]
+
+
+# --- loading
+
+
+def test_loads_with_diffusers_alone_from_anywhere(push, server, run, home, tmp_path, drawn):
+    push()
+    push("--revision", "v2")
+    again = tmp_path / "again"
+    DDPMPipeline.from_pretrained(run).save_pretrained(again)
+    online = environment_of(server, home)
+    places = ["'ada/tiny'", "'ada/tiny', trust_remote_code=True", "'ada/tiny', revision='v2'", repr(str(again))]
+    assert drawn_by(*places, environment=online) == [drawn] * len(places)
+    asked = len(server.requests)
+    assert drawn_by("'ada/tiny'", environment=online | {"HF_HUB_OFFLINE": "1"}) == [drawn]
+    assert len(server.requests) == asked
+
+
+def test_loads_in_two_processes_at_once(push, server, home, tmp_path):
+    push()
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "from accelerate import Accelerator\naccelerator = Accelerator(cpu=True)\n"
+        + WITHOUT_HFGEN
+        + DRAW.format(arguments="'ada/tiny'")
+        + "accelerator.wait_for_everyone()\naccelerator.end_training()\n"
+    )
+    fresh = environment_of(server, home) | {"HF_HOME": str(tmp_path / "fresh")}
+    finished = subprocess.run(
+        [sys.executable, *TORCHRUN, str(script)], env=fresh, text=True, capture_output=True, timeout=240
+    )
+    assert finished.returncode == 0, finished.stderr
+    drawn = re.findall(r"drawn \S+ \w{64}", finished.stdout)
+    assert len(drawn) == 2
+    assert len(set(drawn)) == 1
+
+
+@pytest.mark.skipif(not OLDEST, reason="HFGEN_OLDEST_DIFFUSERS names no folder; make test makes one")
+def test_loads_with_the_oldest_supported_diffusers(run, drawn):
+    oldest = os.environ | {"PYTHONPATH": OLDEST, "OMP_NUM_THREADS": "1"}
+    declared = re.search(r'"diffusers>=([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text())[1]
+    assert run_python("import diffusers; print(diffusers.__version__)", oldest).strip() == declared
+    assert drawn_by(repr(str(run)), environment=oldest) == [drawn]
+
+
+def test_hfgen_draws_the_same_as_diffusers_alone(push, ask, drawn):
+    push()
+    code = DRAW.format(arguments="'ada/tiny'").replace("DiffusionPipeline.from_pretrained", "hfgen.load")
+    answer = ask(code="import hfgen" + code)
+    assert answer["status"] == 0, answer["output"]
+    assert drawn in answer["output"]
+
+
+def test_hfgen_samples_a_repo_and_a_revision(push, ask, tmp_path):
+    push("--revision", "v2")
+    output = tmp_path / "images.npz"
+    sample = ["sample", "ada/tiny", "--num_images", "2", "--num_inference_steps", "2", "--output", str(output)]
+    assert "ada/tiny" in ask(arguments=sample)["output"]
+    assert not output.exists()
+    answer = ask(arguments=[*sample, "--revision", "v2"])
+    assert answer["status"] == 0, answer["output"]
+    assert np.load(output)["images"].shape == (2, 8, 8)
+
+
+# --- safety
+
+
+@pytest.fixture
+def foreign(run, server, tmp_path):
+    """A repo with a pipeline of its own, whose code leaves a trace when it runs."""
+    trace = tmp_path / "trace"
+    code = f"from diffusers import DDPMPipeline\nopen({str(trace)!r}, 'w')\nclass Own(DDPMPipeline):\n    pass\n"
+    index = json.loads((run / "model_index.json").read_text()) | {"_class_name": ["own_pipeline", "Own"]}
+    server.repos["model", "eve/own"] = repo_of(run, **{"model_index.json": json.dumps(index), "own_pipeline.py": code})
+    return trace
+
+
+def test_code_of_a_repo_runs_only_when_it_is_asked_for(foreign, ask, tmp_path):
+    sample = [
+        "sample",
+        "eve/own",
+        "--num_images",
+        "1",
+        "--num_inference_steps",
+        "2",
+        "--output",
+        str(tmp_path / "a.png"),
+    ]
+    answer = ask(arguments=sample)
+    assert answer["status"] == 2
+    assert "code of its own, which would run on this machine: own_pipeline.py" in answer["output"]
+    assert not foreign.exists()
+    answer = ask(arguments=[*sample, "--trust_remote_code"])
+    assert answer["status"] == 0, answer["output"]
+    assert foreign.exists()
+
+
+def test_code_of_a_component_is_named_too(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    index = json.loads((copy / "model_index.json").read_text()) | {"unet": ["own_unet", "OwnModel"]}
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"would run on this machine: unet/own_unet\.py"):
+        hfgen.load(str(copy))
+
+
+def test_pickles_are_refused(run, server, ask, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    server.repos["model", "eve/pickled"] = repo_of(copy)
+    for source in (str(copy), "eve/pickled"):
+        answer = ask(code=f"import hfgen; hfgen.load({source!r})")
+        assert answer["status"] == "traceback"
+        assert "UserError" in answer["output"]
+        assert "safetensors" in answer["output"]
+
+
+def test_a_repo_that_is_not_there_is_said(ask, tmp_path):
+    answer = ask(arguments=["sample", "ada/nothing", "--output", str(tmp_path / "a.png")])
+    assert answer["status"] == 2
+    assert "no folder ada/nothing and no such repo on the Hub that this token may see" in answer["output"]
