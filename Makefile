@@ -7,7 +7,7 @@ QUICKSTART_FLAGS ?=
 
 JUDGES := mnist mnist_regnet fashion_mnist fashion_mnist_regnet cifar10 cifar10_regnet
 
-.PHONY: help quickstart test style judges results clean
+.PHONY: help quickstart test style judges results cards clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -54,6 +54,11 @@ judges: $(VENV)/.installed  ## train the classifiers that judge images anew, and
 
 results: $(VENV)/.installed  ## write RESULTS.md from the evaluations in model_cards and of the judges
 	$(BIN)/hfgen results model_cards hfgen/metrics/judges --output RESULTS.md
+
+cards: $(VENV)/.installed  ## write the pages of the diffusion models in runs, and the wall of their pictures
+	set -e; for record in runs/ddpm_*/run.json; do \
+		$(BIN)/hfgen card $$(dirname $$record) --gallery model_cards; \
+	done
 
 clean:  ## remove the environment and the build leftovers, keep the runs
 	rm -rf $(VENV) build *.egg-info

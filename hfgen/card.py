@@ -20,7 +20,7 @@ from hfgen.files import complete_or_absent
 from hfgen.metrics.judge import UPSCALE
 from hfgen.records import CONFIG_FILE, RUN_FILE
 from hfgen.report import FLOORS, MEASURES, PAGE, PICTURES, RECORD, accuracy_text, duration, number, table, with_std
-from hfgen.sampling import sample
+from hfgen.sampling import SHORT_NAMES, sample
 
 README = "README.md"
 FIGURES = "figures"
@@ -112,8 +112,7 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     Args:
         run: The run folder.
         folder: Where to; it may be the run itself.
-        repo_id: The Hub id under which the model will be found, for the code that shows its use; without it, the
-            run's name.
+        repo_id: The Hub id under which the model will be found, for the code that shows its use.
         spdx_license: Of the weights, as an SPDX identifier in lower case, `apache-2.0` for instance.
 
     Returns:
@@ -130,11 +129,11 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
             _copy(run / name, folder / name)
         for picture in sorted((run / PICTURES).glob("*.png")):
             _copy(picture, folder / PICTURES / picture.name)
-    model = repo_id or run.resolve().name
+    model = repo_id or f"user/{run.resolve().name}"
     text = "\n".join(
         ["---", _metadata(facts, model, spdx_license).to_yaml(), "---", "", *_page(facts, model, pictures)]
     )
-    card = ModelCard(text + "\n")  # reads the metadata back, and refuses what is no valid card
+    card = ModelCard(text + "\n")
     with complete_or_absent(folder / README) as temporary:
         card.save(temporary)
     return folder / README
@@ -170,7 +169,7 @@ def class_name_of(folder: Path) -> str | None:
     """Return the name of the class that a folder's model is of, or None if it holds no model."""
     for file, key in (("model_index.json", "_class_name"), ("config.json", "architectures")):
         if (folder / file).is_file():
-            named = json.loads((folder / file).read_text())[key]
+            named = json.loads((folder / file).read_text()).get(key)
             return named[-1] if isinstance(named, list) else named
     return None
 
@@ -187,14 +186,17 @@ def read_run(run: Path) -> dict[str, Any]:
     if class_name not in KINDS:
         raise UserError(f"{run} holds a {class_name}, of which hfgen can write no page")
     config = yaml.safe_load((run / CONFIG_FILE).read_text())
-    source = config["dataset_name"] or config["train_data_dir"]
+    folder = config["train_data_dir"]
     training = json.loads((run / RUN_FILE).read_text())
+    if "device_type" not in training:
+        raise UserError(f"{run} was made by another version of hfgen, which recorded less; train it again")
+    shown = {name: value for name, value in config.items() if name not in NOT_SHOWN and value not in (None, [])}
     evaluation = json.loads((run / RECORD).read_text()) if (run / RECORD).is_file() else None
     return {
         "class_name": class_name,
         "kind": KINDS[class_name],
-        "config": {k: _public(v) for k, v in config.items() if k not in NOT_SHOWN and v not in (None, [])},
-        "data": public_name(source),
+        "config": {name: _public(value) for name, value in shown.items()},
+        "data": Path(folder).name if folder else public_name(config["dataset_name"]),
         "training": training | {"command": _public_command(training["command"])},
         "evaluation": evaluation,
         **_network(run, class_name),
@@ -223,14 +225,14 @@ def _public(value: Any) -> Any:
     """Take the place on this machine from a path, and leave everything else as it is."""
     if not isinstance(value, str):
         return value
-    path = Path(value).expanduser()
-    return path.name if path.is_absolute() or ".." in path.parts else value
+    path = Path(value.removeprefix("file://"))
+    return path.name if path.is_absolute() or value.startswith("~") or ".." in path.parts else value
 
 
 def _public_command(command: str) -> str:
     words = []
     for word in shlex.split(command):
-        flag, equals, value = word.rpartition("=")
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         words.append(f"{flag}{equals}{_public(value)}")
     return shlex.join(words)
 
@@ -241,12 +243,9 @@ def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str
     if samples:
         _copy(samples[-1], folder / FIGURES / SAMPLES)
     if facts["class_name"] == "DDPMPipeline":
-        film = run / FIGURES / FILM
-        if not film.exists() or film.stat().st_mtime < (run / RUN_FILE).stat().st_mtime:
-            _draw_film(run, facts["config"], film)
-    for name in (CURVES, FILM):
-        if folder != run and (run / FIGURES / name).exists():
-            _copy(run / FIGURES / name, folder / FIGURES / name)
+        _draw_film(run, facts["config"], folder / FIGURES / FILM)
+    if folder != run and (run / FIGURES / CURVES).exists():
+        _copy(run / FIGURES / CURVES, folder / FIGURES / CURVES)
     return {path.name for path in (folder / FIGURES).iterdir()} if (folder / FIGURES).exists() else set()
 
 
@@ -335,12 +334,14 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
 def _use(facts: dict[str, Any], model: str) -> str:
     if facts["kind"] is CLASSIFIER:
         return USE_OF_CLASSIFIER.format(model=model, mode="L" if facts["channels"] == 1 else "RGB")
-    steps = facts["config"]["num_inference_steps"]
-    if facts["config"]["scheduler"] == "dpmsolver":
-        imports = ", DPMSolverMultistepScheduler"
-        scheduler = "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)\n"
-    else:  # its own, which wants many steps
-        imports, scheduler, steps = "", "", max(steps, 100)
+    config = facts["config"]
+    if config["scheduler"] in ("ddim", "dpmsolver"):  # `DDPMPipeline` takes no others but its own
+        class_name, steps = SHORT_NAMES[config["scheduler"]], config["num_inference_steps"]
+        imports = f", {class_name}"
+        scheduler = f"pipe.scheduler = {class_name}.from_config(pipe.scheduler.config)\n"
+    else:
+        imports, scheduler = "", ""
+        steps = min(max(config["num_inference_steps"], 100), config["num_train_timesteps"])
     return USE_OF_DDPM.format(model=model, imports=imports, scheduler=scheduler, steps=steps)
 
 

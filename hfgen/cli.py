@@ -202,10 +202,10 @@ def _publish_all(arguments: list[str]) -> None:
         for run in runs:
             _list_published(run, f"{config.namespace}/{run.name}", config.license)
         return
-    addresses = hub.publish_all(
+    address = hub.publish_all(
         runs, config.namespace, private=config.private, spdx_license=config.license, collection=config.collection
     )
-    print("Published:", *addresses, sep="\n")
+    print(f"The collection: {address}")
 
 
 def _list_recipes(arguments: list[str]) -> None:

@@ -134,6 +134,12 @@ def load_images(
     return _open_cache(folder, source)
 
 
+def placed_source(source: str) -> str:
+    """Return the name of a data set that means the same in whatever folder: of a local one, its absolute path."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if source not in {"digits", *SHORT_NAMES} and path.exists() else source
+
+
 def public_name(source: str) -> str:
     """Name a data set as on the Hub, and a local one by its last part: where it lies is nobody's business."""
     path = Path(source).expanduser()

@@ -1,34 +1,38 @@
 """The Hub: load a model from it, turn a run into what is published, push it."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 import diffusers.pipelines
 import httpx2
 from diffusers import DiffusionPipeline
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import (
-    BadRequestError,
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_token, validate_repo_id
+from huggingface_hub.utils import get_token
 
 from hfgen.card import FIGURES, README, read_run, write_card
 from hfgen.checkpoints import newest_complete
 from hfgen.errors import PublishingError, UserError
 from hfgen.report import PAGE, PICTURES, RECORD
+
+T = TypeVar("T")
 
 INDEX = "model_index.json"
 CLASSIFIER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -51,7 +55,7 @@ def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bo
     """
     source = _source(run_or_repo)
     try:
-        if not trust_remote_code and (files := _code_files(_read_index(source, revision))):
+        if not trust_remote_code and (files := _code_files(source, _read_index(source, revision))):
             raise UserError(
                 f"{run_or_repo} comes with code of its own, which would run on this machine: {', '.join(files)}. Read "
                 "it, and if you trust it, allow it with trust_remote_code"
@@ -85,6 +89,10 @@ def _read_index(source: str, revision: str | None) -> dict[str, object]:
         return json.loads(Path(source, INDEX).read_text())
     try:
         return json.loads(Path(hf_hub_download(source, INDEX, revision=revision)).read_text())
+    except RevisionNotFoundError as error:
+        raise UserError(f"{source} has no revision {revision}") from error
+    except RemoteEntryNotFoundError as error:
+        raise UserError(f"{source} holds no pipeline (no {INDEX})") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise UserError(
             f"there is no folder {source}, and as a Hub id it is neither in the cache nor can it be reached"
@@ -93,13 +101,15 @@ def _read_index(source: str, revision: str | None) -> dict[str, object]:
         raise UserError(f"there is no folder {source} and no such repo on the Hub that this token may see") from error
 
 
-def _code_files(index: dict[str, object]) -> list[str]:
+def _code_files(source: str, index: dict[str, object]) -> list[str]:
     """Name the Python files that loading would run: those of classes that no installed library has."""
-    files = [f"{index['_class_name'][0]}.py"] if isinstance(index["_class_name"], list) else []
+    pipeline = index.get("_class_name")
+    files = [f"{pipeline[0]}.py"] if isinstance(pipeline, list) else []
     for name, value in index.items():
         if not name.startswith("_") and isinstance(value, list) and value[0]:
             library = value[0]
-            if not hasattr(diffusers.pipelines, library) and importlib.util.find_spec(library) is None:
+            known = hasattr(diffusers.pipelines, library) or importlib.util.find_spec(library.partition(".")[0])
+            if not known or Path(source, name, f"{library}.py").exists():
                 files.append(f"{name}/{library}.py")
     return files
 
@@ -164,21 +174,26 @@ def push(
         UserError: if the run, the token or the repo do not allow it; nothing has been uploaded.
         PublishingError: if the upload failed, repeatedly; the message names the command that tries again.
     """
-    read_run(run)
-    _model_files(run)
     _require_token()
-    if not create_pr:
-        prepare_repo(repo_id, index_file_of(run), private=private)
-    if revision:
-        with _explained(repo_id):
-            HfApi().create_branch(repo_id, branch=revision, exist_ok=True)
+    command = ["hfgen", "push", str(run), "--repo_id", repo_id]
+    command += ["--private"] * private + ["--create_pr"] * create_pr
+    command += ["--revision", revision] if revision else []
+    command += ["--license", spdx_license] if spdx_license != "apache-2.0" else []
+    later = f"The run is whole; publish it later with: {shlex.join(command)}"
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder), repo_id=repo_id, spdx_license=spdx_license)
-        command = ["hfgen", "push", str(run), "--repo_id", repo_id]
-        command += ["--private"] * private + ["--create_pr"] * create_pr
-        command += ["--revision", revision] if revision else []
-        command += ["--license", spdx_license] if spdx_license != "apache-2.0" else []
-        return _commit(Path(folder), repo_id, f"Upload {run.resolve().name}", command, revision, create_pr)
+        _try_again_on_failure(
+            lambda: prepare_repo(repo_id, index_file_of(run), private=private, create_pr=create_pr), later
+        )
+
+        def commit() -> str:
+            if revision:
+                with _explained(repo_id):
+                    HfApi().create_branch(repo_id, branch=revision, exist_ok=True)
+            return _commit(Path(folder), repo_id, f"Upload {run.resolve().name}", revision, create_pr)
+
+        # Where only the answer was lost, trying again would make a second pull request, though no second commit.
+        return _try_again_on_failure(commit, later, tries=1 if create_pr else TRIES)
 
 
 def list_published(run: Path, repo_id: str, spdx_license: str) -> list[tuple[str, int]]:
@@ -189,29 +204,48 @@ def list_published(run: Path, repo_id: str, spdx_license: str) -> list[tuple[str
         return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
 
 
-def prepare_repo(repo_id: str, index_file: str, *, private: bool) -> None:
+def check_license(spdx_license: str) -> None:
+    """Ask the Hub whether it knows a licence.
+
+    Raises:
+        UserError: if it does not.
+        PublishingError: if the Hub fails.
+    """
+    with _explained("the licence"):
+        ModelCard(f"---\nlicense: {spdx_license}\nlibrary_name: diffusers\n---\n").validate()
+
+
+def prepare_repo(repo_id: str, index_file: str, *, private: bool, create_pr: bool = False) -> None:
     """Make sure that a model can be pushed to a repo, which is made if it is not there.
 
     Args:
         repo_id: `user/name`.
         index_file: The file by which a reader finds the rest of the model.
         private: Make the repo private, if it is made.
+        create_pr: A pull request is all that has to be possible; the repo must be there.
 
     Raises:
         UserError: if the token or what is in the repo does not allow it.
+        PublishingError: if the Hub fails.
     """
     _require_token()
+    if repo_id.count("/") != 1:
+        raise UserError(f"{repo_id} is no Hub id, which has the form user/name")
     api = HfApi()
     with _explained(repo_id):
-        validate_repo_id(repo_id)
-        if not api.repo_exists(repo_id):
-            for kind in ("dataset", "space"):
-                if api.repo_exists(repo_id, repo_type=kind):
-                    raise UserError(f"{repo_id} is a {kind} on the Hub; choose another --repo_id for the model")
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        there = set(api.list_repo_files(repo_id))
+        if not create_pr:
+            if not api.repo_exists(repo_id):
+                for kind in ("dataset", "space"):
+                    if api.repo_exists(repo_id, repo_type=kind):
+                        raise UserError(f"{repo_id} is a {kind} on the Hub; choose another --repo_id for the model")
+            api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the namespace has it
+            api.auth_check(repo_id, write=True)
+        info = api.model_info(repo_id)
+    if private and not info.private:
+        raise UserError(f"{repo_id} is there already, and public; make it private on the Hub, or choose another id")
+    there = {file.rfilename for file in info.siblings}
     if others := {INDEX, CLASSIFIER_FILES[0]} & there - {index_file}:
-        raise UserError(f"{repo_id} holds another kind of model ({', '.join(others)}); choose another --repo_id")
+        raise UserError(f"{repo_id} holds another kind of model ({', '.join(others)}); choose another id")
 
 
 def _require_token() -> None:
@@ -219,30 +253,38 @@ def _require_token() -> None:
         raise UserError("there is no token for the Hub: run hf auth login, or set HF_TOKEN")
 
 
-def publish_all(runs: list[Path], namespace: str, *, private: bool, spdx_license: str, collection: str) -> list[str]:
+def publish_all(runs: list[Path], namespace: str, *, private: bool, spdx_license: str, collection: str) -> str:
     """Publish finished runs, each under its folder's name, and gather them in one collection.
 
     Returns:
-        The addresses of the commits, then that of the collection.
+        The address of the collection.
 
     Raises:
-        UserError: if the token or one of the runs does not allow it.
-        PublishingError: if uploads failed, after the others were made; it names the commands that try again.
+        UserError: before anything is uploaded, if one of the runs cannot be published.
+        PublishingError: if some of them could not be uploaded, after the others were and are in the collection; it
+            names the commands that try again.
     """
-    addresses, failures = [], []
     for run in runs:
+        read_run(run)
+        _model_files(run)
+    published, failures = [], []
+    for run in runs:
+        repo_id = f"{namespace}/{run.name}"
         try:
-            addresses.append(push(run, f"{namespace}/{run.name}", private=private, spdx_license=spdx_license))
-        except PublishingError as error:
-            failures.append(str(error))
-    if failures:
+            print(f"Published: {push(run, repo_id, private=private, spdx_license=spdx_license)}")
+            published.append(repo_id)
+        except (UserError, PublishingError) as error:
+            failures.append(f"{run}: {error}")
+    if not published:
         raise PublishingError("\n".join(failures))
     api = HfApi()
     with _explained(namespace):
         gathered = api.create_collection(collection, namespace=namespace, private=private, exists_ok=True)
-        for run in runs:
-            api.add_collection_item(gathered.slug, f"{namespace}/{run.name}", "model", exists_ok=True)
-    return [*addresses, gathered.url]
+        for repo_id in published:
+            api.add_collection_item(gathered.slug, repo_id, "model", exists_ok=True)
+    if failures:
+        raise PublishingError("\n".join(failures))
+    return gathered.url
 
 
 class CheckpointUploads:
@@ -264,15 +306,20 @@ class CheckpointUploads:
         if self.upload and not self.upload.done():
             return
         folder = tempfile.TemporaryDirectory()
-        _copy_model(checkpoint, Path(folder.name))
+        try:
+            _copy_model(checkpoint, Path(folder.name))  # now, since the checkpoint may soon be removed
+        except OSError as error:
+            print(f"{checkpoint.name} was not published: {error}. Training goes on")
+            return
         self.upload = HfApi().run_as_future(self._push, folder, checkpoint.name)
 
     def _push(self, folder: tempfile.TemporaryDirectory, name: str) -> None:
         with folder:
             try:
-                _commit(Path(folder.name), self.repo_id, f"Upload {name}", [], None, create_pr=False)
-            except (UserError, PublishingError) as error:
-                print(f"{name} was not pushed: {_first_line(error)}; training goes on")
+                commit = functools.partial(_commit, Path(folder.name), self.repo_id, f"Upload {name}")
+                _try_again_on_failure(commit, "Training goes on")
+            except Exception as error:  # whatever it is, it is no reason to lose a training
+                print(f"{name} was not published: {error}")
 
     def wait(self) -> None:
         """Wait for the upload that is on its way."""
@@ -280,59 +327,54 @@ class CheckpointUploads:
             self.upload.result()
 
 
-def _commit(
-    folder: Path, repo_id: str, message: str, command: list[str], revision: str | None, create_pr: bool
-) -> str:
-    """Make one commit of a folder; what an earlier push left in the same places is removed by it."""
+def _commit(folder: Path, repo_id: str, message: str, revision: str | None = None, create_pr: bool = False) -> str:
+    """Make one commit of a folder, which also removes what an earlier push left in its places and those of a page."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    places = {name.partition("/")[0] for name in files}
-    if README in files:
-        places |= {RECORD, PAGE, PICTURES, FIGURES}
+    places = {name.partition("/")[0] for name in files} | {README, RECORD, PAGE, PICTURES, FIGURES}
     api = HfApi()
-    tries = 1 if create_pr else TRIES  # trying again might make a second pull request
+    with _explained(repo_id):
+        there = api.list_repo_files(repo_id, revision=revision)
+        stale = [name for name in there if name.partition("/")[0] in places and name not in files]
+        operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
+        operations += [CommitOperationDelete(name) for name in stale]
+        made = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+    return made.pr_url or made.commit_url
+
+
+def _try_again_on_failure(action: Callable[[], T], later: str, tries: int = TRIES) -> T:
+    """Do something on the Hub, again if the Hub fails; the message of the last failure ends with `later`."""
     while True:
+        tries -= 1
         try:
-            with _explained(repo_id):
-                there = api.list_repo_files(repo_id, revision=revision)
-                stale = [name for name in there if name.partition("/")[0] in places and name not in files]
-                operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
-                operations += [CommitOperationDelete(name) for name in stale]
-                made = api.create_commit(
-                    repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr
-                )
-            return made.pr_url or made.commit_url
-        except (OSError, RuntimeError, httpx2.HTTPError) as error:
-            tries -= 1
+            return action()
+        except PublishingError as error:
             if not tries:
-                later = f" Try again with: {shlex.join(command)}" if command else ""
-                raise PublishingError(f"could not upload to {repo_id}: {_first_line(error)}.{later}") from error
+                raise PublishingError(f"{error}. {later}") from error
         time.sleep(PAUSE_SECONDS)
 
 
 @contextlib.contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
-    """Say what the Hub's refusals mean; failures that may pass are left as they are."""
+    """Say what the Hub's refusals mean (UserError), and tell them from failures that may pass (PublishingError)."""
     try:
         yield
-    except HFValidationError as error:
-        raise UserError(f"{repo_id} is no Hub id, which has the form user/name: {_first_line(error)}") from error
-    except RepositoryNotFoundError as error:
-        if error.response.status_code == 401:
-            raise UserError("the Hub does not accept this token; run hf auth login") from error
-        raise UserError(f"there is no repo {repo_id} that this token may see") from error
-    except BadRequestError as error:
-        raise UserError(f"the Hub refuses this for {repo_id}: {_first_line(error)}") from error
     except HfHubHTTPError as error:
+        reason = _first_line(error.server_message or error)
         match error.response.status_code:
             case 401:
-                raise UserError("the Hub does not accept this token; run hf auth login") from error
+                raise UserError(f"the Hub does not accept this token ({reason}); run hf auth login") from error
             case 403:
-                raise UserError(
-                    f"this token may not write to {repo_id}: it needs the right to write, and the part before the "
-                    "slash has to be you or an organisation of yours"
-                ) from error
-        raise
+                raise UserError(f"this token may not write to {repo_id}: {reason}") from error
+            case 404:
+                raise UserError(f"there is no repo {repo_id} that this token may see: {reason}") from error
+            case 400 | 413 | 422:
+                raise UserError(f"the Hub refuses this for {repo_id}: {reason}") from error
+        raise PublishingError(f"the Hub failed for {repo_id}: {reason}") from error
+    except (OSError, RuntimeError, httpx2.HTTPError, json.JSONDecodeError) as error:
+        raise PublishingError(f"the Hub failed for {repo_id}: {_first_line(error)}") from error
+    except ValueError as error:  # a name that can be none, a page that the Hub finds fault with
+        raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | str) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -90,14 +90,20 @@ def losses_of(row: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")}
 
 
-def describe_run(path: Path, accelerator: Accelerator, steps: int, images_per_step: int, seconds: float) -> None:
+def this_command() -> str:
+    """Return the command line of this process."""
+    return shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "hfgen"), *sys.argv[1:]])
+
+
+def describe_run(
+    path: Path, accelerator: Accelerator, command: str, steps: int, images_per_step: int, seconds: float
+) -> None:
     """Write `run.json`: command, versions, hardware, time and memory of a finished training."""
     on_gpu = accelerator.device.type == "cuda"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    program = Path(sys.argv[0]).name.replace("__main__.py", "hfgen")
     processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     record = {
-        "command": shlex.join([program, *sys.argv[1:]]),
+        "command": command,
         "device_type": accelerator.device.type,
         "device": torch.cuda.get_device_name() if on_gpu else processor,
         "threads": torch.get_num_threads(),

@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from hfgen import hub
 from hfgen.checkpoints import find_checkpoint
 from hfgen.config import TrainingConfig, changed_fields
-from hfgen.data import ImageData, load_images
-from hfgen.errors import TrainingError, UserError
+from hfgen.data import ImageData, load_images, placed_source
+from hfgen.errors import PublishingError, TrainingError, UserError
 from hfgen.records import CONFIG_FILE
 from hfgen.seeds import derive_seed
 from hfgen.tasks import Task
@@ -45,16 +46,20 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
             what was kept and how to go on.
         PublishingError: under `push_to_hub`, if the finished run could not be uploaded.
     """
-    config = dataclasses.replace(config, mixed_precision=config.mixed_precision or native_precision())
+    config = dataclasses.replace(
+        config,
+        mixed_precision=config.mixed_precision or native_precision(),
+        dataset_name=config.dataset_name and placed_source(config.dataset_name),
+    )
     run = Path(config.output_dir)
     checkpoint = _check_run_folder(config, run)
     accelerator = _make_accelerator(config)
-    _keep_freed_memory()
+    keep_freed_memory()
     data = _load_data(config, accelerator)
     torch.manual_seed(derive_seed("initial weights", config.seed))
     task = make_task(config, data)
     if config.push_to_hub:
-        hub.prepare_repo(config.hub_model_id, task.index_file, private=config.hub_private_repo)
+        _prepare_repo(config, accelerator, task.index_file)
     with _only_training_in(run, accelerator):
         trainer = Trainer(config, task, data, accelerator, run)
         try:
@@ -74,7 +79,7 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
         trainer.release()
     accelerator.print(f"The run is in {run}; next: {config.next_command} {run}")
     if config.push_to_hub and accelerator.is_main_process:
-        print("Published:", hub.push(run, config.hub_model_id, spdx_license=config.hub_license))
+        _publish(config, run)
     return run
 
 
@@ -96,6 +101,29 @@ def _load_data(config: TrainingConfig, accelerator: Accelerator) -> ImageData:
     if error:
         raise error
     return data
+
+
+def _publish(config: TrainingConfig, run: Path) -> None:
+    options = {"private": config.hub_private_repo, "spdx_license": config.hub_license}
+    try:
+        print("Published:", hub.push(run, config.hub_model_id, **options))
+    except UserError as error:  # what was possible before training no longer is
+        again = f"hfgen push {run} --repo_id {config.hub_model_id}"
+        raise PublishingError(f"{error}. The run is whole; once that is mended: {again}") from error
+
+
+def _prepare_repo(config: TrainingConfig, accelerator: Accelerator, index_file: str) -> None:
+    """Find out on one process, before training, whether the model can be published after it; tell the others."""
+    errors: list[Exception | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            hub.check_license(config.hub_license)
+            hub.prepare_repo(config.hub_model_id, index_file, private=config.hub_private_repo)
+        except (UserError, PublishingError) as error:
+            errors = [error]
+    broadcast_object_list(errors)
+    if errors[0]:
+        raise errors[0]
 
 
 @contextlib.contextmanager
@@ -127,7 +155,7 @@ def native_precision() -> str:
     return "bf16" if native else "no"
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep the memory of a step's tensors for the next step, on a CPU.
 
     By default it returns large blocks to the system, which then fills them with zeros page by page at every step.

@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from hfgen.batches import ImageBatches
+from hfgen.card import README
 from hfgen.checkpoints import (
     list_checkpoints,
     newest_complete,
@@ -36,7 +37,8 @@ from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
 from hfgen.figures import save_picture, save_training_curves
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
 from hfgen.hub import CheckpointUploads
-from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, MetricsFile, describe_run, losses_of
+from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, MetricsFile, describe_run, losses_of, this_command
+from hfgen.report import PAGE, PICTURES, RECORD
 from hfgen.seeds import derive_seed
 from hfgen.tasks import Task
 
@@ -76,6 +78,7 @@ class Trainer:
         config, accelerator, task = self.config, self.accelerator, self.task
         self.step = 0  # optimizer steps done
         self.seconds_before = 0.0  # trained before this process started
+        self.command = this_command()  # that began the run
         self.started = time.monotonic()
         self.batches = ImageBatches(
             self.data,
@@ -133,6 +136,8 @@ class Trainer:
                 if step_of(kept) > self.step:  # of a future that this run may not have
                     remove(kept)
             (self.run / self.task.index_file).unlink(missing_ok=True)  # until there is a newer model
+            for outdated in (RECORD, PAGE, PICTURES, README):  # what was said of the older one
+                remove(self.run / outdated)
             with complete_or_absent(self.run / CONFIG_FILE) as temporary:
                 fields = self.config.to_dict() | {"resume_from_checkpoint": None}
                 temporary.write_text(yaml.safe_dump(fields, sort_keys=False))
@@ -163,7 +168,7 @@ class Trainer:
                         self.save_preview()
                     if save or stop_signal:
                         checkpoint = self.save_checkpoint()
-                        if self.uploads:
+                        if self.uploads and not stop_signal:
                             self.uploads.start(checkpoint)
                     if stop_signal:
                         name = signal.Signals(stop_signal).name
@@ -300,12 +305,12 @@ class Trainer:
             self.save_preview()
         if self.accelerator.is_main_process:
             save_training_curves(self.run / METRICS_FILE, self.run / "figures" / "training_curves.png")
-            describe_run(self.run / RUN_FILE, self.accelerator, self.step, self.batches.images_per_step, seconds)
+            describe_run(
+                self.run / RUN_FILE, self.accelerator, self.command, self.step, self.batches.images_per_step, seconds
+            )
             # The run folder itself is the model's.
             with parts_complete_or_absent(self.run, last=self.task.index_file) as temporary:
                 self._save_model(temporary)
-        if self.uploads:
-            self.uploads.wait()
 
     def release(self) -> None:
         """Let go of what wraps the networks, then of the other processes; in another order the exit can hang."""
@@ -313,6 +318,8 @@ class Trainer:
         self.accelerator.free_memory()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        if self.uploads:
+            self.uploads.wait()
 
     def _save_model(self, folder: Path) -> None:
         with self._published_weights():
@@ -322,6 +329,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         return {
             "step": self.step,
+            "command": self.command,
             "seconds": self.seconds(),
             "num_processes": self.accelerator.num_processes,
             "scaler": scaler.state_dict() if scaler else None,
@@ -341,6 +349,7 @@ class Trainer:
             )
         unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
         self.step, self.seconds_before = position["step"], position["seconds"]
+        self.command = position["command"]
         for average in self.averages.values():
             average.to(self.accelerator.device)
             average.optimization_step = self.step

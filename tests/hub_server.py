@@ -16,7 +16,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-TOKENS = {"hf_writer": "ada", "hf_reader": "bob"}  # hf_reader may read only
+TOKENS = {"hf_writer": "ada", "hf_reader": "ada", "hf_bob": "bob"}  # hf_reader may read only
+LICENSES = {"apache-2.0", "mit", "cc-by-4.0"}
 LARGE = (".safetensors", ".png", ".gif")
 DROP, SLOW, LOST_ANSWER = "drop", "slow", "lost answer"
 
@@ -105,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
                 elif failure == LOST_ANSWER:
                     self.lost = True
                 else:
-                    self._answer(failure, {"error": f"injected {failure}"})
+                    self._answer(failure, f"<html>{failure}</html>".encode(), X_Error_Message=f"injected {failure}")
                     return
         for pattern, method in ROUTES:
             if found := re.fullmatch(pattern, request):
@@ -146,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _may_write(self, namespace):
-        return self.headers.get("Authorization") == "Bearer hf_writer" and namespace in (None, "ada")
+        return self.headers.get("Authorization") != "Bearer hf_reader" and namespace == self._user()
 
     def _revision(self, repo, revision):
         found = repo.files(revision)
@@ -159,6 +160,8 @@ class Handler(BaseHTTPRequestHandler):
         content = json.loads(self.body)["content"]
         metadata = yaml.safe_load(content.split("---\n")[1])
         errors = [{"message": f"{key} is missing"} for key in ("license", "library_name") if key not in metadata]
+        if metadata["license"] not in LICENSES:
+            errors.append({"message": f'"license" must be one of {sorted(LICENSES)}'})
         if "model-index" in metadata:
             model_index_to_eval_results(metadata["model-index"])
         self._answer(400 if errors else 200, {"errors": errors, "warnings": []})
@@ -183,6 +186,11 @@ class Handler(BaseHTTPRequestHandler):
             private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
             self.server.repos[kind, repo_id] = Repo(private)
             self._answer(200, {"url": f"{self.server.url}/{repo_id}", "name": repo_id})
+
+    def auth_check(self, kind, repo_id):
+        """Say whether the token allows to write."""
+        if self._repo(kind, repo_id, write=True):
+            self._answer(200)
 
     def info(self, kind, repo_id, _, revision):
         """Describe a repo."""
@@ -252,8 +260,8 @@ class Handler(BaseHTTPRequestHandler):
         propose = "create_pr" in self.query
         if not (repo := self._repo(kind, repo_id, write=not propose)):
             return
-        if self._user() is None:
-            self._answer(401, {"error": "Invalid credentials in Authorization header"})
+        if propose and self.headers.get("Authorization") == "Bearer hf_reader":
+            self._answer(403, {"error": "This token may only read"})
             return
         if found := self._revision(repo, revision):
             files = dict(found[1])
@@ -294,21 +302,39 @@ class Handler(BaseHTTPRequestHandler):
             tag = hashlib.sha256(files[name]).hexdigest() if name.endswith(LARGE) else self._oid(files[name])
             self._answer(200, files[name], ETag=f'"{tag}"', X_Repo_Commit=sha)
 
+    def _collection(self, slug):
+        items = [
+            {"_id": str(i), "id": name, "type": "model", "position": i}
+            for i, name in enumerate(self.server.collections[slug])
+        ]
+        return {"slug": slug, "title": slug, "owner": {"name": slug.split("/")[0]}, "items": items, "position": 0,
+                "private": False, "theme": "blue", "upvotes": 0,
+                "lastUpdated": "2026-01-01T00:00:00.000Z"}  # fmt: skip
+
     def make_collection(self):
-        """Make a collection."""
+        """Make a collection, or say which has this title."""
         wanted = json.loads(self.body)
         slug = f"{wanted['namespace']}/{wanted['title']}-1"
-        self.server.collections.setdefault(slug, [])
-        self._answer(200, {"slug": slug, "title": wanted["title"], "owner": {"name": wanted["namespace"]},
-                           "items": [], "lastUpdated": "2026-01-01T00:00:00.000Z", "position": 0, "private": False,
-                           "theme": "blue", "upvotes": 0, "_id": "1"})  # fmt: skip
+        if not self._may_write(wanted["namespace"]):
+            self._answer(403, {"error": "You don't have the rights to do this"})
+        elif slug in self.server.collections:
+            self._answer(409, {"error": "already there", "slug": slug})
+        else:
+            self.server.collections[slug] = []
+            self._answer(200, self._collection(slug))
+
+    def collection(self, slug):
+        """Describe a collection."""
+        self._answer(200, self._collection(slug))
 
     def add_to_collection(self, slug):
         """Add a model to a collection."""
         item = json.loads(self.body)["item"]
-        self.server.collections[slug].append(item["id"])
-        self._answer(200, {"slug": slug, "title": slug, "owner": {}, "items": [], "position": 0, "private": False,
-                           "lastUpdated": "2026-01-01T00:00:00.000Z", "theme": "blue", "upvotes": 0})  # fmt: skip
+        if item["id"] in self.server.collections[slug]:
+            self._answer(409, {"error": "already there"})
+        else:
+            self.server.collections[slug].append(item["id"])
+            self._answer(200, self._collection(slug))
 
 
 KIND, REPO = "(model|dataset|space)s", "([^/]+/[^/]+)"
@@ -317,7 +343,9 @@ ROUTES = [
     ("GET /api/whoami-v2", "whoami"),
     ("POST /api/repos/create", "create"),
     ("POST /api/collections", "make_collection"),
-    (r"POST /api/collections/(.+?)/items?", "add_to_collection"),
+    (r"GET /api/collections/(.+)", "collection"),
+    (r"POST /api/collections/(.+)/items", "add_to_collection"),
+    (rf"GET /api/{KIND}/{REPO}/auth-check/write", "auth_check"),
     (rf"GET /api/{KIND}/{REPO}(/revision/(.+))?", "info"),
     (rf"GET /api/{KIND}/{REPO}/tree/(.+)", "tree"),
     (rf"POST /api/{KIND}/{REPO}/preupload/(.+)", "preupload"),

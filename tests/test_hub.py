@@ -74,7 +74,7 @@ def environment_of(server, home):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     return kept | {
         "HF_ENDPOINT": server.url, "HF_HOME": str(home / "hf"), "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_ETAG_TIMEOUT": "3", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
+        "HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
 
 
@@ -176,8 +176,9 @@ def test_private_branch_and_pull_request(push, server):
     assert set(repo.files("v2")[1]) == PUBLISHED
     assert not server.model("ada/tiny")
     push("--revision", "v2")
-    assert f"{server.url}/ada/tiny/discussions/1" in push("--create_pr", token="hf_reader")
+    assert f"{server.url}/ada/tiny/discussions/1" in push("--create_pr", token="hf_bob")
     assert not server.model("ada/tiny")
+    assert "This token may only read" in push("--create_pr", token="hf_reader", status=2)
     assert "not both" in push("--create_pr", "--revision", "v2", status=2)
 
 
@@ -192,14 +193,26 @@ def test_a_dry_run_lists_and_sends_nothing(push, server):
     [
         ({"token": ""}, "no token for the Hub: run hf auth login"),
         ({"token": "hf_wrong"}, "does not accept this token"),
-        ({"token": "hf_reader"}, "may not write to ada/tiny: it needs the right to write"),
+        ({"token": "hf_reader"}, "may not write to ada/tiny: You don't have the rights"),
         ({"repo_id": "eve/tiny"}, "may not write to eve/tiny"),
-        ({"repo_id": "not an id"}, "not an id is no Hub id, which has the form user/name"),
+        ({"repo_id": "tiny"}, "tiny is no Hub id, which has the form user/name"),
+        ({"repo_id": "ada/not an id"}, "ada/not an id cannot be published: .*Repo id must use alphanumeric chars"),
     ],
 )
 def test_refusals_are_explained(push, server, options, message):
-    assert message in push(status=2, **options)
-    assert not any(repo.files("main")[1] for repo in server.repos.values())
+    assert re.search(message, push(status=2, **options))
+    assert not server.repos
+
+
+def test_refusals_by_what_is_there_come_before_any_upload(push, server):
+    push()
+    sent = len([request for request in server.requests if request.startswith("PUT")])
+    assert "may not write to ada/tiny" in push("--revision", "v3", status=2, token="hf_reader")
+    assert "ada/tiny is there already, and public" in push("--private", status=2)
+    assert '"license" must be one of' in push("--license", "apache2", status=2)
+    assert "no repo ada/nothing" in push("--create_pr", status=2, repo_id="ada/nothing")
+    assert len([request for request in server.requests if request.startswith("PUT")]) == sent
+    assert server.repos["model", "ada/tiny"].refs.keys() == {"main"}
 
 
 def test_a_repo_of_another_kind_is_left_alone(push, server, ask):
@@ -231,7 +244,9 @@ def test_what_is_no_finished_run_or_no_safetensors_is_refused(push, server, run,
         ("POST .*/batch", [DROP]),
         ("POST .*/commit/", [DROP]),
         ("POST .*/commit/", [LOST_ANSWER]),
-        ("GET .*/tree/", [SLOW]),
+        ("POST /api/validate-yaml", [502]),
+        ("POST /api/repos/create", [503]),
+        ("GET .*/auth-check", [DROP]),
     ],
 )
 def test_failures_that_pass_are_overcome(push, server, request_, failures):
@@ -243,9 +258,13 @@ def test_failures_that_pass_are_overcome(push, server, request_, failures):
 
 
 def test_an_upload_that_keeps_failing_says_how_to_do_it_later(push, server, run, ask):
+    server.failures["POST .*/create"] = [500] * 3
+    assert "the Hub failed for ada/tiny: injected 500. The run is whole; publish it later with: hfgen push" in push(
+        status=1
+    )
     server.failures["POST .*/commit/"] = [500] * 3
     output = push("--private", "--license", "mit", status=1)
-    command = re.search(r"Try again with: hfgen (.*)", output)[1]
+    command = re.search(r"publish it later with: hfgen (.*)", output)[1]
     assert not server.model("ada/tiny")
     assert ask(arguments=command.split())["status"] == 0
     assert set(server.model("ada/tiny")) == PUBLISHED
@@ -270,16 +289,29 @@ def test_training_pushes_checkpoints_and_in_the_end_the_model(ask, server, home)
     assert not [name for name in first if "state" in name]
 
 
+def test_two_processes_push_once(server, home):
+    arguments = flags(**TINY, output_dir=home / "two", max_train_steps=2, push_to_hub=True, hub_model_id="ada/two")
+    command = [sys.executable, *TORCHRUN, "-m", "hfgen", "train", "ddpm", *arguments]
+    finished = subprocess.run(command, env=environment_of(server, home), text=True, capture_output=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr
+    assert server.repos["model", "ada/two"].messages == ["initial commit", "Upload two"]
+    assert len([request for request in server.requests if "repos/create" in request]) == 2  # before and after training
+
+
 def test_a_push_that_fails_costs_nothing_of_a_training(ask, server, home):
     run = home / "unlucky"
-    arguments = flags(**TINY, output_dir=run, max_train_steps=2, push_to_hub=True, hub_model_id="ada/unlucky")
+    arguments = flags(**TINY, output_dir=run, max_train_steps=4, checkpointing_steps=2, push_to_hub=True,
+                      hub_model_id="ada/unlucky", hub_strategy="every_save")  # fmt: skip
     assert "no token" in ask(arguments=["train", "ddpm", *arguments], token="")["output"]
+    assert "license" in ask(arguments=["train", "ddpm", *arguments, "--hub_license", "apache2"])["output"]
     assert not run.exists()
-    server.failures["POST .*/commit/"] = [500] * 3
+    server.failures["POST .*/commit/"] = [500] * 9
     answer = ask(arguments=["train", "ddpm", *arguments])
     assert answer["status"] == 1
-    assert f"Try again with: hfgen push {run} --repo_id ada/unlucky" in answer["output"]
+    assert "step-000002 was not published: the Hub failed for ada/unlucky" in answer["output"]
+    assert f"publish it later with: hfgen push {run} --repo_id ada/unlucky" in answer["output"]
     assert (run / "model_index.json").exists()
+    server.failures.clear()
     later = ask(arguments=["push", str(run), "--repo_id", "ada/unlucky"])
     assert later["status"] == 0, later["output"]
 
@@ -316,6 +348,21 @@ def test_the_page_is_a_valid_card_and_its_code_runs(push, server, run, home, tmp
     )
 
 
+@pytest.mark.parametrize("scheduler", ["dpmsolver", "ddim", "ddpm"])
+def test_the_code_in_the_page_fits_the_sampler_of_its_picture(ask, run, tmp_path, scheduler):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"scheduler": scheduler}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    answer = ask(arguments=["card", str(copy), "--repo_id", str(copy)])
+    assert answer["status"] == 0, answer["output"]
+    (code,) = re.findall(r"```python\n(.*?)```", (copy / "README.md").read_text(), re.DOTALL)
+    assert ask(code=f"import os; os.chdir({str(tmp_path)!r})\n" + code)["status"] == 0
+    assert ("DPMSolverMultistepScheduler" in code, "DDIMScheduler" in code) == (
+        scheduler == "dpmsolver",
+        scheduler == "ddim",
+    )
+
+
 def test_an_evaluation_is_in_the_page_and_travels_with_it(push, server, run, tmp_path, judge_run, ask):
     measured = shutil.copytree(run, tmp_path / "measured")
     arguments = flags(dataset_name="digits", train_split="train[:80%]", reference_split="train[80%:]", num_images=40,
@@ -333,12 +380,20 @@ def test_an_evaluation_is_in_the_page_and_travels_with_it(push, server, run, tmp
     assert distance.metric_args["judge_sha256"] == record["protocol"]["judges"][judge]
     assert "Memorisation" in files["README.md"].decode()
     assert {"evaluation.md", "evaluation/images.png", "evaluation/neighbours.png"} <= set(files)
+    for name in ("evaluation.md", "evaluation.json", "README.md"):
+        assert str(tmp_path).encode() not in files[name]
+    longer = flags(
+        config=measured / "config.yaml", output_dir=measured, resume_from_checkpoint="latest", max_train_steps=3
+    )
+    answer = ask(arguments=["train", "ddpm", *longer])
+    assert answer["status"] == 0, answer["output"]
+    assert not list(measured.glob("evaluation*")), "it was that of another model"
 
 
 def test_nothing_private_travels(push, server, run, home, tmp_path):
     elsewhere = shutil.copytree(run, tmp_path / "tiny")
     record = json.loads((run / "run.json").read_text())
-    record["command"] = "hfgen train ddpm --train_data_dir /home/ada/pictures --output_dir=/home/ada/tiny"
+    record["command"] = "hfgen train ddpm --train_data_dir file:///home/ada/pictures --output_dir=/home/ada/lr=1/tiny"
     (elsewhere / "run.json").write_text(json.dumps(record))
     config = yaml.safe_load((run / "config.yaml").read_text())
     config |= {"dataset_name": None, "train_data_dir": "/home/ada/pictures", "cache_dir": "/home/ada/cache"}
@@ -386,11 +441,19 @@ def test_all_runs_below_a_folder_become_a_collection(ask, server, run, home, tmp
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= set(
         server.model("ada/digits_judge")
     )
+    (tmp_path / "image.png").write_bytes((run / "samples" / "step-000002.png").read_bytes())
+    page = server.model("ada/digits_judge")["README.md"].decode()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert run_python(WITHOUT_HFGEN + code, environment_of(server, home), tmp_path).strip() in set("0123456789")
     server.failures["POST .*/ada/tiny/commit/"] = [500] * 3
     server.repos["model", "ada/tiny"].commit("main", {}, "emptied")
     answer = ask(arguments=arguments)
     assert answer["status"] == 1
     assert "hfgen push" in answer["output"]
+    (tmp_path / "runs" / "tiny" / "model_index.json").unlink()
+    asked = len(server.requests)
+    assert "holds no finished run" in ask(arguments=arguments)["output"]
+    assert len(server.requests) == asked
 
 
 # --- loading
@@ -448,7 +511,9 @@ def test_hfgen_samples_a_repo_and_a_revision(push, ask, tmp_path):
     push("--revision", "v2")
     output = tmp_path / "images.npz"
     sample = ["sample", "ada/tiny", "--num_images", "2", "--num_inference_steps", "2", "--output", str(output)]
-    assert "ada/tiny" in ask(arguments=sample)["output"]
+    answer = ask(arguments=sample)
+    assert (answer["status"], "ada/tiny holds no pipeline (no model_index.json)" in answer["output"]) == (2, True)
+    assert "ada/tiny has no revision v3" in ask(arguments=[*sample, "--revision", "v3"])["output"]
     assert not output.exists()
     answer = ask(arguments=[*sample, "--revision", "v2"])
     assert answer["status"] == 0, answer["output"]
@@ -507,6 +572,14 @@ def test_pickles_are_refused(run, server, ask, tmp_path):
         assert answer["status"] == "traceback"
         assert "UserError" in answer["output"]
         assert "safetensors" in answer["output"]
+
+
+def test_a_cached_model_loads_although_the_hub_is_slow(push, ask, server):
+    push()
+    for _ in range(2):
+        answer = ask(code="import hfgen; hfgen.load('ada/tiny')")
+        assert answer["status"] == 0, answer["output"]
+        server.failures["HEAD .*"] = [SLOW] * 20  # longer than the client waits
 
 
 def test_a_repo_that_is_not_there_is_said(ask, tmp_path):

@@ -1,0 +1,8 @@
+"""Publish a finished run on the Hub: `python scripts/push_to_hub.py runs/ddpm_mnist --repo_id user/ddpm_mnist`."""
+
+import sys
+
+from hfgen.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["push", *sys.argv[1:]]))
