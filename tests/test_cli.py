@@ -108,7 +108,7 @@ def test_bad_sample_fields(fields, message):
         (["train"], "needs a family first"),
         (["train", "dppm"], "did you mean ddpm?"),
         (["sample", "no-such-run"], "there is no folder no-such-run"),
-        (["sample", "no/such-repo"], "cannot load a pipeline from no/such-repo"),
+        (["sample", "no/such-repo"], "no folder no/such-repo, and as a Hub id it is neither in the cache nor"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_2(arguments, message, capsys):
