@@ -182,9 +182,10 @@ def push(
     later = f"The run is whole; publish it later with: {shlex.join(command)}"
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder), repo_id=repo_id, spdx_license=spdx_license)
-        _try_again_on_failure(
-            lambda: prepare_repo(repo_id, index_file_of(run), private=private, create_pr=create_pr), later
-        )
+
+        def prepare() -> None:
+            index_file = index_file_of(run)
+            prepare_repo(repo_id, index_file, spdx_license=spdx_license, private=private, create_pr=create_pr)
 
         def commit() -> str:
             if revision:
@@ -192,6 +193,7 @@ def push(
                     HfApi().create_branch(repo_id, branch=revision, exist_ok=True)
             return _commit(Path(folder), repo_id, f"Upload {run.resolve().name}", revision, create_pr)
 
+        _try_again_on_failure(prepare, later)
         # Where only the answer was lost, trying again would make a second pull request, though no second commit.
         return _try_again_on_failure(commit, later, tries=1 if create_pr else TRIES)
 
@@ -204,28 +206,18 @@ def list_published(run: Path, repo_id: str, spdx_license: str) -> list[tuple[str
         return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
 
 
-def check_license(spdx_license: str) -> None:
-    """Ask the Hub whether it knows a licence.
-
-    Raises:
-        UserError: if it does not.
-        PublishingError: if the Hub fails.
-    """
-    with _explained("the licence"):
-        ModelCard(f"---\nlicense: {spdx_license}\nlibrary_name: diffusers\n---\n").validate()
-
-
-def prepare_repo(repo_id: str, index_file: str, *, private: bool, create_pr: bool = False) -> None:
+def prepare_repo(repo_id: str, index_file: str, *, spdx_license: str, private: bool, create_pr: bool = False) -> None:
     """Make sure that a model can be pushed to a repo, which is made if it is not there.
 
     Args:
         repo_id: `user/name`.
         index_file: The file by which a reader finds the rest of the model.
+        spdx_license: Of the weights, as the Hub spells it.
         private: Make the repo private, if it is made.
         create_pr: A pull request is all that has to be possible; the repo must be there.
 
     Raises:
-        UserError: if the token or what is in the repo does not allow it.
+        UserError: if the token or what is in the repo does not allow it, or the Hub does not know the licence.
         PublishingError: if the Hub fails.
     """
     _require_token()
@@ -233,6 +225,7 @@ def prepare_repo(repo_id: str, index_file: str, *, private: bool, create_pr: boo
         raise UserError(f"{repo_id} is no Hub id, which has the form user/name")
     api = HfApi()
     with _explained(repo_id):
+        ModelCard(f"---\nlicense: {spdx_license}\n---\n").validate()
         if not create_pr:
             if not api.repo_exists(repo_id):
                 for kind in ("dataset", "space"):

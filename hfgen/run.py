@@ -117,8 +117,8 @@ def _prepare_repo(config: TrainingConfig, accelerator: Accelerator, index_file: 
     errors: list[Exception | None] = [None]
     if accelerator.is_main_process:
         try:
-            hub.check_license(config.hub_license)
-            hub.prepare_repo(config.hub_model_id, index_file, private=config.hub_private_repo)
+            options = {"private": config.hub_private_repo, "spdx_license": config.hub_license}
+            hub.prepare_repo(config.hub_model_id, index_file, **options)
         except (UserError, PublishingError) as error:
             errors = [error]
     broadcast_object_list(errors)

@@ -102,8 +102,9 @@ def ask(process):
 
 @pytest.fixture
 def push(ask, run):
-    def push(*arguments, status=0, folder=None, token="hf_writer", repo_id="ada/tiny"):
-        answer = ask(arguments=["push", str(folder or run), "--repo_id", repo_id, *arguments], token=token)
+    def push(*arguments, status=0, folder=None, token="hf_writer", **options):
+        options = flags(**{"repo_id": "ada/tiny"} | options)
+        answer = ask(arguments=["push", str(folder or run), *options, *arguments], token=token)
         assert answer["status"] == status, answer["output"]
         return answer["output"]
 
@@ -195,6 +196,7 @@ def test_a_dry_run_lists_and_sends_nothing(push, server):
         ({"token": "hf_wrong"}, "does not accept this token"),
         ({"token": "hf_reader"}, "may not write to ada/tiny: You don't have the rights"),
         ({"repo_id": "eve/tiny"}, "may not write to eve/tiny"),
+        ({"license": "apache2"}, '"license" must be one of'),
         ({"repo_id": "tiny"}, "tiny is no Hub id, which has the form user/name"),
         ({"repo_id": "ada/not an id"}, "ada/not an id cannot be published: .*Repo id must use alphanumeric chars"),
     ],
@@ -209,7 +211,6 @@ def test_refusals_by_what_is_there_come_before_any_upload(push, server):
     sent = len([request for request in server.requests if request.startswith("PUT")])
     assert "may not write to ada/tiny" in push("--revision", "v3", status=2, token="hf_reader")
     assert "ada/tiny is there already, and public" in push("--private", status=2)
-    assert '"license" must be one of' in push("--license", "apache2", status=2)
     assert "no repo ada/nothing" in push("--create_pr", status=2, repo_id="ada/nothing")
     assert len([request for request in server.requests if request.startswith("PUT")]) == sent
     assert server.repos["model", "ada/tiny"].refs.keys() == {"main"}
