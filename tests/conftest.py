@@ -1,5 +1,6 @@
 """What all tests share: no network, two threads, a cache of their own, small runs on real digits."""
 
+import json
 import os
 import subprocess
 import sys
@@ -104,6 +105,25 @@ def finish(process: subprocess.Popen, expected_status: int = 0) -> str:
     output, _ = process.communicate(timeout=240)
     assert process.returncode == expected_status, output
     return output
+
+
+class Client:
+    """A process of its own that runs command lines or Python one after the other (see `client.py`)."""
+
+    def __init__(self, environment: dict[str, str], folder: Path | None = None):
+        command = [sys.executable, str(REPOSITORY / "tests" / "client.py")]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=environment, cwd=folder, **pipes)
+
+    def __call__(self, **request) -> dict:
+        """Ask for `arguments` (of hfgen) or `code`; return the status and what was printed."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate(timeout=30)
 
 
 def signal_all(process: subprocess.Popen, number: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY, TORCHRUN, flags
+from conftest import REPOSITORY, TINY, TORCHRUN, Client, flags
 from diffusers import DDPMPipeline
 from hub_server import DROP, LOST_ANSWER, SLOW, HubServer, Repo
 from huggingface_hub import ModelCard
@@ -79,24 +79,18 @@ def environment_of(server, home):
 
 
 @pytest.fixture(scope="module")
-def process(server, home):
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "tests" / "hub_client.py")], env=environment_of(server, home),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    yield process
-    process.communicate(timeout=30)
+def client(server, home):
+    client = Client(environment_of(server, home))
+    client(code="import hfgen.hub; hfgen.hub.PAUSE_SECONDS = 0")
+    yield client
+    client.close()
 
 
 @pytest.fixture
-def ask(process):
-    def ask(**request):
-        request["environment"] = {"HF_TOKEN": request.pop("token", "hf_writer")}
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
+def ask(client):
+    def ask(token="hf_writer", **request):
+        return client(environment={"HF_TOKEN": token}, **request)
 
-    ask(code="import hfgen.hub; hfgen.hub.PAUSE_SECONDS = 0")
     return ask
 
 

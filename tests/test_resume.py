@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,9 +189,17 @@ def test_a_save_that_is_killed_leaves_only_whole_checkpoints(tmp_path):
         assert [damage(checkpoint) for checkpoint in checkpoints] == [None] * len(checkpoints)
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A run of two checkpoints."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    finish(train(run, max_train_steps=8))
+    return run
+
+
 @pytest.mark.parametrize("harm", ["truncate", "flip", "delete", "manifest"])
-def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path, harm):
-    finish(train(tmp_path, max_train_steps=8))
+def test_a_damaged_checkpoint_is_reported_and_passed_over(finished_run, tmp_path, harm):
+    shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True)
     older, newest = list_checkpoints(tmp_path / "checkpoints")
     victim = newest / ("manifest.json" if harm == "manifest" else STATE_FILE)
     content = bytearray(victim.read_bytes())

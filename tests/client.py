@@ -1,4 +1,4 @@
-"""A process that talks to the loopback Hub as a user's would; it is kept, since starting one takes seconds.
+"""A process that does one thing after the other for a user, since starting one for each takes seconds.
 
 Reads requests as lines of JSON, `{"arguments": […]}` for the command line or `{"code": "…"}` for Python, each with the
 environment variables to set, and answers `{"status": …, "output": …}`.
