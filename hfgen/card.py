@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -15,7 +16,7 @@ from safetensors import safe_open
 
 from hfgen.data import public_name
 from hfgen.errors import UserError
-from hfgen.figures import FILM_FRAMES, save_film
+from hfgen.figures import save_film
 from hfgen.files import complete_or_absent
 from hfgen.metrics.judge import UPSCALE
 from hfgen.records import CONFIG_FILE, RUN_FILE
@@ -25,7 +26,7 @@ from hfgen.sampling import SHORT_NAMES, sample
 README = "README.md"
 FIGURES = "figures"
 SAMPLES, CURVES, FILM = "samples.png", "training_curves.png", "film.gif"
-FILM_IMAGES = 16
+FILM_IMAGES, FILM_FRAMES = 9, 20  # what keeps it below half a megabyte
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumed, for the estimate of energy
 # What concerns the machine or the publishing, not the model.
 NOT_SHOWN = {
@@ -87,8 +88,8 @@ DDPM = Kind(
     ),
     picture="Images that it draws ({scheduler}, {num_inference_steps} steps, the first of seed 0), not selected.",
     limits=(
-        "It draws {size} images like those of {data}, nothing else, and cannot be told what to draw. It repeats what "
-        "is rare, wrong or biased in them."
+        "It draws {size} images like those of {data}, nothing else, and cannot be told what to draw. It may miss what "
+        "is rare in them, and repeats what is wrong or biased."
     ),
 )
 CLASSIFIER = Kind(
@@ -112,7 +113,8 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     Args:
         run: The run folder.
         folder: Where to; it may be the run itself.
-        repo_id: The Hub id under which the model will be found, for the code that shows its use.
+        repo_id: The Hub id under which the model will be found, for the code that shows its use; by default the one
+            that it was trained for, or else a placeholder.
         spdx_license: Of the weights, as an SPDX identifier in lower case, `apache-2.0` for instance.
 
     Returns:
@@ -129,7 +131,7 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
             _copy(run / name, folder / name)
         for picture in sorted((run / PICTURES).glob("*.png")):
             _copy(picture, folder / PICTURES / picture.name)
-    model = repo_id or f"user/{run.resolve().name}"
+    model = repo_id or facts["hub_model_id"] or f"user/{run.resolve().name}"
     text = "\n".join(
         ["---", _metadata(facts, model, spdx_license).to_yaml(), "---", "", *_page(facts, model, pictures)]
     )
@@ -149,17 +151,17 @@ def write_gallery(folder: Path) -> Path:
         "# Models",
         "",
         "Made by `hfgen card`: each folder is what the model's page on the Hub shows. The images are the first of "
-        "seed 0, not selected. [RESULTS.md](../RESULTS.md) has all measures.",
+        "seed 0, not selected.",
     ]
     for page in sorted(folder.glob(f"*/{README}")):
-        name = page.parent.name
+        name, place = page.parent.name, quote(page.parent.name)
         data = ModelCard.load(page).data
-        lines += ["", f"## [{name}]({name}/{README})"]
+        lines += ["", f"## [{name}]({place}/{README})"]
         if results := data.eval_results:
             best = results[0]
             lines += ["", f"{best.dataset_name}: {best.metric_name} {number(best.metric_value)}"]
         if (page.parent / FIGURES / SAMPLES).exists():
-            lines += ["", f"![images of {name}]({name}/{FIGURES}/{SAMPLES})"]
+            lines += ["", f"![images of {name}]({place}/{FIGURES}/{SAMPLES})"]
     with complete_or_absent(folder / README) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     return folder / README
@@ -194,6 +196,7 @@ def read_run(run: Path) -> dict[str, Any]:
     evaluation = json.loads((run / RECORD).read_text()) if (run / RECORD).is_file() else None
     return {
         "class_name": class_name,
+        "hub_model_id": config["hub_model_id"],
         "kind": KINDS[class_name],
         "config": {name: _public(value) for name, value in shown.items()},
         "data": Path(folder).name if folder else public_name(config["dataset_name"]),
@@ -230,10 +233,14 @@ def _public(value: Any) -> Any:
 
 
 def _public_command(command: str) -> str:
-    words = []
+    words: list[str] = []
+    left_out = False
     for word in shlex.split(command):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        words.append(f"{flag}{equals}{_public(value)}")
+        if flag:
+            left_out = flag.removeprefix("--") in NOT_SHOWN - {"output_dir"}
+        if not left_out:
+            words.append(f"{flag}{equals}{_public(value)}")
     return shlex.join(words)
 
 
@@ -379,7 +386,7 @@ def _quality(facts: dict[str, Any]) -> list[str]:
         share = found["generated"]
         lines[-1] += (
             f" {share['nearer_to_training']:.1%} ± {share['nearer_to_training_std']:.1%} are nearer to a training "
-            "image than to a test image, where 50 % would be nothing to worry about."
+            "image than to a test image; 50 % or less is no sign of copying."
         )
     else:
         lines[-1] += " The reference images were seen in training, so that nothing more can be said."
@@ -393,7 +400,7 @@ def _training(facts: dict[str, Any]) -> list[str]:
     watts = training["num_processes"] * WATTS_PER_GPU if on_gpu else cores * WATTS_PER_CORE
     energy = watts * training["train_seconds"] / 3.6e6
     assumed = f"{WATTS_PER_GPU} W a GPU" if on_gpu else f"{WATTS_PER_CORE} W a core"
-    machine = training["device"] if on_gpu else f"{training['device']}, {cores} threads"
+    machine = training["device"] if on_gpu else f"{training['device']}, {cores} thread" + "s" * (cores > 1)
     rows = [
         ["command", f"`{training['command']}`"],
         ["hardware", f"{machine}, {training['num_processes']} process" + "es" * (training["num_processes"] > 1)],

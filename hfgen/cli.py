@@ -23,7 +23,7 @@ RECIPES = Path(__file__).parent / "recipes"
 FAMILIES = {config.family: config for config in (DDPMConfig, ClassifierConfig)}
 USAGE = f"""usage: hfgen COMMAND …
 
-Train and sample small-image generative models.
+Train, measure and publish small-image generative models.
 
 commands:
   train FAMILY   train a model; FAMILY is {" or ".join(FAMILIES)}
@@ -32,7 +32,7 @@ commands:
   results        make one table of all evaluations
   card RUN       write the page that a model has on the Hub
   push RUN       publish a model on the Hub
-  publish-all    publish every model below a folder, as a collection
+  publish-all    publish every model in a folder of runs, as a collection
   recipes        list the ready-made configurations for --config
 
 hfgen COMMAND --help says more; hfgen --version prints the version."""
@@ -185,8 +185,9 @@ def _push(arguments: list[str]) -> None:
 def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:
     from hfgen import hub
 
+    files = hub.list_published(run, repo_id, spdx_license)
     print(f"{run} would be published as {repo_id}:")
-    for name, size in hub.list_published(run, repo_id, spdx_license):
+    for name, size in files:
         print(f"{size:>12,} {name}")
 
 
@@ -197,7 +198,7 @@ def _publish_all(arguments: list[str]) -> None:
 
     runs = [file.parent for file in sorted(Path(config.folder).glob(f"*/{RUN_FILE}"))]
     if not runs:
-        raise UserError(f"there is no finished run below {config.folder}")
+        raise UserError(f"there is no finished run in {config.folder}; hfgen push publishes a single one")
     if config.dry_run:
         for run in runs:
             _list_published(run, f"{config.namespace}/{run.name}", config.license)

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_token
 
-from hfgen.card import FIGURES, README, read_run, write_card
+from hfgen.card import FIGURES, README, write_card
 from hfgen.checkpoints import newest_complete
 from hfgen.errors import PublishingError, UserError
 from hfgen.report import PAGE, PICTURES, RECORD
@@ -168,7 +168,7 @@ def push(
         spdx_license: Of the weights, as the Hub spells it.
 
     Returns:
-        The address of the commit or the pull request.
+        The address of the commit or the pull request, or that there was nothing to change.
 
     Raises:
         UserError: if the run, the token or the repo do not allow it; nothing has been uploaded.
@@ -253,13 +253,9 @@ def publish_all(runs: list[Path], namespace: str, *, private: bool, spdx_license
         The address of the collection.
 
     Raises:
-        UserError: before anything is uploaded, if one of the runs cannot be published.
-        PublishingError: if some of them could not be uploaded, after the others were and are in the collection; it
-            names the commands that try again.
+        PublishingError: if some of them could not be published, after the others were and are in the collection; it
+            says why, and which commands try again.
     """
-    for run in runs:
-        read_run(run)
-        _model_files(run)
     published, failures = [], []
     for run in runs:
         repo_id = f"{namespace}/{run.name}"
@@ -326,11 +322,14 @@ def _commit(folder: Path, repo_id: str, message: str, revision: str | None = Non
     places = {name.partition("/")[0] for name in files} | {README, RECORD, PAGE, PICTURES, FIGURES}
     api = HfApi()
     with _explained(repo_id):
-        there = api.list_repo_files(repo_id, revision=revision)
+        before = api.model_info(repo_id, revision=revision)
+        there = [file.rfilename for file in before.siblings]
         stale = [name for name in there if name.partition("/")[0] in places and name not in files]
         operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
         operations += [CommitOperationDelete(name) for name in stale]
         made = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+    if made.oid == before.sha:
+        return f"nothing, since {repo_id} holds all of this already, {made.commit_url}"
     return made.pr_url or made.commit_url
 
 

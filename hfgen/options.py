@@ -142,7 +142,7 @@ class CardConfig:
         run: A finished run.
         gallery: Folder of such pages: write this one into a folder of its own there, and renew the wall of pictures.
             Without it, the page goes into the run.
-        repo_id: The Hub id that the page shows the use of; by default the run's name.
+        repo_id: The Hub id that the page shows the use of; by default the run's `hub_model_id`, or else user/NAME.
         license: Licence of the weights, as the Hub spells it.
     """
 
@@ -163,7 +163,7 @@ class PushConfig:
         create_pr: Propose the change as a pull request.
         revision: Branch to push to, made if it is not there.
         license: Licence of the weights, as the Hub spells it.
-        dry_run: List what would be uploaded, and send nothing.
+        dry_run: List what would be uploaded, without asking the Hub whether it may be, and send nothing.
     """
 
     run: str
@@ -182,7 +182,7 @@ class PushConfig:
 
 @dataclass(kw_only=True)
 class PublishAllConfig:
-    """Publish every finished run below a folder, each under its own name, and gather them in a collection.
+    """Publish every finished run that lies in a folder, each under its own name, and gather them in a collection.
 
     Args:
         folder: The folder with the runs.

@@ -164,7 +164,9 @@ class Handler(BaseHTTPRequestHandler):
             errors = [{"message": f'"license" must be one of {sorted(LICENSES)}'}]
         if "model-index" in metadata:
             model_index_to_eval_results(metadata["model-index"])
-        self._answer(400 if errors else 200, {"errors": errors, "warnings": []})
+        as_text = self.headers.get("Accept") == "text/plain"
+        answer = "; ".join(error["message"] for error in errors).encode()
+        self._answer(400 if errors else 200, answer if as_text else {"errors": errors, "warnings": []})
 
     def whoami(self):
         """Name the user."""

@@ -147,7 +147,7 @@ def test_one_commit_holds_the_model_its_page_and_pictures(push, server):
     assert f"Published: {server.url}/ada/tiny/commit/{repo.refs['main']}" in output
     assert not repo.private
     requests = len(server.requests)
-    push()
+    assert "Published: nothing, since ada/tiny holds all of this already" in push()
     assert len(repo.messages) == 2, "nothing has changed, and so there is nothing to commit"
     assert not [r for r in server.requests[requests:] if r.startswith("PUT")]
 
@@ -388,7 +388,10 @@ def test_an_evaluation_is_in_the_page_and_travels_with_it(push, server, run, tmp
 def test_nothing_private_travels(push, server, run, home, tmp_path):
     elsewhere = shutil.copytree(run, tmp_path / "tiny")
     record = json.loads((run / "run.json").read_text())
-    record["command"] = "hfgen train ddpm --train_data_dir file:///home/ada/pictures --output_dir=/home/ada/lr=1/tiny"
+    record["command"] = (
+        "hfgen train ddpm --hub_model_id ada/x --push_to_hub --train_data_dir file:///home/ada/pictures "
+        "--hub_license=mit --output_dir=/home/ada/lr=1/tiny"
+    )
     (elsewhere / "run.json").write_text(json.dumps(record))
     config = yaml.safe_load((run / "config.yaml").read_text())
     config |= {"dataset_name": None, "train_data_dir": "/home/ada/pictures", "cache_dir": "/home/ada/cache"}
@@ -445,10 +448,12 @@ def test_all_runs_below_a_folder_become_a_collection(ask, server, run, home, tmp
     answer = ask(arguments=arguments)
     assert answer["status"] == 1
     assert "hfgen push" in answer["output"]
+    assert server.collections == {"ada/zoo-1": ["ada/digits_judge", "ada/tiny"]}
     (tmp_path / "runs" / "tiny" / "model_index.json").unlink()
-    asked = len(server.requests)
-    assert "holds no finished run" in ask(arguments=arguments)["output"]
-    assert len(server.requests) == asked
+    answer = ask(arguments=arguments)
+    assert answer["status"] == 1
+    assert "tiny holds no finished run" in answer["output"]
+    assert "Published: nothing, since ada/digits_judge holds all of this already" in answer["output"]
 
 
 # --- loading
