@@ -52,12 +52,13 @@ judges: $(VENV)/.installed  ## train the classifiers that judge images anew, and
 	done
 	@echo "The judges are in hfgen/metrics/judges; now measure the models again"
 
-results: $(VENV)/.installed  ## write RESULTS.md from the evaluations in model_cards and of the judges
-	$(BIN)/hfgen results model_cards hfgen/metrics/judges --output RESULTS.md
+results: $(VENV)/.installed  ## write RESULTS.md from the evaluations in model_cards
+	$(BIN)/hfgen results model_cards --output RESULTS.md
 
-cards: $(VENV)/.installed  ## write the pages of the diffusion models in runs, and the wall of their pictures
-	set -e; for record in runs/ddpm_*/run.json; do \
-		$(BIN)/hfgen card $$(dirname $$record) --gallery model_cards; \
+cards: $(VENV)/.installed  ## write the pages of the recipes' models in runs, and the wall of their pictures
+	set -e; for recipe in hfgen/recipes/*.yaml; do \
+		run=runs/$$(basename $$recipe .yaml); \
+		if [ -f $$run/run.json ]; then $(BIN)/hfgen card $$run --gallery model_cards; fi; \
 	done
 
 clean:  ## remove the environment and the build leftovers, keep the runs

@@ -28,6 +28,7 @@ FIGURES = "figures"
 SAMPLES, CURVES, FILM = "samples.png", "training_curves.png", "film.gif"
 FILM_IMAGES, FILM_FRAMES = 9, 20  # what keeps it below half a megabyte
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumed, for the estimate of energy
+STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # of batch normalisation: no parameters
 # What concerns the machine or the publishing, not the model.
 NOT_SHOWN = {
     "cache_dir",
@@ -219,7 +220,8 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
         height, width = size["height"] // UPSCALE, size["width"] // UPSCALE
         weights = run / "model.safetensors"
     with safe_open(weights, "pt") as file:
-        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        names = [name for name in file.keys() if not name.endswith(STATISTICS)]  # noqa: SIM118
+        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     kind = "grey" if channels == 1 else "RGB"
     return {"parameters": parameters, "size": f"{kind} {height}×{width}-pixel", "channels": channels}
 
@@ -296,12 +298,10 @@ def _results(kind: Kind, evaluation: dict[str, Any]) -> list[EvalResult]:
         "dataset_split": protocol["reference_split"],
     }
     if "accuracy" in evaluation:
-        return [
-            EvalResult(**shared, metric_type="accuracy", metric_name="accuracy", metric_value=evaluation["accuracy"])
-        ]
-    asked = {
-        key: protocol[key] for key in ("num_images", "scheduler", "num_inference_steps", "seed") if key in protocol
-    }
+        asked = {key: protocol[key] for key in ("reference_images", "weights_sha256")}
+        accuracy = {"metric_type": "accuracy", "metric_name": "accuracy", "metric_value": evaluation["accuracy"]}
+        return [EvalResult(**shared, **accuracy, metric_args=asked)]
+    asked = {key: protocol[key] for key in ("num_images", "scheduler", "num_inference_steps", "seed")}
     return [
         EvalResult(
             **shared,
@@ -357,12 +357,11 @@ def _quality(facts: dict[str, Any]) -> list[str]:
     if evaluation is None:
         return ["", "It has not been measured. `hfgen evaluate` does."]
     protocol = evaluation["protocol"]
-    page = f"[The whole report]({PAGE}) has the protocol, the classes and pictures."
     if "accuracy" in evaluation:
         return [
             "",
             f"Right on {accuracy_text(evaluation)} of the {protocol['reference_images']:,} images of the split "
-            f"`{protocol['reference_split']}` of {protocol['dataset']}. {page}",
+            f"`{protocol['reference_split']}` of {protocol['dataset']}. [The accuracy of each class]({PAGE}).",
         ]
     judge, measures = next(iter(evaluation["measures"].items()))
     floors = evaluation["floors"][judge]
@@ -376,7 +375,8 @@ def _quality(facts: dict[str, Any]) -> list[str]:
         f"{protocol['num_images']:,} images ({protocol['scheduler']}, {protocol['num_inference_steps']} steps, seed "
         f"{protocol['seed']}) compared with the {protocol['reference_images']:,} images of the split "
         f"`{protocol['reference_split']}` of {protocol['dataset']}, in the features of the classifier `{judge}`, "
-        f"beside what real images reach. These are no Inception features, and no FID. {page}",
+        f"beside what real images reach. These are no Inception features, and no FID. "
+        f"[The whole report]({PAGE}) has the protocol, the classes and pictures.",
         *table(header, rows),
         "",
         f"**Memorisation**: {evaluation['copies_of_training_images']:,} of the images are training images to the "

@@ -256,7 +256,7 @@ def test_misfitting_images_and_missing_labels(options, tmp_path):
 def test_a_run_that_is_not_there_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "runs/mnsit"]) == 2
-    assert "cannot load a pipeline from runs/mnsit" in capsys.readouterr().err
+    assert "there is no folder runs/mnsit" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -293,7 +293,13 @@ def test_the_commands_and_the_table_of_all_evaluations(model_run, judge_run, tmp
 
 def test_the_table_in_the_repository_is_that_of_its_records():
     page = (REPOSITORY / "RESULTS.md").read_text()
-    assert page == results_page([REPOSITORY / "model_cards", JUDGES], REPOSITORY)
+    assert page == results_page([REPOSITORY / "model_cards"], REPOSITORY)
+
+
+def test_the_judges_have_the_pages_of_their_runs():
+    for name in shipped_judges():
+        record = (REPOSITORY / "model_cards" / f"classifier_{name}" / "evaluation.json").read_text()
+        assert json.loads(record) == json.loads((JUDGES / name / "evaluation.json").read_text())
 
 
 def test_each_data_set_has_two_judges():
