@@ -191,8 +191,6 @@ def read_run(run: Path) -> dict[str, Any]:
     config = yaml.safe_load((run / CONFIG_FILE).read_text())
     folder = config["train_data_dir"]
     training = json.loads((run / RUN_FILE).read_text())
-    if "device_type" not in training:
-        raise UserError(f"{run} was made by another version of hfgen, which recorded less; train it again")
     shown = {name: value for name, value in config.items() if name not in NOT_SHOWN and value not in (None, [])}
     evaluation = json.loads((run / RECORD).read_text()) if (run / RECORD).is_file() else None
     return {

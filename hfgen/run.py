@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -103,10 +104,13 @@ def _load_data(config: TrainingConfig, accelerator: Accelerator) -> ImageData:
     return data
 
 
+def _publishing_options(config: TrainingConfig) -> dict[str, Any]:
+    return {"repo_id": config.hub_model_id, "private": config.hub_private_repo, "spdx_license": config.hub_license}
+
+
 def _publish(config: TrainingConfig, run: Path) -> None:
-    options = {"private": config.hub_private_repo, "spdx_license": config.hub_license}
     try:
-        print("Published:", hub.push(run, config.hub_model_id, **options))
+        print("Published:", hub.push(run, **_publishing_options(config)))
     except UserError as error:  # what was possible before training no longer is
         again = f"hfgen push {run} --repo_id {config.hub_model_id}"
         raise PublishingError(f"{error}. The run is whole; once that is mended: {again}") from error
@@ -117,8 +121,7 @@ def _prepare_repo(config: TrainingConfig, accelerator: Accelerator, index_file: 
     errors: list[Exception | None] = [None]
     if accelerator.is_main_process:
         try:
-            options = {"private": config.hub_private_repo, "spdx_license": config.hub_license}
-            hub.prepare_repo(config.hub_model_id, index_file, **options)
+            hub.prepare_repo(index_file=index_file, **_publishing_options(config))
         except (UserError, PublishingError) as error:
             errors = [error]
     broadcast_object_list(errors)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hfgen import data
-from hfgen.data import load_images
+from hfgen.data import load_images, placed_source, public_name
 from hfgen.errors import UserError
 
 
@@ -254,3 +254,15 @@ def test_real_sets(load, real_data):
         assert loaded.images.shape == (10_000, *shape)
         assert loaded.labels.bincount().max() < 1200
         assert len(loaded.label_names) == 10
+
+
+def test_a_local_set_means_the_same_everywhere_and_is_named_without_its_place(tmp_path, monkeypatch):
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    placed = placed_source("photos/cats")
+    assert placed == str(tmp_path / "photos" / "cats")
+    assert [placed_source(name) for name in ("digits", "mnist", "user/set")] == ["digits", "mnist", "user/set"]
+    monkeypatch.chdir("/")
+    (tmp_path / "photos" / "cats").rmdir()
+    assert [public_name(name) for name in (placed, "mnist", "user/set")] == ["cats", "ylecun/mnist", "user/set"]
