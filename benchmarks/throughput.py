@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from hfgen.cli import parse_config
 from hfgen.config import DDPMConfig
 from hfgen.data import load_images
-from hfgen.losses import diffusion_target
+from hfgen.losses import diffusion_target, signal_and_noise
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training import Trainer
 
@@ -70,11 +70,12 @@ def make_bare(config: DDPMConfig, data, batches=None):
                 x = next(batches).to(DEVICE)
             noise = torch.randn_like(x)
             timesteps = torch.randint(config.num_train_timesteps, (len(x),), device=DEVICE)
-            noised = scheduler.add_noise(x, noise, timesteps)
+            alpha, sigma = signal_and_noise(scheduler, timesteps)
             precise = config.mixed_precision == "no"
             with contextlib.nullcontext() if precise else torch.autocast(DEVICE, torch.bfloat16):
-                prediction = unet(noised, timesteps).sample
-            F.mse_loss(prediction.float(), diffusion_target(scheduler, x, noise, timesteps)).backward()
+                prediction = unet(alpha * x + sigma * noise, timesteps).sample
+            target = diffusion_target(config.prediction_type, x, noise, alpha, sigma)
+            F.mse_loss(prediction.float(), target).backward()
             torch.nn.utils.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()

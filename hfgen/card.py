@@ -10,18 +10,31 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from hfgen.config import own_sampler
 from hfgen.data import public_name
 from hfgen.errors import UserError
 from hfgen.figures import save_film
 from hfgen.files import complete_or_absent
+from hfgen.loading import INDEX, load
 from hfgen.metrics.judge import UPSCALE
 from hfgen.records import CONFIG_FILE, RUN_FILE
-from hfgen.report import FLOORS, MEASURES, PAGE, PICTURES, RECORD, accuracy_text, duration, number, table, with_std
-from hfgen.sampling import SHORT_NAMES, sample
+from hfgen.report import (
+    FLOORS,
+    MEASURES,
+    PAGE,
+    PICTURES,
+    RECORD,
+    accuracy_text,
+    duration,
+    number,
+    sampler_text,
+    table,
+    with_std,
+)
+from hfgen.sampling import SHORT_NAMES, is_conditional, sample
 
 README = "README.md"
 FIGURES = "figures"
@@ -47,6 +60,12 @@ from diffusers import DiffusionPipeline{imports}
 
 pipe = DiffusionPipeline.from_pretrained("{model}")
 {scheduler}images = pipe(batch_size=4, num_inference_steps={steps}).images
+images[0].save("image.png")"""
+USE_OF_CLASS_CONDITIONAL = """\
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)  # a pipeline of its own
+images = pipe(class_labels={labels}, guidance_scale={guidance_scale}, num_inference_steps={num_inference_steps}).images
 images[0].save("image.png")"""
 USE_OF_CLASSIFIER = """\
 import PIL.Image
@@ -87,10 +106,24 @@ DDPM = Kind(
         "An unconditional denoising diffusion model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239)): "
         "it draws images by removing noise step by step."
     ),
-    picture="Images that it draws ({scheduler}, {num_inference_steps} steps, the first of seed 0), not selected.",
+    picture="Images that it draws ({sampler}, the first of seed 0), not selected.",
     limits=(
         "It draws {size} images like those of {data}, nothing else, and cannot be told what to draw. It may miss what "
         "is rare in them, and repeats what is wrong or biased."
+    ),
+)
+CLASS_CONDITIONAL = Kind(
+    library="diffusers",
+    task="unconditional-image-generation",  # what the Hub calls everything that is not told in words what to draw
+    tags=("class-conditional", "classifier-free-guidance", "diffusion"),
+    description=(
+        "A diffusion model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239)) that draws the class it is "
+        "asked for, by classifier-free guidance ([Ho and Salimans 2022](https://arxiv.org/abs/2207.12598))."
+    ),
+    picture="Images of each class ({sampler}, the first of seed 0), not selected.",
+    limits=(
+        "It draws {size} images of the classes of {data}, nothing else. Guidance makes them clearer and less varied. "
+        "It may miss what is rare in a class, and repeats what is wrong or biased."
     ),
 )
 CLASSIFIER = Kind(
@@ -103,6 +136,7 @@ CLASSIFIER = Kind(
 )
 KINDS = {
     "DDPMPipeline": DDPM,
+    "ClassConditionalDiffusionPipeline": CLASS_CONDITIONAL,
     "ResNetForImageClassification": CLASSIFIER,
     "RegNetForImageClassification": CLASSIFIER,
 }
@@ -170,7 +204,7 @@ def write_gallery(folder: Path) -> Path:
 
 def class_name_of(folder: Path) -> str | None:
     """Return the name of the class that a folder's model is of, or None if it holds no model."""
-    for file, key in (("model_index.json", "_class_name"), ("config.json", "architectures")):
+    for file, key in ((INDEX, "_class_name"), ("config.json", "architectures")):
         if (folder / file).is_file():
             named = json.loads((folder / file).read_text()).get(key)
             return named[-1] if isinstance(named, list) else named
@@ -206,12 +240,14 @@ def read_run(run: Path) -> dict[str, Any]:
 
 
 def _network(run: Path, class_name: str) -> dict[str, Any]:
-    """Return the number of parameters, and the size and channels of the images."""
-    if class_name == "DDPMPipeline":
+    """Return the number of parameters, the size and channels of the images, and the classes if there are any."""
+    labels: list[str] = []
+    if KINDS[class_name].library == "diffusers":
         config = json.loads((run / "unet" / "config.json").read_text())
         size, channels = config["sample_size"], config["in_channels"]
         height, width = (size, size) if isinstance(size, int) else size
         weights = run / "unet" / "diffusion_pytorch_model.safetensors"
+        labels = list(json.loads((run / INDEX).read_text()).get("id2label", {}).values())
     else:
         size = json.loads((run / "preprocessor_config.json").read_text())["size"]
         channels = json.loads((run / "config.json").read_text())["num_channels"]
@@ -221,7 +257,7 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
         names = [name for name in file.keys() if not name.endswith(STATISTICS)]  # noqa: SIM118
         parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     kind = "grey" if channels == 1 else "RGB"
-    return {"parameters": parameters, "size": f"{kind} {height}×{width}-pixel", "channels": channels}
+    return {"parameters": parameters, "size": f"{kind} {height}×{width}-pixel", "channels": channels, "labels": labels}
 
 
 def _public(value: Any) -> Any:
@@ -249,7 +285,7 @@ def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str
     samples = sorted((run / "samples").glob("step-*.png"))
     if samples:
         _copy(samples[-1], folder / FIGURES / SAMPLES)
-    if facts["class_name"] == "DDPMPipeline":
+    if facts["kind"].library == "diffusers":
         _draw_film(run, facts["config"], folder / FIGURES / FILM)
     if folder != run and (run / FIGURES / CURVES).exists():
         _copy(run / FIGURES / CURVES, folder / FIGURES / CURVES)
@@ -257,14 +293,9 @@ def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str
 
 
 def _draw_film(run: Path, config: dict[str, Any], film: Path) -> None:
-    unet = UNet2DModel.from_pretrained(run, subfolder="unet", use_safetensors=True)
-    (states,) = sample(
-        DDPMPipeline(unet.eval(), DDPMScheduler.from_pretrained(run, subfolder="scheduler")),
-        num_images=FILM_IMAGES,
-        num_inference_steps=config["num_inference_steps"],
-        scheduler=config["scheduler"],
-        num_frames=FILM_FRAMES,
-    )
+    pipeline = load(str(run))
+    sampler = own_sampler(config, is_conditional(pipeline))
+    (states,) = sample(pipeline, num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **sampler)
     save_film(states, film)
 
 
@@ -299,7 +330,8 @@ def _results(kind: Kind, evaluation: dict[str, Any]) -> list[EvalResult]:
         asked = {key: protocol[key] for key in ("reference_images", "weights_sha256")}
         accuracy = {"metric_type": "accuracy", "metric_name": "accuracy", "metric_value": evaluation["accuracy"]}
         return [EvalResult(**shared, **accuracy, metric_args=asked)]
-    asked = {key: protocol[key] for key in ("num_images", "scheduler", "num_inference_steps", "seed")}
+    names = ("num_images", "scheduler", "num_inference_steps", "seed", "guidance_scale", "guidance_interval")
+    asked = {name: protocol[name] for name in names if protocol.get(name) is not None}
     return [
         EvalResult(
             **shared,
@@ -322,7 +354,7 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
         f"{facts['parameters']:,} parameters.",
     ]
     if SAMPLES in pictures:
-        caption = kind.picture.format(**facts["config"])
+        caption = kind.picture.format(sampler=_sampler(facts))
         lines += ["", f"![{caption}]({FIGURES}/{SAMPLES})", "", f"*{caption}*"]
     lines += ["", "## Use", "", "```python", *_use(facts, model).splitlines(), "```"]
     if kind.library == "diffusers":
@@ -340,6 +372,9 @@ def _use(facts: dict[str, Any], model: str) -> str:
     if facts["kind"] is CLASSIFIER:
         return USE_OF_CLASSIFIER.format(model=model, mode="L" if facts["channels"] == 1 else "RGB")
     config = facts["config"]
+    if facts["kind"] is CLASS_CONDITIONAL:
+        sampler = own_sampler(config, conditional=True)
+        return USE_OF_CLASS_CONDITIONAL.format(model=model, labels=facts["labels"][:2], **sampler)
     if config["scheduler"] in ("ddim", "dpmsolver"):  # `DDPMPipeline` takes no others but its own
         class_name, steps = SHORT_NAMES[config["scheduler"]], config["num_inference_steps"]
         imports = f", {class_name}"
@@ -348,6 +383,10 @@ def _use(facts: dict[str, Any], model: str) -> str:
         imports, scheduler = "", ""
         steps = min(max(config["num_inference_steps"], 100), config["num_train_timesteps"])
     return USE_OF_DDPM.format(model=model, imports=imports, scheduler=scheduler, steps=steps)
+
+
+def _sampler(facts: dict[str, Any]) -> str:
+    return sampler_text(own_sampler(facts["config"], facts["kind"] is CLASS_CONDITIONAL))
 
 
 def _quality(facts: dict[str, Any]) -> list[str]:
@@ -370,13 +409,14 @@ def _quality(facts: dict[str, Any]) -> list[str]:
     ]
     lines = [
         "",
-        f"{protocol['num_images']:,} images ({protocol['scheduler']}, {protocol['num_inference_steps']} steps, seed "
-        f"{protocol['seed']}) compared with the {protocol['reference_images']:,} images of the split "
+        f"{protocol['num_images']:,} images ({sampler_text(protocol)}, seed {protocol['seed']}) compared with "
+        f"the {protocol['reference_images']:,} images of the split "
         f"`{protocol['reference_split']}` of {protocol['dataset']}, in the features of the classifier `{judge}`, "
         f"beside what real images reach. These are no Inception features, and no FID. "
         f"[The whole report]({PAGE}) has the protocol, the classes and pictures.",
         *table(header, rows),
         "",
+        *_conditional(evaluation, judge),
         f"**Memorisation**: {evaluation['copies_of_training_images']:,} of the images are training images to the "
         "pixel.",
     ]
@@ -389,6 +429,19 @@ def _quality(facts: dict[str, Any]) -> list[str]:
     else:
         lines[-1] += " The reference images were seen in training, so that nothing more can be said."
     return lines
+
+
+def _conditional(evaluation: dict[str, Any], judge: str) -> list[str]:
+    """Say how many of the images show the class that they were asked for, where they were asked for one."""
+    if judge not in evaluation["conditional"]:
+        return []
+    real = accuracy_text(evaluation["judge_accuracy"][judge])
+    shown = accuracy_text(evaluation["conditional"][judge])
+    return [
+        f"**The class asked for**: `{judge}` finds it in {shown} of the images, where it is right on {real} of the "
+        "real ones.",
+        "",
+    ]
 
 
 def _training(facts: dict[str, Any]) -> list[str]:

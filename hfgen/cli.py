@@ -97,13 +97,12 @@ def _train(config_class: type[TrainingConfig], arguments: list[str]) -> None:
 def _sample(arguments: list[str]) -> None:
     config = parse_config(SampleConfig, arguments, prog="hfgen sample", positional="run_or_repo")
     import torch
-    from diffusers.utils.logging import disable_progress_bar
 
-    from hfgen import figures, hub
-    from hfgen.sampling import sample
+    from hfgen import figures
+    from hfgen.loading import load
+    from hfgen.sampling import is_conditional, labels_of, sample
 
-    disable_progress_bar()
-    pipeline = hub.load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code).to(
+    pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code).to(
         "cuda" if torch.cuda.is_available() else "cpu"
     )
     output = Path(config.output)
@@ -112,31 +111,34 @@ def _sample(arguments: list[str]) -> None:
         num_images=config.num_images,
         num_inference_steps=config.num_inference_steps,
         scheduler=config.scheduler,
+        class_labels=config.class_labels,
         seed=config.seed,
         batch_size=config.batch_size,
         num_frames=figures.FILM_FRAMES if output.suffix == ".gif" else 1,
+        **config.guidance(),
     )
-    if output.suffix == ".gif":
-        figures.save_film([torch.cat(states) for states in zip(*batches, strict=True)], output)
-    else:
-        images = torch.cat([states[-1] for states in batches])
-        match output.suffix:
-            case ".png":
-                figures.save_picture(figures.image_grid(images), output)
-            case ".npz":
-                figures.save_arrays(images, output)
-            case _:
-                figures.save_images(images, output)
+    states = [torch.cat(states) for states in zip(*batches, strict=True)]
+    labels, names = None, []
+    if is_conditional(pipeline):
+        labels = labels_of(pipeline, config.class_labels, range(config.num_images))
+        names = [name for _, name in sorted(pipeline.config.id2label.items())]
+    match output.suffix:
+        case ".gif":
+            figures.save_film(states, output, labels, names)
+        case ".png":
+            figures.save_picture(figures.sample_grid(states[-1], labels, names), output)
+        case ".npz":
+            others = {} if labels is None else {"labels": labels, "label_names": names}
+            figures.save_arrays(states[-1], output, **others)
+        case _:
+            figures.save_images(states[-1], output)
     print(f"{config.num_images} images are in {output}")
 
 
 def _evaluate(arguments: list[str]) -> None:
     config = parse_config(EvaluateConfig, arguments, prog="hfgen evaluate", positional="run_or_repo")
-    from diffusers.utils.logging import disable_progress_bar
-
     from hfgen.evaluation import evaluate
 
-    disable_progress_bar()
     record = evaluate(config)
     print(f"The measures are in {record}")
 

@@ -35,6 +35,7 @@ CHANGEABLE_ON_RESUME = {
     "sample_steps",
 }
 
+GUIDANCE = ("guidance_scale", "guidance_interval")
 REGNET_GROUP_WIDTH = 16  # channels that one grouped convolution of a regnet mixes
 
 
@@ -202,14 +203,27 @@ class DDPMConfig(TrainingConfig):
         attention_head_dim: Channels of an attention head. Not given, there is one head; more heads take longer.
         norm_num_groups: Groups of the group norms; each entry of block_out_channels must be a multiple.
         dropout: Dropout probability in the residual blocks.
+        class_conditional: Tell the network the class of each image, so that it can be asked for one.
+        class_dropout_prob: Share of the labels that are withheld from it in training, so that it also learns images
+            of no particular class, which classifier-free guidance needs (Ho and Salimans 2022).
         num_train_timesteps: Noise levels of the diffusion process, T.
         beta_schedule: Noise schedule: `linear` (Ho et al. 2020), `squaredcos_cap_v2` (the cosine schedule of
-            Nichol and Dhariwal 2021), or diffusers' others.
-        prediction_type: What the network predicts: the noise, the image (`sample`), or v = √ᾱ ε − √(1−ᾱ) x₀
-            (Salimans and Ho 2022).
+            Nichol and Dhariwal 2021), or diffusers' others. A flow has none.
+        rescale_betas_zero_snr: Let the noise schedule end in pure noise (Lin et al. 2024).
+        prediction_type: What the network predicts: the noise, the image (`sample`), v = √ᾱ ε − √(1−ᾱ) x₀
+            (Salimans and Ho 2022), or `flow_prediction`, ε − x₀, on straight lines between image and noise (rectified
+            flow, Liu et al. 2023).
+        timestep_sampling: How often each noise level is trained on: all alike, or `logit_normal`, the middle ones more
+            (Esser et al. 2024).
+        loss_weighting: How much an error counts by noise level: `uniform`, `min_snr` (Hang et al. 2023) or `p2`
+            (Choi et al. 2022).
+        snr_gamma: The bound γ of `min_snr`.
         num_inference_steps: Denoising steps of the sample grids drawn during training; `num_train_timesteps`, with
-            the default scheduler, is the DDPM paper's algorithm 2.
+            the scheduler ddpm, is the DDPM paper's algorithm 2.
         scheduler: diffusers scheduler of those grids (see `hfgen sample --help`).
+        guidance_scale: Classifier-free guidance of those grids, if the model is class-conditional; 1 is none.
+        guidance_interval: Part of the denoising in which it is applied, as two shares of the noise levels, 0 the image
+            and 1 pure noise (Kynkäänniemi et al. 2024).
     """
 
     family: ClassVar[str] = "ddpm"
@@ -222,20 +236,32 @@ class DDPMConfig(TrainingConfig):
     attention_head_dim: int | None = None
     norm_num_groups: int = 8
     dropout: float = 0.0
+    class_conditional: bool = False
+    class_dropout_prob: float = 0.1
     num_train_timesteps: int = 1000
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
+    rescale_betas_zero_snr: bool = False
+    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "v_prediction"
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    loss_weighting: Literal["uniform", "min_snr", "p2"] = "uniform"
+    snr_gamma: float = 5.0
     num_inference_steps: int = 20
     scheduler: str = "unipc"
+    guidance_scale: float = 2.0
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
 
     def __post_init__(self):
         """Refuse values that no network or noise schedule can be built from (see `TrainingConfig`)."""
         super().__post_init__()
         self._require("positive", [
             "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups", "num_train_timesteps",
-            "num_inference_steps",
+            "num_inference_steps", "snr_gamma",
         ])  # fmt: skip
-        self._require("from 0 to below 1", ["dropout"])
+        self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
+        if self.rescale_betas_zero_snr and self.prediction_type not in ("sample", "v_prediction"):
+            raise UserError(
+                f"rescale_betas_zero_snr needs prediction_type sample or v_prediction, not {self.prediction_type}"
+            )
         if self.num_inference_steps > self.num_train_timesteps:
             raise UserError(
                 f"num_inference_steps must be at most num_train_timesteps, which is {self.num_train_timesteps}, "
@@ -314,6 +340,19 @@ class ClassifierConfig(TrainingConfig):
                 f"hidden_sizes of a regnet must be multiples of {REGNET_GROUP_WIDTH}, the width of its groups; "
                 f"{misfits} are not"
             )
+
+
+def own_sampler(fields: dict[str, Any], conditional: bool) -> dict[str, Any]:
+    """Return how a diffusion run draws its own grids, as `hfgen.sampling.sample` takes it.
+
+    Args:
+        fields: Those of the run's configuration; where one is missing, its default holds.
+        conditional: Whether the model knows classes.
+    """
+    names = ["scheduler", "num_inference_steps", *(GUIDANCE if conditional else ())]
+    known = {field.name: field for field in dataclasses.fields(DDPMConfig)}
+    defaults = {n: known[n].default_factory() if n == "guidance_interval" else known[n].default for n in names}
+    return {name: fields.get(name, defaults[name]) for name in names}
 
 
 def changed_fields(config: TrainingConfig, saved: Path) -> list[str]:

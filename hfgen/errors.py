@@ -19,3 +19,8 @@ class InterruptedTrainingError(TrainingError):
 
 class PublishingError(Exception):
     """An upload failed although nothing was wrong with what was asked; nothing is lost. Exit status 1."""
+
+
+def first_line(error: Exception | str) -> str:
+    """Return the first line of an error's message, without a full stop; without a message, its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

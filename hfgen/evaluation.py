@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hfgen import hub
-from hfgen.config import ClassifierConfig
+from hfgen.config import GUIDANCE, ClassifierConfig, own_sampler
 from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images, public_name
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
 from hfgen.files import remove_leftovers
+from hfgen.loading import load
 from hfgen.measures import KERNEL_SUBSET, KERNEL_SUBSETS, NEIGHBOURS, Reference, nearest
 from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
@@ -33,8 +33,9 @@ from hfgen.options import EvaluateConfig
 from hfgen.records import CONFIG_FILE, RUN_FILE
 from hfgen.report import PICTURES, RECORD, save_classifier_report, save_pictures, save_report
 from hfgen.run import train as run_training
+from hfgen.sampling import check_sampling, image_shape_of, is_conditional
 from hfgen.seeds import derive_seed
-from hfgen.subjects import Subject, draw, size_of, take
+from hfgen.subjects import Subject, draw, labels_like, size_of, take
 from hfgen.tasks.classifier import ClassifierTask, load_test_images
 
 DEFAULT_NUM_IMAGES = 10_000
@@ -65,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         given = load_images(images, channels=config.channels, cache_dir=config.cache_dir)
     pipeline = None
     if not given:
-        pipeline = hub.load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
     run = {} if given else _run_fields(source)
     num_images = config.num_images or (len(given) if given else DEFAULT_NUM_IMAGES)
     references = _load_references(config, run, num_images)
@@ -74,7 +75,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     if given:
         subject = _take_images(config, given, num_images, references[0])
     else:
-        subject = _draw_images(config, pipeline, run, num_images, references[0].test, output)
+        subject = _draw_images(config, pipeline, run, num_images, references[0], output)
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
     record = _measure(config, subject, references, run, output)
@@ -119,27 +120,25 @@ def _draw_images(
     pipeline: DiffusionPipeline,
     run: dict[str, Any],
     num_images: int,
-    test: ImageData,
+    reference: Reference,
     output: Path,
 ) -> Subject:
-    if config.classification_accuracy_score:
+    conditional = is_conditional(pipeline)
+    if config.classification_accuracy_score and not conditional:
         raise UserError(f"the classification accuracy score needs labels, and {config.run_or_repo} draws without")
-    if not isinstance(getattr(pipeline, "unet", None), UNet2DModel):
-        raise UserError(
-            f"a {type(pipeline).__name__} cannot be measured here: it is no unconditional diffusion pipeline"
-        )
-    size = pipeline.unet.config.sample_size
-    shape = (pipeline.unet.config.out_channels, *((size, size) if isinstance(size, int) else size))
-    _check_size(shape, config.run_or_repo, test)
-    sampler = {
-        "scheduler": config.scheduler or run.get("scheduler", "unipc"),
-        "num_inference_steps": config.num_inference_steps or run.get("num_inference_steps", 20),
-        "seed": config.seed,
-    }
+    asked = {name: getattr(config, name) for name in ("scheduler", "num_inference_steps", *GUIDANCE)}
+    sampler = own_sampler(run, conditional) | {name: value for name, value in asked.items() if value not in (None, [])}
+    class_labels = labels_like(reference.train, config.seed) if conditional else []
+    check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
+    _check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
     source = Path(config.run_or_repo).expanduser()
     name = _name(source) if source.is_dir() else config.run_or_repo
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    return draw(pipeline, name, sampler, num_images, config.batch_size, output / PICTURES)
+    sampler["seed"] = config.seed
+    folder = output / PICTURES
+    return draw(
+        pipeline, name, sampler, num_images, config.batch_size, folder, class_labels, reference.judge.label_names
+    )
 
 
 def _measure(

@@ -3,11 +3,14 @@
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import PIL.ImageOps
 import torch
 from diffusers.utils import export_to_gif, make_image_grid
@@ -47,6 +50,28 @@ def image_grid(images: Tensor, columns: int | None = None) -> PIL.Image.Image:
     return make_image_grid(tiles, rows, columns)
 
 
+def sample_grid(
+    images: Tensor, labels: Sequence[int] | None = None, label_names: Sequence[str] = ()
+) -> PIL.Image.Image:
+    """Lay out uint8 images (N, C, H, W); with labels, a row for each class among them, its name at the left."""
+    if labels is None:
+        return image_grid(images)
+    labels = torch.as_tensor(labels)
+    present = labels.unique().tolist()
+    columns = max(int((labels == number).sum()) for number in present)
+    rows = [image_grid(images[labels == number], columns) for number in present]
+    font = PIL.ImageFont.load_default(TILE_PIXELS // 4)
+    margin = math.ceil(max(font.getlength(label_names[number]) for number in present)) + 4 * GAP_PIXELS
+    height = rows[0].height
+    picture = PIL.Image.new("RGB", (margin + rows[0].width, height * len(rows)), GAP_COLOUR)
+    draw = PIL.ImageDraw.Draw(picture)
+    for place, (number, row) in enumerate(zip(present, rows, strict=True)):
+        picture.paste(row, (margin, place * height))
+        middle = (margin - 2 * GAP_PIXELS, place * height + height // 2)
+        draw.text(middle, label_names[number], fill="white", font=font, anchor="rm")
+    return picture
+
+
 def save_picture(picture: PIL.Image.Image, path: Path) -> None:
     """Save as PNG, completely or not at all."""
     with complete_or_absent(path) as temporary:
@@ -67,9 +92,18 @@ def save_arrays(images: Tensor, path: Path, **others: ArrayLike) -> None:
         np.savez_compressed(file, images=array[..., 0] if array.shape[-1] == 1 else array, **others)
 
 
-def save_film(states: list[Tensor], path: Path) -> None:
-    """Save the states of a denoising run, each uint8 (N, C, H, W), as an animated GIF of grids that holds the last."""
-    frames = [image_grid(state) for state in states]
+def save_film(
+    states: list[Tensor], path: Path, labels: Sequence[int] | None = None, label_names: Sequence[str] = ()
+) -> None:
+    """Save the states of a denoising run, each uint8 (N, C, H, W), as an animated GIF of grids that holds the last.
+
+    Args:
+        states: From noise to image.
+        path: The file.
+        labels: The classes of the images, if they have any.
+        label_names: Their names.
+    """
+    frames = [sample_grid(state, labels, label_names) for state in states]
     with complete_or_absent(path) as temporary:
         export_to_gif(frames + [frames[-1]] * FILM_FPS, str(temporary), fps=FILM_FPS)
 

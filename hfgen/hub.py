@@ -1,8 +1,7 @@
-"""The Hub: load a model from it, turn a run into what is published, push it."""
+"""Publish on the Hub: turn a run into what is published, and push it."""
 
 import contextlib
 import functools
-import importlib.util
 import json
 import shlex
 import shutil
@@ -13,105 +12,21 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
-import diffusers.pipelines
 import httpx2
-from diffusers import DiffusionPipeline
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_token
 
 from hfgen.card import FIGURES, README, write_card
-from hfgen.checkpoints import newest_complete
-from hfgen.errors import PublishingError, UserError
+from hfgen.errors import PublishingError, UserError, first_line
+from hfgen.loading import INDEX
 from hfgen.report import PAGE, PICTURES, RECORD
 
 T = TypeVar("T")
 
-INDEX = "model_index.json"
 CLASSIFIER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 TRIES = 3  # of an upload, beside those that the client makes of each request
 PAUSE_SECONDS = 5
-
-
-def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bool = False) -> DiffusionPipeline:
-    """Load a pipeline from safetensors, without running code that came with it.
-
-    Args:
-        run_or_repo: A run folder (while it is still training, its newest checkpoint is taken), a checkpoint, any
-            folder that `DiffusionPipeline.save_pretrained` wrote, or a Hub id.
-        revision: Branch, tag or commit of a Hub id.
-        trust_remote_code: Allow the Python files that come with the model, and that the message names without this,
-            to run on this machine.
-
-    Raises:
-        UserError: if there is no pipeline, or it could only be loaded by running pickles or remote code.
-    """
-    source = _source(run_or_repo)
-    try:
-        if not trust_remote_code and (files := _code_files(source, _read_index(source, revision))):
-            raise UserError(
-                f"{run_or_repo} comes with code of its own, which would run on this machine: {', '.join(files)}. Read "
-                "it, and if you trust it, allow it with trust_remote_code"
-            )
-        return DiffusionPipeline.from_pretrained(
-            source, revision=revision, use_safetensors=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, httpx2.HTTPError) as error:
-        raise UserError(f"cannot load a pipeline from {run_or_repo}: {_first_line(error)}") from error
-
-
-def _source(run_or_repo: str) -> str:
-    """Find the folder, or accept a Hub id."""
-    folder = Path(run_or_repo).expanduser()
-    if folder.is_dir():
-        if (folder / "preprocessor_config.json").exists():
-            raise UserError(f"{run_or_repo} is a classifier, which draws no images")
-        if not (folder / INDEX).exists():
-            checkpoint = newest_complete(folder / "checkpoints")
-            if checkpoint is None:
-                raise UserError(f"{folder} holds no pipeline (no {INDEX}) and no complete checkpoint of a run")
-            folder = checkpoint
-        return str(folder)
-    if run_or_repo.count("/") == 1 and not run_or_repo.startswith((".", "/", "~")):
-        return run_or_repo
-    raise UserError(f"there is no folder {run_or_repo}, and a Hub id has the form user/name")
-
-
-def _read_index(source: str, revision: str | None) -> dict[str, object]:
-    if Path(source).is_dir():
-        return json.loads(Path(source, INDEX).read_text())
-    try:
-        return json.loads(Path(hf_hub_download(source, INDEX, revision=revision)).read_text())
-    except RevisionNotFoundError as error:
-        raise UserError(f"{source} has no revision {revision}") from error
-    except RemoteEntryNotFoundError as error:
-        raise UserError(f"{source} holds no pipeline (no {INDEX})") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise UserError(
-            f"there is no folder {source}, and as a Hub id it is neither in the cache nor can it be reached"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"there is no folder {source} and no such repo on the Hub that this token may see") from error
-
-
-def _code_files(source: str, index: dict[str, object]) -> list[str]:
-    """Name the Python files that loading would run: those of classes that no installed library has."""
-    pipeline = index.get("_class_name")
-    files = [f"{pipeline[0]}.py"] if isinstance(pipeline, list) else []
-    for name, value in index.items():
-        if not name.startswith("_") and isinstance(value, list) and value[0]:
-            library = value[0]
-            known = hasattr(diffusers.pipelines, library) or importlib.util.find_spec(library.partition(".")[0])
-            if not known or Path(source, name, f"{library}.py").exists():
-                files.append(f"{name}/{library}.py")
-    return files
 
 
 def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
@@ -130,14 +45,20 @@ def index_file_of(folder: Path) -> str:
 
 
 def _model_files(source: Path) -> list[Path]:
-    """List the files of a folder's model, relative to it."""
+    """List the files of a folder's model, relative to it: safetensors, JSON, and the code that the index names."""
+    code: set[Path] = set()
     if index_file_of(source) == INDEX:
         index = json.loads((source / INDEX).read_text())
-        parts = [name for name, value in index.items() if isinstance(value, list) and not name.startswith("_")]
+        modules = {name: value[0] for name, value in index.items() if isinstance(value, list) and value[0]}
+        parts = [name for name in modules if not name.startswith("_")]
+        code = {source / part / f"{modules[part]}.py" for part in parts}
         files = [source / INDEX, *(p for part in parts for p in sorted((source / part).rglob("*")) if p.is_file())]
+        if "_class_name" in modules:
+            code.add(source / f"{modules['_class_name']}.py")
+            files.append(source / f"{modules['_class_name']}.py")
     else:
         files = [source / name for name in CLASSIFIER_FILES]
-    if others := [file for file in files if file.suffix not in {".json", ".safetensors"}]:
+    if others := [file for file in files if file.suffix not in {".json", ".safetensors"} and file not in code]:
         raise UserError(f"{others[0]} is no safetensors file, and nothing else is published")
     return [file.relative_to(source) for file in files]
 
@@ -351,7 +272,7 @@ def _explained(repo_id: str) -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        reason = _first_line(error.server_message or error)
+        reason = first_line(error.server_message or error)
         match error.response.status_code:
             case 401:
                 raise UserError(f"the Hub does not accept this token ({reason}); run hf auth login") from error
@@ -363,10 +284,6 @@ def _explained(repo_id: str) -> Iterator[None]:
                 raise UserError(f"the Hub refuses this for {repo_id}: {reason}") from error
         raise PublishingError(f"the Hub failed for {repo_id}: {reason}") from error
     except (OSError, RuntimeError, httpx2.HTTPError, json.JSONDecodeError) as error:
-        raise PublishingError(f"the Hub failed for {repo_id}: {_first_line(error)}") from error
+        raise PublishingError(f"the Hub failed for {repo_id}: {first_line(error)}") from error
     except ValueError as error:  # a name that can be none, a page that the Hub finds fault with
         raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error
-
-
-def _first_line(error: Exception | str) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hfgen.errors import UserError
 
@@ -17,12 +17,20 @@ class SampleConfig:
         trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
         num_images: How many images.
         num_inference_steps: Denoising steps.
-        scheduler: ddpm, ddim, deis, dpmsolver, euler, euler_a, heun, pndm, unipc, or the class name of any diffusers
-            scheduler that fits the model.
+        scheduler: ddpm, ddim, deis, dpmsolver, euler, euler_a, heun, pndm, unipc, for a flow also flow_euler and
+            flow_heun, or the class name of any diffusers scheduler that fits the model.
+        class_labels: Classes to draw in turn, by name or number, of a model that knows classes; by default all.
+        guidance_scale: How strongly the class is enforced (classifier-free guidance); 1 is the model's own
+            distribution, more gives clearer and less varied images. By default 2.
+        guidance_interval: Part of the denoising in which guidance is applied, as two shares of the noise levels, 0 the
+            image and 1 pure noise; by default all of it.
+        negative_class_labels: What guidance leads away from, one class for all images or one for each; by default from
+            images of no particular class.
         seed: Image i follows from it and i, whatever the batch size.
         batch_size: Images drawn at a time.
-        output: What to write: a .png (a grid), a .gif (the denoising film), a .npz (uint8 `images`, (N, H, W) or
-            (N, H, W, 3)), or a folder (one PNG an image).
+        output: What to write: a .png (a grid, with a row for each class), a .gif (the denoising film), a .npz (uint8
+            `images`, (N, H, W) or (N, H, W, 3), and of classes `labels` and `label_names`), or a folder (one PNG an
+            image).
     """
 
     run_or_repo: str
@@ -31,6 +39,10 @@ class SampleConfig:
     num_images: int = 64
     num_inference_steps: int = 20
     scheduler: str = "unipc"
+    class_labels: list[str] = field(default_factory=list)
+    guidance_scale: float | None = None
+    guidance_interval: list[float] = field(default_factory=list)
+    negative_class_labels: list[str] = field(default_factory=list)
     seed: int = 0
     batch_size: int = 64
     output: str = "samples.png"
@@ -45,6 +57,11 @@ class SampleConfig:
         suffix = Path(self.output).suffix
         if suffix not in {"", ".png", ".gif", ".npz"}:
             raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
+
+    def guidance(self) -> dict[str, Any]:
+        """Return what was given of the guidance, as `hfgen.sampling.sample` takes it."""
+        names = ("guidance_scale", "guidance_interval", "negative_class_labels")
+        return {name: value for name in names if (value := getattr(self, name)) not in (None, [])}
 
 
 @dataclass(kw_only=True)
@@ -70,6 +87,8 @@ class EvaluateConfig:
             those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
         num_inference_steps: Denoising steps; by default as in the run's own sample grids.
         scheduler: See `hfgen sample --help`; by default as in the run's own sample grids.
+        guidance_scale: See `hfgen sample --help`; by default as in the run's own sample grids.
+        guidance_interval: See `hfgen sample --help`; by default as in the run's own sample grids.
         seed: Image i follows from it and i.
         batch_size: Images drawn at a time.
         classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
@@ -94,6 +113,8 @@ class EvaluateConfig:
     num_images: int | None = None
     num_inference_steps: int | None = None
     scheduler: str | None = None
+    guidance_scale: float | None = None
+    guidance_interval: list[float] = field(default_factory=list)
     seed: int = 0
     batch_size: int = 250
     classification_accuracy_score: bool = False

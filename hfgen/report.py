@@ -144,10 +144,15 @@ def _title(protocol: dict[str, Any]) -> str:
     return protocol.get("model") or protocol["images"]
 
 
-def _sampler(protocol: dict[str, Any]) -> str:
-    if "scheduler" not in protocol:
+def sampler_text(sampler: dict[str, Any]) -> str:
+    """Write how images were drawn, from a protocol or from the options of `hfgen.sampling.sample`."""
+    if "scheduler" not in sampler:
         return "given as images"
-    return f"{protocol['scheduler']}, {protocol['num_inference_steps']} steps"
+    text = f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps"
+    if (scale := sampler.get("guidance_scale")) is None:
+        return text
+    first, last = sampler["guidance_interval"]
+    return f"{text}, guidance {scale:g}" + (f" from {first:g} to {last:g}" if (first, last) != (0, 1) else "")
 
 
 def _page(record: dict[str, Any]) -> list[str]:
@@ -155,7 +160,7 @@ def _page(record: dict[str, Any]) -> list[str]:
     lines = [
         f"# How good the images of {_title(protocol)} are",
         "",
-        f"{protocol['num_images']:,} images ({_sampler(protocol)}) compared with the "
+        f"{protocol['num_images']:,} images ({sampler_text(protocol)}) compared with the "
         f"{protocol['reference_images']:,} images of the split `{protocol['reference_split']}` of "
         f"{protocol['dataset']}.",
         "",
@@ -328,11 +333,12 @@ def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
             name,
             protocol["dataset"],
             f"{duration(training['train_seconds'])}, {training['images_seen']:,} images" if training else "",
-            _sampler(protocol),
+            sampler_text(protocol),
             f"{protocol['num_images']:,}",
             "; ".join(distance(record, judge) for judge in record["measures"]),
             *(with_std(measures[m]) for m in MEASURES if m != "frechet_distance"),
             f"{min(shares):.1%} to {max(shares):.1%}",
+            accuracy_text(record["conditional"][judge]) if record["conditional"] else "",
         ]
 
     header = ["model", "data", "training", "sampler", "images", "Fréchet distance (of real training images)"]
@@ -343,7 +349,7 @@ def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
         "",
         "Fréchet distances are in the features of each judge, one after the other; the other measures and the classes "
         "are those of the first. They are no FIDs. Each model's page has the protocol.",
-        *table([*header, "shares of the classes"], (row(*item) for item in models)),
+        *table([*header, "shares of the classes", "of the class asked for"], (row(*item) for item in models)),
     ]
 
 

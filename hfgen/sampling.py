@@ -1,17 +1,25 @@
 """Drawing images from a diffusion pipeline with any diffusers scheduler that fits its model."""
 
 import difflib
-import inspect
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDPMPipeline, SchedulerMixin, UNet2DModel
+from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfgen.errors import UserError
+from hfgen.losses import FLOW_PREDICTION, FLOW_SCHEDULERS, diffusion_target, prediction_type_of, signal_and_noise
+from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import (
+    ClassConditionalDiffusionPipeline,
+    denoising_step,
+    show,
+    start_denoising,
+)
 from hfgen.seeds import derive_seed
 
 SHORT_NAMES = {
@@ -21,9 +29,19 @@ SHORT_NAMES = {
     "dpmsolver": "DPMSolverMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_a": "EulerAncestralDiscreteScheduler",
+    "flow_euler": "FlowMatchEulerDiscreteScheduler",
+    "flow_heun": "FlowMatchHeunDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+}
+# Solvers of diffusion models that also follow a flow, if they are told.
+FLOW_SOLVERS = {
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
 }
 
 
@@ -47,8 +65,9 @@ def make_scheduler(name: str, own: SchedulerMixin) -> SchedulerMixin:
     if scheduler is None or not recovers_known_image(scheduler):
         fitting = ", ".join(suitable_schedulers(own))
         raise UserError(
-            f"scheduler {name} does not fit a model with prediction type {own.config.prediction_type} and beta "
-            f"schedule {own.config.beta_schedule}; these do: {fitting}"
+            f"scheduler {name} does not fit a model with prediction type {prediction_type_of(own)}"
+            + (f" and beta schedule {own.config.beta_schedule}" if "beta_schedule" in own.config else "")
+            + f"; these do: {fitting}"
         )
     return scheduler
 
@@ -66,19 +85,24 @@ def suitable_schedulers(own: SchedulerMixin) -> list[str]:
 
 
 def _class_names(own: SchedulerMixin) -> set[str]:
+    if prediction_type_of(own) == FLOW_PREDICTION:
+        return {*(c.__name__ for c in FLOW_SCHEDULERS), *FLOW_SOLVERS}
     return {type(own).__name__, *(c.__name__ for c in own.compatibles)}
 
 
 def _from_config(class_name: str, own: SchedulerMixin) -> SchedulerMixin | None:
     if class_name not in _class_names(own):
         return None
+    config = own.config
+    if class_name in FLOW_SOLVERS and prediction_type_of(own) == FLOW_PREDICTION:
+        config = {
+            "num_train_timesteps": own.config.num_train_timesteps,
+            "prediction_type": FLOW_PREDICTION,
+            "use_flow_sigmas": True,
+        }
     try:
-        return getattr(diffusers, class_name).from_config(own.config)
-    except (
-        ImportError,
-        NotImplementedError,
-        ValueError,
-    ):  # needs a package that is not there, or does not fit
+        return getattr(diffusers, class_name).from_config(config)
+    except (ImportError, NotImplementedError, ValueError):  # needs a package that is not there, or does not fit
         return None
 
 
@@ -96,28 +120,21 @@ def recovers_known_image(scheduler: SchedulerMixin, num_inference_steps: int = 2
     return bool((x - image).abs().max() < 0.1)
 
 
-class _Oracle(nn.Module):
+class _Oracle:
     """Predicts exactly, because it knows the image."""
 
     def __init__(self, image: Tensor, scheduler: SchedulerMixin):
-        super().__init__()
-        self.image, self.prediction_type = image, scheduler.config.prediction_type
-        self.alphas_cumprod = scheduler.alphas_cumprod.double()
+        self.image, self.scheduler = image, scheduler
 
-    def forward(self, x: Tensor, timestep: Tensor):
-        position = timestep.double().clamp(0, len(self.alphas_cumprod) - 1)
-        below = position.long()
-        above = (below + 1).clamp(max=len(self.alphas_cumprod) - 1)
-        alpha_bar = torch.lerp(self.alphas_cumprod[below], self.alphas_cumprod[above], position - below)
-        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
+        alpha, sigma = signal_and_noise(self.scheduler, timestep)
         noise = (x - alpha * self.image) / sigma
-        kinds = {"epsilon": noise, "sample": self.image, "v_prediction": alpha * noise - sigma * self.image}
-        return diffusers.models.unets.unet_2d.UNet2DOutput(sample=kinds[self.prediction_type].to(x.dtype))
+        return diffusion_target(prediction_type_of(self.scheduler), self.image, noise, alpha, sigma).to(x.dtype)
 
 
 @torch.no_grad()
 def denoising_states(
-    model: nn.Module,
+    model: Callable[[Tensor, Tensor], Tensor],
     scheduler: SchedulerMixin,
     num_inference_steps: int,
     shape: tuple[int, ...],
@@ -127,7 +144,7 @@ def denoising_states(
     """Denoise from pure noise, yielding what the network is shown at each step, and last the sample x₀.
 
     Args:
-        model: Called as `model(x, timestep).sample`.
+        model: Predicts from x and a timestep.
         scheduler: Says which noise levels to visit and how to step between them.
         num_inference_steps: How many steps to take.
         shape: (B, C, H, W), or (1, C, H, W) for all.
@@ -135,59 +152,127 @@ def denoising_states(
         device: Where to compute; the noise is drawn on the CPU, the same for every device.
 
     Yields:
-        float32 (B, C, H, W), √ᾱ x₀ + √(1−ᾱ) ε for every scheduler; x₀ is in [−1, 1] up to the model's errors.
+        float32 (B, C, H, W), α_t x₀ + σ_t ε for every scheduler; x₀ is in [−1, 1] up to the model's errors.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    scheduler.set_timesteps(num_inference_steps, device=device)
-    x = randn_tensor((len(seeds), *shape[1:]), generator=generators, device=torch.device(device))
-    x = x * scheduler.init_noise_sigma
+    noise = randn_tensor((len(seeds), *shape[1:]), generator=generators, device=torch.device(device))
+    x = start_denoising(scheduler, num_inference_steps, noise)
     for timestep in scheduler.timesteps:
-        shown = scheduler.scale_model_input(x, timestep)
-        yield shown
-        prediction = model(shown, timestep).sample
-        extra = {"generator": generators} if takes_generator else {}
-        x = scheduler.step(prediction, timestep, x, **extra).prev_sample
+        yield show(scheduler, x, timestep)
+        x = denoising_step(model, scheduler, x, timestep, generators)
     yield x
 
 
-def sample(
-    pipeline: DDPMPipeline,
+def is_conditional(pipeline: DiffusionPipeline) -> bool:
+    """Tell whether a pipeline draws the classes that it is asked for (`ClassConditionalDiffusionPipeline`).
+
+    Loaded with the code that came with it, its class is another one of the same name.
+    """
+    return type(pipeline).__name__ == ClassConditionalDiffusionPipeline.__name__
+
+
+def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images that a pipeline draws."""
+    config = pipeline.unet.config
+    size = config.sample_size
+    return (config.out_channels, *((size, size) if isinstance(size, int) else size))
+
+
+def check_sampling(
+    pipeline: DiffusionPipeline,
     *,
-    num_images: int,
     num_inference_steps: int,
     scheduler: str,
+    class_labels: Sequence[str | int] = (),
+    **guidance: Any,
+) -> SchedulerMixin:
+    """Build the scheduler for `sample`, or refuse what cannot be drawn.
+
+    Raises:
+        UserError: if the pipeline is no diffusion on pixels; if the scheduler does not fit the model, or cannot take
+            so many steps; for a class that the model does not know, or if it knows none; for an impossible guidance.
+    """
+    unet = getattr(pipeline, "unet", None)
+    conditional = is_conditional(pipeline)
+    if not conditional and (not isinstance(unet, UNet2DModel) or unet.config.num_class_embeds):
+        raise UserError(f"hfgen cannot draw from a {type(pipeline).__name__}")
+    max_steps = pipeline.scheduler.config.num_train_timesteps
+    if not 1 <= num_inference_steps <= max_steps:
+        raise UserError(f"num_inference_steps must be from 1 to {max_steps}, not {num_inference_steps}")
+    if not conditional and (class_labels or guidance):
+        raise UserError("the model knows no classes, so that it cannot be asked for one, nor guided to it")
+    if conditional:
+        try:
+            pipeline.guided(class_labels or [None], **guidance)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return make_scheduler(scheduler, pipeline.scheduler)
+
+
+def sample(
+    pipeline: DiffusionPipeline,
+    *,
+    num_images: int,
     seed: int = 0,
     batch_size: int = 64,
     num_frames: int = 1,
     first_image: int = 0,
+    class_labels: Sequence[str | int] = (),
+    num_inference_steps: int,
+    scheduler: str,
+    **guidance: Any,
 ) -> Iterator[list[Tensor]]:
     """Draw images batch by batch from number `first_image` on; image i follows from (seed, i), not from its batch.
+
+    Args:
+        pipeline: A `DDPMPipeline` or `ClassConditionalDiffusionPipeline`.
+        num_images: How many.
+        seed: Zero or more.
+        batch_size: Images drawn at a time.
+        num_frames: States to yield of each image.
+        first_image: Number of the first one.
+        class_labels: Image i shows class `class_labels[i % len(class_labels)]`; all classes in turn by default.
+        num_inference_steps: Denoising steps.
+        scheduler: See `make_scheduler`.
+        guidance: What else `ClassConditionalDiffusionPipeline.guided` takes; its defaults hold for what is left out.
 
     Yields:
         For each batch up to `num_frames` states of the denoising, evenly spread, uint8 (B, C, H, W); the last one
         is the images.
 
     Raises:
-        UserError: if the scheduler does not fit the model, or cannot take so many steps.
+        UserError: see `check_sampling`.
     """
-    if not isinstance(getattr(pipeline, "unet", None), UNet2DModel):
-        raise UserError(
-            f"a {type(pipeline).__name__} cannot be sampled here: it is no unconditional diffusion pipeline"
-        )
-    unet, max_steps = pipeline.unet, pipeline.scheduler.config.num_train_timesteps
-    if not 1 <= num_inference_steps <= max_steps:
-        raise UserError(f"num_inference_steps must be from 1 to {max_steps}, not {num_inference_steps}")
-    solver = make_scheduler(scheduler, pipeline.scheduler)
+    solver = check_sampling(
+        pipeline,
+        num_inference_steps=num_inference_steps,
+        scheduler=scheduler,
+        class_labels=class_labels,
+        **guidance,
+    )
     solver.set_timesteps(num_inference_steps)
     frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
-    size = unet.config.sample_size
-    shape = (1, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     end = first_image + num_images
     for first in range(first_image, end, batch_size):
-        seeds = [derive_seed("image", seed, i) for i in range(first, min(first + batch_size, end))]
-        states = denoising_states(unet, solver, num_inference_steps, shape, seeds, pipeline.device)
+        numbers = range(first, min(first + batch_size, end))
+        if is_conditional(pipeline):
+            model = pipeline.guided(labels_of(pipeline, class_labels, numbers), **guidance)
+        else:
+            model = functools.partial(_predict, pipeline.unet)
+        seeds = [derive_seed("image", seed, i) for i in numbers]
+        shape = (1, *image_shape_of(pipeline))
+        states = denoising_states(model, solver, num_inference_steps, shape, seeds, pipeline.device)
         yield [to_uint8(state) for index, state in enumerate(states) if index in frames]
+
+
+def labels_of(pipeline: DiffusionPipeline, class_labels: Sequence[str | int], numbers: Iterable[int]) -> list[int]:
+    """Return the classes of images by their numbers, in `sample`."""
+    known = pipeline.get_label_ids(class_labels or list(pipeline.labels.values()))
+    return [known[i % len(known)] for i in numbers]
+
+
+def _predict(unet: UNet2DModel, x: Tensor, timestep: Tensor) -> Tensor:
+    return unet(x, timestep).sample
 
 
 def to_uint8(x: Tensor) -> Tensor:

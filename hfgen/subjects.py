@@ -63,47 +63,79 @@ def take(given: ImageData, name: str, num_images: int, label_names: list[str]) -
     chosen = torch.randperm(len(given), generator=generator)[:num_images]
     labels = None
     if given.labels is not None:
-        known = {label: number for number, label in enumerate(label_names)}
-        if known.keys().isdisjoint(given.label_names):
-            known = {str(number): number for number in range(len(label_names))}
-        if strangers := set(given.label_names) - known.keys():
-            raise UserError(
-                f"{name} has classes that the judges do not know, such as {min(strangers)}; they know "
-                f"{', '.join(label_names)}, or as numbers 0 to {len(label_names) - 1}; rename them, or leave "
-                "the labels out"
-            )
-        labels = torch.tensor([known[label] for label in given.label_names])[given.labels[chosen]]
+        labels = _judges_numbers(given.label_names, name, label_names)[given.labels[chosen]]
     return Subject(given.images[chosen], labels, {"images": name, "images_sha256": given.fingerprint}, 0.0)
 
 
+def _judges_numbers(names: list[str], owner: str, label_names: list[str]) -> Tensor:
+    """Return the judges' numbers of classes that have other numbers elsewhere, int64 (classes,)."""
+    known = {label: number for number, label in enumerate(label_names)}
+    if known.keys().isdisjoint(names):
+        known = {str(number): number for number in range(len(label_names))}
+    if strangers := set(names) - known.keys():
+        raise UserError(
+            f"{owner} has classes that the judges do not know, such as {min(strangers)}; they know "
+            f"{', '.join(label_names)}, or as numbers 0 to {len(label_names) - 1}; rename them, or leave "
+            "the labels out"
+        )
+    return torch.tensor([known[name] for name in names])
+
+
+def labels_like(data: ImageData, seed: int) -> list[str]:
+    """Return the classes of training images in random order, so that what is drawn has their shares of the classes."""
+    generator = torch.Generator().manual_seed(derive_seed("labels", seed))
+    labels = data.require_labels()[torch.randperm(len(data), generator=generator)]
+    return [data.label_names[number] for number in labels]
+
+
 def draw(
-    pipeline: DiffusionPipeline, model: str, sampler: dict[str, Any], num_images: int, batch_size: int, folder: Path
+    pipeline: DiffusionPipeline,
+    model: str,
+    sampler: dict[str, Any],
+    num_images: int,
+    batch_size: int,
+    folder: Path,
+    class_labels: list[str],
+    label_names: list[str],
 ) -> Subject:
     """Draw images, or the rest of them where drawing was interrupted or took fewer.
 
     Args:
         pipeline: What to draw from.
         model: What to call it.
-        sampler: `scheduler`, `num_inference_steps` and `seed` of `hfgen.sampling.sample`.
+        sampler: Options of `hfgen.sampling.sample`: `scheduler`, `num_inference_steps`, `seed`, the guidance.
         num_images: How many.
         batch_size: Images drawn, and saved, at a time.
-        folder: Where they are kept, in a folder that is named after model and sampler.
+        folder: Where they are kept, in a folder that is named after model, sampler and classes.
+        class_labels: What `sample` takes as such, of a model that knows classes; else none.
+        label_names: The classes by the judges' numbers.
     """
     started = time.monotonic()
+    labels = None
+    if class_labels:
+        names = [class_labels[i % len(class_labels)] for i in range(num_images)]
+        asked = sorted(set(class_labels))
+        numbers = dict(zip(asked, _judges_numbers(asked, model, label_names).tolist(), strict=True))
+        labels = torch.tensor([numbers[name] for name in names])
     weights = save({name: value.cpu().contiguous() for name, value in pipeline.unet.state_dict().items()})
     sha256 = hashlib.sha256(weights).hexdigest()
     configs = [
         {name: value for name, value in part.config.items() if not name.startswith("_")}
         for part in (pipeline.unet, pipeline.scheduler)
     ]
-    key = hashlib.sha256(json.dumps([sampler, sha256, *configs]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([sampler, class_labels, sha256, *configs]).encode()).hexdigest()[:12]
     place = folder / f"images-{key}"
     place.mkdir(parents=True, exist_ok=True)
     remove_leftovers(place)
     drawn = list(_drawn_before(place))
     count = sum(map(len, drawn))
     batches = sample(
-        pipeline, num_images=max(0, num_images - count), batch_size=batch_size, first_image=count, **sampler
+        pipeline,
+        num_images=max(0, num_images - count),
+        batch_size=batch_size,
+        first_image=count,
+        class_labels=class_labels,
+        **sampler,
     )
     with tqdm(total=num_images, initial=min(count, num_images), desc="drawing", unit="image", disable=None) as bar:
         for (images,) in batches:
@@ -117,10 +149,10 @@ def draw(
         "pipeline": type(pipeline).__name__,
         "weights_sha256": sha256,
         **sampler,
-        "guidance_scale": None,
+        "class_labels": "in the shares of the training images" if class_labels else None,
         "quantisation": "rounded to 8 bits",
     }
-    return Subject(torch.cat(drawn)[:num_images], None, protocol, time.monotonic() - started)
+    return Subject(torch.cat(drawn)[:num_images], labels, protocol, time.monotonic() - started)
 
 
 def _drawn_before(folder: Path) -> Iterator[Tensor]:

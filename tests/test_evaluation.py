@@ -81,7 +81,7 @@ def test_the_images_measured_are_those_that_sample_draws(model_run, options, tmp
     files = sorted(output.glob("evaluation/images-*/*.npy"))
     assert [file.name for file in files] == ["000000.npy", "000016.npy", "000032.npy"]
     drawn = torch.cat([torch.from_numpy(np.load(file)) for file in files])
-    pipeline = evaluation.hub.load(str(model_run))
+    pipeline = evaluation.load(str(model_run))
     expected = sample(pipeline, num_images=40, num_inference_steps=3, scheduler="unipc", batch_size=40)
     assert drawn.equal(next(expected)[-1])
 
@@ -110,7 +110,7 @@ def test_other_weights_are_not_measured_by_images_of_earlier_ones(model_run, opt
         evaluate(EvaluateConfig(run_or_repo=str(folder), dataset_name="digits", output_dir=output,
                                 scheduler="unipc", num_inference_steps=3, **options))  # fmt: skip
     assert len(list((tmp_path / "report").glob("evaluation/images-*"))) == 1, "the same weights"
-    pipeline = evaluation.hub.load(str(model_run))
+    pipeline = evaluation.load(str(model_run))
     with torch.no_grad():
         next(pipeline.unet.parameters()).add_(0.1)
     pipeline.save_pretrained(tmp_path / "other")

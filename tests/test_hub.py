@@ -30,6 +30,7 @@ PUBLISHED = {
     "unet/diffusion_pytorch_model.safetensors", "figures/samples.png", "figures/training_curves.png",
     "figures/film.gif",
 }  # fmt: skip
+OWN_PIPELINE = "pipeline_hfgen_class_conditional_diffusion.py"
 OLDEST = os.environ.get("HFGEN_OLDEST_DIFFUSERS")  # a folder with the oldest supported version, made by `make test`
 WITHOUT_HFGEN = "import sys\nsys.modules['hfgen'] = None  # which cannot be imported now\n"
 DRAW = """
@@ -518,6 +519,41 @@ def test_hfgen_samples_a_repo_and_a_revision(push, ask, tmp_path):
     answer = ask(arguments=[*sample, "--revision", "v2"])
     assert answer["status"] == 0, answer["output"]
     assert np.load(output)["images"].shape == (2, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def class_run(home):
+    """A finished run of a model that knows classes, whose pipeline is a file of its own."""
+    fields = {"output_dir": str(home / "classes"), "class_conditional": True, "max_train_steps": 2}
+    return train(DDPMConfig(**TINY | fields), DiffusionTask)
+
+
+def test_a_pipeline_of_hfgens_own_travels_with_its_weights(push, ask, server, class_run, home, tmp_path):
+    push(folder=class_run, repo_id="ada/classes")
+    files = server.model("ada/classes")
+    assert set(files) == PUBLISHED | {OWN_PIPELINE}
+    assert files[OWN_PIPELINE] == (REPOSITORY / "hfgen" / "pipelines" / OWN_PIPELINE).read_bytes()
+    arguments = "'ada/classes', trust_remote_code=True"
+    draw = DRAW.format(arguments=arguments).replace("batch_size=2", "class_labels=['3', 5]")
+    environments = [environment_of(server, home)]
+    environments += [environments[0] | {"PYTHONPATH": OLDEST}] if OLDEST else []
+    lines = {run_python(WITHOUT_HFGEN + draw, environment).splitlines()[-1] for environment in environments}
+    assert len(lines) == 1
+    answer = ask(code="import hfgen" + draw.replace("DiffusionPipeline.from_pretrained", "hfgen.load"))
+    assert answer["output"].splitlines()[-1].split()[-1] == lines.pop().split()[-1], "the same images"
+    (code,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
+    assert ask(code=f"import os; os.chdir({str(tmp_path)!r})\n" + code)["status"] == 0
+    unasked = ask(code="import hfgen; print(hfgen.load('ada/classes').labels['3'])")
+    assert unasked["output"].splitlines()[-1] == "3", "hfgen knows this code"
+
+
+def test_beside_code_that_hfgen_knows_no_other_is_run(class_run, server, ask, tmp_path):
+    trace = tmp_path / "trace"
+    strange = {"unet/diffusers.py": f"open({str(trace)!r}, 'w')\nfrom diffusers import UNet2DModel\n"}
+    server.repos["model", "eve/classes"] = repo_of(class_run, **strange)
+    answer = ask(code="import hfgen; hfgen.load('eve/classes')")
+    assert "which would run on this machine: unet/diffusers.py" in answer["output"]
+    assert not trace.exists()
 
 
 # --- safety

@@ -14,10 +14,10 @@ from accelerate.state import AcceleratorState
 from conftest import TINY, finish, flags, hfgen
 from diffusers import DDPMPipeline, DiffusionPipeline
 
-from hfgen import hub
 from hfgen.cli import main
 from hfgen.config import DDPMConfig
 from hfgen.errors import UserError
+from hfgen.loading import load
 from hfgen.run import train
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training import STATE_FILE
@@ -87,9 +87,9 @@ def test_without_averaging_the_pipeline_holds_the_trained_weights(tmp_path):
 
 
 def test_a_saved_pipeline_gives_the_same_images(run, tmp_path):
-    pipeline = hub.load(str(run))
+    pipeline = load(str(run))
     pipeline.save_pretrained(tmp_path)
-    again = hub.load(str(tmp_path))
+    again = load(str(tmp_path))
     assert isinstance(again, DDPMPipeline)
     images = [
         p(2, generator=torch.manual_seed(0), num_inference_steps=5, output_type="np").images for p in (pipeline, again)
@@ -100,9 +100,9 @@ def test_a_saved_pipeline_gives_the_same_images(run, tmp_path):
 def test_a_run_that_is_still_training_is_sampled_from_its_newest_checkpoint(run, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-000090").symlink_to(run / "checkpoints" / "step-000090")
-    assert hub.load(str(tmp_path)).unet.config.sample_size == 8
+    assert load(str(tmp_path)).unet.config.sample_size == 8
     with pytest.raises(UserError, match="holds no pipeline"):
-        hub.load(str(run / "samples"))
+        load(str(run / "samples"))
 
 
 def test_the_seed_decides_everything(tmp_path):
@@ -146,7 +146,7 @@ def test_finishing_again_spares_what_is_there(tmp_path, capsys):
     (tmp_path / "model_index.json").unlink()  # as if killed while it finished
     run_training(output_dir=str(tmp_path), max_train_steps=2, resume_from_checkpoint="latest")
     assert checkpoint.stat().st_ino == before[0]
-    assert hub.load(str(tmp_path)).unet.config.sample_size == 8
+    assert load(str(tmp_path)).unet.config.sample_size == 8
 
 
 def test_a_run_is_not_resumed_on_other_images_or_from_ruins(tmp_path):
@@ -184,7 +184,7 @@ def test_colour_images_of_another_size(tmp_path):
     source = {"dataset_name": None, "train_data_dir": str(tmp_path / "pictures")}
     source |= {"resolution": 12, "random_flip": True}
     run = run_training(output_dir=str(tmp_path / "run"), max_train_steps=2, **source)
-    image = hub.load(str(run))(num_inference_steps=2).images[0]
+    image = load(str(run))(num_inference_steps=2).images[0]
     assert (image.size, image.mode) == ((12, 12), "RGB")
 
 
@@ -196,7 +196,7 @@ def test_trackers_get_the_metrics(tmp_path):
 def test_a_compiled_network_trains(tmp_path):
     fields = TINY | {"block_out_channels": [8], "output_dir": tmp_path, "max_train_steps": 2}
     finish(hfgen("train", "ddpm", "--torch_compile", *flags(**fields)))
-    assert hub.load(str(tmp_path)).unet.config.sample_size == 8
+    assert load(str(tmp_path)).unet.config.sample_size == 8
 
 
 @pytest.mark.parametrize(
@@ -249,4 +249,4 @@ def test_real_mnist_trains(tmp_path, real_data):
     run = run_training(dataset_name="mnist", output_dir=str(tmp_path), max_train_steps=20, train_batch_size=32)
     losses = [json.loads(line)["loss/unet"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
-    assert hub.load(str(run)).unet.config.sample_size == 28
+    assert load(str(run)).unet.config.sample_size == 28

@@ -1,99 +1,140 @@
-"""Denoising diffusion (Ho et al. 2020): predict from a noised image what was mixed into it."""
+"""Denoising diffusion (Ho et al. 2020) and rectified flow (Liu et al. 2023): predict what was mixed into an image."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+    UNet2DModel,
+)
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hfgen.batches import Batch
-from hfgen.config import DDPMConfig
+from hfgen.code_files import save_pipeline
+from hfgen.config import DDPMConfig, own_sampler
 from hfgen.data import ImageData
 from hfgen.errors import UserError
-from hfgen.figures import image_grid
-from hfgen.losses import diffusion_target
-from hfgen.sampling import make_scheduler, sample
+from hfgen.figures import sample_grid
+from hfgen.losses import FLOW_PREDICTION, diffusion_target, draw_timesteps, loss_weights, signal_and_noise
+from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
+from hfgen.sampling import check_sampling, labels_of, make_scheduler, sample
 
 
 class DiffusionTask:
-    """An unconditional DDPM of stock diffusers classes: `UNet2DModel`, `DDPMScheduler`, `DDPMPipeline`.
+    """A diffusion model of stock diffusers classes: `UNet2DModel`, a scheduler, and without classes `DDPMPipeline`.
 
     Args:
         config: Network, noise schedule, prediction type.
-        data: The training images.
+        data: The training images, with labels if the model is to know classes.
 
     Raises:
-        UserError: if the network cannot take such images, or the preview's scheduler does not fit the model.
+        UserError: if the network cannot take such images, there are no labels, or the preview's scheduler or guidance
+            does not fit the model.
     """
 
     published = frozenset({"unet"})
-    index_file = DDPMPipeline.config_name
+    index_file = DiffusionPipeline.config_name
 
     def __init__(self, config: DDPMConfig, data: ImageData):
         self.config = config
-        channels, height, width = data.images.shape[1:]
-        levels = len(config.block_out_channels)
-        if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-            fitting = [size - size % 2 ** (levels - 1) for size in (height, height + 2 ** (levels - 1))]
-            raise UserError(
-                f"a U-Net with {levels} entries in block_out_channels halves the images {levels - 1} times, which "
-                f"{height}×{width} pixels do not allow; use fewer entries, or a --resolution such as "
-                + " or ".join(str(size) for size in fitting if size)
-            )
-        attention = [level in config.attention_levels for level in range(levels)]
-        self.unet = UNet2DModel(
-            sample_size=height if height == width else (height, width),
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=tuple(config.block_out_channels),
-            layers_per_block=config.layers_per_block,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-            add_attention=config.add_attention,
-            attention_head_dim=config.attention_head_dim,
-            norm_num_groups=config.norm_num_groups,
-            dropout=config.dropout,
-            act_fn="silu",
-        )
-        self.scheduler = DDPMScheduler(
-            num_train_timesteps=config.num_train_timesteps,
-            beta_schedule=config.beta_schedule,
-            prediction_type=config.prediction_type,
-            timestep_spacing="trailing",  # begins at pure noise whatever the number of steps
-        )
-        make_scheduler(config.scheduler, self.scheduler)  # refuse a misfit now, not at the first grid
+        if config.class_conditional:
+            data.require_labels()
+        self.label_names = data.label_names if config.class_conditional else []
+        self.unet = make_unet(config, tuple(data.images.shape[1:]), len(self.label_names))
+        self.scheduler = make_noise_schedule(config)
+        check_sampling(self.pipeline(), **self._sampler())  # now, not at the first grid
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the mean squared error of the prediction at uniformly drawn timesteps (Ho et al. 2020, eq. 14)."""
-        images = batch.images
+        """Yield the weighted mean squared error of the prediction at drawn timesteps (Ho et al. 2020, eq. 14)."""
+        config, images = self.config, batch.images
         noise = torch.randn_like(images)
-        timesteps = torch.randint(self.config.num_train_timesteps, (len(images),), device=images.device)
-        noised = self.scheduler.add_noise(images, noise, timesteps)
-        prediction = self.modules["unet"](noised, timesteps).sample
-        yield (
-            "unet",
-            F.mse_loss(prediction.float(), diffusion_target(self.scheduler, images, noise, timesteps)),
-        )
+        timesteps = draw_timesteps(config.timestep_sampling, self.scheduler, len(images), images.device)
+        alpha, sigma = signal_and_noise(self.scheduler, timesteps)
+        classes = {}
+        if config.class_conditional:
+            dropped = torch.rand(len(images), device=images.device) < config.class_dropout_prob
+            classes = {"class_labels": torch.where(dropped, len(self.label_names), batch.labels)}
+        prediction = self.modules["unet"](alpha * images + sigma * noise, timesteps, **classes).sample
+        target = diffusion_target(config.prediction_type, images, noise, alpha, sigma)
+        weights = loss_weights(config.loss_weighting, config.prediction_type, alpha, sigma, config.snr_gamma)
+        yield "unet", (weights * (prediction.float() - target).square()).mean()
 
-    def pipeline(self) -> DDPMPipeline:
-        """Return the stock pipeline, which loads anywhere with diffusers alone."""
+    def _sampler(self) -> dict[str, Any]:
+        return own_sampler(self.config.to_dict(), self.config.class_conditional)
+
+    def pipeline(self) -> DiffusionPipeline:
+        """Return the pipeline, which loads anywhere with diffusers alone."""
+        if self.config.class_conditional:
+            solver = make_scheduler(self.config.scheduler, self.scheduler)  # draws well in few steps, as it comes
+            return ClassConditionalDiffusionPipeline(self.unet, solver, dict(enumerate(self.label_names)))
         return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
 
     def save(self, folder: Path) -> None:
         """Save the pipeline."""
-        self.pipeline().save_pretrained(folder, safe_serialization=True)
+        save_pipeline(self.pipeline(), folder)
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Draw a grid of samples."""
-        batches = sample(
-            self.pipeline(),
-            num_images=num_images,
-            num_inference_steps=self.config.num_inference_steps,
-            scheduler=self.config.scheduler,
-            seed=seed,
+        """Draw a grid of samples; of a model that knows classes, a row of each."""
+        pipeline = self.pipeline()
+        batches = sample(pipeline, num_images=num_images, seed=seed, **self._sampler())
+        images = torch.cat([states[-1] for states in batches])
+        labels = labels_of(pipeline, (), range(num_images)) if self.config.class_conditional else None
+        return sample_grid(images, labels, self.label_names)
+
+
+def make_unet(config: DDPMConfig, image_shape: tuple[int, int, int], num_classes: int) -> UNet2DModel:
+    """Build the network for images (C, H, W), with an embedding of each class and of none.
+
+    Raises:
+        UserError: if it would halve the images more often than their size allows.
+    """
+    channels, height, width = image_shape
+    levels = len(config.block_out_channels)
+    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
+        fitting = [size - size % 2 ** (levels - 1) for size in (height, height + 2 ** (levels - 1))]
+        raise UserError(
+            f"a U-Net with {levels} entries in block_out_channels halves the images {levels - 1} times, which "
+            f"{height}×{width} pixels do not allow; use fewer entries, or a --resolution such as "
+            + " or ".join(str(size) for size in fitting if size)
         )
-        return image_grid(torch.cat([states[-1] for states in batches]))
+    attention = [level in config.attention_levels for level in range(levels)]
+    return UNet2DModel(
+        sample_size=height if height == width else (height, width),
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(config.block_out_channels),
+        layers_per_block=config.layers_per_block,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        add_attention=config.add_attention,
+        attention_head_dim=config.attention_head_dim,
+        norm_num_groups=config.norm_num_groups,
+        dropout=config.dropout,
+        act_fn="silu",
+        num_class_embeds=num_classes + 1 if num_classes else None,
+    )
+
+
+def make_noise_schedule(config: DDPMConfig) -> SchedulerMixin:
+    """Build the scheduler that holds the noise levels of training."""
+    if config.prediction_type == FLOW_PREDICTION:
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps)
+    betas = None
+    if config.beta_schedule == "sigmoid":  # which no other scheduler knows by its name
+        betas = DDPMScheduler(num_train_timesteps=config.num_train_timesteps, beta_schedule="sigmoid").betas.tolist()
+    return DDPMScheduler(
+        num_train_timesteps=config.num_train_timesteps,
+        beta_schedule=config.beta_schedule,
+        trained_betas=betas,
+        rescale_betas_zero_snr=config.rescale_betas_zero_snr,
+        prediction_type=config.prediction_type,
+        timestep_spacing="trailing",  # begins at pure noise whatever the number of steps
+    )

@@ -1,0 +1,213 @@
+"""A diffusion pipeline that draws the class it is asked for, by classifier-free guidance (Ho and Salimans 2022).
+
+This file is saved beside the weights and needs nothing but torch and diffusers.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+ClassLabel = int | str | None
+
+
+class GuidedModel:
+    """A class-conditional network whose prediction is pushed away from what it predicts for another class or none.
+
+    ε̃(x, c) = ε(x, n) + s (ε(x, c) − ε(x, n)), where s is `guidance_scale` and n the negative class; s = 1 is the plain
+    conditional network, at half the cost (Ho and Salimans 2022, eq. 6, whose w is s − 1). Since all that a network may
+    predict (noise, image, velocity, flow) are linear in each other at a given x and t, the same holds for each.
+
+    Args:
+        unet: Called as `unet(x, timestep, class_labels=…).sample`.
+        class_ids: c of each image, int64 (B,).
+        negative_ids: n of each image, int64 (B,).
+        guidance_scale: s.
+        guidance_interval: The part of the denoising in which guidance is applied, as shares t / T of the noise levels,
+            0 the image and 1 pure noise; outside of it s is 1 (Kynkäänniemi et al. 2024).
+        num_train_timesteps: T.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        class_ids: Tensor,
+        negative_ids: Tensor,
+        guidance_scale: float,
+        guidance_interval: Sequence[float],
+        num_train_timesteps: int,
+    ):
+        self.unet, self.class_ids, self.negative_ids = unet, class_ids, negative_ids
+        self.guidance_scale = guidance_scale
+        self.first, self.last = (share * num_train_timesteps for share in guidance_interval)
+
+    def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """Predict for images x, (B, C, H, W), at one timestep; the result is like x."""
+        if self.guidance_scale == 1 or not self.first <= timestep <= self.last:
+            return self.unet(x, timestep, class_labels=self.class_ids).sample
+        both = torch.cat([self.class_ids, self.negative_ids])
+        asked, negative = self.unet(torch.cat([x, x]), timestep, class_labels=both).sample.chunk(2)
+        return torch.lerp(negative, asked, self.guidance_scale)
+
+
+def start_denoising(scheduler: SchedulerMixin, num_inference_steps: int, noise: Tensor) -> Tensor:
+    """Set a scheduler to some steps, and scale noise, N(0, 1), to what it begins with."""
+    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    return noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has no such attribute
+
+
+def show(scheduler: SchedulerMixin, x: Tensor, timestep: Tensor) -> Tensor:
+    """Scale what a scheduler keeps to what the network sees; some solvers keep x₀ + σε, with σ in the thousands."""
+    return scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
+
+
+def denoising_step(
+    model: Callable[[Tensor, Tensor], Tensor],
+    scheduler: SchedulerMixin,
+    x: Tensor,
+    timestep: Tensor,
+    generator: torch.Generator | list[torch.Generator] | None,
+) -> Tensor:
+    """Take x, (B, C, H, W), from one of `scheduler.timesteps` to the next."""
+    prediction = model(show(scheduler, x, timestep), timestep)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    return scheduler.step(prediction, timestep, x, **({"generator": generator} if takes_generator else {})).prev_sample
+
+
+class ClassConditionalDiffusionPipeline(DiffusionPipeline):
+    """Draws images of the classes that it is asked for.
+
+    Args:
+        unet: A network with `num_class_embeds` one above the number of classes; the last index means no class.
+        scheduler: Any diffusers scheduler that fits what the network predicts.
+        id2label: The names of the classes by their numbers; by default the numbers themselves.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        names = id2label or {number: str(number) for number in range(unet.config.num_class_embeds - 1)}
+        self.register_to_config(id2label={int(number): name for number, name in names.items()})
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The numbers of the classes by their names."""
+        return {name: number for number, name in self.config.id2label.items()}
+
+    def get_label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
+        """Return the numbers of classes that are given by name (in any case), by number, or as None for no class.
+
+        A text that is no name may be a number.
+
+        Raises:
+            ValueError: for a class that the model does not know.
+        """
+        if class_labels is None or isinstance(class_labels, int | str):
+            class_labels = [class_labels]
+        known: dict[ClassLabel, int] = {None: self.unet.config.num_class_embeds - 1}
+        known |= {number: number for number in self.labels.values()}
+        known |= {str(number): number for number in self.labels.values()}
+        known |= {name.lower(): number for name, number in self.labels.items()}
+        found = [known.get(label.lower() if isinstance(label, str) else label) for label in class_labels]
+        if None in found:
+            raise ValueError(
+                f"the model knows no class {class_labels[found.index(None)]}, but "
+                + ", ".join(f"{name} ({number})" for name, number in self.labels.items())
+            )
+        return found
+
+    def guided(
+        self,
+        class_labels: Sequence[ClassLabel],
+        guidance_scale: float = 2.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        negative_class_labels: ClassLabel | Sequence[ClassLabel] = None,
+    ) -> GuidedModel:
+        """Return the network as it predicts for these classes, one an image; see `__call__`."""
+        class_ids = self.get_label_ids(class_labels)
+        negative_ids = self.get_label_ids(negative_class_labels)
+        if len(negative_ids) not in (1, len(class_ids)):
+            raise ValueError(
+                f"negative_class_labels must be one, or one for each of the {len(class_ids)} images, not "
+                f"{len(negative_ids)}"
+            )
+        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            raise ValueError(
+                f"guidance_interval must be two shares, 0 ≤ first ≤ last ≤ 1, not {list(guidance_interval)}"
+            )
+        device = self._execution_device
+        return GuidedModel(
+            self.unet,
+            torch.tensor(class_ids, device=device),
+            torch.tensor(negative_ids, device=device).expand(len(class_ids)),
+            guidance_scale,
+            guidance_interval,
+            self.scheduler.config.num_train_timesteps,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        guidance_scale: float = 2.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        negative_class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        num_inference_steps: int = 20,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Any]]
+        | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw an image for each label.
+
+        Args:
+            class_labels: Names or numbers of classes, one an image; None in the list for an image of no particular
+                class. By default one image of each class.
+            guidance_scale: How strongly the class is enforced; 1 is the model's own distribution, more gives clearer
+                and less varied images.
+            guidance_interval: Part of the denoising in which guidance is applied, as shares of the noise levels, 0 the
+                image and 1 pure noise (Kynkäänniemi et al. 2024).
+            negative_class_labels: What guidance leads away from, one for all or one an image: by default from no
+                particular class.
+            num_inference_steps: Denoising steps.
+            generator: Where the noise comes from: one for all, or one an image.
+            output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
+            return_dict: Return an `ImagePipelineOutput` instead of a tuple.
+            callback_on_step_end: Called after each step with this pipeline, the step's index, its timestep and
+                `{"sample": x}`, x (B, C, H, W) as the scheduler keeps it; a `sample` in what it returns takes its
+                place.
+
+        Returns:
+            The images.
+
+        Raises:
+            ValueError: for an unknown class, or a guidance that cannot be.
+        """
+        if class_labels is None:
+            class_labels = list(self.labels.values())
+        elif isinstance(class_labels, int | str):
+            class_labels = [class_labels]
+        model = self.guided(class_labels, guidance_scale, guidance_interval, negative_class_labels)
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (len(class_labels), self.unet.config.in_channels, height, width)
+        noise = randn_tensor(shape, generator, self._execution_device, self.unet.dtype)
+        x = start_denoising(self.scheduler, num_inference_steps, noise)
+        for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            x = denoising_step(model, self.scheduler, x, timestep, generator)
+            if callback_on_step_end:
+                x = (callback_on_step_end(self, index, timestep, {"sample": x}) or {}).get("sample", x)
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).float().numpy()
+            if output_type == "pil":
+                images = self.numpy_to_pil(images)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -1,0 +1,287 @@
+"""Models that know classes: trained, guided, sampled, measured; their pipeline travels with the weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import TINY
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
+
+import hfgen
+from hfgen.batches import Batch
+from hfgen.cli import main
+from hfgen.code_files import save_pipeline
+from hfgen.config import DDPMConfig
+from hfgen.data import ImageData, load_images
+from hfgen.errors import UserError
+from hfgen.evaluation import evaluate
+from hfgen.figures import sample_grid
+from hfgen.loading import load
+from hfgen.metrics.judge import load_judge
+from hfgen.options import EvaluateConfig
+from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
+from hfgen.run import train
+from hfgen.sampling import sample
+from hfgen.seeds import derive_seed
+from hfgen.tasks.diffusion import DiffusionTask
+
+CODE_FILE = "pipeline_hfgen_class_conditional_diffusion.py"
+NAMES = ["cat", "Dog", "7"]
+CONDITIONAL = TINY | {
+    "class_conditional": True, "add_attention": False, "block_out_channels": [16, 32], "train_batch_size": 64,
+    "learning_rate": 5e-3, "train_split": "train[:80%]", "num_inference_steps": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["v_prediction", "flow_prediction"])
+def run(request, tmp_path_factory) -> Path:
+    AcceleratorState._reset_state()
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    fields = {"output_dir": str(folder), "max_train_steps": 250, "prediction_type": request.param}
+    return train(DDPMConfig(**CONDITIONAL | fields), DiffusionTask)
+
+
+@pytest.fixture
+def pipeline() -> ClassConditionalDiffusionPipeline:
+    torch.manual_seed(0)
+    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1,
+                       norm_num_groups=8, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+                       add_attention=False, num_class_embeds=4)  # fmt: skip
+    pipeline = ClassConditionalDiffusionPipeline(unet, DDPMScheduler(), dict(enumerate(NAMES)))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def drawn(pipeline, *labels, seed=0, **options) -> np.ndarray:
+    generator = [torch.Generator().manual_seed(seed + i) for i in range(len(labels))]
+    settings = {"num_inference_steps": 3, "output_type": "np"} | options
+    return pipeline(class_labels=list(labels), generator=generator, **settings).images
+
+
+def test_it_draws_the_class_that_is_asked_for(run, judge_run):
+    judge = load_judge(str(judge_run))
+    wanted = torch.arange(200) % 10
+    shares = {}
+    for scale in (1.0, 3.0):
+        batches = sample(
+            load(str(run)), num_images=200, num_inference_steps=8, scheduler="unipc", guidance_scale=scale
+        )
+        seen = judge.look_at(torch.cat([states[-1] for states in batches]))[1].argmax(1)
+        shares[scale] = (seen == wanted).float().mean().item()
+    assert shares[3.0] > 0.75, shares
+    assert shares[3.0] > shares[1.0] > 0.3, "guidance enforces the class"
+
+
+def test_labels_are_withheld_from_the_network_as_often_as_asked(tmp_path):
+    images = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
+    data = ImageData(images, torch.arange(2000) % 3, NAMES, "test", "fingerprint")
+    config = DDPMConfig(**CONDITIONAL | {"output_dir": str(tmp_path), "class_dropout_prob": 0.25})
+    task = DiffusionTask(config, data)
+    assert task.unet.config.num_class_embeds == 4
+    seen = []
+
+    def network(x, timesteps, class_labels):
+        seen.append(class_labels)
+        return task.unet(x, timesteps, class_labels=class_labels)
+
+    task.modules["unet"] = network
+    with torch.no_grad():
+        list(task.losses(Batch(images.float() / 127.5 - 1, data.labels)))
+    withheld = seen[0] == 3
+    assert withheld.float().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert seen[0][~withheld].equal(data.labels[~withheld])
+
+
+def test_a_model_of_classes_needs_labels(tmp_path):
+    data = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), None, None, "test", "fingerprint")
+    with pytest.raises(UserError, match="test has no class labels"):
+        DiffusionTask(DDPMConfig(**CONDITIONAL | {"output_dir": str(tmp_path)}), data)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"guidance_interval": [0.5]}, r"guidance_interval must be two shares, .* not \[0.5\]"),
+    ({"guidance_interval": [0.8, 0.2]}, r"guidance_interval must be two shares, .* not \[0.8, 0.2\]"),
+    ({"scheduler": "flow_euler"}, "scheduler flow_euler does not fit .* v_prediction"),
+    ({"prediction_type": "flow_prediction", "scheduler": "ddim"}, "ddim does not fit .*flow_prediction; .*flow_euler"),
+])  # fmt: skip
+def test_a_sampler_that_does_not_fit_is_refused_before_training(tmp_path, fields, message):
+    config = DDPMConfig(**CONDITIONAL | {"output_dir": str(tmp_path)} | fields)
+    with pytest.raises(UserError, match=message):
+        DiffusionTask(config, load_images("digits"))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "flow_prediction"])
+def test_zero_terminal_snr_needs_a_prediction_that_says_something_in_pure_noise(tmp_path, prediction_type):
+    with pytest.raises(UserError, match=f"needs prediction_type sample or v_prediction, not {prediction_type}"):
+        DDPMConfig(dataset_name="digits", output_dir="x", rescale_betas_zero_snr=True, prediction_type=prediction_type)
+    config = DDPMConfig(**CONDITIONAL | {"output_dir": str(tmp_path), "rescale_betas_zero_snr": True})
+    assert DiffusionTask(config, load_images("digits")).scheduler.alphas_cumprod[-1] == 0
+
+
+class Answers:
+    """A network that answers each class with a constant, and counts the images that it is shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, x, timestep, class_labels):
+        self.shown.append(len(x))
+        sample = torch.tensor([1.0, 10.0, 100.0, 1000.0])[class_labels].view(-1, 1, 1, 1).expand_as(x)
+        return type("Output", (), {"sample": sample})
+
+
+def test_guidance_leads_from_the_negative_class_to_the_class():
+    unet, x = Answers(), torch.zeros(2, 1, 2, 2)
+    classes, nothing = torch.tensor([0, 1]), torch.tensor([3, 2])
+    guided = GuidedModel(unet, classes, nothing, 3.0, (0.2, 0.8), 1000)
+    values = guided(x, torch.tensor(500))[:, 0, 0, 0].tolist()
+    assert values == pytest.approx([1000 + 3 * (1 - 1000), 100 + 3 * (10 - 100)])
+    for timestep in (199, 801):
+        assert guided(x, torch.tensor(timestep))[:, 0, 0, 0].tolist() == [1, 10], "outside the interval"
+    assert unet.shown == [4, 2, 2], "without guidance the network is asked once"
+    assert GuidedModel(unet, classes, nothing, 1.0, (0, 1), 1000)(x, torch.tensor(500))[:, 0, 0, 0].tolist() == [1, 10]
+
+
+def test_classes_by_name_and_by_number(pipeline):
+    assert pipeline.get_label_ids(["CAT", "dog", 2, "1", "7", None]) == [0, 1, 2, 1, 2, 3]
+    assert pipeline.get_label_ids("cat") == [0]
+    assert pipeline.get_label_ids([2]) == [2], "a number is no name"
+    by_name, by_number = drawn(pipeline, "dog", "cat"), drawn(pipeline, 1, 0)
+    assert np.array_equal(by_name, by_number)
+    assert not np.array_equal(by_name, drawn(pipeline, "cat", "dog"))
+    for label in ("cow", 3, -1):
+        with pytest.raises(ValueError, match=rf"knows no class {label}, but cat \(0\), Dog \(1\), 7 \(2\)"):
+            pipeline(class_labels=[label])
+    assert len(pipeline(num_inference_steps=2).images) == 3, "one of each"
+
+
+def test_negative_classes_and_their_number(pipeline):
+    plain = drawn(pipeline, "cat", "dog", guidance_scale=5.0)
+    other = drawn(pipeline, "cat", "dog", guidance_scale=5.0, negative_class_labels="7")
+    assert not np.array_equal(plain, other)
+    assert np.array_equal(other, drawn(pipeline, "cat", "dog", guidance_scale=5.0, negative_class_labels=[2, 2]))
+    with pytest.raises(ValueError, match="one for each of the 2 images, not 3"):
+        drawn(pipeline, "cat", "dog", negative_class_labels=["cat", "cat", "cat"])
+
+
+def test_the_callback_sees_each_step_and_may_replace_the_sample(pipeline):
+    steps = []
+
+    def note(pipe, index, timestep, tensors):
+        steps.append((index, int(timestep), tuple(tensors["sample"].shape)))
+
+    plain = drawn(pipeline, "cat")
+    assert np.array_equal(plain, drawn(pipeline, "cat", callback_on_step_end=note))
+    assert steps == [(i, int(t), (1, 1, 8, 8)) for i, t in enumerate(pipeline.scheduler.timesteps)]
+    black = drawn(
+        pipeline, "cat", callback_on_step_end=lambda p, i, t, s: {"sample": torch.full_like(s["sample"], -1)}
+    )
+    assert (black == 0).all()
+
+
+def test_outputs_of_the_pipeline(pipeline):
+    arrays = drawn(pipeline, "cat", "dog")
+    assert arrays.shape == (2, 8, 8, 1)
+    assert 0 <= arrays.min() <= arrays.max() <= 1
+    tensors = drawn(pipeline, "cat", "dog", output_type="pt")
+    assert np.array_equal(tensors.permute(0, 2, 3, 1).numpy(), arrays)
+    (pictures,) = pipeline(class_labels=["cat"], num_inference_steps=2, return_dict=False)
+    assert isinstance(pictures[0], PIL.Image.Image)
+
+
+def test_hfgen_draws_what_the_pipeline_draws(run):
+    pipe = load(str(run))
+    pipe.set_progress_bar_config(disable=True)
+    (ours,) = next(sample(pipe, num_images=4, num_inference_steps=4, scheduler="unipc", class_labels=["5", 2]))
+    generators = [torch.Generator().manual_seed(derive_seed("image", 0, i)) for i in range(4)]
+    theirs = pipe(["5", 2, "5", 2], num_inference_steps=4, generator=generators, output_type="np").images
+    assert np.array_equal((theirs * 255).round().astype(np.uint8), ours.permute(0, 2, 3, 1).numpy())
+
+
+def test_a_model_without_classes_cannot_be_asked_for_one(tmp_path, capsys):
+    config = DDPMConfig(**TINY | {"output_dir": str(tmp_path)})
+    DiffusionTask(config, load_images("digits")).save(tmp_path / "model")
+    for flags in (["--class_labels", "3"], ["--guidance_scale", "2"], ["--guidance_interval", "0", "1"]):
+        assert main(["sample", str(tmp_path / "model"), "--output", str(tmp_path / "x.png"), *flags]) == 2
+        assert "the model knows no classes" in capsys.readouterr().err
+
+
+def test_a_run_loads_where_there_is_no_hfgen(run):
+    code = (
+        "import sys\nsys.modules['hfgen'] = None\nfrom diffusers import DiffusionPipeline\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(run)!r}, trust_remote_code=True)\n"
+        "image = pipe(class_labels=['3'], guidance_scale=1.5, guidance_interval=(0.2, 0.8), num_inference_steps=3)\n"
+        "assert image.images[0].size == (8, 8), image\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(run)
+
+
+def test_saved_again_after_it_was_loaded_with_its_own_code_it_still_loads(run, tmp_path):
+    loaded = DiffusionPipeline.from_pretrained(run, trust_remote_code=True)
+    assert type(loaded).__module__.startswith("diffusers_modules.")
+    save_pipeline(loaded, tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == [CODE_FILE.removesuffix(".py"), "ClassConditionalDiffusionPipeline"]
+    again = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    again.set_progress_bar_config(disable=True)
+    loaded.set_progress_bar_config(disable=True)
+    assert np.array_equal(drawn(again, "3"), drawn(loaded, "3"))
+
+
+def test_hfgen_runs_its_own_code_unasked_and_no_other(run, tmp_path):
+    pipe = hfgen.load(str(run))
+    pipe.save_pretrained(tmp_path / "model")
+    save_pipeline(pipe, tmp_path / "model")
+    assert hfgen.load(str(tmp_path / "model")).labels["3"] == 3
+    (tmp_path / "model" / CODE_FILE).write_text((run / CODE_FILE).read_text() + "\nprint('stolen')\n")
+    with pytest.raises(UserError, match=f"comes with code of its own, .*: {CODE_FILE}"):
+        hfgen.load(str(tmp_path / "model"))
+    assert hfgen.load(str(tmp_path / "model"), trust_remote_code=True).labels["3"] == 3
+
+
+def test_sample_writes_a_row_for_each_class_and_arrays_with_labels(run, tmp_path):
+    asked = ["sample", str(run), "--num_images", "5", "--num_inference_steps", "2", "--class_labels", "8", "3"]
+    asked += [
+        "--guidance_scale",
+        "1.5",
+        "--guidance_interval",
+        "0.2",
+        "0.8",
+        "--negative_class_labels",
+        "1",
+        "--output",
+    ]
+    for name in ("grid.png", "film.gif", "images.npz", "folder"):
+        assert main([*asked, str(tmp_path / name)]) == 0
+    with np.load(tmp_path / "images.npz") as arrays:
+        assert arrays["labels"].tolist() == [8, 3, 8, 3, 8]
+        assert arrays["label_names"].tolist() == [str(number) for number in range(10)]
+        images = torch.from_numpy(arrays["images"])[:, None]
+    names = [str(number) for number in range(10)]
+    grid = np.asarray(sample_grid(images, [8, 3, 8, 3, 8], names))
+    assert np.array_equal(grid, np.asarray(PIL.Image.open(tmp_path / "grid.png").convert("RGB")))
+    left = grid.shape[1] - 3 * 68
+    for row, column, index in ((0, 0, 1), (0, 1, 3), (1, 0, 0), (1, 1, 2), (1, 2, 4)):
+        tile = grid[row * 68 + 2 : row * 68 + 66 : 8, left + column * 68 + 2 : left + column * 68 + 66 : 8, 0]
+        assert np.array_equal(tile, images[index, 0].numpy()), (row, column)
+    assert len({tuple(pixel) for pixel in grid[:68, :left].reshape(-1, 3)}) > 1, "the name of the class"
+
+
+def test_an_evaluation_asks_for_classes_as_often_as_they_are_in_training(run, judge_run, tmp_path):
+    options = {"judge": [str(judge_run)], "num_images": 60, "reference_split": "train[80%:]"}
+    config = EvaluateConfig(run_or_repo=str(run), output_dir=str(tmp_path), guidance_scale=3.0, **options)
+    record = json.loads(evaluate(config).read_text())
+    assert record["conditional"]["digits_judge"]["accuracy"] > 0.6
+    protocol = record["protocol"]
+    assert protocol["guidance_scale"] == 3.0
+    assert protocol["guidance_interval"] == [0.0, 1.0]
+    assert protocol["class_labels"] == "in the shares of the training images"
+    assert "unipc, 8 steps, guidance 3)" in (tmp_path / "evaluation.md").read_text()

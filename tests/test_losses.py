@@ -1,0 +1,86 @@
+"""Noise levels, targets and weights agree with diffusers' schedulers and with each other."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from hfgen.losses import diffusion_target, draw_timesteps, loss_weights, prediction_type_of, signal_and_noise
+
+TIMESTEPS = torch.tensor([0, 1, 500, 998, 999])
+FLOW = FlowMatchEulerDiscreteScheduler()
+
+
+def images_and_noise(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1, torch.randn(count, 3, 4, 4, generator=generator)
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2", "sigmoid"])
+def test_noise_levels_and_velocity_are_those_of_diffusers(beta_schedule):
+    scheduler = DDPMScheduler(beta_schedule=beta_schedule, prediction_type="v_prediction")
+    images, noise = images_and_noise()
+    alpha, sigma = signal_and_noise(scheduler, TIMESTEPS)
+    torch.testing.assert_close(alpha * images + sigma * noise, scheduler.add_noise(images, noise, TIMESTEPS))
+    velocity = diffusion_target("v_prediction", images, noise, alpha, sigma)
+    torch.testing.assert_close(velocity, scheduler.get_velocity(images, noise, TIMESTEPS))
+
+
+def test_noise_levels_of_a_flow_are_those_of_diffusers():
+    images, noise = images_and_noise()
+    timesteps = FLOW.timesteps[[0, 100, 500, 900, 999]]
+    alpha, sigma = signal_and_noise(FLOW, timesteps)
+    torch.testing.assert_close(alpha * images + sigma * noise, FLOW.scale_noise(images, timesteps, noise))
+
+
+def test_between_two_timesteps_the_noise_level_is_interpolated():
+    scheduler = DDPMScheduler()
+    alpha, sigma = signal_and_noise(scheduler, torch.tensor([500.25]))
+    expected = 0.75 * scheduler.alphas_cumprod[500] + 0.25 * scheduler.alphas_cumprod[501]
+    assert alpha.square().item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (alpha.square() + sigma.square()).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction", "flow_prediction"])
+@pytest.mark.parametrize("weighting", ["uniform", "min_snr", "p2"])
+def test_a_weighting_means_the_same_whatever_is_predicted(prediction_type, weighting):
+    """An error in what is predicted is an error of the image and of the noise, which the weights are defined by."""
+    is_flow = prediction_type == "flow_prediction"
+    alpha, sigma = signal_and_noise(FLOW if is_flow else DDPMScheduler(), TIMESTEPS[1:])
+    images, noise = images_and_noise(4)
+    wrong_images = images + 0.1
+    wrong_noise = (alpha * images + sigma * noise - alpha * wrong_images) / sigma  # for the same x_t
+    target = diffusion_target(prediction_type, images, noise, alpha, sigma)
+    predicted = diffusion_target(prediction_type, wrong_images, wrong_noise, alpha, sigma)
+    weights = loss_weights(weighting, prediction_type, alpha, sigma, snr_gamma=5.0)
+    loss = (weights * (predicted - target).square()).mean((1, 2, 3))
+    snr = (alpha / sigma).square().flatten()
+    if weighting == "uniform":
+        expected = (predicted - target).square().mean((1, 2, 3))
+    elif weighting == "min_snr":
+        expected = snr.clamp(max=5.0) * (wrong_images - images).square().mean((1, 2, 3))
+    else:
+        expected = (wrong_noise - noise).square().mean((1, 2, 3)) / (1 + snr)
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=1e-7)
+
+
+def test_a_wrong_prediction_type_or_weighting_is_an_error():
+    one = torch.ones(1, 1, 1, 1)
+    with pytest.raises(ValueError, match="unknown prediction type x"):
+        diffusion_target("x", one, one, one, one)
+    with pytest.raises(ValueError, match="unknown loss weighting x"):
+        loss_weights("x", "sample", one, one, 5.0)
+
+
+def test_timesteps_are_whole_for_a_diffusion_and_any_for_a_flow():
+    torch.manual_seed(0)
+    diffusion, flow = (draw_timesteps("uniform", s, 100_000, torch.device("cpu")) for s in (DDPMScheduler(), FLOW))
+    assert diffusion.dtype == torch.int64
+    assert (diffusion.min(), diffusion.max()) == (0, 999)
+    assert (diffusion.bincount() - 100).abs().max() < 60, "all alike"
+    assert flow.is_floating_point()
+    assert 0 <= flow.min() < 1
+    assert 999 < flow.max() <= 1000
+    middle = draw_timesteps("logit_normal", FLOW, 100_000, torch.device("cpu"))
+    inner = ((middle > 250) & (middle < 750)).float().mean().item()
+    assert inner == pytest.approx(0.7281, abs=0.01), "where a standard normal number is between ±log 3"
+    assert prediction_type_of(FLOW) == "flow_prediction"
