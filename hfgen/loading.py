@@ -1,16 +1,16 @@
 """Load a pipeline from a run, a folder or the Hub, without running code or pickles of strangers."""
 
 import importlib.util
+import inspect
 import json
 from pathlib import Path
 
 import diffusers.pipelines
 import httpx2
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
@@ -19,20 +19,23 @@ from huggingface_hub.errors import (
 )
 
 from hfgen.checkpoints import newest_complete
-from hfgen.code_files import is_own
+from hfgen.code_files import own_class
 from hfgen.errors import UserError, first_line
 
 INDEX = "model_index.json"
 
 
 def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bool = False) -> DiffusionPipeline:
-    """Load a pipeline from safetensors, without running code that came with it and that hfgen does not have too.
+    """Load a pipeline from safetensors, without running code that came with it.
+
+    A pipeline of a class of hfgen's comes with a copy of its file, for diffusers; here not that copy runs, but the
+    installed file.
 
     Args:
         run_or_repo: A run folder (while it is still training, its newest checkpoint is taken), a checkpoint, any
             folder that `DiffusionPipeline.save_pretrained` wrote, or a Hub id.
         revision: Branch, tag or commit of a Hub id.
-        trust_remote_code: Allow the Python files that come with the model, and that the message names without this,
+        trust_remote_code: Allow other Python files that come with the model, and that the message names without this,
             to run on this machine.
 
     Raises:
@@ -41,15 +44,17 @@ def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bo
     source = _source(run_or_repo)
     disable_progress_bar()  # there are two components
     try:
-        files = _code_files(source, revision)
-        strange = [name for name, place in files.items() if place is None or not is_own(place)]
-        if strange and not trust_remote_code:
+        index = _read_index(source, revision)
+        pipeline = index.get("_class_name")
+        if isinstance(pipeline, list) and (own := own_class(*pipeline)):
+            return _assemble(own, source, revision, index)
+        if not trust_remote_code and (files := _code_files(source, index)):
             raise UserError(
-                f"{run_or_repo} comes with code of its own, which would run on this machine: {', '.join(strange)}. "
-                "Read it, and if you trust it, allow it with trust_remote_code"
+                f"{run_or_repo} comes with code of its own, which would run on this machine: {', '.join(files)}. Read "
+                "it, and if you trust it, allow it with trust_remote_code"
             )
         return DiffusionPipeline.from_pretrained(
-            source, revision=revision, use_safetensors=True, trust_remote_code=bool(files)
+            source, revision=revision, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, httpx2.HTTPError) as error:
         raise UserError(f"cannot load a pipeline from {run_or_repo}: {first_line(error)}") from error
@@ -89,26 +94,34 @@ def _read_index(source: str, revision: str | None) -> dict[str, object]:
         raise UserError(f"there is no folder {source} and no such repo on the Hub that this token may see") from error
 
 
-def _code_files(source: str, revision: str | None) -> dict[str, Path | None]:
-    """Find the Python files that loading would run: those beside the model, and those of classes that are nowhere."""
-    index = _read_index(source, revision)
+def _code_files(source: str, index: dict[str, object]) -> list[str]:
+    """Name the Python files that loading would run: those of classes that no installed library has."""
     pipeline = index.get("_class_name")
-    names = [f"{pipeline[0]}.py"] if isinstance(pipeline, list) else []
-    unknown = set(names)
-    for part, value in index.items():
-        if not part.startswith("_") and isinstance(value, list) and value[0]:
-            names.append(f"{part}/{value[0]}.py")
-            if not hasattr(diffusers.pipelines, value[0]) and not importlib.util.find_spec(value[0].partition(".")[0]):
-                unknown.add(names[-1])
-    found = {name: _find(source, name, revision) for name in names}
-    return {name: place for name, place in found.items() if place or name in unknown}
+    files = [f"{pipeline[0]}.py"] if isinstance(pipeline, list) else []
+    for name, (library, _) in _components(index).items():
+        known = hasattr(diffusers.pipelines, library) or importlib.util.find_spec(library.partition(".")[0])
+        if not known or Path(source, name, f"{library}.py").exists():
+            files.append(f"{name}/{library}.py")
+    return files
 
 
-def _find(source: str, name: str, revision: str | None) -> Path | None:
-    """Find a file of a folder or, downloading it, of a Hub id."""
-    if Path(source).is_dir():
-        return place if (place := Path(source, name)).is_file() else None
-    try:
-        return Path(hf_hub_download(source, name, revision=revision))
-    except EntryNotFoundError:  # neither there nor, without a network, in the cache
-        return None
+def _components(index: dict[str, object]) -> dict[str, tuple[str, str]]:
+    """Return library and class of each component of a pipeline."""
+    return {
+        name: tuple(value)
+        for name, value in index.items()
+        if not name.startswith("_") and isinstance(value, list) and value[0]
+    }
+
+
+def _assemble(
+    pipeline_class: type[DiffusionPipeline], source: str, revision: str | None, index: dict[str, object]
+) -> DiffusionPipeline:
+    """Build a pipeline of a class of hfgen's from what was saved of it, running no code that was saved with it."""
+    parts = {}
+    for name, (library, class_name) in _components(index).items():
+        part_class = own_class(library, class_name) or getattr(diffusers, class_name)
+        safely = {"use_safetensors": True} if issubclass(part_class, ModelMixin) else {}
+        parts[name] = part_class.from_pretrained(source, subfolder=name, revision=revision, **safely)
+    others = index.keys() & inspect.signature(pipeline_class).parameters.keys() - parts.keys()
+    return pipeline_class(**parts, **{name: index[name] for name in others})

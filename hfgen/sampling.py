@@ -164,11 +164,8 @@ def denoising_states(
 
 
 def is_conditional(pipeline: DiffusionPipeline) -> bool:
-    """Tell whether a pipeline draws the classes that it is asked for (`ClassConditionalDiffusionPipeline`).
-
-    Loaded with the code that came with it, its class is another one of the same name.
-    """
-    return type(pipeline).__name__ == ClassConditionalDiffusionPipeline.__name__
+    """Tell whether a pipeline draws the classes that it is asked for."""
+    return isinstance(pipeline, ClassConditionalDiffusionPipeline)
 
 
 def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:

@@ -236,15 +236,15 @@ def test_saved_again_after_it_was_loaded_with_its_own_code_it_still_loads(run, t
     assert np.array_equal(drawn(again, "3"), drawn(loaded, "3"))
 
 
-def test_hfgen_runs_its_own_code_unasked_and_no_other(run, tmp_path):
-    pipe = hfgen.load(str(run))
-    pipe.save_pretrained(tmp_path / "model")
-    save_pipeline(pipe, tmp_path / "model")
-    assert hfgen.load(str(tmp_path / "model")).labels["3"] == 3
-    (tmp_path / "model" / CODE_FILE).write_text((run / CODE_FILE).read_text() + "\nprint('stolen')\n")
-    with pytest.raises(UserError, match=f"comes with code of its own, .*: {CODE_FILE}"):
-        hfgen.load(str(tmp_path / "model"))
-    assert hfgen.load(str(tmp_path / "model"), trust_remote_code=True).labels["3"] == 3
+def test_hfgen_runs_its_own_version_of_the_code_not_that_of_the_folder(run, tmp_path):
+    (tmp_path / "model" / "unet").mkdir(parents=True)
+    save_pipeline(hfgen.load(str(run)), tmp_path / "model")
+    for name in (CODE_FILE, "unet/diffusers.py"):
+        (tmp_path / "model" / name).write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
+    pipe = hfgen.load(str(tmp_path / "model"), trust_remote_code=True)
+    assert type(pipe) is ClassConditionalDiffusionPipeline
+    assert np.array_equal(drawn(pipe, "3"), drawn(hfgen.load(str(run)), "3"))
+    assert not (tmp_path / "trace").exists()
 
 
 def test_sample_writes_a_row_for_each_class_and_arrays_with_labels(run, tmp_path):
