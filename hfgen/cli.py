@@ -17,7 +17,15 @@ from jsonargparse import ActionYesNo, ArgumentParser
 import hfgen
 from hfgen.config import ClassifierConfig, DDPMConfig, TrainingConfig
 from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
-from hfgen.options import CardConfig, EvaluateConfig, PublishAllConfig, PushConfig, ResultsConfig, SampleConfig
+from hfgen.options import (
+    CardConfig,
+    CompareSamplersConfig,
+    EvaluateConfig,
+    PublishAllConfig,
+    PushConfig,
+    ResultsConfig,
+    SampleConfig,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 FAMILIES = {config.family: config for config in (DDPMConfig, ClassifierConfig)}
@@ -29,6 +37,7 @@ commands:
   train FAMILY   train a model; FAMILY is {" or ".join(FAMILIES)}
   sample RUN     draw images from a run, a checkpoint, a folder or a Hub id
   evaluate RUN   measure how good its images are, or a classifier, or --images from anywhere
+  compare-samplers RUN  find the cheapest scheduler, steps and guidance that draw as well as the best
   results        make one table of all evaluations
   card RUN       write the page that a model has on the Hub
   push RUN       publish a model on the Hub
@@ -143,6 +152,13 @@ def _evaluate(arguments: list[str]) -> None:
     print(f"The measures are in {record}")
 
 
+def _compare_samplers(arguments: list[str]) -> None:
+    config = parse_config(CompareSamplersConfig, arguments, prog="hfgen compare-samplers", positional="runs")
+    from hfgen.comparison import compare_samplers
+
+    print(f"The comparison is in {compare_samplers(config)}")
+
+
 def _results(arguments: list[str]) -> None:
     config = parse_config(ResultsConfig, arguments, prog="hfgen results", positional="folders")
     from hfgen.files import complete_or_absent
@@ -222,6 +238,7 @@ def _list_recipes(arguments: list[str]) -> None:
 COMMANDS = {
     "sample": _sample,
     "evaluate": _evaluate,
+    "compare-samplers": _compare_samplers,
     "results": _results,
     "card": _card,
     "push": _push,
@@ -266,7 +283,7 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str, positio
 
 def _make_parser(config_class: type, prog: str, positional: str | None) -> ArgumentParser:
     ancestry = [parse_docstring(c.__doc__) for c in config_class.__mro__[:-1]]
-    help_texts = {p.arg_name: p.description for documented in ancestry for p in documented.params}
+    help_texts = {p.arg_name: p.description for documented in reversed(ancestry) for p in documented.params}
     hints = typing.get_type_hints(config_class)
     parser = ArgumentParser(prog=prog, description=ancestry[0].short_description, exit_on_error=False)
     parser.add_argument("--config", help="Recipe (see hfgen recipes) or YAML file to take values from; flags win.")

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from hfgen.config import GUIDANCE, ClassifierConfig, own_sampler
-from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images, public_name
+from hfgen.data import ImageData, load_images, public_name
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
 from hfgen.files import remove_leftovers
@@ -28,14 +27,23 @@ from hfgen.measures import KERNEL_SUBSET, KERNEL_SUBSETS, NEIGHBOURS, Reference,
 from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
 from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
-from hfgen.metrics.judge import WEIGHTS, Judge, load_judge, shipped_judges
+from hfgen.metrics.judge import WEIGHTS, Judge, load_judge
 from hfgen.options import EvaluateConfig
-from hfgen.records import CONFIG_FILE, RUN_FILE
+from hfgen.records import RUN_FILE
+from hfgen.references import (
+    check_size,
+    data_source_of,
+    default_output,
+    load_references,
+    name_of,
+    run_fields,
+    train_split_of,
+)
 from hfgen.report import PICTURES, RECORD, save_classifier_report, save_pictures, save_report
 from hfgen.run import train as run_training
 from hfgen.sampling import check_sampling, image_shape_of, is_conditional
 from hfgen.seeds import derive_seed
-from hfgen.subjects import Subject, draw, labels_like, size_of, take
+from hfgen.subjects import Subject, draw, labels_like, take
 from hfgen.tasks.classifier import ClassifierTask, load_test_images
 
 DEFAULT_NUM_IMAGES = 10_000
@@ -67,11 +75,11 @@ def evaluate(config: EvaluateConfig) -> Path:
     pipeline = None
     if not given:
         pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    run = {} if given else _run_fields(source)
+    run = {} if given else run_fields(source)
     num_images = config.num_images or (len(given) if given else DEFAULT_NUM_IMAGES)
-    references = _load_references(config, run, num_images)
+    references = load_references(config, run, config.run_or_repo, num_images)
     inception = _load_inception(num_images, references[0].test) if config.inception else None
-    output = Path(config.output_dir) if config.output_dir else _default_output(config.run_or_repo)
+    output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
     if given:
         subject = _take_images(config, given, num_images, references[0])
     else:
@@ -90,25 +98,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     return output / RECORD
 
 
-def _load_references(config: EvaluateConfig, run: dict[str, Any], num_images: int) -> list[Reference]:
-    """Load the real images and the judges, and refuse what no measure can be made of."""
-    dataset = config.dataset_name or _data_source(run)
-    if dataset is None:
-        raise UserError(f"{config.run_or_repo} does not say what it was trained on; name it with --dataset_name")
-    judges = [load_judge(name) for name in config.judge or _judges_of(dataset)]
-    test, train = (
-        _load_real(config, run, dataset, split) for split in (config.reference_split, _train_split(config, run))
-    )
-    _check(config, num_images, judges, test, train)
-    return [Reference(judge, test, train, cache_folder(config.cache_dir)) for judge in judges]
-
-
-def _train_split(config: EvaluateConfig, run: dict[str, Any]) -> str:
-    return config.train_split or run.get("train_split", "train")
-
-
 def _take_images(config: EvaluateConfig, given: ImageData, num_images: int, reference: Reference) -> Subject:
-    _check_size(given.images.shape[1:], config.images, reference.test)
+    check_size(given.images.shape[1:], config.images, reference.test)
     sets = (given, reference.train, reference.test)
     if config.classification_accuracy_score and any(data.labels is None for data in sets):
         raise UserError("the classification accuracy score needs labels, of the images and of the data set")
@@ -130,9 +121,9 @@ def _draw_images(
     sampler = own_sampler(run, conditional) | {name: value for name, value in asked.items() if value not in (None, [])}
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
-    _check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
+    check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
     source = Path(config.run_or_repo).expanduser()
-    name = _name(source) if source.is_dir() else config.run_or_repo
+    name = name_of(source) if source.is_dir() else config.run_or_repo
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     sampler["seed"] = config.seed
     folder = output / PICTURES
@@ -162,7 +153,7 @@ def _measure(
             "reference_split": config.reference_split,
             "reference_images": len(test),
             "reference_sha256": test.fingerprint,
-            "train_split": _train_split(config, run),
+            "train_split": train_split_of(config, run),
             "training_images": len(train),
             "training_sha256": train.fingerprint,
             "reference_images_in_training": shared,
@@ -212,99 +203,6 @@ def _measure(
     save_pictures(record, subject.images[:SHOWN_IMAGES], pairs, planes, output)
     save_report(record, output)
     return record
-
-
-def _run_fields(source: Path) -> dict[str, Any]:
-    """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints."""
-    for folder in (source, source.resolve().parents[1] if _is_checkpoint(source) else source):
-        if (folder / CONFIG_FILE).is_file():
-            fields = yaml.safe_load((folder / CONFIG_FILE).read_text())
-            return fields if isinstance(fields, dict) else {}
-    return {}
-
-
-def _is_checkpoint(source: Path) -> bool:
-    return source.resolve().parent.name == "checkpoints"
-
-
-def _name(source: Path) -> str:
-    folder = source.resolve()
-    return f"{folder.parents[1].name}-{folder.name}" if _is_checkpoint(source) else folder.name
-
-
-def _default_output(run_or_repo: str) -> Path:
-    source = Path(run_or_repo).expanduser()
-    if not source.is_dir():
-        return Path("evaluations", run_or_repo.replace("/", "--"))
-    return Path("evaluations", _name(source)) if _is_checkpoint(source) else source
-
-
-def _data_source(run: dict[str, Any]) -> str | None:
-    folder = run.get("train_data_dir")
-    return str(Path(folder).expanduser().absolute()) if folder else run.get("dataset_name")
-
-
-def _load_real(config: EvaluateConfig, run: dict[str, Any], dataset: str, split: str) -> ImageData:
-    own = dataset == _data_source(run)
-    try:
-        return load_images(
-            dataset,
-            split=split,
-            image_column=run.get("image_column") if own else None,
-            label_column=run.get("label_column") if own else None,
-            resolution=config.resolution or run.get("resolution"),
-            channels=config.channels or run.get("channels"),
-            max_samples=run.get("max_train_samples") if own and split == run.get("train_split") else None,
-            on_bad_image=run.get("on_bad_image", "error"),
-            cache_dir=config.cache_dir,
-        )
-    except UserError as error:
-        if "cannot open split" in str(error):
-            raise UserError(
-                f"{str(error).rstrip('.')}. --reference_split and --train_split name others, for instance "
-                "'train[80%:]' for a model of 'train[:80%]'"
-            ) from error
-        raise
-
-
-def _judges_of(dataset: str) -> list[str]:
-    short = {name: short for short, name in SHORT_NAMES.items()}.get(dataset, dataset)
-    if short not in SHORT_NAMES:
-        raise UserError(
-            f"hfgen ships no judge of {dataset}, but of {', '.join(SHORT_NAMES)}. Train one, hfgen train classifier "
-            f"--dataset_name {dataset}, and name its run with --judge"
-        )
-    return shipped_judges(short)
-
-
-def _check(config: EvaluateConfig, num_images: int, judges: list[Judge], test: ImageData, train: ImageData) -> None:
-    """Refuse what no measure can be made of."""
-    if len({judge.name for judge in judges}) < len(judges):
-        raise UserError(f"judges must differ in the names of their folders: {', '.join(config.judge)}")
-    needed = max(judge.num_features for judge in judges)
-    for number, what in ((num_images, "images"), (len(test), "reference images"), (len(train), "training images")):
-        if number <= needed:
-            raise UserError(
-                f"the Fréchet distance in the {needed} features of these judges needs more than {needed} images; "
-                f"{what}: {number}"
-            )
-    for judge in judges:
-        if tuple(test.images.shape[1:]) != judge.image_shape:
-            raise UserError(
-                f"the judge {judge.name} knows images of {size_of(judge.image_shape)}, and {test.source} has "
-                f"{size_of(test.images.shape[1:])}; name another --judge, or give --resolution and --channels"
-            )
-        if judge.label_names != judges[0].label_names:
-            raise UserError(f"the judges {judges[0].name} and {judge.name} know different classes")
-    _check_size(train.images.shape[1:], f"the training split of {train.source}", test)
-
-
-def _check_size(shape: tuple[int, int, int], what: str, test: ImageData) -> None:
-    if tuple(shape) != tuple(test.images.shape[1:]):
-        raise UserError(
-            f"{what} has {size_of(shape)}, and {test.source} {size_of(test.images.shape[1:])}; bring the data set to "
-            "the images' size and channels with --resolution and --channels"
-        )
 
 
 def _load_inception(num_images: int, test: ImageData) -> nn.Module:
@@ -385,10 +283,10 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
     if config.judge or config.num_images or config.classification_accuracy_score or config.inception:
         raise UserError(f"{config.run_or_repo} is a classifier, of which only the accuracy is measured, on all images")
     judge = load_judge(str(source))
-    run = ClassifierConfig(**(_run_fields(source) | {"cache_dir": config.cache_dir}))
+    run = ClassifierConfig(**(run_fields(source) | {"cache_dir": config.cache_dir}))
     if config.dataset_name:
         run.test_dataset_name, run.test_split = config.dataset_name, config.reference_split
-    test = load_test_images(run, _data_source(run.to_dict()))
+    test = load_test_images(run, data_source_of(run.to_dict()))
     if test.label_names != judge.label_names:
         raise UserError(f"{judge.name} knows other classes than {test.source}: {', '.join(judge.label_names)}")
     predicted = judge.look_at(test.images)[1].argmax(1)

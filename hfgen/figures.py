@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,38 @@ def measures_picture(
     shown = ["generated", *(f"real: {floor_names[floor]}" for floor in next(iter(floors.values())))]
     patches = [Patch(color=colour) for colour in ("tab:orange", *FLOOR_COLOURS)]
     figure.legend(patches[: len(shown)], shown, loc="outside lower center", ncols=3, fontsize=8)
+    return to_picture(figure)
+
+
+def curves_picture(rows: list[dict[str, Any]], floor: dict[str, float], labels: list[str]) -> PIL.Image.Image:
+    """Draw measures of sampler settings over network evaluations; settings that differ in nothing else are joined.
+
+    Args:
+        rows: One a setting, as `hfgen.comparison` makes them.
+        floor: The measures of real images.
+        labels: What a setting is called, "scheduler, N steps, …".
+    """
+    panels = {"frechet_distance": "Fréchet distance", "precision": "precision", "recall": "recall"}
+    if all("accuracy" in row for row in rows):
+        panels["accuracy"] = "of the class asked for"
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row, label in zip(rows, labels, strict=True):
+        lines.setdefault(re.sub(r", \d+ steps", "", label), []).append(row)
+    figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for label, group in lines.items():
+            group = sorted(group, key=lambda row: row["network_evaluations"])
+            costs = [row["network_evaluations"] for row in group]
+            values = [row[name] if name == "accuracy" else row[name]["value"] for row in group]
+            axes.plot(costs, values, marker="o", label=label)
+        if name in floor:
+            axes.axhline(floor[name], color="grey", linestyle="--", label="real images")
+        axes.set(xscale="log", xlabel="network evaluations an image", title=title)
+        if name == "frechet_distance":
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
     return to_picture(figure)
 
 

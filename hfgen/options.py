@@ -65,16 +65,12 @@ class SampleConfig:
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig:
-    """Measure how good a model's images are, or images from anywhere, and write a report.
+class MeasuringOptions:
+    """What generated images are compared with, and how.
 
     Args:
-        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id. Of a classifier's run, the accuracy
-            is measured.
         revision: Branch, tag or commit of a Hub id.
         trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
-        images: Images to measure instead of a model: an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3), and
-            optionally `labels`, int (N,)) or a folder of pictures (one sub-folder a class, or none).
         dataset_name: Data set to compare with (see `hfgen train ddpm --help`); by default the one that the run was
             trained on.
         train_split: Split that the model was trained on.
@@ -83,44 +79,72 @@ class EvaluateConfig:
         channels: 1 for grey, 3 for RGB; by default as in training.
         judge: Classifiers in whose features images are compared: names of shipped ones, or runs of `hfgen train
             classifier`. By default the two that hfgen ships for the data set.
-        num_images: How many images to draw and measure; by default 10,000, or all of `images`; a smaller number of
-            those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
-        num_inference_steps: Denoising steps; by default as in the run's own sample grids.
-        scheduler: See `hfgen sample --help`; by default as in the run's own sample grids.
-        guidance_scale: See `hfgen sample --help`; by default as in the run's own sample grids.
-        guidance_interval: See `hfgen sample --help`; by default as in the run's own sample grids.
         seed: Image i follows from it and i.
         batch_size: Images drawn at a time.
-        classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
-            as many real ones, and test both on real images.
-        inception: Also measure FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
-            are downloaded.
-        output_dir: Where to write `evaluation.json`, `evaluation.md` and its pictures; by default the run's folder,
-            for a checkpoint or a Hub id a folder in `evaluations`.
+        output_dir: Folder for the report.
         cache_dir: Folder for decoded images and reference statistics; by default `hfgen` in the Hugging Face home.
     """
 
-    run_or_repo: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
-    images: str | None = None
     dataset_name: str | None = None
     train_split: str | None = None
     reference_split: str = "test"
     resolution: int | None = None
     channels: Literal[1, 3] | None = None
     judge: list[str] = field(default_factory=list)
+    seed: int = 0
+    batch_size: int = 250
+    output_dir: str | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self):
+        """Refuse values that nothing can be measured with."""
+        _require_positive(self, ["num_images", "num_inference_steps", "batch_size", "resolution"])
+        if self.seed < 0:
+            raise UserError(f"seed must be zero or more, not {self.seed}")
+
+
+def _require_positive(options: Any, names: list[str]) -> None:
+    for name in names:
+        value = getattr(options, name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number < 1:
+                raise UserError(f"{name} must be positive, not {number}")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(MeasuringOptions):
+    """Measure how good a model's images are, or images from anywhere, and write a report.
+
+    Args:
+        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id. Of a classifier's run, the accuracy
+            is measured.
+        images: Images to measure instead of a model: an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3), and
+            optionally `labels`, int (N,)) or a folder of pictures (one sub-folder a class, or none).
+        num_images: How many images to draw and measure; by default 10,000, or all of `images`; a smaller number of
+            those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
+        num_inference_steps: Denoising steps; by default as in the run's own sample grids.
+        scheduler: See `hfgen sample --help`; by default as in the run's own sample grids.
+        guidance_scale: See `hfgen sample --help`; by default as in the run's own sample grids.
+        guidance_interval: See `hfgen sample --help`; by default as in the run's own sample grids.
+        classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
+            as many real ones, and test both on real images.
+        inception: Also measure FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
+            are downloaded.
+        output_dir: Where to write `evaluation.json`, `evaluation.md` and its pictures; by default the run's folder,
+            for a checkpoint or a Hub id a folder in `evaluations`.
+    """
+
+    run_or_repo: str | None = None
+    images: str | None = None
     num_images: int | None = None
     num_inference_steps: int | None = None
     scheduler: str | None = None
     guidance_scale: float | None = None
     guidance_interval: list[float] = field(default_factory=list)
-    seed: int = 0
-    batch_size: int = 250
     classification_accuracy_score: bool = False
     inception: bool = False
-    output_dir: str | None = None
-    cache_dir: str | None = None
 
     def __post_init__(self):
         """Refuse values that nothing can be measured with."""
@@ -131,15 +155,49 @@ class EvaluateConfig:
             raise UserError(
                 "--images also needs --dataset_name, the data set to compare with, and --output_dir for the report"
             )
-        for name in ("num_images", "num_inference_steps", "batch_size", "resolution"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be positive, not {value}")
-        if self.seed < 0:
-            raise UserError(f"seed must be zero or more, not {self.seed}")
+        super().__post_init__()
         images = Path(self.images or "").expanduser()
         if not images.is_dir() and not (images.is_file() and images.suffix == ".npz"):
             raise UserError(f"there is no folder and no .npz file {self.images} (images)")
+
+
+@dataclass(kw_only=True)
+class CompareSamplersConfig(MeasuringOptions):
+    """Find out with which scheduler, steps and guidance a model draws best, and what that costs; or compare models.
+
+    Args:
+        runs: Runs, checkpoints, folders with a pipeline, or Hub ids, of models of the same data.
+        scheduler: Schedulers to try, each with each number of steps; or, as in `ddpm:1000`, with one of its own.
+        num_inference_steps: Numbers of denoising steps to try.
+        guidance_scale: Guidance scales to try, of a model that knows classes; by default that of its own sample grids.
+        guidance_interval: See `hfgen sample --help`; by default as in the run's own sample grids.
+        num_images: How many images to draw and measure for each setting.
+        output_dir: Where to write `comparison.json`, `comparison.md` and its pictures; by default the first run's
+            folder, for a checkpoint or a Hub id a folder in `evaluations`.
+    """
+
+    runs: list[str] = field(default_factory=list)
+    scheduler: list[str] = field(default_factory=lambda: ["ddim", "dpmsolver", "unipc"])
+    num_inference_steps: list[int] = field(default_factory=lambda: [5, 10, 15, 20, 50])
+    guidance_scale: list[float] = field(default_factory=list)
+    guidance_interval: list[float] = field(default_factory=list)
+    num_images: int = 2000
+
+    def __post_init__(self):
+        """Refuse values that nothing can be compared with."""
+        super().__post_init__()
+        if not self.runs:
+            raise UserError("name the runs to compare the samplers of")
+        for scheduler in self.scheduler:
+            name, colon, steps = scheduler.partition(":")
+            if not name or (colon and not (steps.isdecimal() and int(steps))):
+                raise UserError(f"scheduler must be a name, or a name and steps as in ddpm:1000, not {scheduler}")
+
+    def settings(self) -> list[tuple[str, int]]:
+        """Return the schedulers with the numbers of steps to try."""
+        pairs = [scheduler.partition(":") for scheduler in self.scheduler]
+        steps = self.num_inference_steps
+        return [(name, n) for name, _, own in pairs for n in ([int(own)] if own else steps)]
 
 
 @dataclass(kw_only=True)

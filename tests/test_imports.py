@@ -27,11 +27,11 @@ FLOORS = [
     {"hfgen.code_files"},
     {"hfgen.sampling", "hfgen.loading", "hfgen.figures", "hfgen.batches", "hfgen.metrics"},
     {"hfgen.tasks", "hfgen.measures", "hfgen.records", "hfgen.report", "hfgen.subjects"},
-    {"hfgen.card"},
+    {"hfgen.card", "hfgen.references"},
     {"hfgen.hub"},
     {"hfgen.training"},
     {"hfgen.run"},
-    {"hfgen.evaluation"},
+    {"hfgen.evaluation", "hfgen.comparison"},
     {"hfgen.cli"},
     {"hfgen.__main__"},
 ]

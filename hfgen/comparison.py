@@ -1,0 +1,198 @@
+"""`hfgen compare-samplers`: how good a model's images are by scheduler, steps and guidance, and what that costs."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from hfgen.config import GUIDANCE, own_sampler
+from hfgen.data import public_name
+from hfgen.errors import UserError
+from hfgen.figures import curves_picture, sample_grid, save_picture
+from hfgen.files import complete_or_absent, remove_leftovers
+from hfgen.loading import load
+from hfgen.measures import Reference
+from hfgen.options import CompareSamplersConfig
+from hfgen.references import check_size, default_output, load_references, run_fields
+from hfgen.report import MEASURES, number, sampler_text, table, with_std
+from hfgen.sampling import check_sampling, image_shape_of, is_conditional, sample
+from hfgen.subjects import draw, labels_like
+
+RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
+TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance is larger by no more than this share
+SHOWN_IMAGES = 12
+TIMED_IMAGES = 50
+
+
+def compare_samplers(config: CompareSamplersConfig) -> Path:
+    """Draw with each setting from each model, measure the images, and write what was found.
+
+    Returns:
+        The path of `comparison.json`; `comparison.md` and its pictures are beside it.
+
+    Raises:
+        UserError: before any image is drawn, if a model, a setting, the data or the judges do not allow it.
+    """
+    models = {run: _load_model(config, run) for run in config.runs}
+    first = models[config.runs[0]]
+    reference = load_references(config, first["fields"], config.runs[0], config.num_images)[0]
+    for run, model in models.items():
+        check_size(image_shape_of(model["pipeline"]), run, reference.test)
+    settings = [(run, sampler) for run, model in models.items() for sampler in _samplers(config, model)]
+    for run, sampler in settings:
+        check_sampling(models[run]["pipeline"], **sampler)
+    output = Path(config.output_dir) if config.output_dir else default_output(config.runs[0])
+    output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output)
+    rows, shown = [], []
+    for run, sampler in tqdm(settings, desc="settings", unit="setting", disable=None):
+        row, images = _try_setting(config, models[run], sampler, reference, output)
+        rows.append(row)
+        shown.append(images)
+    return _save(config, rows, torch.cat(shown), reference, output)
+
+
+def _load_model(config: CompareSamplersConfig, run: str) -> dict[str, Any]:
+    pipeline = load(run, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    if config.guidance_scale and not is_conditional(pipeline):
+        raise UserError(f"{run} knows no classes, so that there is no guidance to try")
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    source = Path(run).expanduser()
+    return {"name": default_output(run).name, "pipeline": pipeline, "fields": run_fields(source)}
+
+
+def _samplers(config: CompareSamplersConfig, model: dict[str, Any]) -> list[dict[str, Any]]:
+    """List what to try of a model: every pair of scheduler and steps, with every guidance scale."""
+    own = own_sampler(model["fields"], is_conditional(model["pipeline"]))
+    guidance = {name: own[name] for name in GUIDANCE if name in own}
+    if guidance and config.guidance_interval:
+        guidance["guidance_interval"] = config.guidance_interval
+    guidances = [guidance | {"guidance_scale": scale} for scale in config.guidance_scale] or [guidance]
+    return [
+        {"scheduler": name, "num_inference_steps": steps} | chosen
+        for chosen in guidances
+        for name, steps in config.settings()
+    ]
+
+
+def _try_setting(
+    config: CompareSamplersConfig, model: dict[str, Any], sampler: dict[str, Any], reference: Reference, output: Path
+) -> tuple[dict[str, Any], torch.Tensor]:
+    pipeline = model["pipeline"]
+    labels = labels_like(reference.train, config.seed) if is_conditional(pipeline) else []
+    evaluations, seconds = _cost(pipeline, sampler, labels)
+    subject = draw(
+        pipeline,
+        model["name"],
+        sampler | {"seed": config.seed},
+        config.num_images,
+        config.batch_size,
+        output / PICTURES,
+        labels,
+        reference.judge.label_names,
+    )
+    features, logits = reference.judge.look_at(subject.images)
+    row = {
+        "model": model["name"],
+        **sampler,
+        "network_evaluations": evaluations,
+        "milliseconds_per_image": round(1000 * seconds, 3),
+        **reference.measures(features),
+    }
+    if subject.labels is not None:
+        row["accuracy"] = (logits.argmax(1) == subject.labels).double().mean().item()
+    return row, subject.images[:SHOWN_IMAGES]
+
+
+def _cost(pipeline: DiffusionPipeline, sampler: dict[str, Any], labels: list[str]) -> tuple[float, float]:
+    """Return how often the network is evaluated for an image, and the seconds that an image takes, in one batch."""
+    shown: list[int] = []
+    hook = pipeline.unet.register_forward_hook(lambda network, arguments, output: shown.append(len(arguments[0])))
+    started = time.monotonic()
+    for _ in sample(pipeline, num_images=TIMED_IMAGES, batch_size=TIMED_IMAGES, class_labels=labels, **sampler):
+        pass
+    hook.remove()
+    return sum(shown) / TIMED_IMAGES, (time.monotonic() - started) / TIMED_IMAGES
+
+
+def cheapest(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row with the fewest network evaluations whose Fréchet distance is as good as the best."""
+    best = min(_distance(row) for row in rows)
+    good = [row for row in rows if _distance(row) <= (1 + TOLERANCE) * best]
+    return min(good, key=lambda row: (row["network_evaluations"], _distance(row)))
+
+
+def _distance(row: dict[str, Any]) -> float:
+    return row["frechet_distance"]["value"]
+
+
+def _save(
+    config: CompareSamplersConfig, rows: list[dict[str, Any]], images: torch.Tensor, reference: Reference, output: Path
+) -> Path:
+    floor = reference.floors(config.num_images, unseen=True)["train_against_test"]
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], []).append(row)
+    record = {
+        "protocol": {
+            "num_images": config.num_images,
+            "seed": config.seed,
+            "dataset": public_name(reference.test.source),
+            "reference_split": config.reference_split,
+            "judge": reference.judge.name,
+            "judge_sha256": reference.judge.sha256,
+            "device": str(reference.judge.model.device),
+            "threads": torch.get_num_threads(),
+        },
+        "real_images": floor,
+        "settings": rows,
+        "cheapest": {name: cheapest(group) for name, group in by_model.items()},
+    }
+    labels = [(f"{row['model']}: " if len(by_model) > 1 else "") + sampler_text(row) for row in rows]
+    (output / PICTURES).mkdir(exist_ok=True)
+    save_picture(curves_picture(rows, floor, labels), output / PICTURES / "curves.png")
+    numbers = [index for index in range(len(rows)) for _ in range(SHOWN_IMAGES)]
+    save_picture(sample_grid(images, numbers, labels), output / PICTURES / "images.png")
+    for name, text in {
+        PAGE: "\n".join(_page(record)) + "\n",
+        RECORD: json.dumps(record, indent=1, ensure_ascii=False) + "\n",
+    }.items():
+        with complete_or_absent(output / name) as temporary:
+            temporary.write_text(text)
+    return output / RECORD
+
+
+def _page(record: dict[str, Any]) -> list[str]:
+    protocol, rows = record["protocol"], record["settings"]
+    lines = [
+        "# Samplers compared",
+        "",
+        f"{protocol['num_images']:,} images for each setting, compared with the split `{protocol['reference_split']}` "
+        f"of {protocol['dataset']} in the features of `{protocol['judge']}` (no FID). Every setting begins with the "
+        "same noise. Real training images have a Fréchet distance of "
+        f"{number(record['real_images']['frechet_distance'])}.",
+        "",
+    ]
+    for model, row in record["cheapest"].items():
+        lines.append(
+            f"- **{model}**: the cheapest setting within {TOLERANCE:.0%} of the best Fréchet distance is "
+            f"**{sampler_text(row)}**: {number(row['network_evaluations'])} network evaluations an image, Fréchet "
+            f"distance {with_std(row['frechet_distance'])}."
+        )
+    lines += ["", f"![quality against cost]({PICTURES}/curves.png)"]
+    names = [name for name in MEASURES if name != "kernel_distance"]
+    costs = ["network evaluations an image", "milliseconds an image"]
+    header = ["model", "sampler", *costs, *(MEASURES[name][0] for name in names), "of the class asked for"]
+    lines += table(header, (_cells(row, names) for row in rows))
+    first = f"The first images of each setting, from the same noise:\n\n![images]({PICTURES}/images.png)"
+    return [*lines, "", first]
+
+
+def _cells(row: dict[str, Any], names: list[str]) -> list[str]:
+    costs = [number(row[name]) for name in ("network_evaluations", "milliseconds_per_image")]
+    accuracy = f"{row['accuracy']:.2%}" if "accuracy" in row else ""
+    return [row["model"], sampler_text(row), *costs, *(with_std(row[name]) for name in names), accuracy]

@@ -1,0 +1,143 @@
+"""What a model's images are compared with: the real images that it was trained on and others, and the judges."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images
+from hfgen.errors import UserError
+from hfgen.measures import Reference
+from hfgen.metrics.judge import Judge, load_judge, shipped_judges
+from hfgen.options import MeasuringOptions
+from hfgen.records import CONFIG_FILE
+from hfgen.subjects import size_of
+
+
+def load_references(options: MeasuringOptions, run: dict[str, Any], owner: str, num_images: int) -> list[Reference]:
+    """Load the real images and the judges.
+
+    Args:
+        options: Which ones, as far as that was said.
+        run: The fields of the model's run, where there is one, which say the rest.
+        owner: What the user called the model.
+        num_images: How many images are to be compared with them.
+
+    Returns:
+        The same images as each judge sees them.
+
+    Raises:
+        UserError: if no measure can be made of them.
+    """
+    dataset = options.dataset_name or data_source_of(run)
+    if dataset is None:
+        raise UserError(f"{owner} does not say what it was trained on; name it with --dataset_name")
+    judges = [load_judge(name) for name in options.judge or _judges_of(dataset)]
+    test, train = (
+        _load_real(options, run, dataset, split) for split in (options.reference_split, train_split_of(options, run))
+    )
+    _check(options, num_images, judges, test, train)
+    return [Reference(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
+
+
+def train_split_of(options: MeasuringOptions, run: dict[str, Any]) -> str:
+    """Return the split that a model was trained on."""
+    return options.train_split or run.get("train_split", "train")
+
+
+def run_fields(source: Path) -> dict[str, Any]:
+    """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints."""
+    for folder in (source, source.resolve().parents[1] if is_checkpoint(source) else source):
+        if (folder / CONFIG_FILE).is_file():
+            fields = yaml.safe_load((folder / CONFIG_FILE).read_text())
+            return fields if isinstance(fields, dict) else {}
+    return {}
+
+
+def is_checkpoint(source: Path) -> bool:
+    """Tell a checkpoint's folder from a run's."""
+    return source.resolve().parent.name == "checkpoints"
+
+
+def name_of(source: Path) -> str:
+    """Name a run, or a checkpoint with its run."""
+    folder = source.resolve()
+    return f"{folder.parents[1].name}-{folder.name}" if is_checkpoint(source) else folder.name
+
+
+def default_output(run_or_repo: str) -> Path:
+    """Return the folder for reports on a model: its run, or one in `evaluations` for what should stay as it is."""
+    source = Path(run_or_repo).expanduser()
+    if not source.is_dir():
+        return Path("evaluations", run_or_repo.replace("/", "--"))
+    return Path("evaluations", name_of(source)) if is_checkpoint(source) else source
+
+
+def data_source_of(run: dict[str, Any]) -> str | None:
+    """Return what a run was trained on, as `load_images` takes it."""
+    folder = run.get("train_data_dir")
+    return str(Path(folder).expanduser().absolute()) if folder else run.get("dataset_name")
+
+
+def _load_real(options: MeasuringOptions, run: dict[str, Any], dataset: str, split: str) -> ImageData:
+    own = dataset == data_source_of(run)
+    try:
+        return load_images(
+            dataset,
+            split=split,
+            image_column=run.get("image_column") if own else None,
+            label_column=run.get("label_column") if own else None,
+            resolution=options.resolution or run.get("resolution"),
+            channels=options.channels or run.get("channels"),
+            max_samples=run.get("max_train_samples") if own and split == run.get("train_split") else None,
+            on_bad_image=run.get("on_bad_image", "error"),
+            cache_dir=options.cache_dir,
+        )
+    except UserError as error:
+        if "cannot open split" in str(error):
+            raise UserError(
+                f"{str(error).rstrip('.')}. --reference_split and --train_split name others, for instance "
+                "'train[80%:]' for a model of 'train[:80%]'"
+            ) from error
+        raise
+
+
+def _judges_of(dataset: str) -> list[str]:
+    short = {name: short for short, name in SHORT_NAMES.items()}.get(dataset, dataset)
+    if short not in SHORT_NAMES:
+        raise UserError(
+            f"hfgen ships no judge of {dataset}, but of {', '.join(SHORT_NAMES)}. Train one, hfgen train classifier "
+            f"--dataset_name {dataset}, and name its run with --judge"
+        )
+    return shipped_judges(short)
+
+
+def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test: ImageData, train: ImageData) -> None:
+    """Refuse what no measure can be made of."""
+    if len({judge.name for judge in judges}) < len(judges):
+        raise UserError(f"judges must differ in the names of their folders: {', '.join(options.judge)}")
+    needed = max(judge.num_features for judge in judges)
+    for number, what in ((num_images, "images"), (len(test), "reference images"), (len(train), "training images")):
+        if number <= needed:
+            raise UserError(
+                f"the Fréchet distance in the {needed} features of these judges needs more than {needed} images; "
+                f"{what}: {number}"
+            )
+    for judge in judges:
+        if tuple(test.images.shape[1:]) != judge.image_shape:
+            raise UserError(
+                f"the judge {judge.name} knows images of {size_of(judge.image_shape)}, and {test.source} has "
+                f"{size_of(test.images.shape[1:])}; name another --judge, or give --resolution and --channels"
+            )
+        if judge.label_names != judges[0].label_names:
+            raise UserError(f"the judges {judges[0].name} and {judge.name} know different classes")
+    check_size(train.images.shape[1:], f"the training split of {train.source}", test)
+
+
+def check_size(shape: tuple[int, int, int], what: str, test: ImageData) -> None:
+    """Refuse images (C, H, W) that are not like the real ones."""
+    if tuple(shape) != tuple(test.images.shape[1:]):
+        raise UserError(
+            f"{what} has {size_of(shape)}, and {test.source} {size_of(test.images.shape[1:])}; bring the data set to "
+            "the images' size and channels with --resolution and --channels"
+        )

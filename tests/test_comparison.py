@@ -1,0 +1,94 @@
+"""`hfgen compare-samplers`: every setting is measured and costed, the cheapest good one is named, misfits refused."""
+
+import json
+import re
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from accelerate.state import AcceleratorState
+from conftest import TINY
+
+from hfgen.cli import main
+from hfgen.comparison import cheapest
+from hfgen.config import DDPMConfig
+from hfgen.run import train
+from hfgen.tasks.diffusion import DiffusionTask
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    made = {}
+    for name, fields in {"plain": {}, "classes": {"class_conditional": True, "guidance_interval": [0.0, 0.5]}}.items():
+        AcceleratorState._reset_state()
+        folder = tmp_path_factory.mktemp("runs") / name
+        config = DDPMConfig(**TINY | {"output_dir": str(folder), "max_train_steps": 3} | fields)
+        made[name] = train(config, DiffusionTask)
+    return made
+
+
+@pytest.fixture
+def compare(judge_run, tmp_path):
+    def compare(*arguments: str, status: int = 0) -> dict:
+        splits = ["--reference_split", "train[:50%]", "--train_split", "train[50%:]"]
+        shared = ["--judge", str(judge_run), "--num_images", "40", "--output_dir", str(tmp_path / "report"), *splits]
+        assert main(["compare-samplers", *arguments, *shared]) == status
+        return {} if status else json.loads((tmp_path / "report" / "comparison.json").read_text())
+
+    return compare
+
+
+def test_each_setting_has_its_measures_and_its_cost(runs, compare, tmp_path):
+    record = compare(str(runs["plain"]), "--scheduler", "unipc", "heun", "ddpm:6", "--num_inference_steps", "2", "4")
+    found = {(row["scheduler"], row["num_inference_steps"]): row for row in record["settings"]}
+    costs = {setting: row["network_evaluations"] for setting, row in found.items()}
+    assert costs == {("unipc", 2): 2, ("unipc", 4): 4, ("heun", 2): 3, ("heun", 4): 7, ("ddpm", 6): 6}
+    assert all(row["milliseconds_per_image"] > 0 for row in record["settings"])
+    assert all(row["frechet_distance"]["value"] > 0 for row in record["settings"])
+    assert len({row["frechet_distance"]["value"] for row in record["settings"]}) == 5
+    assert record["cheapest"]["plain"] == cheapest(record["settings"])
+    page = (tmp_path / "report" / "comparison.md").read_text()
+    chosen = record["cheapest"]["plain"]
+    assert f"**{chosen['scheduler']}, {chosen['num_inference_steps']} steps**" in page
+    assert page.count("\n| plain |") == 5
+    for picture in re.findall(r"\]\(([^)]+\.png)\)", page):
+        with PIL.Image.open(tmp_path / "report" / picture) as image:
+            assert min(image.size) > 100, picture
+
+
+def test_guidance_is_swept_and_costs_a_second_evaluation_within_its_interval(runs, compare):
+    settings = ["--scheduler", "ddim", "--num_inference_steps", "4", "--guidance_scale", "1", "3"]
+    record = compare(str(runs["classes"]), *settings)
+    plain, guided = record["settings"]
+    assert (plain["guidance_scale"], plain["network_evaluations"]) == (1, 4)
+    assert (guided["guidance_scale"], guided["guidance_interval"], guided["network_evaluations"]) == (3, [0, 0.5], 6)
+    assert 0 <= guided["accuracy"] <= 1
+
+
+def test_two_models_are_compared(runs, compare, tmp_path):
+    record = compare(str(runs["plain"]), str(runs["classes"]), "--scheduler", "ddim", "--num_inference_steps", "3")
+    assert [row["model"] for row in record["settings"]] == ["plain", "classes"]
+    assert set(record["cheapest"]) == {"plain", "classes"}
+
+
+def test_the_cheapest_is_the_one_with_the_fewest_evaluations_among_the_good():
+    def row(evaluations: int, distance: float) -> dict:
+        return {"network_evaluations": evaluations, "frechet_distance": {"value": distance}}
+
+    rows = [row(5, 2.0), row(10, 1.06), row(15, 1.04), row(20, 1.02), row(50, 1.0)]
+    assert cheapest(rows) == rows[2]
+    assert cheapest([*rows, row(15, 1.01)])["frechet_distance"]["value"] == 1.01
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--scheduler", "unipc", "flow_euler"], "scheduler flow_euler does not fit"),
+    (["--num_inference_steps", "5", "2000"], "num_inference_steps must be from 1 to 1000, not 2000"),
+    (["--scheduler", "ddpm:x"], "scheduler must be a name, or a name and steps as in ddpm:1000, not ddpm:x"),
+    (["--guidance_scale", "2"], "knows no classes, so that there is no guidance to try"),
+])  # fmt: skip
+def test_misfits_are_refused_before_anything_is_drawn(runs, compare, tmp_path, capsys, arguments, message):
+    compare(str(runs["plain"]), *arguments, status=2)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+    assert main(["compare-samplers"]) == 2
+    assert "name the runs" in capsys.readouterr().err
