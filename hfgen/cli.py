@@ -25,6 +25,7 @@ from hfgen.options import (
     PushConfig,
     ResultsConfig,
     SampleConfig,
+    TranslateConfig,
 )
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -36,6 +37,7 @@ Train, measure and publish small-image generative models.
 commands:
   train FAMILY   train a model; FAMILY is {" or ".join(FAMILIES)}
   sample RUN     draw images from a run, a checkpoint, a folder or a Hub id
+  translate RUN  denoise, vary, fill in or change the class of given images
   evaluate RUN   measure how good its images are, or a classifier, or --images from anywhere
   compare-samplers RUN  find the cheapest scheduler, steps and guidance that draw as well as the best
   results        make one table of all evaluations
@@ -144,6 +146,23 @@ def _sample(arguments: list[str]) -> None:
     print(f"{config.num_images} images are in {output}")
 
 
+def _translate(arguments: list[str]) -> None:
+    config = parse_config(TranslateConfig, arguments, prog="hfgen translate", positional="run_or_repo")
+    from hfgen import figures
+    from hfgen.translation import translate
+
+    given, results = translate(config)
+    output = Path(config.output)
+    match output.suffix:
+        case ".png":
+            figures.save_picture(figures.pairs_picture(given, results, ("given", config.task)), output)
+        case ".npz":
+            figures.save_arrays(results, output)
+        case _:
+            figures.save_images(results, output)
+    print(f"{len(results)} images are in {output}")
+
+
 def _evaluate(arguments: list[str]) -> None:
     config = parse_config(EvaluateConfig, arguments, prog="hfgen evaluate", positional="run_or_repo")
     from hfgen.evaluation import evaluate
@@ -237,6 +256,7 @@ def _list_recipes(arguments: list[str]) -> None:
 
 COMMANDS = {
     "sample": _sample,
+    "translate": _translate,
     "evaluate": _evaluate,
     "compare-samplers": _compare_samplers,
     "results": _results,

@@ -91,7 +91,7 @@ def load_images(
 
     Args:
         source: `digits` (the 1,797 of 8×8 pixels that scikit-learn carries), a name in `SHORT_NAMES`, a local
-            folder (parquet, arrow, a saved data set, or images), an .npz file (uint8 `images`, (N, H, W) or
+            folder (parquet, arrow, a saved data set, or images), a picture, an .npz file (uint8 `images`, (N, H, W) or
             (N, H, W, 3); optional `labels`, int (N,), and `label_names`), or a Hub id. `HFGEN_DATA_DIR` may name
             a folder that holds local copies of the short names.
         split: Split of the data set, possibly a slice such as `train[:90%]`.
@@ -159,12 +159,12 @@ def _local_copy(source: str) -> Path | None:
         copies = os.environ.get("HFGEN_DATA_DIR")
         return Path(copies, source) if copies and Path(copies, source).is_dir() else None
     path = Path(source).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".npz"):
+    if path.is_dir() or path.is_file():
         return path
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         known = ", ".join(["digits", *SHORT_NAMES])
         raise UserError(
-            f"there is no data set {source}: it is no folder, no .npz file, no Hub id (user/name), "
+            f"there is no data set {source}: it is no folder, no file, no Hub id (user/name), "
             f"and none of the short names {known}"
         )
     return None
@@ -181,7 +181,7 @@ def _load_dataset(source: str, local: Path | None, split: str) -> Any:
     import datasets  # takes a second to import, and a cached set does not need it
 
     if local and local.is_file():
-        return _load_arrays(local, source, split)
+        return _load_arrays(local, source, split) if local.suffix == ".npz" else _load_picture(local, source, split)
     try:
         if local and any((local / name).exists() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(str(local))
@@ -214,6 +214,14 @@ def _load_digits(split: str) -> Any:
     images = [PIL.Image.fromarray(np.uint8(np.round(image * 255 / 16))) for image in digits.images]
     dataset = datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)
     return _select_only_split(dataset, "digits", split)
+
+
+def _load_picture(path: Path, source: str, split: str) -> Any:
+    """Open a single picture as a `datasets.Dataset`."""
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image()})
+    return _select_only_split(datasets.Dataset.from_dict({"image": [str(path)]}, features=features), source, split)
 
 
 def _load_arrays(path: Path, source: str, split: str) -> Any:

@@ -73,6 +73,21 @@ def sample_grid(
     return picture
 
 
+def pairs_picture(above: Tensor, below: Tensor, names: tuple[str, str], columns: int = 16) -> PIL.Image.Image:
+    """Lay out images, each uint8 (N, C, H, W), with its counterpart below it; the names stand at the left."""
+    parts = []
+    for first in range(0, len(above), columns):
+        pair = [images[first : first + columns] for images in (above, below)]
+        parts.append(sample_grid(torch.cat(pair), [0] * len(pair[0]) + [1] * len(pair[1]), names))
+    width, height = max(part.width for part in parts), sum(part.height for part in parts)
+    picture = PIL.Image.new("RGB", (width, height), GAP_COLOUR)
+    top = 0
+    for part in parts:
+        picture.paste(part, (0, top))
+        top += part.height
+    return picture
+
+
 def save_picture(picture: PIL.Image.Image, path: Path) -> None:
     """Save as PNG, completely or not at all."""
     with complete_or_absent(path) as temporary:

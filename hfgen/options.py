@@ -65,6 +65,58 @@ class SampleConfig:
 
 
 @dataclass(kw_only=True)
+class TranslateConfig:
+    """Change given images with a trained diffusion model.
+
+    Args:
+        run_or_repo: A run, a checkpoint, any folder with a diffusion pipeline, or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
+        input: A picture, a folder of pictures, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). They are
+            brought to the model's size and channels as training images are.
+        task: `denoise` (remove white noise), `vary` (make similar images), `inpaint` (fill in what the mask shows) or
+            `change_class`.
+        noise_std: Standard deviation of the noise to remove, for pixels from 0 to 1; estimated if not given.
+        mask: Picture that is white where the images are to be filled in.
+        strength: How much of an image is given up, from 0 to 1: by default 0.5 to vary it, 0.8 to change its class.
+        class_labels: Class of the results, by name or number, of a model that knows classes: one for all, or one an
+            image. Needed to change the class.
+        guidance_scale: How strongly the class is enforced: by default 2 to change it, else 1.
+        num_inference_steps: Denoising steps: by default 1 to denoise (the mean of what the image may have been), 20 to
+            vary, 50 for the others.
+        seed: The noise follows from it.
+        output: What to write: a .png (given images above the results), a .npz, or a folder (one PNG a result).
+    """
+
+    run_or_repo: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    input: str
+    task: Literal["denoise", "vary", "inpaint", "change_class"]
+    noise_std: float | None = None
+    mask: str | None = None
+    strength: float | None = None
+    class_labels: list[str] = field(default_factory=list)
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = None
+    seed: int = 0
+    output: str = "translated.png"
+
+    def __post_init__(self):
+        """Refuse what does not belong to the task, and what it lacks."""
+        _require_positive(self, ["num_inference_steps"])
+        own = {"noise_std": {"denoise"}, "mask": {"inpaint"}, "strength": {"vary", "change_class"}}
+        for name, tasks in own.items():
+            if getattr(self, name) is not None and self.task not in tasks:
+                raise UserError(f"{name} belongs to the task {' or '.join(sorted(tasks))}, not to {self.task}")
+        for task, name in (("inpaint", "mask"), ("change_class", "class_labels")):
+            if self.task == task and not getattr(self, name):
+                raise UserError(f"the task {task} needs --{name}")
+        if Path(self.output).suffix not in {"", ".png", ".npz"}:
+            raise UserError(f"output must end in .png or .npz, or be a folder, not {self.output}")
+
+
+@dataclass(kw_only=True)
 class MeasuringOptions:
     """What generated images are compared with, and how.
 

@@ -175,6 +175,17 @@ def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
     return (config.out_channels, *((size, size) if isinstance(size, int) else size))
 
 
+def require_drawable(pipeline: DiffusionPipeline) -> None:
+    """Refuse what is no diffusion on pixels.
+
+    Raises:
+        UserError: naming the pipeline.
+    """
+    unet = getattr(pipeline, "unet", None)
+    if not is_conditional(pipeline) and (not isinstance(unet, UNet2DModel) or unet.config.num_class_embeds):
+        raise UserError(f"hfgen cannot draw from a {type(pipeline).__name__}")
+
+
 def check_sampling(
     pipeline: DiffusionPipeline,
     *,
@@ -189,10 +200,8 @@ def check_sampling(
         UserError: if the pipeline is no diffusion on pixels; if the scheduler does not fit the model, or cannot take
             so many steps; for a class that the model does not know, or if it knows none; for an impossible guidance.
     """
-    unet = getattr(pipeline, "unet", None)
+    require_drawable(pipeline)
     conditional = is_conditional(pipeline)
-    if not conditional and (not isinstance(unet, UNet2DModel) or unet.config.num_class_embeds):
-        raise UserError(f"hfgen cannot draw from a {type(pipeline).__name__}")
     max_steps = pipeline.scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= max_steps:
         raise UserError(f"num_inference_steps must be from 1 to {max_steps}, not {num_inference_steps}")

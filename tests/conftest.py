@@ -1,5 +1,6 @@
 """What all tests share: no network, two threads, a cache of their own, small runs on real digits."""
 
+import functools
 import json
 import os
 import subprocess
@@ -42,6 +43,18 @@ TINY_JUDGE = {
 }
 
 
+CONDITIONAL = TINY | {
+    "class_conditional": True,
+    "add_attention": False,
+    "block_out_channels": [16, 32],
+    "train_batch_size": 64,
+    "learning_rate": 5e-3,
+    "train_split": "train[:80%]",
+    "num_inference_steps": 8,
+    "max_train_steps": 250,
+}
+
+
 def train_classifier(folder: Path, **fields) -> Path:
     """Train a small judge of digits, in this process."""
     from hfgen.config import ClassifierConfig
@@ -56,6 +69,22 @@ def train_classifier(folder: Path, **fields) -> Path:
 def judge_run(tmp_path_factory) -> Path:
     """The run of a small judge of digits."""
     return train_classifier(tmp_path_factory.mktemp("judges") / "digits_judge")
+
+
+@pytest.fixture(scope="session")
+def conditional_run(tmp_path_factory):
+    """A function that returns the run of a small model of digits that knows classes, by its prediction type."""
+    from hfgen.config import DDPMConfig
+    from hfgen.run import train
+    from hfgen.tasks.diffusion import DiffusionTask
+
+    @functools.cache
+    def make(prediction_type: str) -> Path:
+        AcceleratorState._reset_state()
+        fields = {"output_dir": str(tmp_path_factory.mktemp("runs") / prediction_type)}
+        return train(DDPMConfig(**CONDITIONAL | fields, prediction_type=prediction_type), DiffusionTask)
+
+    return make
 
 
 @pytest.fixture(scope="session", autouse=True)

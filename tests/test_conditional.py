@@ -9,8 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from conftest import TINY
+from conftest import CONDITIONAL, TINY
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 
 import hfgen
@@ -26,25 +25,17 @@ from hfgen.loading import load
 from hfgen.metrics.judge import load_judge
 from hfgen.options import EvaluateConfig
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
-from hfgen.run import train
 from hfgen.sampling import sample
 from hfgen.seeds import derive_seed
 from hfgen.tasks.diffusion import DiffusionTask
 
 CODE_FILE = "pipeline_hfgen_class_conditional_diffusion.py"
 NAMES = ["cat", "Dog", "7"]
-CONDITIONAL = TINY | {
-    "class_conditional": True, "add_attention": False, "block_out_channels": [16, 32], "train_batch_size": 64,
-    "learning_rate": 5e-3, "train_split": "train[:80%]", "num_inference_steps": 8,
-}  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["v_prediction", "flow_prediction"])
-def run(request, tmp_path_factory) -> Path:
-    AcceleratorState._reset_state()
-    folder = tmp_path_factory.mktemp("runs") / request.param
-    fields = {"output_dir": str(folder), "max_train_steps": 250, "prediction_type": request.param}
-    return train(DDPMConfig(**CONDITIONAL | fields), DiffusionTask)
+@pytest.fixture(params=["v_prediction", "flow_prediction"])
+def run(request, conditional_run) -> Path:
+    return conditional_run(request.param)
 
 
 @pytest.fixture

@@ -83,6 +83,10 @@ def shrink(command: str) -> str:
         return command + " --num_images 300 --num_inference_steps 2"
     if "evaluate" in command:
         return re.sub(r"--num_images \d+", "--num_images 140", command)
+    if "hfgen compare-samplers" in command:
+        return command + " --num_images 140 --scheduler ddim --num_inference_steps 2"
+    if "hfgen translate" in command:
+        return command + " --num_inference_steps 2"
     if "hfgen sample" in command:
         return re.sub("step-000500", "step-000001", command) + " --num_images 4 --num_inference_steps 2"
     return command

@@ -27,7 +27,7 @@ FLOORS = [
     {"hfgen.code_files"},
     {"hfgen.sampling", "hfgen.loading", "hfgen.figures", "hfgen.batches", "hfgen.metrics"},
     {"hfgen.tasks", "hfgen.measures", "hfgen.records", "hfgen.report", "hfgen.subjects"},
-    {"hfgen.card", "hfgen.references"},
+    {"hfgen.card", "hfgen.references", "hfgen.translation"},
     {"hfgen.hub"},
     {"hfgen.training"},
     {"hfgen.run"},

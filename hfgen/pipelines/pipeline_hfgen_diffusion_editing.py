@@ -1,0 +1,315 @@
+"""Denoise, vary, fill in and change the class of given images with a diffusion model that was trained to draw.
+
+This file needs nothing but torch, diffusers and what they need.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+ClassLabel = int | str | None
+Images = PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | Tensor
+Model = Callable[[Tensor, Tensor], Tensor]
+
+
+def estimate_noise_std(images: Tensor) -> Tensor:
+    """Estimate the standard deviation of white noise in images from their finest diagonal details.
+
+    The median absolute detail of the Haar wavelet over 0.6745 (Donoho and Johnstone 1994, section 4.2).
+
+    Args:
+        images: (B, C, H, W), H and W even.
+
+    Returns:
+        (B,), in the units of the images.
+    """
+    a, b, c, d = (images[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    return ((a - b - c + d) / 2).abs().flatten(1).median(1).values / 0.6745
+
+
+class DiffusionEditingPipeline(DiffusionPipeline):
+    """Edits images with the weights of an unconditional or class-conditional diffusion model or flow.
+
+    All of it rests on what the network says of x_t = α_t x₀ + σ_t ε: an estimate of the image x₀ and one of the noise
+    ε. A step from one noise level to another is x_s = α_s x̂₀ + σ_s ε̂ (DDIM, Song et al. 2021, eq. 12; for a flow this
+    is Euler's step).
+
+    Args:
+        unet: The network; with `num_class_embeds`, the last of them means no class.
+        scheduler: Says what the network predicts, and α and σ of each timestep.
+        id2label: The names of the classes by their numbers.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(id2label={int(number): name for number, name in (id2label or {}).items()})
+        steps = scheduler.config.num_train_timesteps
+        self.is_flow = scheduler.config.get("prediction_type", "flow_prediction") == "flow_prediction"
+        if self.is_flow:
+            self.timesteps = torch.arange(1, steps + 1)
+            self.sigmas = self.timesteps / steps
+            self.alphas = 1 - self.sigmas
+        else:
+            self.timesteps = torch.arange(steps)
+            self.alphas = scheduler.alphas_cumprod.sqrt()
+            self.sigmas = (1 - scheduler.alphas_cumprod).sqrt()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Images,
+        strength: float = 0.5,
+        class_labels: Sequence[ClassLabel] | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 20,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Vary images: mix them with noise and denoise that (SDEdit, Meng et al. 2022).
+
+        Args:
+            image: PIL images, arrays (B, H, W, C) or tensors (B, C, H, W) in [0, 1].
+            strength: How much of the noise, from 0 to 1; 1 leaves nothing of the image.
+            class_labels: One an image, of a model that knows classes; by default no particular one.
+            guidance_scale: See `ClassConditionalDiffusionPipeline`.
+            num_inference_steps: Denoising steps.
+            generator: Where the noise comes from.
+            output_type: `pil`, `np` or `pt`.
+
+        Returns:
+            The images.
+
+        Raises:
+            ValueError: for a strength outside of 0 to 1, or an unknown class.
+        """
+        images = self._preprocess(image)
+        first = self._level_of_strength(strength)
+        noise = randn_tensor(images.shape, generator, images.device)
+        x = self.alphas[first] * images + self.sigmas[first] * noise
+        model = self._model(class_labels, len(images), guidance_scale)
+        return self._postprocess(self._descend(model, x, first, num_inference_steps), output_type)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        image: Images,
+        noise_std: float | None = None,
+        class_labels: Sequence[ClassLabel] | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 1,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Remove white noise from images.
+
+        An image with noise of standard deviation s is, but for a factor, x_t at the t where σ_t / α_t = s. One step
+        gives the mean of what the image may have been, which has the least squared error; more steps give a sharper
+        image, one of those that it may have been.
+
+        Args:
+            image: See `__call__`.
+            noise_std: Standard deviation of the noise, for pixels from 0 to 1; estimated for each image if not given.
+            class_labels: See `__call__`.
+            guidance_scale: See `__call__`.
+            num_inference_steps: Denoising steps.
+            output_type: See `__call__`.
+
+        Returns:
+            The images.
+
+        Raises:
+            ValueError: if there is more noise than the model knows.
+        """
+        images = self._preprocess(image)
+        std = estimate_noise_std(images).median().item() if noise_std is None else 2.0 * noise_std
+        ratios = self.sigmas / self.alphas.clamp(min=1e-8)
+        if not 0 <= std <= ratios[-1]:
+            raise ValueError(f"noise_std must be from 0 to {ratios[-1] / 2:.3g} for this model, not {std / 2:.3g}")
+        first = int((ratios - std).abs().argmin())
+        model = self._model(class_labels, len(images), guidance_scale)
+        return self._postprocess(
+            self._descend(model, self.alphas[first] * images, first, num_inference_steps), output_type
+        )
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        image: Images,
+        mask_image: Images,
+        class_labels: Sequence[ClassLabel] | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        num_resamples: int = 5,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Fill in a part of images, so that it fits the rest (RePaint, Lugmayr et al. 2022, algorithm 1).
+
+        Args:
+            image: See `__call__`.
+            mask_image: White where the images are to be filled in, black where they are kept; one, or one an image.
+            class_labels: See `__call__`.
+            guidance_scale: See `__call__`.
+            num_inference_steps: Denoising steps.
+            num_resamples: How often each step is taken; between two times noise is added again, so that what is filled
+                in can adapt to what is kept.
+            generator: Where the noise comes from.
+            output_type: See `__call__`.
+
+        Returns:
+            The images.
+
+        Raises:
+            ValueError: if the mask has another size, or for an unknown class.
+        """
+        images = self._preprocess(image)
+        mask = (self._preprocess(mask_image).mean(1, keepdim=True) > 0).to(images.dtype)
+        if mask.shape[-2:] != images.shape[-2:]:
+            raise ValueError(
+                f"mask_image must have the images' size, {tuple(images.shape[-2:])}, not {tuple(mask.shape[-2:])}"
+            )
+        model = self._model(class_labels, len(images), guidance_scale)
+        x = randn_tensor(images.shape, generator, images.device)
+        levels = self._levels(len(self.timesteps) - 1, num_inference_steps)
+        for level, below in itertools.pairwise(levels):
+            for repetition in range(num_resamples):
+                if repetition:
+                    x = self._noise_again(x, below, level, generator)
+                filled = self._step(model, x, level, below)
+                known = self.alphas[below] * images + self.sigmas[below] * randn_tensor(x.shape, generator, x.device)
+                x = mask * filled + (1 - mask) * known
+        filled = self._predict(model, x, levels[-1])[0]
+        return self._postprocess(mask * filled + (1 - mask) * images, output_type)
+
+    @torch.no_grad()
+    def change_class(
+        self,
+        image: Images,
+        class_labels: Sequence[ClassLabel],
+        source_class_labels: Sequence[ClassLabel] | None = None,
+        strength: float = 0.8,
+        guidance_scale: float = 2.0,
+        num_inference_steps: int = 50,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Make images of another class out of images, keeping style and place (DDIM inversion, Song et al. 2021).
+
+        The image is followed to the noise that it would be drawn from, as an image of its own class, and from there
+        drawn as one of another class.
+
+        Args:
+            image: See `__call__`.
+            class_labels: What they are to become, one an image.
+            source_class_labels: What they are, one an image; by default of no particular class.
+            strength: How far towards noise, from 0 to 1: more changes more.
+            guidance_scale: How strongly the new class is enforced.
+            num_inference_steps: Steps in each direction.
+            output_type: See `__call__`.
+
+        Returns:
+            The images.
+
+        Raises:
+            ValueError: if the model knows no classes, or not these; for a strength outside of 0 to 1.
+        """
+        if not self.unet.config.num_class_embeds:
+            raise ValueError("the model knows no classes, so that it cannot change one")
+        x = self._preprocess(image)
+        first = self._level_of_strength(strength)
+        upwards = self._levels(first, num_inference_steps)[::-1]
+        inverting = self._model(source_class_labels, len(x), 1.0)
+        x = self.alphas[upwards[0]] * x  # nearly the image itself
+        for level, above in itertools.pairwise(upwards):
+            x = self._step(inverting, x, level, above)
+        model = self._model(class_labels, len(x), guidance_scale)
+        return self._postprocess(self._descend(model, x, first, num_inference_steps), output_type)
+
+    def _preprocess(self, image: Images) -> Tensor:
+        """Convert to float32 (B, C, H, W) in [−1, 1], and beyond where noise has taken the pixels."""
+        if not isinstance(image, Tensor):
+            arrays = image if isinstance(image, np.ndarray) else VaeImageProcessor.pil_to_numpy(image)
+            image = VaeImageProcessor.numpy_to_pt(arrays)
+        return 2 * image.to(self._execution_device, torch.float32) - 1
+
+    def _postprocess(self, images: Tensor, output_type: str) -> ImagePipelineOutput:
+        images = VaeImageProcessor().postprocess(images.clamp(-1, 1).cpu(), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images)
+
+    def _level_of_strength(self, strength: float) -> int:
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, not {strength}")
+        return round(strength * (len(self.timesteps) - 1))
+
+    def _levels(self, first: int, num_inference_steps: int) -> list[int]:
+        """Return the noise levels to visit from one down, evenly; below the last one is the image."""
+        spaced = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().int().tolist()
+        return sorted(set(spaced), reverse=True)
+
+    def _model(self, class_labels: Sequence[ClassLabel] | None, count: int, guidance_scale: float) -> Model:
+        """Return the network as a function of x and timestep, for these classes."""
+        nothing = self.unet.config.num_class_embeds
+        if not nothing:
+            if class_labels is not None:
+                raise ValueError("the model knows no classes")
+            return lambda x, timestep: self.unet(x, timestep).sample
+        known: dict[ClassLabel, int] = {None: nothing - 1} | {number: number for number in range(nothing - 1)}
+        known |= {name.lower(): number for number, name in self.config.id2label.items()}
+        asked = [None] * count if class_labels is None else class_labels
+        found = [known.get(label.lower() if isinstance(label, str) else label) for label in asked]
+        if None in found or len(found) != count:
+            names = ", ".join(f"{name} ({number})" for number, name in self.config.id2label.items())
+            raise ValueError(f"class_labels must be one for each of the {count} images, from {names}, not {asked}")
+        classes = torch.tensor(found, device=self._execution_device)
+        both = torch.cat([classes, torch.full_like(classes, nothing - 1)])
+
+        def guided(x: Tensor, timestep: Tensor) -> Tensor:
+            if guidance_scale == 1:
+                return self.unet(x, timestep, class_labels=classes).sample
+            asked, without = self.unet(torch.cat([x, x]), timestep, class_labels=both).sample.chunk(2)
+            return torch.lerp(without, asked, guidance_scale)
+
+        return guided
+
+    def _predict(self, model: Model, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Return the network's estimates of the image and of the noise."""
+        alpha, sigma = self.alphas[level].item(), self.sigmas[level].item()
+        said = model(x, self.timesteps[level].to(x.device))
+        match self.scheduler.config.get("prediction_type", "flow_prediction"):
+            case "epsilon":
+                return (x - sigma * said) / alpha, said
+            case "sample":
+                return said, (x - alpha * said) / sigma
+            case "v_prediction":
+                return alpha * x - sigma * said, sigma * x + alpha * said
+            case _:
+                return x - sigma * said, x + alpha * said
+
+    def _step(self, model: Model, x: Tensor, level: int, other: int) -> Tensor:
+        """Take x from one noise level to another, above or below."""
+        image, noise = self._predict(model, x, level)
+        return self.alphas[other] * image + self.sigmas[other] * noise
+
+    def _descend(self, model: Model, x: Tensor, first: int, num_inference_steps: int) -> Tensor:
+        """Denoise x from a level down to the image."""
+        levels = self._levels(first, num_inference_steps)
+        for level, below in itertools.pairwise(levels):
+            x = self._step(model, x, level, below)
+        return self._predict(model, x, levels[-1])[0]
+
+    def _noise_again(
+        self, x: Tensor, level: int, above: int, generator: torch.Generator | list[torch.Generator] | None
+    ) -> Tensor:
+        """Add as much noise to x at one level as takes it to a level above."""
+        factor = self.alphas[above] / self.alphas[level]
+        std = (self.sigmas[above] ** 2 - (factor * self.sigmas[level]) ** 2).clamp(min=0).sqrt()
+        return factor * x + std * randn_tensor(x.shape, generator, x.device)

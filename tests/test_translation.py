@@ -1,0 +1,204 @@
+"""Given images are denoised, varied, filled in and turned into other classes: the pipeline and `hfgen translate`."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from scipy.ndimage import gaussian_filter
+
+from hfgen.cli import main
+from hfgen.data import load_images
+from hfgen.figures import save_images
+from hfgen.loading import load
+from hfgen.losses import diffusion_target
+from hfgen.metrics.judge import load_judge
+from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline, estimate_noise_std
+
+KINDS = ["epsilon", "sample", "v_prediction", "flow_prediction"]
+
+
+def make_pipeline(kind="v_prediction", num_class_embeds=None) -> DiffusionEditingPipeline:
+    torch.manual_seed(0)
+    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1,
+                       norm_num_groups=8, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+                       add_attention=False, num_class_embeds=num_class_embeds)  # fmt: skip
+    flow = kind == "flow_prediction"
+    scheduler = FlowMatchEulerDiscreteScheduler() if flow else DDPMScheduler(prediction_type=kind)
+    names = {number: f"class {number}" for number in range((num_class_embeds or 1) - 1)}
+    return DiffusionEditingPipeline(unet, scheduler, names)
+
+
+def digits(count=20) -> torch.Tensor:
+    """Return digits that the models have not seen, (N, 1, 8, 8) in [0, 1]."""
+    return load_images("digits", split="train[80%:]").images[:count].float() / 255
+
+
+def noise_like(images, seed=1) -> torch.Tensor:
+    return torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def knows(pipeline, kind, images):
+    """Put a network into the pipeline that knows the images, as a function of x and timestep."""
+
+    def model(x, timestep):
+        level = (pipeline.timesteps == timestep).nonzero().item()
+        alpha, sigma = pipeline.alphas[level], pipeline.sigmas[level]
+        return diffusion_target(kind, 2 * images - 1, (x - alpha * (2 * images - 1)) / sigma, alpha, sigma)
+
+    pipeline._model = lambda *_: model
+    return pipeline
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_that_knows_the_image_gives_it_back(kind):
+    images = digits()
+    pipeline = knows(make_pipeline(kind), kind, images)
+    options = {"output_type": "pt", "num_inference_steps": 7}
+    noisy = images + 0.3 * noise_like(images)
+    for result in (
+        pipeline.denoise(noisy, noise_std=0.3, **options),
+        pipeline.denoise(noisy, **options | {"num_inference_steps": 1}),
+        pipeline(images, strength=0.9, **options),
+        pipeline.inpaint(1 - images, torch.ones(1, 1, 8, 8), **options),
+    ):
+        torch.testing.assert_close(result.images, images, atol=1e-3, rtol=0)
+
+
+def test_what_the_mask_leaves_is_kept_to_the_bit():
+    pipeline, images = make_pipeline(), digits(3)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    options = {"num_inference_steps": 4, "num_resamples": 2, "output_type": "pt"}
+    filled = [
+        pipeline.inpaint(images, mask, generator=torch.Generator().manual_seed(s), **options).images for s in (0, 0, 1)
+    ]
+    assert (filled[0][..., :4] - images[..., :4]).abs().max() < 1e-6
+    assert filled[0].equal(filled[1])
+    assert not filled[0][..., 4:].equal(filled[2][..., 4:])
+    with pytest.raises(ValueError, match=r"mask_image must have the images' size, \(8, 8\), not \(4, 4\)"):
+        pipeline.inpaint(images, mask[..., :4, :4])
+
+
+def test_noise_that_is_added_again_reaches_the_level_above():
+    pipeline = make_pipeline("epsilon")
+    generator = torch.Generator().manual_seed(0)
+    x = pipeline.sigmas[300] * torch.randn(10_000, 1, 2, 2, generator=generator)
+    assert pipeline._noise_again(x, 300, 600, generator).std().item() == pytest.approx(
+        pipeline.sigmas[600].item(), rel=0.02
+    )
+    ones = pipeline.alphas[300] * torch.ones(10_000, 1, 2, 2)
+    assert pipeline._noise_again(ones, 300, 600, generator).mean().item() == pytest.approx(
+        pipeline.alphas[600].item(), rel=0.05
+    )
+
+
+def test_the_noise_of_an_image_is_estimated():
+    smooth = torch.linspace(0, 1, 64).view(1, 1, 1, 64).expand(2, 1, 64, 64)
+    for std in (0.05, 0.3):
+        estimates = estimate_noise_std(smooth + std * noise_like(smooth))
+        assert estimates.tolist() == pytest.approx([std] * 2, rel=0.1)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda p, x: p(x, strength=0), "strength must be above 0 and at most 1, not 0"),
+    (lambda p, x: p(x, class_labels=["cow"] * len(x)), r"must be one for each of .* from class 0 \(0\), class"),
+    (lambda p, x: p(x, class_labels=[0]), "one for each of the 20 images"),
+    (lambda p, x: p.denoise(x, noise_std=1e9), r"noise_std must be from 0 to .* for this model, not 1e\+09"),
+    (lambda p, x: p.denoise(x, noise_std=-1), "noise_std must be from 0"),
+    (lambda p, x: make_pipeline().change_class(x, [0] * len(x)), "knows no classes"),
+    (lambda p, x: make_pipeline()(x, class_labels=[0] * len(x)), "knows no classes"),
+])  # fmt: skip
+def test_impossible_requests_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make_pipeline(num_class_embeds=4), digits())
+
+
+@pytest.fixture(params=["v_prediction", "flow_prediction"])
+def run(request, conditional_run):
+    return conditional_run(request.param)
+
+
+@pytest.fixture
+def editing(run):
+    loaded = load(str(run))
+    return DiffusionEditingPipeline(loaded.unet, loaded.scheduler, loaded.config.id2label)
+
+
+def test_a_trained_model_denoises_better_than_a_filter(editing):
+    images = digits(200)
+    for std in (0.2, 0.5):
+        noisy = images + std * noise_like(images)
+        error = (editing.denoise(noisy, noise_std=std, output_type="pt").images - images).square().mean()
+        filtered = [gaussian_filter(noisy, width, axes=(2, 3)) for width in (0.3, 0.5, 0.7, 1.0)]
+        assert error < 0.6 * min((torch.from_numpy(f).clamp(0, 1) - images).square().mean() for f in filtered)
+    steps = editing.denoise(noisy, noise_std=0.5, num_inference_steps=10, output_type="pt").images
+    assert error < (steps - images).square().mean(), "where much is unknown, one step has the smaller error"
+
+
+def test_an_image_followed_to_its_noise_and_back_is_the_same(editing):
+    images, labels = digits(50), load_images("digits", split="train[80%:]").labels[:50]
+    options = {"source_class_labels": labels.tolist(), "guidance_scale": 1.0, "strength": 0.8, "output_type": "pt"}
+    same = editing.change_class(images, labels.tolist(), num_inference_steps=100, **options).images
+    other = editing.change_class(images, ((labels + 5) % 10).tolist(), num_inference_steps=100, **options).images
+    error, change = ((x - images).abs().mean().item() for x in (same, other))
+    assert error < 0.03
+    assert change > 3 * error
+
+
+def test_a_trained_model_changes_the_class(editing, judge_run):
+    images, judge = digits(100), load_judge(str(judge_run))
+    seen = judge.look_at((images * 255).to(torch.uint8))[1].argmax(1)
+    wanted = (seen + 5) % 10
+    changed = editing.change_class(images, wanted.tolist(), seen.tolist(), guidance_scale=3.0, output_type="pt").images
+    now = judge.look_at((changed * 255).to(torch.uint8))[1].argmax(1)
+    assert (now == wanted).float().mean() > 0.6
+
+
+def test_the_command_changes_files_and_folders(run, tmp_path, capsys):
+    images = (digits(3) * 255).to(torch.uint8)
+    save_images(images, tmp_path / "given")
+    mask = PIL.Image.fromarray(np.uint8([[0, 255]])).resize((8, 8), PIL.Image.Resampling.NEAREST)
+    mask.save(tmp_path / "mask.png")
+    flags = {
+        "denoise": ["--noise_std", "0.1"],
+        "vary": ["--strength", "0.3", "--num_inference_steps", "3"],
+        "inpaint": ["--mask", str(tmp_path / "mask.png"), "--num_inference_steps", "3"],
+        "change_class": ["--class_labels", "3", "--num_inference_steps", "3"],
+    }
+    results = {}
+    for task, options in flags.items():
+        command = ["translate", str(run), "--task", task, "--input", str(tmp_path / "given"), *options]
+        for name in (f"{task}.npz", f"{task}.png", task):
+            assert main([*command, "--output", str(tmp_path / name)]) == 0, capsys.readouterr().err
+        results[task] = torch.from_numpy(np.load(tmp_path / f"{task}.npz")["images"])[:, None]
+        singles = [np.asarray(PIL.Image.open(path)) for path in sorted((tmp_path / task).iterdir())]
+        assert np.array_equal(np.stack(singles), results[task][:, 0].numpy())
+        with PIL.Image.open(tmp_path / f"{task}.png") as picture:
+            assert picture.size[1] == 2 * 68
+            assert picture.size[0] > 3 * 68, "the names of the rows"
+    assert results["inpaint"][..., :4].equal(images[..., :4])
+    assert not any(results[task].equal(images) for task in flags)
+    single = ["translate", str(run), "--task", "denoise", "--input", str(tmp_path / "given" / "00000.png")]
+    assert main([*single, "--noise_std", "0.1", "--output", str(tmp_path / "single.npz")]) == 0
+    assert np.array_equal(np.load(tmp_path / "single.npz")["images"], results["denoise"][:1, 0].numpy())
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--task", "inpaint"], "the task inpaint needs --mask"),
+    (["--task", "change_class"], "the task change_class needs --class_labels"),
+    (["--task", "vary", "--noise_std", "1"], "noise_std belongs to the task denoise, not to vary"),
+    (["--task", "denoise", "--strength", "1"], "strength belongs to the task change_class or vary, not to denoise"),
+    (["--task", "vary", "--class_labels", "1", "2"], "one for each of the 3 images, not 2"),
+    (["--task", "vary", "--class_labels", "cow"], "from 0 (0), 1 (1)"),
+    (["--task", "vary", "--strength", "2"], "strength must be above 0 and at most 1, not 2"),
+    (["--task", "vary", "--num_inference_steps", "0"], "num_inference_steps must be positive, not 0"),
+    (["--task", "vary", "--output", "x.gif"], "output must end in .png or .npz, or be a folder, not x.gif"),
+])  # fmt: skip
+def test_mistakes_get_one_message(conditional_run, tmp_path, capsys, options, message):
+    save_images((digits(3) * 255).to(torch.uint8), tmp_path / "given")
+    output = [] if "--output" in options else ["--output", str(tmp_path / "out.png")]
+    command = ["translate", str(conditional_run("v_prediction")), "--input", str(tmp_path / "given"), *output]
+    assert main([*command, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
