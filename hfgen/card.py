@@ -34,7 +34,7 @@ from hfgen.report import (
     table,
     with_std,
 )
-from hfgen.sampling import SHORT_NAMES, is_conditional, sample
+from hfgen.sampling import SHORT_NAMES, film, is_conditional
 
 README = "README.md"
 FIGURES = "figures"
@@ -292,11 +292,10 @@ def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str
     return {path.name for path in (folder / FIGURES).iterdir()} if (folder / FIGURES).exists() else set()
 
 
-def _draw_film(run: Path, config: dict[str, Any], film: Path) -> None:
+def _draw_film(run: Path, config: dict[str, Any], path: Path) -> None:
     pipeline = load(str(run))
     sampler = own_sampler(config, is_conditional(pipeline))
-    (states,) = sample(pipeline, num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **sampler)
-    save_film(states, film)
+    save_film(*film(pipeline, num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **sampler), path)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -111,38 +111,31 @@ def _sample(arguments: list[str]) -> None:
 
     from hfgen import figures
     from hfgen.loading import load
-    from hfgen.sampling import is_conditional, labels_of, sample
+    from hfgen.sampling import film, is_conditional, labels_of, sample
 
     pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code).to(
         "cuda" if torch.cuda.is_available() else "cpu"
     )
-    output = Path(config.output)
-    batches = sample(
-        pipeline,
-        num_images=config.num_images,
-        num_inference_steps=config.num_inference_steps,
-        scheduler=config.scheduler,
-        class_labels=config.class_labels,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        num_frames=figures.FILM_FRAMES if output.suffix == ".gif" else 1,
-        **config.guidance(),
-    )
-    states = [torch.cat(states) for states in zip(*batches, strict=True)]
+    output, options = Path(config.output), config.sampler()
+    if config.film:
+        is_gif = output.suffix == ".gif"
+        states = film(pipeline, num_frames=figures.FILM_FRAMES if is_gif else figures.STRIP_FRAMES, **options)
+        figures.save_film(*states, output) if is_gif else figures.save_picture(figures.film_strip(*states), output)
+        print(f"The denoising of {config.num_images} images is in {output}")
+        return
+    images = torch.cat(list(sample(pipeline, batch_size=config.batch_size, **options)))
     labels, names = None, []
     if is_conditional(pipeline):
         labels = labels_of(pipeline, config.class_labels, range(config.num_images))
         names = [name for _, name in sorted(pipeline.config.id2label.items())]
     match output.suffix:
-        case ".gif":
-            figures.save_film(states, output, labels, names)
         case ".png":
-            figures.save_picture(figures.sample_grid(states[-1], labels, names), output)
+            figures.save_picture(figures.sample_grid(images, labels, names), output)
         case ".npz":
             others = {} if labels is None else {"labels": labels, "label_names": names}
-            figures.save_arrays(states[-1], output, **others)
+            figures.save_arrays(images, output, **others)
         case _:
-            figures.save_images(states[-1], output)
+            figures.save_images(images, output)
     print(f"{config.num_images} images are in {output}")
 
 

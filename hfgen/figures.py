@@ -27,6 +27,7 @@ GAP_PIXELS = 2  # around each image of a grid
 GAP_COLOUR = "slategrey"
 FLOOR_COLOURS = ("tab:blue", "lightsteelblue")
 FILM_FRAMES = 40
+STRIP_FRAMES = 11
 FILM_FPS = 10
 
 
@@ -108,20 +109,29 @@ def save_arrays(images: Tensor, path: Path, **others: ArrayLike) -> None:
         np.savez_compressed(file, images=array[..., 0] if array.shape[-1] == 1 else array, **others)
 
 
-def save_film(
-    states: list[Tensor], path: Path, labels: Sequence[int] | None = None, label_names: Sequence[str] = ()
-) -> None:
-    """Save the states of a denoising run, each uint8 (N, C, H, W), as an animated GIF of grids that holds the last.
+def save_film(noised: Tensor, estimates: Tensor, path: Path) -> None:
+    """Save a denoising as an animated GIF: grids of x_t at the left, of the model's x̂₀ at the right; the last stays.
 
     Args:
-        states: From noise to image.
+        noised: x_t, uint8 (F, N, C, H, W).
+        estimates: x̂₀, likewise.
         path: The file.
-        labels: The classes of the images, if they have any.
-        label_names: Their names.
     """
-    frames = [sample_grid(state, labels, label_names) for state in states]
+    frames = [make_image_grid([image_grid(x), image_grid(e)], 1, 2) for x, e in zip(noised, estimates, strict=True)]
     with complete_or_absent(path) as temporary:
         export_to_gif(frames + [frames[-1]] * FILM_FPS, str(temporary), fps=FILM_FPS)
+
+
+def film_strip(noised: Tensor, estimates: Tensor) -> PIL.Image.Image:
+    """Lay out a denoising from left to right: for each image a row of x_t above one of the model's x̂₀.
+
+    Args:
+        noised: x_t, uint8 (F, N, C, H, W).
+        estimates: x̂₀, likewise.
+    """
+    rows = torch.stack([noised, estimates], 2).permute(1, 2, 0, 3, 4, 5)  # image, kind, frame
+    names = ["noised", "estimate"] * rows.shape[0]
+    return sample_grid(rows.flatten(0, 2), [row for row in range(len(names)) for _ in noised], names)
 
 
 def save_training_curves(metrics_file: Path, path: Path) -> None:

@@ -70,6 +70,21 @@ def diffusion_target(prediction_type: str, images: Tensor, noise: Tensor, alpha:
             raise ValueError(f"unknown prediction type {other}")
 
 
+def implied_image(prediction_type: str, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Return the x₀ that a prediction implies at x = α x₀ + σ ε; `diffusion_target` says what may be predicted."""
+    match prediction_type:
+        case "epsilon":
+            return (x - sigma * prediction) / alpha
+        case "sample":
+            return prediction
+        case "v_prediction":
+            return alpha * x - sigma * prediction
+        case "flow_prediction":
+            return x - sigma * prediction
+        case other:
+            raise ValueError(f"unknown prediction type {other}")
+
+
 def loss_weights(weighting: str, prediction_type: str, alpha: Tensor, sigma: Tensor, snr_gamma: float) -> Tensor:
     """Weights of the squared errors of a network's predictions, by noise level.
 

@@ -28,9 +28,10 @@ class SampleConfig:
             images of no particular class.
         seed: Image i follows from it and i, whatever the batch size.
         batch_size: Images drawn at a time.
-        output: What to write: a .png (a grid, with a row for each class), a .gif (the denoising film), a .npz (uint8
-            `images`, (N, H, W) or (N, H, W, 3), and of classes `labels` and `label_names`), or a folder (one PNG an
-            image).
+        film: Show the denoising, x_t and what image the model sees in it at some steps, in a .png, or moving in a .gif,
+            which is always a film.
+        output: What to write: a .png (a grid, with a row for each class), a .gif, a .npz (uint8 `images`, (N, H, W) or
+            (N, H, W, 3), and of classes `labels` and `label_names`), or a folder (one PNG an image).
     """
 
     run_or_repo: str
@@ -45,6 +46,7 @@ class SampleConfig:
     negative_class_labels: list[str] = field(default_factory=list)
     seed: int = 0
     batch_size: int = 64
+    film: bool = False
     output: str = "samples.png"
 
     def __post_init__(self):
@@ -57,11 +59,16 @@ class SampleConfig:
         suffix = Path(self.output).suffix
         if suffix not in {"", ".png", ".gif", ".npz"}:
             raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
+        self.film |= suffix == ".gif"
+        if self.film and suffix not in (".gif", ".png"):
+            raise UserError(f"a film is written to a .gif or a .png, not to {self.output}")
 
-    def guidance(self) -> dict[str, Any]:
-        """Return what was given of the guidance, as `hfgen.sampling.sample` takes it."""
-        names = ("guidance_scale", "guidance_interval", "negative_class_labels")
-        return {name: value for name in names if (value := getattr(self, name)) not in (None, [])}
+    def sampler(self) -> dict[str, Any]:
+        """Return what `hfgen.sampling.sample` and `film` take of this."""
+        names = ("num_images", "num_inference_steps", "scheduler", "class_labels", "seed")
+        guidance = ("guidance_scale", "guidance_interval", "negative_class_labels")
+        given = {name: value for name in guidance if (value := getattr(self, name)) not in (None, [])}
+        return {name: getattr(self, name) for name in names} | given
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from hfgen.errors import UserError
-from hfgen.losses import FLOW_PREDICTION, FLOW_SCHEDULERS, diffusion_target, prediction_type_of, signal_and_noise
+from hfgen.losses import (
+    FLOW_PREDICTION,
+    FLOW_SCHEDULERS,
+    diffusion_target,
+    implied_image,
+    prediction_type_of,
+    signal_and_noise,
+)
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import (
     ClassConditionalDiffusionPipeline,
     denoising_step,
@@ -114,7 +121,7 @@ def recovers_known_image(scheduler: SchedulerMixin, num_inference_steps: int = 2
     """
     image = torch.linspace(-0.9, 0.9, 16).view(1, 1, 4, 4)
     try:
-        *_, x = denoising_states(_Oracle(image, scheduler), scheduler, num_inference_steps, image.shape, seeds=[0])
+        *_, (x, _) = denoising_states(_Oracle(image, scheduler), scheduler, num_inference_steps, image.shape, [0])
     except (AttributeError, NotImplementedError, ValueError):
         return False
     return bool((x - image).abs().max() < 0.1)
@@ -140,8 +147,8 @@ def denoising_states(
     shape: tuple[int, ...],
     seeds: list[int],
     device: torch.device | str = "cpu",
-) -> Iterator[Tensor]:
-    """Denoise from pure noise, yielding what the network is shown at each step, and last the sample x₀.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Denoise from pure noise, yielding what the network is shown at each step and what image it sees in that.
 
     Args:
         model: Predicts from x and a timestep.
@@ -152,15 +159,20 @@ def denoising_states(
         device: Where to compute; the noise is drawn on the CPU, the same for every device.
 
     Yields:
-        float32 (B, C, H, W), α_t x₀ + σ_t ε for every scheduler; x₀ is in [−1, 1] up to the model's errors.
+        x_t = α_t x₀ + σ_t ε, whatever the scheduler keeps, and the x̂₀ that the prediction implies; last, twice x₀.
+        Each float32 (B, C, H, W), images in [−1, 1] up to the model's errors.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = randn_tensor((len(seeds), *shape[1:]), generator=generators, device=torch.device(device))
     x = start_denoising(scheduler, num_inference_steps, noise)
     for timestep in scheduler.timesteps:
-        yield show(scheduler, x, timestep)
-        x = denoising_step(model, scheduler, x, timestep, generators)
-    yield x
+        shown = show(scheduler, x, timestep)
+        x, prediction = denoising_step(model, scheduler, x, timestep, generators)
+        yield (
+            shown,
+            implied_image(prediction_type_of(scheduler), prediction, shown, *signal_and_noise(scheduler, timestep)),
+        )
+    yield x, x
 
 
 def is_conditional(pipeline: DiffusionPipeline) -> bool:
@@ -221,13 +233,12 @@ def sample(
     num_images: int,
     seed: int = 0,
     batch_size: int = 64,
-    num_frames: int = 1,
     first_image: int = 0,
     class_labels: Sequence[str | int] = (),
     num_inference_steps: int,
     scheduler: str,
     **guidance: Any,
-) -> Iterator[list[Tensor]]:
+) -> Iterator[Tensor]:
     """Draw images batch by batch from number `first_image` on; image i follows from (seed, i), not from its batch.
 
     Args:
@@ -235,7 +246,6 @@ def sample(
         num_images: How many.
         seed: Zero or more.
         batch_size: Images drawn at a time.
-        num_frames: States to yield of each image.
         first_image: Number of the first one.
         class_labels: Image i shows class `class_labels[i % len(class_labels)]`; all classes in turn by default.
         num_inference_steps: Denoising steps.
@@ -243,32 +253,60 @@ def sample(
         guidance: What else `ClassConditionalDiffusionPipeline.guided` takes; its defaults hold for what is left out.
 
     Yields:
-        For each batch up to `num_frames` states of the denoising, evenly spread, uint8 (B, C, H, W); the last one
-        is the images.
+        The images of each batch, uint8 (B, C, H, W).
 
     Raises:
         UserError: see `check_sampling`.
     """
-    solver = check_sampling(
-        pipeline,
-        num_inference_steps=num_inference_steps,
-        scheduler=scheduler,
-        class_labels=class_labels,
-        **guidance,
-    )
-    solver.set_timesteps(num_inference_steps)
-    frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
+    sampler = {"num_inference_steps": num_inference_steps, "scheduler": scheduler, **guidance}
     end = first_image + num_images
     for first in range(first_image, end, batch_size):
         numbers = range(first, min(first + batch_size, end))
-        if is_conditional(pipeline):
-            model = pipeline.guided(labels_of(pipeline, class_labels, numbers), **guidance)
-        else:
-            model = functools.partial(_predict, pipeline.unet)
-        seeds = [derive_seed("image", seed, i) for i in numbers]
-        shape = (1, *image_shape_of(pipeline))
-        states = denoising_states(model, solver, num_inference_steps, shape, seeds, pipeline.device)
-        yield [to_uint8(state) for index, state in enumerate(states) if index in frames]
+        *_, (images, _) = _states(pipeline, numbers, seed, class_labels, sampler)
+        yield to_uint8(images)
+
+
+def film(
+    pipeline: DiffusionPipeline,
+    *,
+    num_images: int,
+    num_frames: int,
+    seed: int = 0,
+    class_labels: Sequence[str | int] = (),
+    **sampler: Any,
+) -> tuple[Tensor, Tensor]:
+    """Draw the images of `sample` in one batch, and keep what happens on the way.
+
+    Returns:
+        x_t and the model's x̂₀ at up to `num_frames` steps, evenly spread, the images themselves last: each uint8
+        (F, B, C, H, W).
+
+    Raises:
+        UserError: see `check_sampling`.
+    """
+    states = list(_states(pipeline, range(num_images), seed, class_labels, sampler))
+    frames = sorted({(len(states) - 1) * (i + 1) // num_frames for i in range(num_frames)})
+    noised, estimates = zip(*(states[frame] for frame in frames), strict=True)
+    return to_uint8(torch.stack(noised)), to_uint8(torch.stack(estimates))
+
+
+def _states(
+    pipeline: DiffusionPipeline,
+    numbers: range,
+    seed: int,
+    class_labels: Sequence[str | int],
+    sampler: dict[str, Any],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the states of the images with these numbers; see `denoising_states`."""
+    solver = check_sampling(pipeline, class_labels=class_labels, **sampler)
+    if is_conditional(pipeline):
+        guidance = {name: value for name, value in sampler.items() if name not in ("num_inference_steps", "scheduler")}
+        model = pipeline.guided(labels_of(pipeline, class_labels, numbers), **guidance)
+    else:
+        model = functools.partial(_predict, pipeline.unet)
+    seeds = [derive_seed("image", seed, i) for i in numbers]
+    shape = (1, *image_shape_of(pipeline))
+    return denoising_states(model, solver, sampler["num_inference_steps"], shape, seeds, pipeline.device)
 
 
 def labels_of(pipeline: DiffusionPipeline, class_labels: Sequence[str | int], numbers: Iterable[int]) -> list[int]:

@@ -138,7 +138,7 @@ def draw(
         **sampler,
     )
     with tqdm(total=num_images, initial=min(count, num_images), desc="drawing", unit="image", disable=None) as bar:
-        for (images,) in batches:
+        for images in batches:
             with complete_or_absent(place / f"{count:06d}.npy") as temporary, open(temporary, "wb") as file:
                 np.save(file, images.numpy())
             drawn.append(images)

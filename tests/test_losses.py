@@ -4,7 +4,14 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from hfgen.losses import diffusion_target, draw_timesteps, loss_weights, prediction_type_of, signal_and_noise
+from hfgen.losses import (
+    diffusion_target,
+    draw_timesteps,
+    implied_image,
+    loss_weights,
+    prediction_type_of,
+    signal_and_noise,
+)
 
 TIMESTEPS = torch.tensor([0, 1, 500, 998, 999])
 FLOW = FlowMatchEulerDiscreteScheduler()
@@ -50,6 +57,9 @@ def test_a_weighting_means_the_same_whatever_is_predicted(prediction_type, weigh
     wrong_images = images + 0.1
     wrong_noise = (alpha * images + sigma * noise - alpha * wrong_images) / sigma  # for the same x_t
     target = diffusion_target(prediction_type, images, noise, alpha, sigma)
+    torch.testing.assert_close(
+        implied_image(prediction_type, target, alpha * images + sigma * noise, alpha, sigma), images
+    )
     predicted = diffusion_target(prediction_type, wrong_images, wrong_noise, alpha, sigma)
     weights = loss_weights(weighting, prediction_type, alpha, sigma, snr_gamma=5.0)
     loss = (weights * (predicted - target).square()).mean((1, 2, 3))
@@ -67,6 +77,8 @@ def test_a_wrong_prediction_type_or_weighting_is_an_error():
     one = torch.ones(1, 1, 1, 1)
     with pytest.raises(ValueError, match="unknown prediction type x"):
         diffusion_target("x", one, one, one, one)
+    with pytest.raises(ValueError, match="unknown prediction type x"):
+        implied_image("x", one, one, one, one)
     with pytest.raises(ValueError, match="unknown loss weighting x"):
         loss_weights("x", "sample", one, one, 5.0)
 

@@ -12,6 +12,7 @@ from hfgen.sampling import (
     SHORT_NAMES,
     _Oracle,
     denoising_states,
+    film,
     make_scheduler,
     recovers_known_image,
     sample,
@@ -33,7 +34,7 @@ def make_pipeline(channels=1, prediction_type="epsilon", beta_schedule="linear",
 
 def images_of(pipeline, **options):
     settings = {"num_images": 3, "num_inference_steps": 4, "scheduler": "ddim"} | options
-    return torch.cat([states[-1] for states in sample(pipeline, **settings)])
+    return torch.cat(list(sample(pipeline, **settings)))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
@@ -85,9 +86,10 @@ def test_an_image_depends_on_its_seed_only(scheduler):
 
 def test_frames_are_spread_over_the_denoising_and_end_with_the_images():
     pipeline = make_pipeline()
-    (frames,) = sample(pipeline, num_images=2, num_inference_steps=20, scheduler="ddim", num_frames=5)
-    assert len(frames) == 5
+    frames, estimates = film(pipeline, num_images=2, num_inference_steps=20, scheduler="ddim", num_frames=5)
+    assert frames.shape == estimates.shape == (5, 2, 1, 8, 8)
     assert frames[-1].equal(images_of(pipeline, num_images=2, num_inference_steps=20))
+    assert estimates[-1].equal(frames[-1])
     distances = [(frame.float() - frames[-1].float()).abs().mean() for frame in frames]
     assert distances == sorted(distances, reverse=True)
 
@@ -98,7 +100,9 @@ def test_every_scheduler_yields_what_the_network_sees():
     image = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
     for name in ("ddim", "euler", "heun", "unipc"):
         scheduler = make_scheduler(name, own)
-        states = list(denoising_states(_Oracle(image, scheduler), scheduler, 20, image.shape, seeds=[0]))
+        pairs = list(denoising_states(_Oracle(image, scheduler), scheduler, 20, image.shape, seeds=[0]))
+        states, estimates = zip(*pairs, strict=True)
+        assert all((estimate - image).abs().max() < 0.1 for estimate in estimates), "the oracle knows the image"
         assert all(0.4 < state.std() < 1.3 for state in states), name
         assert (states[-1] - image).abs().max() < 0.1, name
 
@@ -111,10 +115,13 @@ def test_too_many_steps_are_refused():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_outputs(tmp_path, channels, capsys):
     make_pipeline(channels).save_pretrained(tmp_path / "model")
-    for name in ("grid.png", "film.gif", "images.npz", "folder"):
-        arguments = ["sample", str(tmp_path / "model"), "--num_images", "5", "--num_inference_steps", "3"]
-        assert main([*arguments, "--output", str(tmp_path / name)]) == 0
+    arguments = ["sample", str(tmp_path / "model"), "--num_images", "5", "--num_inference_steps", "3", "--output"]
+    for name in ("grid.png", "images.npz", "folder"):
+        assert main([*arguments, str(tmp_path / name)]) == 0
         assert f"5 images are in {tmp_path / name}" in capsys.readouterr().out
+    for name in ("film.gif", "film.png"):
+        assert main([*arguments, str(tmp_path / name), "--film"]) == 0
+        assert f"The denoising of 5 images is in {tmp_path / name}" in capsys.readouterr().out
     arrays = np.load(tmp_path / "images.npz")["images"]
     assert arrays.shape == ((5, 8, 8) if channels == 1 else (5, 8, 8, 3))
     assert arrays.dtype == np.uint8
@@ -126,7 +133,15 @@ def test_outputs(tmp_path, channels, capsys):
     assert np.array_equal(grid[2:66:8, 2:66:8], first)
     with PIL.Image.open(tmp_path / "film.gif") as film:
         assert film.n_frames > 1
-        assert film.size == (3 * 68, 2 * 68)
+        assert film.size == (2 * 3 * 68, 2 * 68)
+    strip = np.asarray(PIL.Image.open(tmp_path / "film.png").convert("RGB"))
+    assert strip.shape[0] == 5 * 2 * 68, "two rows for each image"
+    for row in (2, 3):
+        assert np.array_equal(strip[row * 68 + 2 : row * 68 + 66 : 8, -66:-2:8], grid[2:66:8, 70:134:8]), (
+            "the image last"
+        )
+    assert main([*arguments, str(tmp_path / "film.npz"), "--film"]) == 2
+    assert "a film is written to a .gif or a .png, not to" in capsys.readouterr().err
 
 
 def test_pickled_weights_are_refused(tmp_path, capsys):

@@ -71,11 +71,12 @@ def denoising_step(
     x: Tensor,
     timestep: Tensor,
     generator: torch.Generator | list[torch.Generator] | None,
-) -> Tensor:
-    """Take x, (B, C, H, W), from one of `scheduler.timesteps` to the next."""
+) -> tuple[Tensor, Tensor]:
+    """Take x, (B, C, H, W), from one of `scheduler.timesteps` to the next; return it and what the model predicted."""
     prediction = model(show(scheduler, x, timestep), timestep)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    return scheduler.step(prediction, timestep, x, **({"generator": generator} if takes_generator else {})).prev_sample
+    extra = {"generator": generator} if takes_generator else {}
+    return scheduler.step(prediction, timestep, x, **extra).prev_sample, prediction
 
 
 class ClassConditionalDiffusionPipeline(DiffusionPipeline):
@@ -201,7 +202,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         noise = randn_tensor(shape, generator, self._execution_device, self.unet.dtype)
         x = start_denoising(self.scheduler, num_inference_steps, noise)
         for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            x = denoising_step(model, self.scheduler, x, timestep, generator)
+            x, _ = denoising_step(model, self.scheduler, x, timestep, generator)
             if callback_on_step_end:
                 x = (callback_on_step_end(self, index, timestep, {"sample": x}) or {}).get("sample", x)
         images = (x / 2 + 0.5).clamp(0, 1)

@@ -85,7 +85,7 @@ class DiffusionTask:
         """Draw a grid of samples; of a model that knows classes, a row of each."""
         pipeline = self.pipeline()
         batches = sample(pipeline, num_images=num_images, seed=seed, **self._sampler())
-        images = torch.cat([states[-1] for states in batches])
+        images = torch.cat(list(batches))
         labels = labels_of(pipeline, (), range(num_images)) if self.config.class_conditional else None
         return sample_grid(images, labels, self.label_names)
 
