@@ -28,8 +28,8 @@ class SampleConfig:
             images of no particular class.
         seed: Image i follows from it and i, whatever the batch size.
         batch_size: Images drawn at a time.
-        film: Show the denoising, x_t and what image the model sees in it at some steps, in a .png, or moving in a .gif,
-            which is always a film.
+        film: Show the denoising, x_t and what image the model sees in it at some steps, in a .png, or moving in a
+            .gif, which is always a film.
         output: What to write: a .png (a grid, with a row for each class), a .gif, a .npz (uint8 `images`, (N, H, W) or
             (N, H, W, 3), and of classes `labels` and `label_names`), or a folder (one PNG an image).
     """
