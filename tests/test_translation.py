@@ -114,6 +114,17 @@ def test_impossible_requests_are_refused(call, message):
         call(make_pipeline(num_class_embeds=4), digits())
 
 
+def test_classes_by_name_and_number():
+    pipeline, images = make_pipeline(num_class_embeds=4), digits(3)
+
+    def varied(*labels):
+        options = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 2, "output_type": "pt"}
+        return pipeline(images, class_labels=labels, **options).images
+
+    assert varied("class 2", "1", None).equal(varied(2, 1, None))
+    assert not varied(2, 1, None).equal(varied(2, 1, 1))
+
+
 @pytest.fixture(params=["v_prediction", "flow_prediction"])
 def run(request, conditional_run):
     return conditional_run(request.param)

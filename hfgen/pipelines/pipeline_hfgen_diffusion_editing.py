@@ -262,7 +262,9 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             if class_labels is not None:
                 raise ValueError("the model knows no classes")
             return lambda x, timestep: self.unet(x, timestep).sample
-        known: dict[ClassLabel, int] = {None: nothing - 1} | {number: number for number in range(nothing - 1)}
+        known: dict[ClassLabel, int] = {None: nothing - 1}
+        for number in range(nothing - 1):
+            known |= {number: number, str(number): number}
         known |= {name.lower(): number for number, name in self.config.id2label.items()}
         asked = [None] * count if class_labels is None else class_labels
         found = [known.get(label.lower() if isinstance(label, str) else label) for label in asked]
