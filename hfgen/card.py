@@ -65,7 +65,8 @@ USE_OF_CLASS_CONDITIONAL = """\
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)  # a pipeline of its own
-images = pipe(class_labels={labels}, guidance_scale={guidance_scale}, num_inference_steps={num_inference_steps}).images
+guidance = {{"guidance_scale": {guidance_scale}, "guidance_interval": {guidance_interval}}}
+images = pipe(class_labels={labels}, num_inference_steps={num_inference_steps}, **guidance).images
 images[0].save("image.png")"""
 USE_OF_CLASSIFIER = """\
 import PIL.Image
@@ -85,7 +86,7 @@ class Kind:
         library: The library that loads it.
         task: The Hub's name of what it does (`pipeline_tag`).
         tags: Further words to find it by.
-        description: One sentence, with the source.
+        description: One sentence, with the source; `{method}` is one of `METHODS`.
         picture: What its last picture in training shows.
         limits: What it cannot do.
     """
@@ -101,11 +102,8 @@ class Kind:
 DDPM = Kind(
     library="diffusers",
     task="unconditional-image-generation",
-    tags=("ddpm", "diffusion"),
-    description=(
-        "An unconditional denoising diffusion model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239)): "
-        "it draws images by removing noise step by step."
-    ),
+    tags=("unconditional",),
+    description="An unconditional {method}: it draws images by removing noise step by step.",
     picture="Images that it draws ({sampler}, the first of seed 0), not selected.",
     limits=(
         "It draws {size} images like those of {data}, nothing else, and cannot be told what to draw. It may miss what "
@@ -115,10 +113,10 @@ DDPM = Kind(
 CLASS_CONDITIONAL = Kind(
     library="diffusers",
     task="unconditional-image-generation",  # what the Hub calls everything that is not told in words what to draw
-    tags=("class-conditional", "classifier-free-guidance", "diffusion"),
+    tags=("class-conditional", "classifier-free-guidance"),
     description=(
-        "A diffusion model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239)) that draws the class it is "
-        "asked for, by classifier-free guidance ([Ho and Salimans 2022](https://arxiv.org/abs/2207.12598))."
+        "A {method} that draws the class it is asked for, by classifier-free guidance ([Ho and Salimans "
+        "2022](https://arxiv.org/abs/2207.12598))."
     ),
     picture="Images of each class ({sampler}, the first of seed 0), not selected.",
     limits=(
@@ -134,6 +132,16 @@ CLASSIFIER = Kind(
     picture="What it takes the test images of each class for, and its most confident mistakes.",
     limits="It knows {size} images like those of {data}, and takes whatever else it is shown for one of them.",
 )
+METHODS = {  # by what is predicted; the Hub's tag is the first
+    "flow_prediction": (
+        "rectified-flow",
+        "rectified flow ([Liu, Gong and Liu 2023](https://arxiv.org/abs/2209.03003))",
+    ),
+    "diffusion": (
+        "diffusion",
+        "denoising diffusion model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239))",
+    ),
+}
 KINDS = {
     "DDPMPipeline": DDPM,
     "ClassConditionalDiffusionPipeline": CLASS_CONDITIONAL,
@@ -309,7 +317,7 @@ def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCard
         model_name=model.rpartition("/")[2],
         library_name=kind.library,
         pipeline_tag=kind.task,
-        tags=["hfgen", *kind.tags],
+        tags=["hfgen", *kind.tags, *([_method(facts)[0]] if kind.library == "diffusers" else [])],
         license=spdx_license,
         datasets=[facts["data"]] if "/" in facts["data"] else None,
         eval_results=_results(kind, evaluation) if evaluation else None,
@@ -349,8 +357,8 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
     lines = [
         f"# {model.rpartition('/')[2]}",
         "",
-        f"{kind.description} Trained on {facts['data']} with hfgen: {facts['size']} images, "
-        f"{facts['parameters']:,} parameters.",
+        f"{kind.description.format(method=_method(facts)[1])} Trained on {facts['data']} with hfgen: "
+        f"{facts['size']} images, {facts['parameters']:,} parameters.",
     ]
     if SAMPLES in pictures:
         caption = kind.picture.format(sampler=_sampler(facts))
@@ -374,7 +382,9 @@ def _use(facts: dict[str, Any], model: str) -> str:
     if facts["kind"] is CLASS_CONDITIONAL:
         sampler = own_sampler(config, conditional=True)
         return USE_OF_CLASS_CONDITIONAL.format(model=model, labels=facts["labels"][:2], **sampler)
-    if config["scheduler"] in ("ddim", "dpmsolver"):  # `DDPMPipeline` takes no others but its own
+    if _method(facts) is METHODS["flow_prediction"]:  # its own scheduler is the one for it
+        imports, scheduler, steps = "", "", config["num_inference_steps"]
+    elif config["scheduler"] in ("ddim", "dpmsolver"):  # `DDPMPipeline` takes no others but its own
         class_name, steps = SHORT_NAMES[config["scheduler"]], config["num_inference_steps"]
         imports = f", {class_name}"
         scheduler = f"pipe.scheduler = {class_name}.from_config(pipe.scheduler.config)\n"
@@ -382,6 +392,10 @@ def _use(facts: dict[str, Any], model: str) -> str:
         imports, scheduler = "", ""
         steps = min(max(config["num_inference_steps"], 100), config["num_train_timesteps"])
     return USE_OF_DDPM.format(model=model, imports=imports, scheduler=scheduler, steps=steps)
+
+
+def _method(facts: dict[str, Any]) -> tuple[str, str]:
+    return METHODS.get(facts["config"].get("prediction_type"), METHODS["diffusion"])
 
 
 def _sampler(facts: dict[str, Any]) -> str:
@@ -434,13 +448,9 @@ def _conditional(evaluation: dict[str, Any], judge: str) -> list[str]:
     """Say how many of the images show the class that they were asked for, where they were asked for one."""
     if judge not in evaluation["conditional"]:
         return []
-    real = accuracy_text(evaluation["judge_accuracy"][judge])
-    shown = accuracy_text(evaluation["conditional"][judge])
-    return [
-        f"**The class asked for**: `{judge}` finds it in {shown} of the images, where it is right on {real} of the "
-        "real ones.",
-        "",
-    ]
+    shown, real = accuracy_text(evaluation["conditional"][judge]), evaluation["judge_accuracy"].get(judge)
+    beside = f", and is right on {accuracy_text(real)} of the real ones" if real else ""
+    return [f"**The class asked for**: `{judge}` finds it in {shown} of the images{beside}.", ""]
 
 
 def _training(facts: dict[str, Any]) -> list[str]:

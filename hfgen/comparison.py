@@ -17,10 +17,10 @@ from hfgen.files import complete_or_absent, remove_leftovers
 from hfgen.loading import load
 from hfgen.measures import Reference
 from hfgen.options import CompareSamplersConfig
-from hfgen.references import check_size, default_output, load_references, run_fields
+from hfgen.references import check_size, default_output, load_references, name_of, run_fields
 from hfgen.report import MEASURES, number, sampler_text, table, with_std
 from hfgen.sampling import check_sampling, image_shape_of, is_conditional, sample
-from hfgen.subjects import draw, labels_like
+from hfgen.subjects import draw, judges_numbers, labels_like
 
 RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
 TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance is larger by no more than this share
@@ -37,14 +37,22 @@ def compare_samplers(config: CompareSamplersConfig) -> Path:
     Raises:
         UserError: before any image is drawn, if a model, a setting, the data or the judges do not allow it.
     """
+    names = [name_of(run) for run in config.runs]
+    if len(set(names)) < len(names):
+        raise UserError(f"runs must differ in the names of their folders: {', '.join(names)}")
     models = {run: _load_model(config, run) for run in config.runs}
     first = models[config.runs[0]]
     reference = load_references(config, first["fields"], config.runs[0], config.num_images)[0]
     for run, model in models.items():
         check_size(image_shape_of(model["pipeline"]), run, reference.test)
+        if is_conditional(model["pipeline"]):
+            model["labels"] = labels_like(reference.train, config.seed)
+            judges_numbers(sorted(set(model["labels"])), run, reference.judge.label_names)
     settings = [(run, sampler) for run, model in models.items() for sampler in _samplers(config, model)]
     for run, sampler in settings:
-        check_sampling(models[run]["pipeline"], **sampler)
+        check_sampling(models[run]["pipeline"], class_labels=sorted(set(models[run]["labels"])), **sampler)
+    for model in models.values():  # the first drawing takes longer
+        next(sample(model["pipeline"], num_images=1, scheduler=settings[0][1]["scheduler"], num_inference_steps=1))
     output = Path(config.output_dir) if config.output_dir else default_output(config.runs[0])
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
@@ -58,11 +66,11 @@ def compare_samplers(config: CompareSamplersConfig) -> Path:
 
 def _load_model(config: CompareSamplersConfig, run: str) -> dict[str, Any]:
     pipeline = load(run, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    if config.guidance_scale and not is_conditional(pipeline):
+    if (config.guidance_scale or config.guidance_interval) and not is_conditional(pipeline):
         raise UserError(f"{run} knows no classes, so that there is no guidance to try")
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    source = Path(run).expanduser()
-    return {"name": default_output(run).name, "pipeline": pipeline, "fields": run_fields(source)}
+    fields = run_fields(Path(run).expanduser())
+    return {"name": name_of(run), "pipeline": pipeline, "fields": fields, "labels": []}
 
 
 def _samplers(config: CompareSamplersConfig, model: dict[str, Any]) -> list[dict[str, Any]]:
@@ -83,7 +91,7 @@ def _try_setting(
     config: CompareSamplersConfig, model: dict[str, Any], sampler: dict[str, Any], reference: Reference, output: Path
 ) -> tuple[dict[str, Any], torch.Tensor]:
     pipeline = model["pipeline"]
-    labels = labels_like(reference.train, config.seed) if is_conditional(pipeline) else []
+    labels = model["labels"]
     evaluations, seconds = _cost(pipeline, sampler, labels)
     subject = draw(
         pipeline,

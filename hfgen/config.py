@@ -258,6 +258,11 @@ class DDPMConfig(TrainingConfig):
             "num_inference_steps", "snr_gamma",
         ])  # fmt: skip
         self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
+        if self.class_conditional and self.class_dropout_prob == 0 and self.guidance_scale != 1:
+            raise UserError(
+                "guidance leads away from images of no particular class, which are learnt with class_dropout_prob "
+                f"above 0 only; without it guidance_scale must be 1, not {self.guidance_scale:g}"
+            )
         if self.rescale_betas_zero_snr and self.prediction_type not in ("sample", "v_prediction"):
             raise UserError(
                 f"rescale_betas_zero_snr needs prediction_type sample or v_prediction, not {self.prediction_type}"
@@ -350,13 +355,22 @@ def own_sampler(fields: dict[str, Any], conditional: bool) -> dict[str, Any]:
         conditional: Whether the model knows classes.
     """
     names = ["scheduler", "num_inference_steps", *(GUIDANCE if conditional else ())]
-    known = {field.name: field for field in dataclasses.fields(DDPMConfig)}
-    defaults = {n: known[n].default_factory() if n == "guidance_interval" else known[n].default for n in names}
-    return {name: fields.get(name, defaults[name]) for name in names}
+    known = _defaults(DDPMConfig) | fields
+    return {name: known[name] for name in names}
 
 
 def changed_fields(config: TrainingConfig, saved: Path) -> list[str]:
-    """Say which fields differ from a saved `config.yaml` in a way that a resumed run must not."""
-    before, now = yaml.safe_load(saved.read_text()), config.to_dict()
+    """Say which fields differ from a saved `config.yaml` in a way that a resumed run must not.
+
+    A field that is not in the file is newer than the run, which was trained as the field's default has it.
+    """
+    before, now = _defaults(type(config)) | yaml.safe_load(saved.read_text()), config.to_dict()
     names = (before.keys() | now.keys()) - CHANGEABLE_ON_RESUME
     return [f"{n}: {before.get(n)} → {now.get(n)}" for n in sorted(names) if before.get(n) != now.get(n)]
+
+
+def _defaults(config_class: type[TrainingConfig]) -> dict[str, Any]:
+    return {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(config_class)
+    }

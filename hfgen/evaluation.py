@@ -122,13 +122,18 @@ def _draw_images(
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
     check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
-    source = Path(config.run_or_repo).expanduser()
-    name = name_of(source) if source.is_dir() else config.run_or_repo
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     sampler["seed"] = config.seed
     folder = output / PICTURES
     return draw(
-        pipeline, name, sampler, num_images, config.batch_size, folder, class_labels, reference.judge.label_names
+        pipeline,
+        name_of(config.run_or_repo),
+        sampler,
+        num_images,
+        config.batch_size,
+        folder,
+        class_labels,
+        reference.judge.label_names,
     )
 
 

@@ -1,13 +1,12 @@
 """Load a pipeline from a run, a folder or the Hub, without running code or pickles of strangers."""
 
 import importlib.util
-import inspect
 import json
 from pathlib import Path
 
 import diffusers.pipelines
 import httpx2
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -118,10 +117,18 @@ def _assemble(
     pipeline_class: type[DiffusionPipeline], source: str, revision: str | None, index: dict[str, object]
 ) -> DiffusionPipeline:
     """Build a pipeline of a class of hfgen's from what was saved of it, running no code that was saved with it."""
+    expected, optional = pipeline_class._get_signature_keys(pipeline_class)
+    components = _components(index)
+    if components.keys() != expected:
+        raise UserError(
+            f"{source} has the parts {', '.join(components)} where a {pipeline_class.__name__} has "
+            f"{', '.join(expected)}; a newer hfgen may have made it"
+        )
     parts = {}
-    for name, (library, class_name) in _components(index).items():
-        part_class = own_class(library, class_name) or getattr(diffusers, class_name)
+    for name, (library, class_name) in components.items():
+        part_class = own_class(library, class_name) or getattr(diffusers, class_name, object)
+        if not issubclass(part_class, ModelMixin | SchedulerMixin):
+            raise UserError(f"{source} has a {class_name} as its {name}, which is neither a model nor a scheduler")
         safely = {"use_safetensors": True} if issubclass(part_class, ModelMixin) else {}
         parts[name] = part_class.from_pretrained(source, subfolder=name, revision=revision, **safely)
-    others = index.keys() & inspect.signature(pipeline_class).parameters.keys() - parts.keys()
-    return pipeline_class(**parts, **{name: index[name] for name in others})
+    return pipeline_class(**parts, **{name: index[name] for name in optional if name in index})

@@ -112,6 +112,11 @@ class TranslateConfig:
     def __post_init__(self):
         """Refuse what does not belong to the task, and what it lacks."""
         _require_positive(self, ["num_inference_steps"])
+        if self.seed < 0:
+            raise UserError(f"seed must be zero or more, not {self.seed}")
+        for name in ("input", "mask"):
+            if (value := getattr(self, name)) is not None and not Path(value).expanduser().exists():
+                raise UserError(f"there is no picture, folder or .npz file {value} ({name})")
         own = {"noise_std": {"denoise"}, "mask": {"inpaint"}, "strength": {"vary", "change_class"}}
         for name, tasks in own.items():
             if getattr(self, name) is not None and self.task not in tasks:
@@ -247,6 +252,9 @@ class CompareSamplersConfig(MeasuringOptions):
         super().__post_init__()
         if not self.runs:
             raise UserError("name the runs to compare the samplers of")
+        for name in ("scheduler", "num_inference_steps"):
+            if not getattr(self, name):
+                raise UserError(f"{name} must have at least one entry, not none")
         for scheduler in self.scheduler:
             name, colon, steps = scheduler.partition(":")
             if not name or (colon and not (steps.isdecimal() and int(steps))):

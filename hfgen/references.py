@@ -59,8 +59,11 @@ def is_checkpoint(source: Path) -> bool:
     return source.resolve().parent.name == "checkpoints"
 
 
-def name_of(source: Path) -> str:
-    """Name a run, or a checkpoint with its run."""
+def name_of(run_or_repo: str) -> str:
+    """Name a run, a checkpoint with its run, or a model on the Hub."""
+    source = Path(run_or_repo).expanduser()
+    if not source.is_dir():
+        return run_or_repo
     folder = source.resolve()
     return f"{folder.parents[1].name}-{folder.name}" if is_checkpoint(source) else folder.name
 
@@ -68,9 +71,8 @@ def name_of(source: Path) -> str:
 def default_output(run_or_repo: str) -> Path:
     """Return the folder for reports on a model: its run, or one in `evaluations` for what should stay as it is."""
     source = Path(run_or_repo).expanduser()
-    if not source.is_dir():
-        return Path("evaluations", run_or_repo.replace("/", "--"))
-    return Path("evaluations", name_of(source)) if is_checkpoint(source) else source
+    elsewhere = Path("evaluations", name_of(run_or_repo).replace("/", "--"))
+    return source if source.is_dir() and not is_checkpoint(source) else elsewhere
 
 
 def data_source_of(run: dict[str, Any]) -> str | None:

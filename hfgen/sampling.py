@@ -12,6 +12,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hfgen.config import GUIDANCE
 from hfgen.errors import UserError
 from hfgen.losses import (
     FLOW_PREDICTION,
@@ -73,7 +74,7 @@ def make_scheduler(name: str, own: SchedulerMixin) -> SchedulerMixin:
         fitting = ", ".join(suitable_schedulers(own))
         raise UserError(
             f"scheduler {name} does not fit a model with prediction type {prediction_type_of(own)}"
-            + (f" and beta schedule {own.config.beta_schedule}" if "beta_schedule" in own.config else "")
+            + ("" if prediction_type_of(own) == FLOW_PREDICTION else f" and beta schedule {own.config.beta_schedule}")
             + f"; these do: {fitting}"
         )
     return scheduler
@@ -193,9 +194,14 @@ def require_drawable(pipeline: DiffusionPipeline) -> None:
     Raises:
         UserError: naming the pipeline.
     """
-    unet = getattr(pipeline, "unet", None)
-    if not is_conditional(pipeline) and (not isinstance(unet, UNet2DModel) or unet.config.num_class_embeds):
+    parts = pipeline.components
+    drawable = parts.keys() == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
+    if not drawable or bool(parts["unet"].config.num_class_embeds) != is_conditional(pipeline):
         raise UserError(f"hfgen cannot draw from a {type(pipeline).__name__}")
+    scheduler = parts["scheduler"]
+    is_diffusion = hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config
+    if not is_diffusion and not isinstance(scheduler, FLOW_SCHEDULERS):
+        raise UserError(f"hfgen cannot draw with a {type(scheduler).__name__}")
 
 
 def check_sampling(
@@ -204,6 +210,7 @@ def check_sampling(
     num_inference_steps: int,
     scheduler: str,
     class_labels: Sequence[str | int] = (),
+    negative_class_labels: Sequence[str | int] = (),
     **guidance: Any,
 ) -> SchedulerMixin:
     """Build the scheduler for `sample`, or refuse what cannot be drawn.
@@ -217,11 +224,11 @@ def check_sampling(
     max_steps = pipeline.scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= max_steps:
         raise UserError(f"num_inference_steps must be from 1 to {max_steps}, not {num_inference_steps}")
-    if not conditional and (class_labels or guidance):
+    if not conditional and (class_labels or negative_class_labels or guidance):
         raise UserError("the model knows no classes, so that it cannot be asked for one, nor guided to it")
     if conditional:
         try:
-            pipeline.guided(class_labels or [None], **guidance)
+            pipeline.guided([*class_labels, *negative_class_labels] or [None], **guidance)
         except ValueError as error:
             raise UserError(str(error)) from error
     return make_scheduler(scheduler, pipeline.scheduler)
@@ -235,9 +242,7 @@ def sample(
     batch_size: int = 64,
     first_image: int = 0,
     class_labels: Sequence[str | int] = (),
-    num_inference_steps: int,
-    scheduler: str,
-    **guidance: Any,
+    **sampler: Any,
 ) -> Iterator[Tensor]:
     """Draw images batch by batch from number `first_image` on; image i follows from (seed, i), not from its batch.
 
@@ -248,9 +253,9 @@ def sample(
         batch_size: Images drawn at a time.
         first_image: Number of the first one.
         class_labels: Image i shows class `class_labels[i % len(class_labels)]`; all classes in turn by default.
-        num_inference_steps: Denoising steps.
-        scheduler: See `make_scheduler`.
-        guidance: What else `ClassConditionalDiffusionPipeline.guided` takes; its defaults hold for what is left out.
+        sampler: `num_inference_steps` and `scheduler` (see `make_scheduler`), and of what
+            `ClassConditionalDiffusionPipeline.guided` takes `guidance_scale`, `guidance_interval` and
+            `negative_class_labels`, which are taken in turn like the classes.
 
     Yields:
         The images of each batch, uint8 (B, C, H, W).
@@ -258,7 +263,6 @@ def sample(
     Raises:
         UserError: see `check_sampling`.
     """
-    sampler = {"num_inference_steps": num_inference_steps, "scheduler": scheduler, **guidance}
     end = first_image + num_images
     for first in range(first_image, end, batch_size):
         numbers = range(first, min(first + batch_size, end))
@@ -284,10 +288,13 @@ def film(
     Raises:
         UserError: see `check_sampling`.
     """
-    states = list(_states(pipeline, range(num_images), seed, class_labels, sampler))
-    frames = sorted({(len(states) - 1) * (i + 1) // num_frames for i in range(num_frames)})
-    noised, estimates = zip(*(states[frame] for frame in frames), strict=True)
-    return to_uint8(torch.stack(noised)), to_uint8(torch.stack(estimates))
+    solver = check_sampling(pipeline, class_labels=class_labels, **sampler)
+    solver.set_timesteps(sampler["num_inference_steps"])
+    frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
+    states = enumerate(_states(pipeline, range(num_images), seed, class_labels, sampler))
+    kept = [(to_uint8(x), to_uint8(estimate)) for index, (x, estimate) in states if index in frames]
+    noised, estimates = zip(*kept, strict=True)
+    return torch.stack(noised), torch.stack(estimates)
 
 
 def _states(
@@ -299,11 +306,12 @@ def _states(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the states of the images with these numbers; see `denoising_states`."""
     solver = check_sampling(pipeline, class_labels=class_labels, **sampler)
+    model = functools.partial(_predict, pipeline.unet)
     if is_conditional(pipeline):
-        guidance = {name: value for name, value in sampler.items() if name not in ("num_inference_steps", "scheduler")}
+        guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}
+        if negatives := sampler.get("negative_class_labels"):
+            guidance["negative_class_labels"] = labels_of(pipeline, negatives, numbers)
         model = pipeline.guided(labels_of(pipeline, class_labels, numbers), **guidance)
-    else:
-        model = functools.partial(_predict, pipeline.unet)
     seeds = [derive_seed("image", seed, i) for i in numbers]
     shape = (1, *image_shape_of(pipeline))
     return denoising_states(model, solver, sampler["num_inference_steps"], shape, seeds, pipeline.device)
@@ -316,7 +324,7 @@ def labels_of(pipeline: DiffusionPipeline, class_labels: Sequence[str | int], nu
 
 
 def _predict(unet: UNet2DModel, x: Tensor, timestep: Tensor) -> Tensor:
-    return unet(x, timestep).sample
+    return unet(x.to(unet.dtype), timestep).sample.to(x.dtype)
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -63,12 +63,16 @@ def take(given: ImageData, name: str, num_images: int, label_names: list[str]) -
     chosen = torch.randperm(len(given), generator=generator)[:num_images]
     labels = None
     if given.labels is not None:
-        labels = _judges_numbers(given.label_names, name, label_names)[given.labels[chosen]]
+        labels = judges_numbers(given.label_names, name, label_names)[given.labels[chosen]]
     return Subject(given.images[chosen], labels, {"images": name, "images_sha256": given.fingerprint}, 0.0)
 
 
-def _judges_numbers(names: list[str], owner: str, label_names: list[str]) -> Tensor:
-    """Return the judges' numbers of classes that have other numbers elsewhere, int64 (classes,)."""
+def judges_numbers(names: list[str], owner: str, label_names: list[str]) -> Tensor:
+    """Return the judges' numbers of classes that have other numbers elsewhere, int64 (classes,).
+
+    Raises:
+        UserError: for a class that the judges do not know.
+    """
     known = {label: number for number, label in enumerate(label_names)}
     if known.keys().isdisjoint(names):
         known = {str(number): number for number in range(len(label_names))}
@@ -115,7 +119,7 @@ def draw(
     if class_labels:
         names = [class_labels[i % len(class_labels)] for i in range(num_images)]
         asked = sorted(set(class_labels))
-        numbers = dict(zip(asked, _judges_numbers(asked, model, label_names).tolist(), strict=True))
+        numbers = dict(zip(asked, judges_numbers(asked, model, label_names).tolist(), strict=True))
         labels = torch.tensor([numbers[name] for name in names])
     weights = save({name: value.cpu().contiguous() for name, value in pipeline.unet.state_dict().items()})
     sha256 = hashlib.sha256(weights).hexdigest()

@@ -33,7 +33,9 @@ def translate(config: TranslateConfig) -> tuple[Tensor, Tensor]:
     shape = image_shape_of(loaded)
     given = _load(config.input, shape)
     labels = _one_an_image(config.class_labels, len(given))
-    mask = _load(config.mask, (1, *shape[1:])) if config.mask else None
+    masks = _load(config.mask, (1, *shape[1:])).float() / 255 if config.mask else None
+    if masks is not None and len(masks) not in (1, len(given)):
+        raise UserError(f"mask must be one picture, or one for each of the {len(given)} images, not {len(masks)}")
     results = []
     for first in range(0, len(given), BATCH_SIZE):
         images = given[first : first + BATCH_SIZE].float() / 255
@@ -44,8 +46,8 @@ def translate(config: TranslateConfig) -> tuple[Tensor, Tensor]:
             options["generator"] = [
                 torch.Generator().manual_seed(derive_seed("image", config.seed, i)) for i in numbers
             ]
-        if mask is not None:
-            options["mask_image"] = mask.float() / 255
+        if masks is not None:
+            options["mask_image"] = masks[numbers] if len(masks) == len(given) else masks
         function = pipeline if config.task == "vary" else getattr(pipeline, config.task)
         try:
             results.append(function(images, **options).images)

@@ -71,6 +71,11 @@ def test_two_models_are_compared(runs, compare, tmp_path):
     assert set(record["cheapest"]) == {"plain", "classes"}
 
 
+def test_models_of_one_name_are_refused(runs, compare, capsys):
+    compare(str(runs["plain"]), str(runs["plain"]), status=2)
+    assert "runs must differ in the names of their folders: plain, plain" in capsys.readouterr().err
+
+
 def test_the_cheapest_is_the_one_with_the_fewest_evaluations_among_the_good():
     def row(evaluations: int, distance: float) -> dict:
         return {"network_evaluations": evaluations, "frechet_distance": {"value": distance}}
@@ -85,6 +90,7 @@ def test_the_cheapest_is_the_one_with_the_fewest_evaluations_among_the_good():
     (["--num_inference_steps", "5", "2000"], "num_inference_steps must be from 1 to 1000, not 2000"),
     (["--scheduler", "ddpm:x"], "scheduler must be a name, or a name and steps as in ddpm:1000, not ddpm:x"),
     (["--guidance_scale", "2"], "knows no classes, so that there is no guidance to try"),
+    (["--guidance_interval", "0", "1"], "knows no classes, so that there is no guidance to try"),
 ])  # fmt: skip
 def test_misfits_are_refused_before_anything_is_drawn(runs, compare, tmp_path, capsys, arguments, message):
     compare(str(runs["plain"]), *arguments, status=2)

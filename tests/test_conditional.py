@@ -1,6 +1,7 @@
 """Models that know classes: trained, guided, sampled, measured; their pipeline travels with the weights."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import CONDITIONAL, TINY
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
+from safetensors.torch import load_file
 
 import hfgen
 from hfgen.batches import Batch
@@ -143,6 +145,9 @@ def test_classes_by_name_and_by_number(pipeline):
     assert pipeline.get_label_ids(["CAT", "dog", 2, "1", "7", None]) == [0, 1, 2, 1, 2, 3]
     assert pipeline.get_label_ids("cat") == [0]
     assert pipeline.get_label_ids([2]) == [2], "a number is no name"
+    pipeline.register_to_config(id2label={0: "A", 1: "a", 2: "b"})
+    assert pipeline.get_label_ids(["A", "a", "B"]) == [0, 1, 2]
+    pipeline.register_to_config(id2label=dict(enumerate(NAMES)))
     by_name, by_number = drawn(pipeline, "dog", "cat"), drawn(pipeline, 1, 0)
     assert np.array_equal(by_name, by_number)
     assert not np.array_equal(by_name, drawn(pipeline, "cat", "dog"))
@@ -195,6 +200,49 @@ def test_hfgen_draws_what_the_pipeline_draws(run):
     assert np.array_equal((theirs * 255).round().astype(np.uint8), ours.permute(0, 2, 3, 1).numpy())
 
 
+def test_negative_classes_are_taken_in_turn_whatever_the_batches(pipeline):
+    options = {"num_images": 5, "num_inference_steps": 2, "scheduler": "ddim", "guidance_scale": 4.0}
+    options |= {"class_labels": ["cat", "dog"], "negative_class_labels": ["7", "7", "cat"]}
+    in_twos, together = (torch.cat(list(sample(pipeline, batch_size=size, **options))) for size in (2, 64))
+    assert (in_twos.int() - together.int()).abs().max() <= 1
+    options["negative_class_labels"] = ["cow"]
+    with pytest.raises(UserError, match="knows no class cow"):
+        next(sample(pipeline, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(pipeline, dtype):
+    pipeline.to(dtype)
+    assert np.isfinite(drawn(pipeline, "cat", "dog")).all()
+    assert len(next(sample(pipeline, num_images=2, num_inference_steps=2, scheduler="unipc"))) == 2
+
+
+def test_guidance_needs_labels_that_were_withheld():
+    fields = {"dataset_name": "digits", "output_dir": "x", "class_conditional": True, "class_dropout_prob": 0.0}
+    with pytest.raises(UserError, match=r"class_dropout_prob above 0 only; .* must be 1, not 2"):
+        DDPMConfig(**fields)
+    assert DDPMConfig(**fields, guidance_scale=1.0)
+
+
+def test_weights_and_drawn_timesteps_are_those_of_the_configuration(tmp_path):
+    data = load_images("digits")
+    batch = Batch(data.images[:1000].float() / 127.5 - 1, data.labels[:1000])
+    losses, times = {}, {}
+    for weighting, sampling in (("uniform", "uniform"), ("min_snr", "uniform"), ("uniform", "logit_normal")):
+        fields = {"output_dir": str(tmp_path), "loss_weighting": weighting, "timestep_sampling": sampling}
+        torch.manual_seed(0)
+        task = DiffusionTask(DDPMConfig(**CONDITIONAL | fields), data)
+        seen = []
+        task.modules["unet"].register_forward_hook(lambda _, arguments, output, seen=seen: seen.append(arguments[1]))
+        torch.manual_seed(1)
+        with torch.no_grad():
+            ((_, losses[weighting, sampling]),) = task.losses(batch)
+        times[weighting, sampling] = seen[0]
+    assert losses["min_snr", "uniform"] < 0.9 * losses["uniform", "uniform"], "min(SNR, 5) σ² is below 1 in the noise"
+    middle = [((t > 250) & (t < 750)).float().mean().item() for t in times.values()]
+    assert middle == pytest.approx([0.5, 0.5, 0.73], abs=0.06)
+
+
 def test_a_model_without_classes_cannot_be_asked_for_one(tmp_path, capsys):
     config = DDPMConfig(**TINY | {"output_dir": str(tmp_path)})
     DiffusionTask(config, load_images("digits")).save(tmp_path / "model")
@@ -236,6 +284,30 @@ def test_hfgen_runs_its_own_version_of_the_code_not_that_of_the_folder(run, tmp_
     assert type(pipe) is ClassConditionalDiffusionPipeline
     assert np.array_equal(drawn(pipe, "3"), drawn(hfgen.load(str(run)), "3"))
     assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"_class_name": [CODE_FILE.removesuffix(".py"), "Newer"]}, "comes with code of its own"),
+    ({"unet": ["diffusers", "NoSuchModel"]}, "a NoSuchModel as its unet, which is neither a model nor a scheduler"),
+    ({"unet": ["diffusers", "DDPMPipeline"]}, "has a DDPMPipeline as its unet"),
+    ({"unet": [None, None]}, "has the parts scheduler where a ClassConditionalDiffusionPipeline has"),
+    ({"vae": ["diffusers", "AutoencoderKL"]}, "a newer hfgen may have made it"),
+])  # fmt: skip
+def test_an_index_that_does_not_fit_is_refused(conditional_run, tmp_path, changes, message):
+    folder = shutil.copytree(conditional_run("v_prediction"), tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | changes))
+    with pytest.raises(UserError, match=message):
+        hfgen.load(str(folder))
+
+
+def test_pickled_weights_beside_a_pipeline_of_hfgens_own_are_refused(conditional_run, tmp_path):
+    folder = shutil.copytree(conditional_run("v_prediction"), tmp_path / "model")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(UserError, match="cannot load a pipeline"):
+        hfgen.load(str(folder))
 
 
 def test_sample_writes_a_row_for_each_class_and_arrays_with_labels(run, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from scipy.ndimage import gaussian_filter
 
 from hfgen.cli import main
@@ -80,6 +80,35 @@ def test_what_the_mask_leaves_is_kept_to_the_bit():
         pipeline.inpaint(images, mask[..., :4, :4])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_colour_and_other_shapes_than_squares(dtype):
+    unet = UNet2DModel(sample_size=(8, 12), in_channels=3, out_channels=3, block_out_channels=(8, 8),
+                       layers_per_block=1, norm_num_groups=8, down_block_types=("DownBlock2D",) * 2,
+                       up_block_types=("UpBlock2D",) * 2, num_class_embeds=3)  # fmt: skip
+    pipeline = DiffusionEditingPipeline(unet, DDPMScheduler(), {0: "cat", 1: "dog"}).to(dtype)
+    pictures = [PIL.Image.new("RGB", (12, 8), (200, 50, 0))] * 2
+    mask = PIL.Image.new("1", (12, 8), 1)
+    results = [
+        pipeline(pictures, num_inference_steps=2),
+        pipeline.denoise(pictures, noise_std=0.2),
+        pipeline.inpaint(pictures, mask, num_inference_steps=2),
+        pipeline.change_class(pictures, ["cat", "dog"], num_inference_steps=2),
+    ]
+    for result in results:
+        assert [picture.size for picture in result.images] == [(12, 8)] * 2
+        assert result.images[0].mode == "RGB"
+        assert result.images[0].tobytes() != pictures[0].tobytes()
+
+
+def test_each_image_is_denoised_by_its_own_noise_level():
+    pipeline, images = make_pipeline(), digits(2)
+    noisy = images + torch.tensor([0.05, 0.5]).view(-1, 1, 1, 1) * noise_like(images)
+    together = pipeline.denoise(noisy, output_type="pt").images
+    for index in range(2):
+        alone = pipeline.denoise(noisy[index : index + 1], output_type="pt").images
+        torch.testing.assert_close(together[index : index + 1], alone)
+
+
 def test_noise_that_is_added_again_reaches_the_level_above():
     pipeline = make_pipeline("epsilon")
     generator = torch.Generator().manual_seed(0)
@@ -96,7 +125,7 @@ def test_noise_that_is_added_again_reaches_the_level_above():
 def test_the_noise_of_an_image_is_estimated():
     smooth = torch.linspace(0, 1, 64).view(1, 1, 1, 64).expand(2, 1, 64, 64)
     for std in (0.05, 0.3):
-        estimates = estimate_noise_std(smooth + std * noise_like(smooth))
+        estimates = estimate_noise_std((smooth + std * noise_like(smooth))[..., :63, :63])
         assert estimates.tolist() == pytest.approx([std] * 2, rel=0.1)
 
 
@@ -106,6 +135,9 @@ def test_the_noise_of_an_image_is_estimated():
     (lambda p, x: p(x, class_labels=[0]), "one for each of the 20 images"),
     (lambda p, x: p.denoise(x, noise_std=1e9), r"noise_std must be from 0 to .* for this model, not 1e\+09"),
     (lambda p, x: p.denoise(x, noise_std=-1), "noise_std must be from 0"),
+    (lambda p, x: p(x, guidance_scale=2.0), "guidance_scale needs class_labels"),
+    (lambda p, x: p.inpaint(x, torch.ones(2, 1, 8, 8)), "mask_image must be one, or one for each .* not 2"),
+    (lambda p, x: DiffusionEditingPipeline(p.unet, EDMEulerScheduler()), "an? EDMEulerScheduler has no noise levels"),
     (lambda p, x: make_pipeline().change_class(x, [0] * len(x)), "knows no classes"),
     (lambda p, x: make_pipeline()(x, class_labels=[0] * len(x)), "knows no classes"),
 ])  # fmt: skip

@@ -47,10 +47,11 @@ class GuidedModel:
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Predict for images x, (B, C, H, W), at one timestep; the result is like x."""
+        shown = x.to(self.unet.dtype)
         if self.guidance_scale == 1 or not self.first <= timestep <= self.last:
-            return self.unet(x, timestep, class_labels=self.class_ids).sample
+            return self.unet(shown, timestep, class_labels=self.class_ids).sample.to(x.dtype)
         both = torch.cat([self.class_ids, self.negative_ids])
-        asked, negative = self.unet(torch.cat([x, x]), timestep, class_labels=both).sample.chunk(2)
+        asked, negative = self.unet(torch.cat([shown, shown]), timestep, class_labels=both).sample.to(x.dtype).chunk(2)
         return torch.lerp(negative, asked, self.guidance_scale)
 
 
@@ -102,9 +103,9 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         return {name: number for number, name in self.config.id2label.items()}
 
     def get_label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
-        """Return the numbers of classes that are given by name (in any case), by number, or as None for no class.
+        """Return the numbers of classes that are given by name, by number, or as None for no class.
 
-        A text that is no name may be a number.
+        A text is a name, or else a name in another case, or else a number.
 
         Raises:
             ValueError: for a class that the model does not know.
@@ -114,8 +115,12 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         known: dict[ClassLabel, int] = {None: self.unet.config.num_class_embeds - 1}
         known |= {number: number for number in self.labels.values()}
         known |= {str(number): number for number in self.labels.values()}
-        known |= {name.lower(): number for name, number in self.labels.items()}
-        found = [known.get(label.lower() if isinstance(label, str) else label) for label in class_labels]
+        known |= {name.lower(): number for name, number in self.labels.items()} | self.labels
+
+        def find(label: ClassLabel) -> int | None:
+            return known.get(label, known.get(label.lower()) if isinstance(label, str) else None)
+
+        found = [find(label) for label in class_labels]
         if None in found:
             raise ValueError(
                 f"the model knows no class {class_labels[found.index(None)]}, but "
@@ -199,7 +204,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         shape = (len(class_labels), self.unet.config.in_channels, height, width)
-        noise = randn_tensor(shape, generator, self._execution_device, self.unet.dtype)
+        noise = randn_tensor(shape, generator, self._execution_device)
         x = start_denoising(self.scheduler, num_inference_steps, noise)
         for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             x, _ = denoising_step(model, self.scheduler, x, timestep, generator)

@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    ImagePipelineOutput,
+    SchedulerMixin,
+    UNet2DModel,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -25,12 +32,14 @@ def estimate_noise_std(images: Tensor) -> Tensor:
     The median absolute detail of the Haar wavelet over 0.6745 (Donoho and Johnstone 1994, section 4.2).
 
     Args:
-        images: (B, C, H, W), H and W even.
+        images: (B, C, H, W), H and W two or more. Where pixels were cut off at black and white, as in files, the
+            estimate is too low.
 
     Returns:
         (B,), in the units of the images.
     """
-    a, b, c, d = (images[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+    height, width = (size // 2 * 2 for size in images.shape[-2:])
+    a, b, c, d = (images[..., i:height:2, j:width:2] for i in (0, 1) for j in (0, 1))
     return ((a - b - c + d) / 2).abs().flatten(1).median(1).values / 0.6745
 
 
@@ -53,16 +62,19 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(id2label={int(number): name for number, name in (id2label or {}).items()})
+        is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
+        self.prediction_type = "flow_prediction" if is_flow else scheduler.config.get("prediction_type")
         steps = scheduler.config.num_train_timesteps
-        self.is_flow = scheduler.config.get("prediction_type", "flow_prediction") == "flow_prediction"
-        if self.is_flow:
+        if self.prediction_type == "flow_prediction":
             self.timesteps = torch.arange(1, steps + 1)
             self.sigmas = self.timesteps / steps
             self.alphas = 1 - self.sigmas
-        else:
+        elif self.prediction_type and hasattr(scheduler, "alphas_cumprod"):
             self.timesteps = torch.arange(steps)
             self.alphas = scheduler.alphas_cumprod.sqrt()
             self.sigmas = (1 - scheduler.alphas_cumprod).sqrt()
+        else:
+            raise ValueError(f"a {type(scheduler).__name__} has no noise levels that are known here")
 
     @torch.no_grad()
     def __call__(
@@ -111,9 +123,9 @@ class DiffusionEditingPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput:
         """Remove white noise from images.
 
-        An image with noise of standard deviation s is, but for a factor, x_t at the t where σ_t / α_t = s. One step
-        gives the mean of what the image may have been, which has the least squared error; more steps give a sharper
-        image, one of those that it may have been.
+        An image with noise of standard deviation s is, but for a factor, x_t at the t where σ_t / α_t = 2 s, since
+        here pixels go from −1 to 1. One step gives the mean of what the image may have been, which has the least
+        squared error; more steps give a sharper image, one of those that it may have been.
 
         Args:
             image: See `__call__`.
@@ -130,15 +142,19 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             ValueError: if there is more noise than the model knows.
         """
         images = self._preprocess(image)
-        std = estimate_noise_std(images).median().item() if noise_std is None else 2.0 * noise_std
+        stds = estimate_noise_std(images) if noise_std is None else torch.full((len(images),), 2.0 * noise_std)
         ratios = self.sigmas / self.alphas.clamp(min=1e-8)
-        if not 0 <= std <= ratios[-1]:
-            raise ValueError(f"noise_std must be from 0 to {ratios[-1] / 2:.3g} for this model, not {std / 2:.3g}")
-        first = int((ratios - std).abs().argmin())
-        model = self._model(class_labels, len(images), guidance_scale)
-        return self._postprocess(
-            self._descend(model, self.alphas[first] * images, first, num_inference_steps), output_type
-        )
+        for std in stds:
+            if not 0 <= std <= ratios[-1]:
+                raise ValueError(f"noise_std must be from 0 to {ratios[-1] / 2:.3g} for this model, not {std / 2:.3g}")
+        levels = (ratios - stds.cpu()[:, None]).abs().argmin(1)
+        results = torch.empty_like(images)
+        for level in levels.unique().tolist():
+            same = (levels == level).nonzero()[:, 0]
+            labels = None if class_labels is None else [class_labels[index] for index in same]
+            model = self._model(labels, len(same), guidance_scale)
+            results[same] = self._descend(model, self.alphas[level] * images[same], level, num_inference_steps)
+        return self._postprocess(results, output_type)
 
     @torch.no_grad()
     def inpaint(
@@ -152,7 +168,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Fill in a part of images, so that it fits the rest (RePaint, Lugmayr et al. 2022, algorithm 1).
+        """Fill in a part of images, so that it fits the rest (RePaint, Lugmayr et al. 2022, here with DDIM steps).
 
         Args:
             image: See `__call__`.
@@ -172,11 +188,13 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             ValueError: if the mask has another size, or for an unknown class.
         """
         images = self._preprocess(image)
-        mask = (self._preprocess(mask_image).mean(1, keepdim=True) > 0).to(images.dtype)
+        mask = (self._preprocess(mask_image, 1).mean(1, keepdim=True) > 0).to(images.dtype)
         if mask.shape[-2:] != images.shape[-2:]:
             raise ValueError(
                 f"mask_image must have the images' size, {tuple(images.shape[-2:])}, not {tuple(mask.shape[-2:])}"
             )
+        if len(mask) not in (1, len(images)):
+            raise ValueError(f"mask_image must be one, or one for each of the {len(images)} images, not {len(mask)}")
         model = self._model(class_labels, len(images), guidance_scale)
         x = randn_tensor(images.shape, generator, images.device)
         levels = self._levels(len(self.timesteps) - 1, num_inference_steps)
@@ -184,7 +202,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             for repetition in range(num_resamples):
                 if repetition:
                     x = self._noise_again(x, below, level, generator)
-                filled = self._step(model, x, level, below)
+                filled = self._step_down(model, x, level, below)
                 known = self.alphas[below] * images + self.sigmas[below] * randn_tensor(x.shape, generator, x.device)
                 x = mask * filled + (1 - mask) * known
         filled = self._predict(model, x, levels[-1])[0]
@@ -225,19 +243,23 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             raise ValueError("the model knows no classes, so that it cannot change one")
         x = self._preprocess(image)
         first = self._level_of_strength(strength)
-        upwards = self._levels(first, num_inference_steps)[::-1]
+        upwards = [0, *self._levels(first, num_inference_steps)[::-1]]
         inverting = self._model(source_class_labels, len(x), 1.0)
-        x = self.alphas[upwards[0]] * x  # nearly the image itself
+        x = self.alphas[0] * x  # nearly the image itself
         for level, above in itertools.pairwise(upwards):
-            x = self._step(inverting, x, level, above)
+            image_estimate, noise_estimate = self._predict(inverting, x, level)
+            x = self.alphas[above] * image_estimate + self.sigmas[above] * noise_estimate
         model = self._model(class_labels, len(x), guidance_scale)
         return self._postprocess(self._descend(model, x, first, num_inference_steps), output_type)
 
-    def _preprocess(self, image: Images) -> Tensor:
+    def _preprocess(self, image: Images, channels: int | None = None) -> Tensor:
         """Convert to float32 (B, C, H, W) in [−1, 1], and beyond where noise has taken the pixels."""
-        if not isinstance(image, Tensor):
-            arrays = image if isinstance(image, np.ndarray) else VaeImageProcessor.pil_to_numpy(image)
-            image = VaeImageProcessor.numpy_to_pt(arrays)
+        if isinstance(image, PIL.Image.Image | list):
+            pictures = [image] if isinstance(image, PIL.Image.Image) else image
+            mode = "L" if (channels or self.unet.config.in_channels) == 1 else "RGB"
+            image = VaeImageProcessor.pil_to_numpy([picture.convert(mode) for picture in pictures])
+        if isinstance(image, np.ndarray):
+            image = VaeImageProcessor.numpy_to_pt(image)
         return 2 * image.to(self._execution_device, torch.float32) - 1
 
     def _postprocess(self, images: Tensor, output_type: str) -> ImagePipelineOutput:
@@ -258,26 +280,35 @@ class DiffusionEditingPipeline(DiffusionPipeline):
     def _model(self, class_labels: Sequence[ClassLabel] | None, count: int, guidance_scale: float) -> Model:
         """Return the network as a function of x and timestep, for these classes."""
         nothing = self.unet.config.num_class_embeds
+        if class_labels is None and guidance_scale != 1:
+            raise ValueError("guidance_scale needs class_labels to lead to")
+        if not nothing and class_labels is not None:
+            raise ValueError("the model knows no classes")
         if not nothing:
-            if class_labels is not None:
-                raise ValueError("the model knows no classes")
-            return lambda x, timestep: self.unet(x, timestep).sample
+            return lambda x, timestep: self.unet(x.to(self.unet.dtype), timestep).sample.float()
         known: dict[ClassLabel, int] = {None: nothing - 1}
         for number in range(nothing - 1):
             known |= {number: number, str(number): number}
-        known |= {name.lower(): number for number, name in self.config.id2label.items()}
+        names = {name: number for number, name in self.config.id2label.items()}
+        known |= {name.lower(): number for name, number in names.items()} | names
         asked = [None] * count if class_labels is None else class_labels
-        found = [known.get(label.lower() if isinstance(label, str) else label) for label in asked]
+
+        def find(label: ClassLabel) -> int | None:
+            return known.get(label, known.get(label.lower()) if isinstance(label, str) else None)
+
+        found = [find(label) for label in asked]
         if None in found or len(found) != count:
-            names = ", ".join(f"{name} ({number})" for number, name in self.config.id2label.items())
-            raise ValueError(f"class_labels must be one for each of the {count} images, from {names}, not {asked}")
+            listed = ", ".join(f"{name} ({number})" for name, number in names.items())
+            raise ValueError(f"class_labels must be one for each of the {count} images, from {listed}, not {asked}")
         classes = torch.tensor(found, device=self._execution_device)
         both = torch.cat([classes, torch.full_like(classes, nothing - 1)])
 
         def guided(x: Tensor, timestep: Tensor) -> Tensor:
+            shown = x.to(self.unet.dtype)
             if guidance_scale == 1:
-                return self.unet(x, timestep, class_labels=classes).sample
-            asked, without = self.unet(torch.cat([x, x]), timestep, class_labels=both).sample.chunk(2)
+                return self.unet(shown, timestep, class_labels=classes).sample.float()
+            shown = torch.cat([shown, shown])
+            asked, without = self.unet(shown, timestep, class_labels=both).sample.float().chunk(2)
             return torch.lerp(without, asked, guidance_scale)
 
         return guided
@@ -286,7 +317,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         """Return the network's estimates of the image and of the noise."""
         alpha, sigma = self.alphas[level].item(), self.sigmas[level].item()
         said = model(x, self.timesteps[level].to(x.device))
-        match self.scheduler.config.get("prediction_type", "flow_prediction"):
+        match self.prediction_type:
             case "epsilon":
                 return (x - sigma * said) / alpha, said
             case "sample":
@@ -296,16 +327,17 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             case _:
                 return x - sigma * said, x + alpha * said
 
-    def _step(self, model: Model, x: Tensor, level: int, other: int) -> Tensor:
-        """Take x from one noise level to another, above or below."""
-        image, noise = self._predict(model, x, level)
-        return self.alphas[other] * image + self.sigmas[other] * noise
+    def _step_down(self, model: Model, x: Tensor, level: int, below: int) -> Tensor:
+        """Take x from one noise level to one below, with the estimate of the image cut off where no image can be."""
+        image = self._predict(model, x, level)[0].clamp(-1, 1)
+        noise = (x - self.alphas[level] * image) / self.sigmas[level]
+        return self.alphas[below] * image + self.sigmas[below] * noise
 
     def _descend(self, model: Model, x: Tensor, first: int, num_inference_steps: int) -> Tensor:
         """Denoise x from a level down to the image."""
         levels = self._levels(first, num_inference_steps)
         for level, below in itertools.pairwise(levels):
-            x = self._step(model, x, level, below)
+            x = self._step_down(model, x, level, below)
         return self._predict(model, x, levels[-1])[0]
 
     def _noise_again(
