@@ -120,6 +120,8 @@ def test_zero_terminal_snr_needs_a_prediction_that_says_something_in_pure_noise(
 class Answers:
     """A network that answers each class with a constant, and counts the images that it is shown."""
 
+    dtype = torch.float32
+
     def __init__(self):
         self.shown = []
 
