@@ -39,7 +39,7 @@ from hfgen.sampling import SHORT_NAMES, film, is_conditional
 README = "README.md"
 FIGURES = "figures"
 SAMPLES, CURVES, FILM = "samples.png", "training_curves.png", "film.gif"
-FILM_IMAGES, FILM_FRAMES = 9, 20  # what keeps it below half a megabyte
+FILM_IMAGES, FILM_FRAMES = 4, 20  # what keeps it below half a megabyte
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumed, for the estimate of energy
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # of batch normalisation: no parameters
 # What concerns the machine or the publishing, not the model.
