@@ -132,13 +132,13 @@ CLASSIFIER = Kind(
     picture="What it takes the test images of each class for, and its most confident mistakes.",
     limits="It knows {size} images like those of {data}, and takes whatever else it is shown for one of them.",
 )
-METHODS = {  # by what is predicted; the Hub's tag is the first
+METHODS = {  # by what is predicted: tags, and the method with its source
     "flow_prediction": (
-        "rectified-flow",
+        ("rectified-flow",),
         "rectified flow ([Liu, Gong and Liu 2023](https://arxiv.org/abs/2209.03003))",
     ),
     "diffusion": (
-        "diffusion",
+        ("ddpm", "diffusion"),
         "denoising diffusion model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239))",
     ),
 }
@@ -317,7 +317,7 @@ def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCard
         model_name=model.rpartition("/")[2],
         library_name=kind.library,
         pipeline_tag=kind.task,
-        tags=["hfgen", *kind.tags, *([_method(facts)[0]] if kind.library == "diffusers" else [])],
+        tags=["hfgen", *kind.tags, *(_method(facts)[0] if kind.library == "diffusers" else ())],
         license=spdx_license,
         datasets=[facts["data"]] if "/" in facts["data"] else None,
         eval_results=_results(kind, evaluation) if evaluation else None,
@@ -394,7 +394,7 @@ def _use(facts: dict[str, Any], model: str) -> str:
     return USE_OF_DDPM.format(model=model, imports=imports, scheduler=scheduler, steps=steps)
 
 
-def _method(facts: dict[str, Any]) -> tuple[str, str]:
+def _method(facts: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     return METHODS.get(facts["config"].get("prediction_type"), METHODS["diffusion"])
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: no network, two threads, a cache of their own, small runs on real digits."""
+"""What all tests share: no network, one thread each, a cache of their own, small runs on real digits."""
 
 import functools
 import json
@@ -51,7 +51,7 @@ CONDITIONAL = TINY | {
     "learning_rate": 5e-3,
     "train_split": "train[:80%]",
     "num_inference_steps": 8,
-    "max_train_steps": 250,
+    "max_train_steps": 180,
 }
 
 
@@ -89,7 +89,7 @@ def conditional_run(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     home = tmp_path_factory.mktemp("huggingface")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(home))

@@ -1,5 +1,6 @@
 """Every command and Python snippet of the docs runs, in order, at a tiny size; every link leads somewhere."""
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,9 @@ SHRUNK = "--max_train_steps 2 --max_train_samples 200 --num_samples 2"
 SHRUNK_MODEL = f"{SHRUNK} --num_inference_steps 2 --block_out_channels 8"
 SHRUNK_CLASSIFIER = f"{SHRUNK} --embedding_size 8 --hidden_sizes 16 --depths 1"
 BIN = Path(sys.executable).parent
+GARMENTS = [
+    "T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+]  # fmt: skip
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -43,8 +47,8 @@ def workplace(tmp_path, hub) -> tuple[Path, dict[str, str]]:
     (folder / "my_pictures").mkdir()
     for number in range(3):
         PIL.Image.new("RGB", (40, 50 + number), (80 * number, 0, 99)).save(folder / "my_pictures" / f"{number}.png")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
-    for name in ("mnist", "fashion_mnist"):
+    for name, names in {"mnist": list("0123456789"), "fashion_mnist": GARMENTS}.items():
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
         (folder / "data" / name).mkdir(parents=True)
         for split in ("train", "test"):
             pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
@@ -55,7 +59,7 @@ def workplace(tmp_path, hub) -> tuple[Path, dict[str, str]]:
     environment = os.environ | {
         "HFGEN_DATA_DIR": str(folder / "data"),
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": "hf_writer",
         "HF_HUB_OFFLINE": "0",
@@ -109,16 +113,15 @@ def test_commands(page, workplace):
     folder, environment = workplace
     commands = [line for block in blocks(page, "bash") for line in block.splitlines() if line]
     assert commands
-    client = Client(environment, folder)
-    for command in commands:
-        status, output = run(shrink(command), folder, environment, client)
-        assert status == 0, f"{command}\n{output}"
-        for output in re.findall(r"--output(?:_dir)? (\S+)", command):
-            assert (folder / output).exists(), command
+    with contextlib.closing(Client(environment, folder)) as client:
+        for command in commands:
+            status, output = run(shrink(command), folder, environment, client)
+            assert status == 0, f"{command}\n{output}"
+            for output in re.findall(r"--output(?:_dir)? (\S+)", command):
+                assert (folder / output).exists(), command
     for snippet in blocks(page, "python"):
         code = "import sys; sys.modules['hfgen'] = None\n" + snippet.replace("user/", "ada/")
         subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, timeout=300)
-    client.close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

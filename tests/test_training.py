@@ -57,14 +57,16 @@ def test_a_run_folder_is_complete(run):
 
 
 def test_diffusers_alone_loads_a_run_and_a_checkpoint(run):
-    for folder in (run, run / "checkpoints" / "step-000090"):
-        code = (
-            "import sys\nsys.modules['hfgen'] = None\nfrom diffusers import DiffusionPipeline\n"
-            f"pipe = DiffusionPipeline.from_pretrained({str(folder)!r})\n"
-            "assert type(pipe).__name__ == 'DDPMPipeline'\n"
-            "image = pipe(num_inference_steps=2).images[0]\nassert image.size == (8, 8) and image.mode == 'L'"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+    code = (
+        "import sys\nsys.modules['hfgen'] = None\nfrom diffusers import DiffusionPipeline\n"
+        "for folder in sys.argv[1:]:\n"
+        "    pipe = DiffusionPipeline.from_pretrained(folder)\n"
+        "    assert type(pipe).__name__ == 'DDPMPipeline'\n"
+        "    image = pipe(num_inference_steps=2).images[0]\n"
+        "    assert image.size == (8, 8) and image.mode == 'L'\n"
+    )
+    folders = [str(run), str(run / "checkpoints" / "step-000090")]
+    subprocess.run([sys.executable, "-c", code, *folders], check=True, stderr=subprocess.DEVNULL)
 
 
 def test_the_pipeline_holds_the_averaged_weights(run):
