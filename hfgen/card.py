@@ -64,7 +64,7 @@ images[0].save("image.png")"""
 USE_OF_CLASS_CONDITIONAL = """\
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)  # a pipeline of its own
+pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
 guidance = {{"guidance_scale": {guidance_scale}, "guidance_interval": {guidance_interval}}}
 images = pipe(class_labels={labels}, num_inference_steps={num_inference_steps}, **guidance).images
 images[0].save("image.png")"""
@@ -381,7 +381,9 @@ def _use(facts: dict[str, Any], model: str) -> str:
     config = facts["config"]
     if facts["kind"] is CLASS_CONDITIONAL:
         sampler = own_sampler(config, conditional=True)
-        return USE_OF_CLASS_CONDITIONAL.format(model=model, labels=facts["labels"][:2], **sampler)
+        return USE_OF_CLASS_CONDITIONAL.format(
+            model=model, labels=json.dumps(facts["labels"][:2], ensure_ascii=False), **sampler
+        )
     if _method(facts) is METHODS["flow_prediction"]:  # its own scheduler is the one for it
         imports, scheduler, steps = "", "", config["num_inference_steps"]
     elif config["scheduler"] in ("ddim", "dpmsolver"):  # `DDPMPipeline` takes no others but its own
