@@ -38,7 +38,7 @@ def main() -> None:
         references = [Reference(judge, test, train, Path(cache)) for judge in judges]
         started = time.monotonic()
         for reference in references:
-            reference.floors(len(images), unseen=True)
+            reference.floors(len(images))
         statistics_seconds = time.monotonic() - started
         for _ in range(options.rounds):
             parts = dict.fromkeys(["features", "measures", "memorization", "neighbours"], 0.0)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,42 +41,50 @@ def compare_samplers(config: CompareSamplersConfig) -> Path:
     names = [name_of(run) for run in config.runs]
     if len(set(names)) < len(names):
         raise UserError(f"runs must differ in the names of their folders: {', '.join(names)}")
-    models = {run: _load_model(config, run) for run in config.runs}
-    first = models[config.runs[0]]
-    reference = load_references(config, first["fields"], config.runs[0], config.num_images)[0]
-    for run, model in models.items():
-        check_size(image_shape_of(model["pipeline"]), run, reference.test)
-        if is_conditional(model["pipeline"]):
-            model["labels"] = labels_like(reference.train, config.seed)
-            judges_numbers(sorted(set(model["labels"])), run, reference.judge.label_names)
-    settings = [(run, sampler) for run, model in models.items() for sampler in _samplers(config, model)]
-    for run, sampler in settings:
-        check_sampling(models[run]["pipeline"], class_labels=sorted(set(models[run]["labels"])), **sampler)
-    for model in models.values():  # the first drawing takes longer
-        next(sample(model["pipeline"], num_images=1, scheduler=settings[0][1]["scheduler"], num_inference_steps=1))
+    models = [_load_model(config, run) for run in config.runs]
+    reference = load_references(config, models[0].fields, config.runs[0], config.num_images)[0]
+    for run, model in zip(config.runs, models, strict=True):
+        check_size(image_shape_of(model.pipeline), run, reference.test)
+        if is_conditional(model.pipeline):
+            model.labels = labels_like(reference.train, config.seed)
+            judges_numbers(sorted(set(model.labels)), run, reference.judge.label_names)
+    settings = [(model, sampler) for model in models for sampler in _samplers(config, model)]
+    for model, sampler in settings:
+        check_sampling(model.pipeline, class_labels=sorted(set(model.labels)), **sampler)
+    for model in models:  # the first drawing takes longer
+        next(sample(model.pipeline, num_images=1, scheduler=settings[0][1]["scheduler"], num_inference_steps=1))
     output = Path(config.output_dir) if config.output_dir else default_output(config.runs[0])
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
     rows, shown = [], []
-    for run, sampler in tqdm(settings, desc="settings", unit="setting", disable=None):
-        row, images = _try_setting(config, models[run], sampler, reference, output)
+    for model, sampler in tqdm(settings, desc="settings", unit="setting", disable=None):
+        row, images = _try_setting(config, model, sampler, reference, output)
         rows.append(row)
         shown.append(images)
     return _save(config, rows, torch.cat(shown), reference, output)
 
 
-def _load_model(config: CompareSamplersConfig, run: str) -> dict[str, Any]:
+@dataclass
+class _Model:
+    """A model to draw from: what its run was configured with, and the classes to ask it for, if it knows any."""
+
+    name: str
+    pipeline: DiffusionPipeline
+    fields: dict[str, Any]
+    labels: list[str] = field(default_factory=list)
+
+
+def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     pipeline = load(run, revision=config.revision, trust_remote_code=config.trust_remote_code)
     if (config.guidance_scale or config.guidance_interval) and not is_conditional(pipeline):
         raise UserError(f"{run} knows no classes, so that there is no guidance to try")
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    fields = run_fields(Path(run).expanduser())
-    return {"name": name_of(run), "pipeline": pipeline, "fields": fields, "labels": []}
+    return _Model(name_of(run), pipeline, run_fields(Path(run).expanduser()))
 
 
-def _samplers(config: CompareSamplersConfig, model: dict[str, Any]) -> list[dict[str, Any]]:
+def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, Any]]:
     """List what to try of a model: every pair of scheduler and steps, with every guidance scale."""
-    own = own_sampler(model["fields"], is_conditional(model["pipeline"]))
+    own = own_sampler(model.fields, is_conditional(model.pipeline))
     guidance = {name: own[name] for name in GUIDANCE if name in own}
     if guidance and config.guidance_interval:
         guidance["guidance_interval"] = config.guidance_interval
@@ -88,24 +97,22 @@ def _samplers(config: CompareSamplersConfig, model: dict[str, Any]) -> list[dict
 
 
 def _try_setting(
-    config: CompareSamplersConfig, model: dict[str, Any], sampler: dict[str, Any], reference: Reference, output: Path
+    config: CompareSamplersConfig, model: _Model, sampler: dict[str, Any], reference: Reference, output: Path
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    pipeline = model["pipeline"]
-    labels = model["labels"]
-    evaluations, seconds = _cost(pipeline, sampler, labels)
+    evaluations, seconds = _cost(model, sampler)
     subject = draw(
-        pipeline,
-        model["name"],
+        model.pipeline,
+        model.name,
         sampler | {"seed": config.seed},
         config.num_images,
         config.batch_size,
         output / PICTURES,
-        labels,
+        model.labels,
         reference.judge.label_names,
     )
     features, logits = reference.judge.look_at(subject.images)
     row = {
-        "model": model["name"],
+        "model": model.name,
         **sampler,
         "network_evaluations": evaluations,
         "milliseconds_per_image": round(1000 * seconds, 3),
@@ -116,12 +123,15 @@ def _try_setting(
     return row, subject.images[:SHOWN_IMAGES]
 
 
-def _cost(pipeline: DiffusionPipeline, sampler: dict[str, Any], labels: list[str]) -> tuple[float, float]:
+def _cost(model: _Model, sampler: dict[str, Any]) -> tuple[float, float]:
     """Return how often the network is evaluated for an image, and the seconds that an image takes, in one batch."""
     shown: list[int] = []
-    hook = pipeline.unet.register_forward_hook(lambda network, arguments, output: shown.append(len(arguments[0])))
+    hook = model.pipeline.unet.register_forward_hook(
+        lambda network, arguments, output: shown.append(len(arguments[0]))
+    )
     started = time.monotonic()
-    for _ in sample(pipeline, num_images=TIMED_IMAGES, batch_size=TIMED_IMAGES, class_labels=labels, **sampler):
+    options = {"num_images": TIMED_IMAGES, "batch_size": TIMED_IMAGES, "class_labels": model.labels, **sampler}
+    for _ in sample(model.pipeline, **options):
         pass
     hook.remove()
     return sum(shown) / TIMED_IMAGES, (time.monotonic() - started) / TIMED_IMAGES
@@ -141,7 +151,7 @@ def _distance(row: dict[str, Any]) -> float:
 def _save(
     config: CompareSamplersConfig, rows: list[dict[str, Any]], images: torch.Tensor, reference: Reference, output: Path
 ) -> Path:
-    floor = reference.floors(config.num_images, unseen=True)["train_against_test"]
+    floor = reference.floors(config.num_images).get("train_against_test", {})
     by_model: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
@@ -175,14 +185,14 @@ def _save(
 
 
 def _page(record: dict[str, Any]) -> list[str]:
-    protocol, rows = record["protocol"], record["settings"]
+    protocol, rows, floor = record["protocol"], record["settings"], record["real_images"]
+    real = f" Real training images have a Fréchet distance of {number(floor['frechet_distance'])}." if floor else ""
     lines = [
         "# Samplers compared",
         "",
         f"{protocol['num_images']:,} images for each setting, compared with the split `{protocol['reference_split']}` "
         f"of {protocol['dataset']} in the features of `{protocol['judge']}` (no FID). Every setting begins with the "
-        "same noise. Real training images have a Fréchet distance of "
-        f"{number(record['real_images']['frechet_distance'])}.",
+        f"same noise.{real}",
         "",
     ]
     for model, row in record["cheapest"].items():

@@ -67,6 +67,8 @@ class TrainingConfig:
         max_train_seconds: Wall-clock budget in seconds, to which the learning-rate schedule is fitted. With
             `max_train_steps` too, whichever is reached first ends the run. Such a run can be resumed, but where
             it ends depends on the machine's speed.
+        optimizer: `adamw`, or `muon`, which orthogonalises the updates of convolutions and linear layers and leaves
+            the rest to AdamW (Jordan et al. 2024).
         learning_rate: Peak learning rate.
         lr_scheduler: Decay after the warm-up, from the peak to zero unless constant.
         lr_warmup_steps: Optimizer steps of linear warm-up.
@@ -117,6 +119,7 @@ class TrainingConfig:
     max_train_steps: int | None = None
     max_train_seconds: float | None = None
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
     lr_warmup_steps: int = 50

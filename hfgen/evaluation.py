@@ -23,7 +23,7 @@ from hfgen.errors import UserError
 from hfgen.figures import save_arrays
 from hfgen.files import remove_leftovers
 from hfgen.loading import load
-from hfgen.measures import KERNEL_SUBSET, KERNEL_SUBSETS, NEIGHBOURS, Reference, nearest
+from hfgen.measures import KERNEL_SUBSET, KERNEL_SUBSETS, NEIGHBOURS, Reference, count_in, nearest
 from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
 from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
@@ -50,7 +50,6 @@ DEFAULT_NUM_IMAGES = 10_000
 SCORE_STEPS = 1500  # optimizer steps of the classifiers of the classification accuracy score
 SHOWN_IMAGES = 100
 SHOWN_NEIGHBOURS = 16
-OVERLAP = 0.01  # share of the reference images from which on they count as seen in training
 RECORDED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
 RECORDED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetrics"]
 
@@ -147,8 +146,6 @@ def _measure(
     """Measure what needs no further training or download, and save the report of it."""
     started = time.monotonic()
     test, train = references[0].test, references[0].train
-    shared = _shared(test.images, train)
-    unseen = shared <= OVERLAP * len(test)
     record: dict[str, Any] = {
         "protocol": {
             "num_images": len(subject.images),
@@ -161,7 +158,7 @@ def _measure(
             "train_split": train_split_of(config, run),
             "training_images": len(train),
             "training_sha256": train.fingerprint,
-            "reference_images_in_training": shared,
+            "reference_images_in_training": references[0].test_images_in_training,
             "neighbours": NEIGHBOURS,
             "kernel_subsets": KERNEL_SUBSETS,
             "kernel_subset_size": min(KERNEL_SUBSET, len(subject.images), len(test)),
@@ -171,14 +168,14 @@ def _measure(
             "versions": {name: version(name) for name in RECORDED_PACKAGES},
         },
         "measures": {}, "floors": {}, "memorization": {}, "classes": {}, "conditional": {},
-        "judge_accuracy": {}, "copies_of_training_images": _shared(subject.images, train),
+        "judge_accuracy": {}, "copies_of_training_images": count_in(train, subject.images),
     }  # fmt: skip
     for reference in tqdm(references, desc="measuring", unit="judge", disable=None):
         judge = reference.judge
         features, logits = judge.look_at(subject.images)
         record["measures"][judge.name] = reference.measures(features)
-        record["floors"][judge.name] = reference.floors(len(features), unseen)
-        if unseen:
+        record["floors"][judge.name] = reference.floors(len(features))
+        if reference.is_unseen:
             record["memorization"][judge.name] = reference.memorization(features)
         if test.labels is not None:
             record["judge_accuracy"][judge.name] = _accuracy(
@@ -219,12 +216,6 @@ def _load_inception(num_images: int, test: ImageData) -> nn.Module:
         raise UserError("--inception needs the package torch-fidelity: pip install torch-fidelity") from error
     except OSError as error:
         raise UserError(f"--inception needs weights that could not be downloaded ({error})") from error
-
-
-def _shared(images: Tensor, train: ImageData) -> int:
-    """Count the images that are, to the pixel, among the training images."""
-    known = {image.tobytes() for image in train.images.numpy()}
-    return sum(image.tobytes() in known for image in images.numpy())
 
 
 def _shares(predicted: Tensor, judge: Judge) -> list[float]:

@@ -17,6 +17,7 @@ import torch
 from diffusers.utils import export_to_gif, make_image_grid
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -249,6 +250,10 @@ def curves_picture(rows: list[dict[str, Any]], floor: dict[str, float], labels: 
         axes.set(xscale="log", xlabel="network evaluations an image", title=title)
         if name == "frechet_distance":
             axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis) if name == "frechet_distance" else (axes.xaxis,):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)

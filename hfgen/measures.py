@@ -1,5 +1,6 @@
 """The measures of `hfgen/metrics/` on images as judges see them, with deviations, real-data floors and a cache."""
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -28,6 +29,7 @@ KERNEL_SUBSET = 1000
 KERNEL_SUBSETS = 100
 GROUPS = 10  # into which samples are divided for the standard deviations
 MEMORIZATION_SAMPLES = 4000  # of each kind, at most
+OVERLAP = 0.01  # share of the test images from which on they count as seen in training
 _VERSION = 1  # of what is cached; increase when a measure changes
 
 
@@ -94,12 +96,21 @@ class Reference:
         stds |= {name: _jackknife([found[name] for found in without]) for name in without[0]}
         return {name: {"value": value, "std": stds[name]} for name, value in values.items()}
 
-    def floors(self, num_images: int, unseen: bool) -> dict[str, dict[str, float]]:
+    @functools.cached_property
+    def test_images_in_training(self) -> int:
+        """How many test images are, to the pixel, among the training images."""
+        return count_in(self.train, self.test.images)
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether the test images are, but for a few, others than the training images."""
+        return self.test_images_in_training <= OVERLAP * len(self.test)
+
+    def floors(self, num_images: int) -> dict[str, dict[str, float]]:
         """Measure real images as if they were generated, as many, or all where there are fewer.
 
         Args:
             num_images: How many.
-            unseen: Whether the test images are others than the training images.
 
         Returns:
             `train_against_test`, if the test images are unseen: training images against the test images;
@@ -111,7 +122,7 @@ class Reference:
         features = features[torch.randperm(len(features), generator=generator)]
         half = len(features) // 2
         sets = {}
-        if unseen:
+        if self.is_unseen:
             sets["train_against_test"] = features[:num_images], self.features(self.test)
         if half > features.shape[1]:
             sets["half_against_half"] = features[:half][:num_images], features[half:][: len(self.test)]
@@ -172,6 +183,12 @@ class Reference:
 
     def _place(self, name: str) -> Path:
         return self.cache / f"statistics-{_VERSION}-{self.judge.sha256[:16]}-{name}"
+
+
+def count_in(data: ImageData, images: Tensor) -> int:
+    """Count the images (N, C, H, W) that are, to the pixel, in a data set."""
+    known = {image.tobytes() for image in data.images.numpy()}
+    return sum(image.tobytes() in known for image in images.numpy())
 
 
 def nearest(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

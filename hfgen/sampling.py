@@ -263,10 +263,11 @@ def sample(
     Raises:
         UserError: see `check_sampling`.
     """
+    solver = check_sampling(pipeline, class_labels=class_labels, **sampler)
     end = first_image + num_images
     for first in range(first_image, end, batch_size):
         numbers = range(first, min(first + batch_size, end))
-        *_, (images, _) = _states(pipeline, numbers, seed, class_labels, sampler)
+        *_, (images, _) = _states(pipeline, solver, numbers, seed, class_labels, sampler)
         yield to_uint8(images)
 
 
@@ -291,7 +292,7 @@ def film(
     solver = check_sampling(pipeline, class_labels=class_labels, **sampler)
     solver.set_timesteps(sampler["num_inference_steps"])
     frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
-    states = enumerate(_states(pipeline, range(num_images), seed, class_labels, sampler))
+    states = enumerate(_states(pipeline, solver, range(num_images), seed, class_labels, sampler))
     kept = [(to_uint8(x), to_uint8(estimate)) for index, (x, estimate) in states if index in frames]
     noised, estimates = zip(*kept, strict=True)
     return torch.stack(noised), torch.stack(estimates)
@@ -299,13 +300,13 @@ def film(
 
 def _states(
     pipeline: DiffusionPipeline,
+    solver: SchedulerMixin,
     numbers: range,
     seed: int,
     class_labels: Sequence[str | int],
     sampler: dict[str, Any],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the states of the images with these numbers; see `denoising_states`."""
-    solver = check_sampling(pipeline, class_labels=class_labels, **sampler)
     model = functools.partial(_predict, pipeline.unet)
     if is_conditional(pipeline):
         guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}

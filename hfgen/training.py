@@ -37,6 +37,7 @@ from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
 from hfgen.figures import save_picture, save_training_curves
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
 from hfgen.hub import CheckpointUploads
+from hfgen.optimizers import Muon
 from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, MetricsFile, describe_run, losses_of, this_command
 from hfgen.report import PAGE, PICTURES, RECORD
 from hfgen.seeds import derive_seed
@@ -112,14 +113,15 @@ class Trainer:
 
     def _make_optimizer(self, module: torch.nn.Module) -> torch.optim.Optimizer:
         config = self.config
-        return torch.optim.AdamW(
-            module.parameters(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-            eps=config.adam_epsilon,
-            fused=True,
-        )
+        options = {
+            "lr": config.learning_rate,
+            "betas": (config.adam_beta1, config.adam_beta2),
+            "weight_decay": config.adam_weight_decay,
+            "eps": config.adam_epsilon,
+        }
+        if config.optimizer == "muon":
+            return Muon(module, **options)
+        return torch.optim.AdamW(module.parameters(), **options, fused=True)
 
     def is_finished(self) -> bool:
         """Tell whether the run folder already holds all that this run would end with."""

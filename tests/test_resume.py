@@ -40,8 +40,8 @@ def steps_done(run: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_killed_run_ends_with_the_same_bits(tmp_path, num_processes):
+@pytest.mark.parametrize(("num_processes", "optimizer"), [(1, "muon"), (2, "adamw")])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, num_processes, optimizer):
     """With accumulation, dropout, flips and EMA; killed in the middle of an epoch (4 or 2 steps) and of a save."""
     settings = {
         "gradient_accumulation_steps": 2,
@@ -49,6 +49,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, num_processes):
         "random_flip": True,
         "max_train_steps": 60,
         "num_processes": num_processes,
+        "optimizer": optimizer,
         "train_batch_size": 13,
     }
     finish(train(tmp_path / "whole", **settings))

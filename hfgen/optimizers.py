@@ -1,0 +1,114 @@
+"""Muon, for the weights of convolutions and linear layers, with AdamW for the rest of a network."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+SMALLEST_SIDE = 8  # input or output features; layers with fewer read or write pixels
+MOMENTUM = 0.95
+# Of the quintic iteration that drives all singular values to about 1 (Jordan et al. 2024).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised momentum for the weights of convolutions and linear layers, AdamW for all other parameters.
+
+    A weight (out, in, height, width) is updated as the matrix (out, in · height · width): its Nesterov momentum is
+    replaced by about the nearest matrix with orthogonal rows or columns, scaled to the size that an update of AdamW
+    has, so that both share a learning rate (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; scale of
+    Liu et al. 2025, arXiv:2502.16982, section 2.2). `torch.optim.Muon` takes matrices only.
+
+    Embeddings, and layers with fewer than 8 input or output features, which read or write pixels, are left to AdamW.
+
+    Args:
+        module: The network whose parameters to update.
+        lr: Learning rate of all of them.
+        betas, eps: Of AdamW.
+        weight_decay: Decoupled weight decay of all of them.
+    """
+
+    def __init__(
+        self, module: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
+        matrices = list(_matrices(module))
+        chosen = {id(parameter) for parameter in matrices}
+        others = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
+        groups = [{"params": matrices, "orthogonal": True}, {"params": others, "orthogonal": False}]
+        super().__init__(
+            [group for group in groups if group["params"]],
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+        )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update all parameters that have gradients."""
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            (self._step_of_muon if group["orthogonal"] else self._step_of_adamw)(group, parameters)
+
+    def _step_of_muon(self, group: dict, parameters: list[Tensor]) -> None:
+        by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        for parameter in parameters:
+            by_shape[parameter.flatten(1).shape].append(parameter)
+        for (rows, columns), alike in by_shape.items():
+            gradients = torch.stack([parameter.grad.flatten(1) for parameter in alike])
+            for parameter in alike:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            momenta = torch.stack([self.state[parameter]["momentum"].flatten(1) for parameter in alike])
+            momenta.lerp_(gradients, 1 - MOMENTUM)
+            updates = orthogonalize(gradients.lerp(momenta, MOMENTUM)) * (0.2 * max(rows, columns) ** 0.5)
+            for parameter, momentum, update in zip(alike, momenta, updates, strict=True):
+                self.state[parameter]["momentum"].copy_(momentum.view_as(parameter))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(update.view_as(parameter), alpha=group["lr"])
+
+    def _step_of_adamw(self, group: dict, parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] |= {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Replace the singular values of matrices (N, rows, columns) by about 1, within 0.7 to 1.2."""
+    a, b, c = NEWTON_SCHULZ
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    x = wide.bfloat16() if wide.is_cuda else wide
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide is matrices else x.mT).to(matrices.dtype)
+
+
+def _matrices(module: nn.Module) -> Iterator[Tensor]:
+    for layer in module.modules():
+        mixes = isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+        if mixes and min(layer.weight.shape[:2]) >= SMALLEST_SIDE:
+            yield layer.weight
