@@ -55,6 +55,7 @@ VARIANTS = {
     "Muon 4e-3": {"optimizer": "muon"},
     "Muon 8e-3": {"optimizer": "muon", "learning_rate": 8e-3},
     "Muon 2e-3": {"optimizer": "muon", "learning_rate": 2e-3},
+    "batch 32, Muon 4e-3": {"train_batch_size": 32, "optimizer": "muon"},
     "logit-normal flow, batch 32": FLOW | {"train_batch_size": 32},
     "logit-normal flow, batch 32, Muon 4e-3": FLOW | {"train_batch_size": 32, "optimizer": "muon"},
     "channels 32-64-96": {"block_out_channels": [32, 64, 96], "learning_rate": 2e-3},

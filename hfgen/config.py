@@ -248,6 +248,8 @@ class DDPMConfig(TrainingConfig):
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
     loss_weighting: Literal["uniform", "min_snr", "p2"] = "uniform"
     snr_gamma: float = 5.0
+    optimizer: Literal["adamw", "muon"] = "muon"
+    learning_rate: float = 4e-3
     num_inference_steps: int = 20
     scheduler: str = "unipc"
     guidance_scale: float = 2.0

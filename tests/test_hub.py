@@ -359,6 +359,22 @@ def test_the_code_in_the_page_fits_the_sampler_of_its_picture(ask, run, tmp_path
     )
 
 
+def test_the_page_of_a_flow_says_so_and_its_code_runs(ask, home, tmp_path):
+    folder = tmp_path / "flow"
+    fields = TINY | {"output_dir": str(folder), "max_train_steps": 2, "cache_dir": str(home / "c")}
+    train(DDPMConfig(**fields, prediction_type="flow_prediction"), DiffusionTask)
+    answer = ask(arguments=["card", str(folder), "--repo_id", str(folder)])
+    assert answer["status"] == 0, answer["output"]
+    card = ModelCard.load(folder / "README.md")
+    assert "unconditional rectified flow" in card.text
+    assert "rectified-flow" in card.data.tags
+    assert not {"ddpm", "diffusion"} & set(card.data.tags)
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert "num_inference_steps=3" in code
+    run_python(WITHOUT_HFGEN + code, os.environ | {"OMP_NUM_THREADS": "1"}, tmp_path)
+    assert (tmp_path / "image.png").exists()
+
+
 def test_an_evaluation_is_in_the_page_and_travels_with_it(push, server, run, tmp_path, judge_run, ask):
     measured = shutil.copytree(run, tmp_path / "measured")
     arguments = flags(dataset_name="digits", train_split="train[:80%]", reference_split="train[80%:]", num_images=40,
