@@ -1,26 +1,18 @@
 """The page of a model on the Hub, written from its run, never by hand: what it is, how good, how it was made."""
 
-import json
-import math
-import shlex
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from safetensors import safe_open
 
 from hfgen.config import own_sampler
-from hfgen.data import public_name
-from hfgen.errors import UserError
 from hfgen.figures import save_film
 from hfgen.files import complete_or_absent
-from hfgen.loading import INDEX, load
-from hfgen.metrics.judge import UPSCALE
-from hfgen.records import CONFIG_FILE, RUN_FILE
+from hfgen.loading import load
+from hfgen.model_kinds import Kind, method_of, sampler_of, use_of
 from hfgen.report import (
     FLOORS,
     MEASURES,
@@ -34,120 +26,14 @@ from hfgen.report import (
     table,
     with_std,
 )
-from hfgen.sampling import SHORT_NAMES, film, is_conditional
+from hfgen.run_facts import read_run
+from hfgen.sampling import film, is_conditional
 
 README = "README.md"
 FIGURES = "figures"
 SAMPLES, CURVES, FILM = "samples.png", "training_curves.png", "film.gif"
 FILM_IMAGES, FILM_FRAMES = 4, 20  # what keeps it below half a megabyte
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumed, for the estimate of energy
-STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # of batch normalisation: no parameters
-# What concerns the machine or the publishing, not the model.
-NOT_SHOWN = {
-    "cache_dir",
-    "hub_license",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_strategy",
-    "output_dir",
-    "push_to_hub",
-    "report_to",
-    "resume_from_checkpoint",
-}
-
-USE_OF_DDPM = """\
-from diffusers import DiffusionPipeline{imports}
-
-pipe = DiffusionPipeline.from_pretrained("{model}")
-{scheduler}images = pipe(batch_size=4, num_inference_steps={steps}).images
-images[0].save("image.png")"""
-USE_OF_CLASS_CONDITIONAL = """\
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
-guidance = {{"guidance_scale": {guidance_scale}, "guidance_interval": {guidance_interval}}}
-images = pipe(class_labels={labels}, num_inference_steps={num_inference_steps}, **guidance).images
-images[0].save("image.png")"""
-USE_OF_CLASSIFIER = """\
-import PIL.Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-processor = AutoImageProcessor.from_pretrained("{model}")
-model = AutoModelForImageClassification.from_pretrained("{model}")
-inputs = processor(PIL.Image.open("image.png").convert("{mode}"), return_tensors="pt")
-print(model.config.id2label[model(**inputs).logits.argmax().item()])"""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a page says of every model of one kind.
-
-    Attributes:
-        library: The library that loads it.
-        task: The Hub's name of what it does (`pipeline_tag`).
-        tags: Further words to find it by.
-        description: One sentence, with the source; `{method}` is one of `METHODS`.
-        picture: What its last picture in training shows.
-        limits: What it cannot do.
-    """
-
-    library: str
-    task: str
-    tags: tuple[str, ...]
-    description: str
-    picture: str
-    limits: str
-
-
-DDPM = Kind(
-    library="diffusers",
-    task="unconditional-image-generation",
-    tags=("unconditional",),
-    description="An unconditional {method}: it draws images by removing noise step by step.",
-    picture="Images that it draws ({sampler}, the first of seed 0), not selected.",
-    limits=(
-        "It draws {size} images like those of {data}, nothing else, and cannot be told what to draw. It may miss what "
-        "is rare in them, and repeats what is wrong or biased."
-    ),
-)
-CLASS_CONDITIONAL = Kind(
-    library="diffusers",
-    task="unconditional-image-generation",  # what the Hub calls everything that is not told in words what to draw
-    tags=("class-conditional", "classifier-free-guidance"),
-    description=(
-        "A {method} that draws the class it is asked for, by classifier-free guidance ([Ho and Salimans "
-        "2022](https://arxiv.org/abs/2207.12598))."
-    ),
-    picture="Images of each class ({sampler}, the first of seed 0), not selected.",
-    limits=(
-        "It draws {size} images of the classes of {data}, nothing else. Guidance makes them clearer and less varied. "
-        "It may miss what is rare in a class, and repeats what is wrong or biased."
-    ),
-)
-CLASSIFIER = Kind(
-    library="transformers",
-    task="image-classification",
-    tags=("judge",),
-    description="An image classifier, in whose features and by whose decisions hfgen judges generated images.",
-    picture="What it takes the test images of each class for, and its most confident mistakes.",
-    limits="It knows {size} images like those of {data}, and takes whatever else it is shown for one of them.",
-)
-METHODS = {  # by what is predicted: tags, and the method with its source
-    "flow_prediction": (
-        ("rectified-flow",),
-        "rectified flow ([Liu, Gong and Liu 2023](https://arxiv.org/abs/2209.03003))",
-    ),
-    "diffusion": (
-        ("ddpm", "diffusion"),
-        "denoising diffusion model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239))",
-    ),
-}
-KINDS = {
-    "DDPMPipeline": DDPM,
-    "ClassConditionalDiffusionPipeline": CLASS_CONDITIONAL,
-    "ResNetForImageClassification": CLASSIFIER,
-    "RegNetForImageClassification": CLASSIFIER,
-}
 
 
 def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_license: str) -> Path:
@@ -210,84 +96,6 @@ def write_gallery(folder: Path) -> Path:
     return folder / README
 
 
-def class_name_of(folder: Path) -> str | None:
-    """Return the name of the class that a folder's model is of, or None if it holds no model."""
-    for file, key in ((INDEX, "_class_name"), ("config.json", "architectures")):
-        if (folder / file).is_file():
-            named = json.loads((folder / file).read_text()).get(key)
-            return named[-1] if isinstance(named, list) else named
-    return None
-
-
-def read_run(run: Path) -> dict[str, Any]:
-    """Collect what a page says of a run; nothing in it names a place on this machine.
-
-    Raises:
-        UserError: if the folder holds no finished run, or one that no page can be written of.
-    """
-    class_name = class_name_of(run)
-    if class_name is None or not (run / RUN_FILE).is_file() or not (run / CONFIG_FILE).is_file():
-        raise UserError(f"{run} holds no finished run of hfgen train")
-    if class_name not in KINDS:
-        raise UserError(f"{run} holds a {class_name}, of which hfgen can write no page")
-    config = yaml.safe_load((run / CONFIG_FILE).read_text())
-    folder = config["train_data_dir"]
-    training = json.loads((run / RUN_FILE).read_text())
-    shown = {name: value for name, value in config.items() if name not in NOT_SHOWN and value not in (None, [])}
-    evaluation = json.loads((run / RECORD).read_text()) if (run / RECORD).is_file() else None
-    return {
-        "class_name": class_name,
-        "hub_model_id": config["hub_model_id"],
-        "kind": KINDS[class_name],
-        "config": {name: _public(value) for name, value in shown.items()},
-        "data": Path(folder).name if folder else public_name(config["dataset_name"]),
-        "training": training | {"command": _public_command(training["command"])},
-        "evaluation": evaluation,
-        **_network(run, class_name),
-    }
-
-
-def _network(run: Path, class_name: str) -> dict[str, Any]:
-    """Return the number of parameters, the size and channels of the images, and the classes if there are any."""
-    labels: list[str] = []
-    if KINDS[class_name].library == "diffusers":
-        config = json.loads((run / "unet" / "config.json").read_text())
-        size, channels = config["sample_size"], config["in_channels"]
-        height, width = (size, size) if isinstance(size, int) else size
-        weights = run / "unet" / "diffusion_pytorch_model.safetensors"
-        labels = list(json.loads((run / INDEX).read_text()).get("id2label", {}).values())
-    else:
-        size = json.loads((run / "preprocessor_config.json").read_text())["size"]
-        channels = json.loads((run / "config.json").read_text())["num_channels"]
-        height, width = size["height"] // UPSCALE, size["width"] // UPSCALE
-        weights = run / "model.safetensors"
-    with safe_open(weights, "pt") as file:
-        names = [name for name in file.keys() if not name.endswith(STATISTICS)]  # noqa: SIM118
-        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-    kind = "grey" if channels == 1 else "RGB"
-    return {"parameters": parameters, "size": f"{kind} {height}×{width}-pixel", "channels": channels, "labels": labels}
-
-
-def _public(value: Any) -> Any:
-    """Take the place on this machine from a path, and leave everything else as it is."""
-    if not isinstance(value, str):
-        return value
-    path = Path(value.removeprefix("file://"))
-    return path.name if path.is_absolute() or value.startswith("~") or ".." in path.parts else value
-
-
-def _public_command(command: str) -> str:
-    words: list[str] = []
-    left_out = False
-    for word in shlex.split(command):
-        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if flag:
-            left_out = flag.removeprefix("--") in NOT_SHOWN - {"output_dir"}
-        if not left_out:
-            words.append(f"{flag}{equals}{_public(value)}")
-    return shlex.join(words)
-
-
 def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str]:
     """Put the pictures of a page beside it, and return their names."""
     samples = sorted((run / "samples").glob("step-*.png"))
@@ -317,7 +125,7 @@ def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCard
         model_name=model.rpartition("/")[2],
         library_name=kind.library,
         pipeline_tag=kind.task,
-        tags=["hfgen", *kind.tags, *(_method(facts)[0] if kind.library == "diffusers" else ())],
+        tags=["hfgen", *kind.tags, *(method_of(facts)[0] if kind.library == "diffusers" else ())],
         license=spdx_license,
         datasets=[facts["data"]] if "/" in facts["data"] else None,
         eval_results=_results(kind, evaluation) if evaluation else None,
@@ -357,13 +165,13 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
     lines = [
         f"# {model.rpartition('/')[2]}",
         "",
-        f"{kind.description.format(method=_method(facts)[1])} Trained on {facts['data']} with hfgen: "
+        f"{kind.description.format(method=method_of(facts)[1])} Trained on {facts['data']} with hfgen: "
         f"{facts['size']} images, {facts['parameters']:,} parameters.",
     ]
     if SAMPLES in pictures:
-        caption = kind.picture.format(sampler=_sampler(facts))
+        caption = kind.picture.format(sampler=sampler_of(facts))
         lines += ["", f"![{caption}]({FIGURES}/{SAMPLES})", "", f"*{caption}*"]
-    lines += ["", "## Use", "", "```python", *_use(facts, model).splitlines(), "```"]
+    lines += ["", "## Use", "", "```python", *use_of(facts, model).splitlines(), "```"]
     if kind.library == "diffusers":
         lines += ["", f"`hfgen sample {model} --output grid.png` draws a grid, with any scheduler that fits."]
     lines += ["", "## How good it is", *_quality(facts)]
@@ -373,35 +181,6 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
     if CURVES in pictures:
         lines += ["", f"![losses and gradient norms]({FIGURES}/{CURVES})"]
     return [*lines, "", "## Limits", "", kind.limits.format(size=facts["size"], data=facts["data"])]
-
-
-def _use(facts: dict[str, Any], model: str) -> str:
-    if facts["kind"] is CLASSIFIER:
-        return USE_OF_CLASSIFIER.format(model=model, mode="L" if facts["channels"] == 1 else "RGB")
-    config = facts["config"]
-    if facts["kind"] is CLASS_CONDITIONAL:
-        sampler = own_sampler(config, conditional=True)
-        return USE_OF_CLASS_CONDITIONAL.format(
-            model=model, labels=json.dumps(facts["labels"][:2], ensure_ascii=False), **sampler
-        )
-    if _method(facts) is METHODS["flow_prediction"]:  # its own scheduler is the one for it
-        imports, scheduler, steps = "", "", config["num_inference_steps"]
-    elif config["scheduler"] in ("ddim", "dpmsolver"):  # `DDPMPipeline` takes no others but its own
-        class_name, steps = SHORT_NAMES[config["scheduler"]], config["num_inference_steps"]
-        imports = f", {class_name}"
-        scheduler = f"pipe.scheduler = {class_name}.from_config(pipe.scheduler.config)\n"
-    else:
-        imports, scheduler = "", ""
-        steps = min(max(config["num_inference_steps"], 100), config["num_train_timesteps"])
-    return USE_OF_DDPM.format(model=model, imports=imports, scheduler=scheduler, steps=steps)
-
-
-def _method(facts: dict[str, Any]) -> tuple[tuple[str, ...], str]:
-    return METHODS.get(facts["config"].get("prediction_type"), METHODS["diffusion"])
-
-
-def _sampler(facts: dict[str, Any]) -> str:
-    return sampler_text(own_sampler(facts["config"], facts["kind"] is CLASS_CONDITIONAL))
 
 
 def _quality(facts: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ HEAVY = ["torch", "diffusers", "transformers", "evaluate", "accelerate", "datase
 # From the ground up; a module may import from lower floors and, within `tasks`, the contract only.
 FLOORS = [
     {"hfgen", "hfgen.errors"},
-    {"hfgen.models", "hfgen.files", "hfgen.seeds"},
+    {"hfgen.models", "hfgen.files", "hfgen.seeds", "hfgen.optimizers"},
     {
         "hfgen.pipelines",
         "hfgen.losses",
@@ -27,6 +27,8 @@ FLOORS = [
     {"hfgen.code_files"},
     {"hfgen.sampling", "hfgen.loading", "hfgen.figures", "hfgen.batches", "hfgen.metrics"},
     {"hfgen.tasks", "hfgen.measures", "hfgen.records", "hfgen.report", "hfgen.subjects"},
+    {"hfgen.model_kinds"},
+    {"hfgen.run_facts"},
     {"hfgen.card", "hfgen.references", "hfgen.translation"},
     {"hfgen.hub"},
     {"hfgen.training"},

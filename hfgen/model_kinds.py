@@ -1,0 +1,135 @@
+"""What the page of a model says of every model of its kind: what it is, how it is used, what it cannot do."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from hfgen.config import own_sampler
+from hfgen.report import sampler_text
+from hfgen.sampling import SHORT_NAMES
+
+USE_OF_DDPM = """\
+from diffusers import DiffusionPipeline{imports}
+
+pipe = DiffusionPipeline.from_pretrained("{model}")
+{scheduler}images = pipe(batch_size=4, num_inference_steps={steps}).images
+images[0].save("image.png")"""
+USE_OF_CLASS_CONDITIONAL = """\
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
+guidance = {{"guidance_scale": {guidance_scale}, "guidance_interval": {guidance_interval}}}
+images = pipe(class_labels={labels}, num_inference_steps={num_inference_steps}, **guidance).images
+images[0].save("image.png")"""
+USE_OF_CLASSIFIER = """\
+import PIL.Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained("{model}")
+model = AutoModelForImageClassification.from_pretrained("{model}")
+inputs = processor(PIL.Image.open("image.png").convert("{mode}"), return_tensors="pt")
+print(model.config.id2label[model(**inputs).logits.argmax().item()])"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a page says of every model of one kind.
+
+    Attributes:
+        library: The library that loads it.
+        task: The Hub's name of what it does (`pipeline_tag`).
+        tags: Further words to find it by.
+        description: One sentence, with the source; `{method}` is one of `METHODS`.
+        picture: What its last picture in training shows.
+        limits: What it cannot do.
+    """
+
+    library: str
+    task: str
+    tags: tuple[str, ...]
+    description: str
+    picture: str
+    limits: str
+
+
+DDPM = Kind(
+    library="diffusers",
+    task="unconditional-image-generation",
+    tags=("unconditional",),
+    description="An unconditional {method}: it draws images by removing noise step by step.",
+    picture="Images that it draws ({sampler}, the first of seed 0), not selected.",
+    limits=(
+        "It draws {size} images like those of {data}, nothing else, and cannot be told what to draw. It may miss what "
+        "is rare in them, and repeats what is wrong or biased."
+    ),
+)
+CLASS_CONDITIONAL = Kind(
+    library="diffusers",
+    task="unconditional-image-generation",  # what the Hub calls everything that is not told in words what to draw
+    tags=("class-conditional", "classifier-free-guidance"),
+    description=(
+        "A {method} that draws the class it is asked for, by classifier-free guidance ([Ho and Salimans "
+        "2022](https://arxiv.org/abs/2207.12598))."
+    ),
+    picture="Images of each class ({sampler}, the first of seed 0), not selected.",
+    limits=(
+        "It draws {size} images of the classes of {data}, nothing else. Guidance makes them clearer and less varied. "
+        "It may miss what is rare in a class, and repeats what is wrong or biased."
+    ),
+)
+CLASSIFIER = Kind(
+    library="transformers",
+    task="image-classification",
+    tags=("judge",),
+    description="An image classifier, in whose features and by whose decisions hfgen judges generated images.",
+    picture="What it takes the test images of each class for, and its most confident mistakes.",
+    limits="It knows {size} images like those of {data}, and takes whatever else it is shown for one of them.",
+)
+METHODS = {  # by what is predicted: tags, and the method with its source
+    "flow_prediction": (
+        ("rectified-flow",),
+        "rectified flow ([Liu, Gong and Liu 2023](https://arxiv.org/abs/2209.03003))",
+    ),
+    "diffusion": (
+        ("ddpm", "diffusion"),
+        "denoising diffusion model ([Ho, Jain and Abbeel 2020](https://arxiv.org/abs/2006.11239))",
+    ),
+}
+KINDS = {
+    "DDPMPipeline": DDPM,
+    "ClassConditionalDiffusionPipeline": CLASS_CONDITIONAL,
+    "ResNetForImageClassification": CLASSIFIER,
+    "RegNetForImageClassification": CLASSIFIER,
+}
+
+
+def use_of(facts: dict[str, Any], model: str) -> str:
+    """Return the Python code that loads a model and uses it."""
+    if facts["kind"] is CLASSIFIER:
+        return USE_OF_CLASSIFIER.format(model=model, mode="L" if facts["channels"] == 1 else "RGB")
+    config = facts["config"]
+    if facts["kind"] is CLASS_CONDITIONAL:
+        sampler = own_sampler(config, conditional=True)
+        return USE_OF_CLASS_CONDITIONAL.format(
+            model=model, labels=json.dumps(facts["labels"][:2], ensure_ascii=False), **sampler
+        )
+    if method_of(facts) is METHODS["flow_prediction"]:  # its own scheduler is the one for it
+        imports, scheduler, steps = "", "", config["num_inference_steps"]
+    elif config["scheduler"] in ("ddim", "dpmsolver"):  # `DDPMPipeline` takes no others but its own
+        class_name, steps = SHORT_NAMES[config["scheduler"]], config["num_inference_steps"]
+        imports = f", {class_name}"
+        scheduler = f"pipe.scheduler = {class_name}.from_config(pipe.scheduler.config)\n"
+    else:
+        imports, scheduler = "", ""
+        steps = min(max(config["num_inference_steps"], 100), config["num_train_timesteps"])
+    return USE_OF_DDPM.format(model=model, imports=imports, scheduler=scheduler, steps=steps)
+
+
+def method_of(facts: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    """Return the tags of a diffusion model's method, and the method with its source."""
+    return METHODS.get(facts["config"].get("prediction_type"), METHODS["diffusion"])
+
+
+def sampler_of(facts: dict[str, Any]) -> str:
+    """Say how a diffusion run draws its own pictures."""
+    return sampler_text(own_sampler(facts["config"], facts["kind"] is CLASS_CONDITIONAL))
