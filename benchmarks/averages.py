@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from objectives import BASE, RESULTS
-from torch import Tensor
+from objectives import BASE, FLOW, RESULTS
 
 from hfgen.batches import Batch
 from hfgen.comparison import compare_samplers
@@ -27,6 +26,7 @@ from hfgen.data import ImageData
 from hfgen.options import CompareSamplersConfig
 from hfgen.report import number, table, with_std
 from hfgen.run import train
+from hfgen.tasks import Loss
 from hfgen.tasks.diffusion import DiffusionTask
 
 LENGTHS = (0.0, 0.03, 0.05, 0.09, 0.15, 0.25)  # 0 is the last step's weights
@@ -39,12 +39,13 @@ class AveragedTask(DiffusionTask):
     def __init__(self, config: DDPMConfig, data: ImageData):
         super().__init__(config, data)
         self.step = 0
-        weights = list(self.unet.parameters())
-        self.averages = {length: [w.detach().clone() for w in weights] for length in LENGTHS}
+        self.averages: dict[float, list[torch.Tensor]] = {}
 
-    def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the loss; once the loop has taken the step, average."""
         yield from super().losses(batch)
+        if not self.averages:  # the network has come to its device
+            self.averages = {length: [w.detach().clone() for w in self.unet.parameters()] for length in LENGTHS}
         self.step += 1
         with torch.no_grad():
             for length, average in self.averages.items():
@@ -72,7 +73,11 @@ def main() -> None:
         return tasks[-1]
 
     with tempfile.TemporaryDirectory() as folder:
-        fields = {"dataset_name": options.dataset_name, "max_train_seconds": options.seconds, "use_ema": False}
+        fields = (
+            {"dataset_name": options.dataset_name, "max_train_seconds": options.seconds, "use_ema": False}
+            | FLOW
+            | {"train_batch_size": 32, "optimizer": "muon"}
+        )
         run = train(DDPMConfig(**BASE | fields, output_dir=f"{folder}/run"), make_task)
         task, runs = tasks[0], []
         for length, average in task.averages.items():

@@ -42,6 +42,7 @@ BASE = {
     "layers_per_block": 1,
     "attention_head_dim": 8,
     "train_batch_size": 64,
+    "optimizer": "adamw",
     "learning_rate": 2e-3,
     "logging_steps": 5,
     "checkpointing_steps": 10**9,

@@ -54,8 +54,7 @@ def noisy(images: torch.Tensor, std: float) -> torch.Tensor:
 
 def scores(results: torch.Tensor, images: torch.Tensor) -> dict[str, float]:
     """Return PSNR and SSIM of images (N, C, H, W) in [0, 1]."""
-    uint8 = [(x.clamp(0, 1) * 255).round().to(torch.uint8) for x in (results, images)]
-    found = image_similarity(*uint8)
+    found = image_similarity(*((x.clamp(0, 1) * 255).round() / 255 for x in (results, images)))
     return {name: found[name] for name in ("psnr", "ssim")}
 
 

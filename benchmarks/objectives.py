@@ -30,6 +30,7 @@ BASE = {
     "layers_per_block": 1,
     "add_attention": False,
     "train_batch_size": 64,
+    "optimizer": "adamw",
     "learning_rate": 4e-3,
     "num_inference_steps": 15,
     "num_samples": 1,
@@ -58,7 +59,7 @@ VARIANTS = {
     "batch 32, Muon 4e-3": {"train_batch_size": 32, "optimizer": "muon"},
     "logit-normal flow, batch 32": FLOW | {"train_batch_size": 32},
     "logit-normal flow, batch 32, Muon 4e-3": FLOW | {"train_batch_size": 32, "optimizer": "muon"},
-    "channels 32-64-96": {"block_out_channels": [32, 64, 96], "learning_rate": 2e-3},
+    "channels 32-64-96, AdamW 2e-3": {"block_out_channels": [32, 64, 96], "learning_rate": 2e-3},
     f"again: {FIRST}": {},
 }
 GUIDANCE = {"1": 1.0, "1.5": 1.5}

@@ -16,10 +16,17 @@ DEVICE_MEMORY_SHARE = 0.25
 
 @dataclass
 class Batch:
-    """What one forward pass sees: images float32 (B, C, H, W) in [−1, 1]; labels int64 (B,) or None."""
+    """What one forward pass sees.
+
+    Attributes:
+        images: float32 (B, C, H, W) in [−1, 1].
+        labels: int64 (B,), or None.
+        step: Optimizer steps done before.
+    """
 
     images: Tensor
     labels: Tensor | None
+    step: int
 
 
 class ImageBatches:
@@ -74,7 +81,7 @@ class ImageBatches:
             flipped = torch.rand(len(images), device=self.device) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         labels = self.data.labels
-        return Batch(images, None if labels is None else labels[indices].to(self.device))
+        return Batch(images, None if labels is None else labels[indices].to(self.device), step)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  a run has one of these, for as long as it lasts
     def _order(self, epoch: int) -> Tensor:

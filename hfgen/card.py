@@ -12,7 +12,7 @@ from hfgen.config import own_sampler
 from hfgen.figures import save_film
 from hfgen.files import complete_or_absent
 from hfgen.loading import load
-from hfgen.model_kinds import Kind, method_of, sampler_of, use_of
+from hfgen.model_kinds import CLASS_CONDITIONAL, DDPM, Kind, sampler_of, tags_and_description, use_of
 from hfgen.report import (
     FLOORS,
     MEASURES,
@@ -27,7 +27,7 @@ from hfgen.report import (
     with_std,
 )
 from hfgen.run_facts import read_run
-from hfgen.sampling import film, is_conditional
+from hfgen.sampling import film
 
 README = "README.md"
 FIGURES = "figures"
@@ -101,7 +101,7 @@ def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str
     samples = sorted((run / "samples").glob("step-*.png"))
     if samples:
         _copy(samples[-1], folder / FIGURES / SAMPLES)
-    if facts["kind"].library == "diffusers":
+    if facts["kind"] in (DDPM, CLASS_CONDITIONAL):
         _draw_film(run, facts["config"], folder / FIGURES / FILM)
     if folder != run and (run / FIGURES / CURVES).exists():
         _copy(run / FIGURES / CURVES, folder / FIGURES / CURVES)
@@ -110,7 +110,7 @@ def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str
 
 def _draw_film(run: Path, config: dict[str, Any], path: Path) -> None:
     pipeline = load(str(run))
-    sampler = own_sampler(config, is_conditional(pipeline))
+    sampler = own_sampler(type(pipeline).__name__, config)
     save_film(*film(pipeline, num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **sampler), path)
 
 
@@ -125,7 +125,7 @@ def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCard
         model_name=model.rpartition("/")[2],
         library_name=kind.library,
         pipeline_tag=kind.task,
-        tags=["hfgen", *kind.tags, *(method_of(facts)[0] if kind.library == "diffusers" else ())],
+        tags=["hfgen", *tags_and_description(facts)[0]],
         license=spdx_license,
         datasets=[facts["data"]] if "/" in facts["data"] else None,
         eval_results=_results(kind, evaluation) if evaluation else None,
@@ -165,7 +165,7 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
     lines = [
         f"# {model.rpartition('/')[2]}",
         "",
-        f"{kind.description.format(method=method_of(facts)[1])} Trained on {facts['data']} with hfgen: "
+        f"{tags_and_description(facts)[1]} Trained on {facts['data']} with hfgen: "
         f"{facts['size']} images, {facts['parameters']:,} parameters.",
     ]
     if SAMPLES in pictures:
@@ -173,7 +173,7 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
         lines += ["", f"![{caption}]({FIGURES}/{SAMPLES})", "", f"*{caption}*"]
     lines += ["", "## Use", "", "```python", *use_of(facts, model).splitlines(), "```"]
     if kind.library == "diffusers":
-        lines += ["", f"`hfgen sample {model} --output grid.png` draws a grid, with any scheduler that fits."]
+        lines += ["", f"`hfgen sample {model} --output grid.png` draws a grid."]
     lines += ["", "## How good it is", *_quality(facts)]
     if FILM in pictures:
         lines += ["", "## From noise to images", "", f"![the denoising film]({FIGURES}/{FILM})"]

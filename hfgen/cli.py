@@ -15,7 +15,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser
 
 import hfgen
-from hfgen.config import ClassifierConfig, DDPMConfig, TrainingConfig
+from hfgen.config import ClassifierConfig, DDPMConfig, TrainingConfig, VAEConfig, own_sampler
 from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 from hfgen.options import (
     CardConfig,
@@ -29,7 +29,7 @@ from hfgen.options import (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
-FAMILIES = {config.family: config for config in (DDPMConfig, ClassifierConfig)}
+FAMILIES = {config.family: config for config in (DDPMConfig, VAEConfig, ClassifierConfig)}
 USAGE = f"""usage: hfgen COMMAND …
 
 Train, measure and publish small-image generative models.
@@ -100,6 +100,8 @@ def _train(config_class: type[TrainingConfig], arguments: list[str]) -> None:
     match config_class.family:
         case "ddpm":
             from hfgen.tasks.diffusion import DiffusionTask as Task
+        case "vae":
+            from hfgen.tasks.vae import VAETask as Task
         case "classifier":
             from hfgen.tasks.classifier import ClassifierTask as Task
     train(config, Task)
@@ -111,12 +113,18 @@ def _sample(arguments: list[str]) -> None:
 
     from hfgen import figures
     from hfgen.loading import load
+    from hfgen.references import run_fields
     from hfgen.sampling import film, is_conditional, labels_of, sample
 
     pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code).to(
         "cuda" if torch.cuda.is_available() else "cpu"
     )
-    output, options = Path(config.output), config.sampler()
+    output = Path(config.output)
+    own = own_sampler(type(pipeline).__name__, run_fields(Path(config.run_or_repo).expanduser()))
+    options = own | config.given_sampler()
+    options |= {name: getattr(config, name) for name in ("num_images", "class_labels", "seed")}
+    if config.negative_class_labels:
+        options["negative_class_labels"] = config.negative_class_labels
     if config.film:
         is_gif = output.suffix == ".gif"
         states = film(pipeline, num_frames=figures.FILM_FRAMES if is_gif else figures.STRIP_FRAMES, **options)
@@ -242,9 +250,11 @@ def _publish_all(arguments: list[str]) -> None:
 def _list_recipes(arguments: list[str]) -> None:
     if arguments:
         raise UserError("hfgen recipes takes no arguments; it lists the ready-made configurations for --config")
-    for path in sorted(RECIPES.glob("*.yaml")):
+    recipes = sorted(RECIPES.glob("*.yaml"))
+    width = max(len(path.stem) for path in recipes) + 2
+    for path in recipes:
         about = path.read_text().splitlines()[0].lstrip("# ")
-        print(f"{path.stem:28}{about}")
+        print(f"{path.stem:{width}}{about}")
 
 
 COMMANDS = {

@@ -20,7 +20,7 @@ from hfgen.measures import Reference
 from hfgen.options import CompareSamplersConfig
 from hfgen.references import check_size, default_output, load_references, name_of, run_fields
 from hfgen.report import MEASURES, number, sampler_text, table, with_std
-from hfgen.sampling import check_sampling, image_shape_of, is_conditional, sample
+from hfgen.sampling import check_sampling, image_shape_of, is_conditional, network_of, require_diffusion, sample
 from hfgen.subjects import draw, judges_numbers, labels_like
 
 RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
@@ -76,6 +76,7 @@ class _Model:
 
 def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     pipeline = load(run, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    require_diffusion(pipeline)
     if (config.guidance_scale or config.guidance_interval) and not is_conditional(pipeline):
         raise UserError(f"{run} knows no classes, so that there is no guidance to try")
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,7 +85,7 @@ def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
 
 def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, Any]]:
     """List what to try of a model: every pair of scheduler and steps, with every guidance scale."""
-    own = own_sampler(model.fields, is_conditional(model.pipeline))
+    own = own_sampler(type(model.pipeline).__name__, model.fields)
     guidance = {name: own[name] for name in GUIDANCE if name in own}
     if guidance and config.guidance_interval:
         guidance["guidance_interval"] = config.guidance_interval
@@ -126,7 +127,7 @@ def _try_setting(
 def _cost(model: _Model, sampler: dict[str, Any]) -> tuple[float, float]:
     """Return how often the network is evaluated for an image, and the seconds that an image takes, in one batch."""
     shown: list[int] = []
-    hook = model.pipeline.unet.register_forward_hook(
+    hook = network_of(model.pipeline).register_forward_hook(
         lambda network, arguments, output: shown.append(len(arguments[0]))
     )
     started = time.monotonic()

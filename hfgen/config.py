@@ -36,6 +36,7 @@ CHANGEABLE_ON_RESUME = {
 }
 
 GUIDANCE = ("guidance_scale", "guidance_interval")
+PRIORS = ("normal", "mixture")  # from which the latents of a VAE are drawn
 REGNET_GROUP_WIDTH = 16  # channels that one grouped convolution of a regnet mixes
 
 
@@ -300,6 +301,78 @@ class DDPMConfig(TrainingConfig):
 
 
 @dataclass(kw_only=True)
+class VAEConfig(TrainingConfig):
+    """A variational autoencoder (Kingma and Welling 2014): encoder, decoder, what pixels are taken for, the objective.
+
+    Args:
+        latent_dim: Numbers in a latent.
+        block_out_channels: Channels of the encoder's convolutions of stride 2; none for a fully connected network.
+        hidden_sizes: Features of the encoder's linear layers, but for the last, which gives mean and log-variance.
+        decoder_block_out_channels: Channels after each of the decoder's transposed convolutions but the last, which
+            makes the image; by default the encoder's, reversed.
+        decoder_hidden_sizes: Features of the decoder's linear layers; by default the encoder's, reversed.
+        layers_per_block: Residual blocks after each convolution of the encoder and before each of the decoder.
+        norm_num_groups: Groups of the group norms in these blocks.
+        act_fn: Activation, `relu` or `silu` for instance.
+        class_conditional: Tell encoder and decoder the class of each image.
+        pixel_distribution: What a pixel from 0 to 1 is taken for: `bernoulli` (on grey pixels this is the binary
+            cross-entropy, no likelihood), `gaussian` with one standard deviation, which is learnt, `gaussian_analytic`
+            with the best standard deviation for each batch (σ-VAE, Rybkin et al. 2021), or `logistic`, discretised to
+            the 256 levels (Salimans et al. 2017).
+        reduction: `sum` over pixels and latent dimensions, which is the evidence lower bound, or `mean` over each of
+            them, which weighs the divergence as often more as there are more pixels than latent dimensions.
+        beta: Weight of the divergence (β-VAE, Higgins et al. 2017).
+        kl_warmup_steps: Optimizer steps in which that weight grows to `beta`.
+        free_bits: Nats of divergence of each latent dimension that cost nothing (Kingma et al. 2016).
+        num_importance_samples: Latents drawn for each image; with more than one the objective is the
+            importance-weighted bound (Burda et al. 2016).
+        num_mixture_components: Normal distributions in the mixture that is fitted to the latents of training images.
+        prior: What the latents of sample grids are drawn from: `normal`, the prior of the bound, or that `mixture`.
+    """
+
+    family: ClassVar[str] = "vae"
+    next_command: ClassVar[str] = "hfgen sample"
+
+    latent_dim: int = 20
+    block_out_channels: list[int] = field(default_factory=list)
+    hidden_sizes: list[int] = field(default_factory=lambda: [400])
+    decoder_block_out_channels: list[int] | None = None
+    decoder_hidden_sizes: list[int] | None = None
+    layers_per_block: int = 0
+    norm_num_groups: int = 8
+    act_fn: str = "relu"
+    class_conditional: bool = False
+    pixel_distribution: Literal["bernoulli", "gaussian", "gaussian_analytic", "logistic"] = "bernoulli"
+    reduction: Literal["sum", "mean"] = "sum"
+    beta: float = 1.0
+    kl_warmup_steps: int = 0
+    free_bits: float = 0.0
+    num_importance_samples: int = 1
+    num_mixture_components: int = 10
+    prior: Literal["normal", "mixture"] = "normal"
+
+    def __post_init__(self):
+        """Refuse values that no network or objective can be built from (see `TrainingConfig`)."""
+        super().__post_init__()
+        self._require("positive", [
+            "latent_dim", "block_out_channels", "hidden_sizes", "decoder_block_out_channels", "decoder_hidden_sizes",
+            "norm_num_groups", "num_importance_samples", "num_mixture_components",
+        ])  # fmt: skip
+        self._require("zero or more", ["layers_per_block", "beta", "kl_warmup_steps", "free_bits"])
+        if self.num_importance_samples > 1 and (self.reduction, self.beta, self.free_bits) != ("sum", 1, 0):
+            raise UserError(
+                "num_importance_samples above 1 needs reduction sum, beta 1 and free_bits 0: the importance-weighted "
+                "bound has no divergence that could be weighed by itself"
+            )
+        if self.num_importance_samples > 1 and self.kl_warmup_steps:
+            raise UserError("num_importance_samples above 1 leaves nothing for kl_warmup_steps to weigh")
+        if self.num_importance_samples > 1 and self.pixel_distribution == "gaussian_analytic":
+            raise UserError(
+                "num_importance_samples above 1 needs a likelihood; gaussian_analytic fits its own to the draws"
+            )
+
+
+@dataclass(kw_only=True)
 class ClassifierConfig(TrainingConfig):
     """An image classifier, whose features and decisions judge generated images (`hfgen evaluate`).
 
@@ -352,24 +425,31 @@ class ClassifierConfig(TrainingConfig):
             )
 
 
-def own_sampler(fields: dict[str, Any], conditional: bool) -> dict[str, Any]:
-    """Return how a diffusion run draws its own grids, as `hfgen.sampling.sample` takes it.
+def own_sampler(pipeline: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return how a run draws its own grids, as `hfgen.sampling.sample` takes it.
 
     Args:
+        pipeline: The name of its pipeline's class.
         fields: Those of the run's configuration; where one is missing, its default holds.
-        conditional: Whether the model knows classes.
     """
-    names = ["scheduler", "num_inference_steps", *(GUIDANCE if conditional else ())]
-    known = _defaults(DDPMConfig) | fields
+    config_class, names = {
+        "ClassConditionalDiffusionPipeline": (DDPMConfig, ("scheduler", "num_inference_steps", *GUIDANCE)),
+        "VAEPipeline": (VAEConfig, ("prior",)),
+    }.get(pipeline, (DDPMConfig, ("scheduler", "num_inference_steps")))
+    known = _defaults(config_class) | fields
     return {name: known[name] for name in names}
 
 
 def changed_fields(config: TrainingConfig, saved: Path) -> list[str]:
     """Say which fields differ from a saved `config.yaml` in a way that a resumed run must not.
 
-    A field that is not in the file is newer than the run, which was trained as the field's default has it.
+    A field that is not in the file is newer than the run, which was trained as `TrainingConfig` has it, or else as the
+    field's default does.
     """
-    before, now = _defaults(type(config)) | yaml.safe_load(saved.read_text()), config.to_dict()
+    before, now = (
+        _defaults(type(config)) | _defaults(TrainingConfig) | yaml.safe_load(saved.read_text()),
+        config.to_dict(),
+    )
     names = (before.keys() | now.keys()) - CHANGEABLE_ON_RESUME
     return [f"{n}: {before.get(n)} → {now.get(n)}" for n in sorted(names) if before.get(n) != now.get(n)]
 

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hfgen.config import GUIDANCE, ClassifierConfig, own_sampler
+from hfgen.config import ClassifierConfig, own_sampler
 from hfgen.data import ImageData, load_images, public_name
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
@@ -116,8 +116,7 @@ def _draw_images(
     conditional = is_conditional(pipeline)
     if config.classification_accuracy_score and not conditional:
         raise UserError(f"the classification accuracy score needs labels, and {config.run_or_repo} draws without")
-    asked = {name: getattr(config, name) for name in ("scheduler", "num_inference_steps", *GUIDANCE)}
-    sampler = own_sampler(run, conditional) | {name: value for name, value in asked.items() if value not in (None, [])}
+    sampler = own_sampler(type(pipeline).__name__, run) | config.given_sampler()
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
     check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)

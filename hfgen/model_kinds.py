@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfgen.config import own_sampler
+from hfgen.denoising import SHORT_NAMES
 from hfgen.report import sampler_text
-from hfgen.sampling import SHORT_NAMES
 
 USE_OF_DDPM = """\
 from diffusers import DiffusionPipeline{imports}
@@ -21,6 +21,13 @@ pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
 guidance = {{"guidance_scale": {guidance_scale}, "guidance_interval": {guidance_interval}}}
 images = pipe(class_labels={labels}, num_inference_steps={num_inference_steps}, **guidance).images
 images[0].save("image.png")"""
+USE_OF_VAE = """\
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
+images = pipe(batch_size=4, prior="{prior}").images
+images[0].save("image.png")
+again = pipe.reconstruct(images).images"""
 USE_OF_CLASSIFIER = """\
 import PIL.Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -66,15 +73,27 @@ DDPM = Kind(
 CLASS_CONDITIONAL = Kind(
     library="diffusers",
     task="unconditional-image-generation",  # what the Hub calls everything that is not told in words what to draw
-    tags=("class-conditional", "classifier-free-guidance"),
-    description=(
-        "A {method} that draws the class it is asked for, by classifier-free guidance ([Ho and Salimans "
-        "2022](https://arxiv.org/abs/2207.12598))."
-    ),
+    tags=("class-conditional",),
+    description="A {method} that draws the class it is asked for.",
     picture="Images of each class ({sampler}, the first of seed 0), not selected.",
     limits=(
-        "It draws {size} images of the classes of {data}, nothing else. Guidance makes them clearer and less varied. "
+        "It draws {size} images of the classes of {data}, nothing else. "
         "It may miss what is rare in a class, and repeats what is wrong or biased."
+    ),
+)
+GUIDED = (
+    " Guidance ([Ho and Salimans 2022](https://arxiv.org/abs/2207.12598)) makes images of a class clearer and less "
+    "varied."
+)
+VAE = Kind(
+    library="diffusers",
+    task="unconditional-image-generation",
+    tags=("autoencoder",),
+    description="A {method}: it decodes images from latents, and finds the latents of images.",
+    picture="Images that it draws ({sampler}, the first of seed 0), not selected.",
+    limits=(
+        "It draws and reconstructs {size} images like those of {data}, nothing else, less sharp than they are. It may "
+        "miss what is rare in them, and repeats what is wrong or biased."
     ),
 )
 CLASSIFIER = Kind(
@@ -85,7 +104,11 @@ CLASSIFIER = Kind(
     picture="What it takes the test images of each class for, and its most confident mistakes.",
     limits="It knows {size} images like those of {data}, and takes whatever else it is shown for one of them.",
 )
-METHODS = {  # by what is predicted: tags, and the method with its source
+METHODS = {  # tags, and the method with its source
+    "vae": (
+        ("vae",),
+        "variational autoencoder ([Kingma and Welling 2014](https://arxiv.org/abs/1312.6114))",
+    ),
     "flow_prediction": (
         ("rectified-flow",),
         "rectified flow ([Liu, Gong and Liu 2023](https://arxiv.org/abs/2209.03003))",
@@ -98,6 +121,7 @@ METHODS = {  # by what is predicted: tags, and the method with its source
 KINDS = {
     "DDPMPipeline": DDPM,
     "ClassConditionalDiffusionPipeline": CLASS_CONDITIONAL,
+    "VAEPipeline": VAE,
     "ResNetForImageClassification": CLASSIFIER,
     "RegNetForImageClassification": CLASSIFIER,
 }
@@ -108,8 +132,10 @@ def use_of(facts: dict[str, Any], model: str) -> str:
     if facts["kind"] is CLASSIFIER:
         return USE_OF_CLASSIFIER.format(model=model, mode="L" if facts["channels"] == 1 else "RGB")
     config = facts["config"]
+    if facts["kind"] is VAE:
+        return USE_OF_VAE.format(model=model, prior=config["prior"])
     if facts["kind"] is CLASS_CONDITIONAL:
-        sampler = own_sampler(config, conditional=True)
+        sampler = own_sampler(facts["class_name"], config)
         return USE_OF_CLASS_CONDITIONAL.format(
             model=model, labels=json.dumps(facts["labels"][:2], ensure_ascii=False), **sampler
         )
@@ -126,10 +152,23 @@ def use_of(facts: dict[str, Any], model: str) -> str:
 
 
 def method_of(facts: dict[str, Any]) -> tuple[tuple[str, ...], str]:
-    """Return the tags of a diffusion model's method, and the method with its source."""
+    """Return the tags of a generative model's method, and the method with its source."""
+    if facts["kind"] is VAE:
+        return METHODS["vae"]
     return METHODS.get(facts["config"].get("prediction_type"), METHODS["diffusion"])
 
 
+def tags_and_description(facts: dict[str, Any]) -> tuple[list[str], str]:
+    """Return the tags of a model, and the sentence that says what it is."""
+    kind = facts["kind"]
+    if kind is CLASSIFIER:
+        return [*kind.tags], kind.description
+    tags, method = method_of(facts)
+    if kind is CLASS_CONDITIONAL and facts["config"]["class_dropout_prob"] > 0:
+        return [*kind.tags, *tags, "classifier-free-guidance"], kind.description.format(method=method) + GUIDED
+    return [*kind.tags, *tags], kind.description.format(method=method)
+
+
 def sampler_of(facts: dict[str, Any]) -> str:
-    """Say how a diffusion run draws its own pictures."""
-    return sampler_text(own_sampler(facts["config"], facts["kind"] is CLASS_CONDITIONAL))
+    """Say how a run draws its own pictures."""
+    return sampler_text(own_sampler(facts["class_name"], facts["config"]))

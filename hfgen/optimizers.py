@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-SMALLEST_SIDE = 8  # input or output features; layers with fewer read or write pixels
+SMALLEST_SIDE = 8  # input or output features of a layer that is a matrix here
 MOMENTUM = 0.95
 # Of the quintic iteration that drives all singular values to about 1 (Jordan et al. 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -17,12 +17,13 @@ NEWTON_SCHULZ_STEPS = 5
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for the weights of convolutions and linear layers, AdamW for all other parameters.
 
-    A weight (out, in, height, width) is updated as the matrix (out, in · height · width): its Nesterov momentum is
+    A weight is updated as a matrix, its first dimension by all others: its Nesterov momentum is
     replaced by about the nearest matrix with orthogonal rows or columns, scaled to the size that an update of AdamW
     has, so that both share a learning rate (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; scale of
     Liu et al. 2025, arXiv:2502.16982, section 2.2). `torch.optim.Muon` takes matrices only.
 
-    Embeddings, and layers with fewer than 8 input or output features, which read or write pixels, are left to AdamW.
+    Embeddings, and layers with fewer than 8 input or output features, most of which read or write pixels, are left to
+    AdamW.
 
     Args:
         module: The network whose parameters to update.
@@ -40,7 +41,8 @@ class Muon(torch.optim.Optimizer):
         groups = [{"params": matrices, "orthogonal": True}, {"params": others, "orthogonal": False}]
         super().__init__(
             [group for group in groups if group["params"]],
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+            # "fused" lets a loaded state keep its step counts on the parameters' device.
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True},
         )
 
     @torch.no_grad()
@@ -84,7 +86,7 @@ class Muon(torch.optim.Optimizer):
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
-            fused=True,
+            fused=group["fused"],
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
@@ -96,7 +98,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Replace the singular values of matrices (N, rows, columns) by about 1, within 0.7 to 1.2."""
+    """Replace the singular values of matrices (N, rows, columns), but the very smallest, by 0.7 to 1.2."""
     a, b, c = NEWTON_SCHULZ
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide.bfloat16() if wide.is_cuda else wide

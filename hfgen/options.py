@@ -1,6 +1,6 @@
 """What the commands other than `hfgen train` take, one dataclass a command (see `hfgen.config`)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +8,35 @@ from hfgen.errors import UserError
 
 
 @dataclass(kw_only=True)
-class SampleConfig:
+class SamplerOptions:
+    """How images are drawn from a model; what is not given is as in the sample grids of its own run.
+
+    Args:
+        num_inference_steps: Denoising steps of a diffusion.
+        scheduler: ddpm, ddim, deis, dpmsolver, euler, euler_a, heun, pndm, unipc, for a flow also flow_euler and
+            flow_heun, or the class name of any diffusers scheduler that fits the model.
+        guidance_scale: How strongly a diffusion enforces the class (classifier-free guidance); 1 is the model's own
+            distribution, more gives clearer and less varied images.
+        guidance_interval: Part of the denoising in which guidance is applied, as two shares of the noise levels, 0 the
+            image and 1 pure noise.
+        prior: What the latents of a VAE are drawn from: `normal`, or the `mixture` that was fitted to the latents of
+            its training images.
+    """
+
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
+    guidance_scale: float | None = None
+    guidance_interval: list[float] = field(default_factory=list)
+    prior: Literal["normal", "mixture"] | None = None
+
+    def given_sampler(self) -> dict[str, Any]:
+        """Return what was given."""
+        names = [option.name for option in fields(SamplerOptions)]
+        return {name: value for name in names if (value := getattr(self, name)) not in (None, [])}
+
+
+@dataclass(kw_only=True)
+class SampleConfig(SamplerOptions):
     """Draw images from a trained model.
 
     Args:
@@ -16,14 +44,7 @@ class SampleConfig:
         revision: Branch, tag or commit of a Hub id.
         trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
         num_images: How many images.
-        num_inference_steps: Denoising steps.
-        scheduler: ddpm, ddim, deis, dpmsolver, euler, euler_a, heun, pndm, unipc, for a flow also flow_euler and
-            flow_heun, or the class name of any diffusers scheduler that fits the model.
         class_labels: Classes to draw in turn, by name or number, of a model that knows classes; by default all.
-        guidance_scale: How strongly the class is enforced (classifier-free guidance); 1 is the model's own
-            distribution, more gives clearer and less varied images. By default 2.
-        guidance_interval: Part of the denoising in which guidance is applied, as two shares of the noise levels, 0 the
-            image and 1 pure noise; by default all of it.
         negative_class_labels: What guidance leads away from, one class for all images or one for each; by default from
             images of no particular class.
         seed: Image i follows from it and i, whatever the batch size.
@@ -38,11 +59,7 @@ class SampleConfig:
     revision: str | None = None
     trust_remote_code: bool = False
     num_images: int = 64
-    num_inference_steps: int = 20
-    scheduler: str = "unipc"
     class_labels: list[str] = field(default_factory=list)
-    guidance_scale: float | None = None
-    guidance_interval: list[float] = field(default_factory=list)
     negative_class_labels: list[str] = field(default_factory=list)
     seed: int = 0
     batch_size: int = 64
@@ -51,9 +68,7 @@ class SampleConfig:
 
     def __post_init__(self):
         """Refuse values that nothing can be drawn with."""
-        for name in ("num_images", "num_inference_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be positive, not {getattr(self, name)}")
+        _require_positive(self, ["num_images", "num_inference_steps", "batch_size"])
         if self.seed < 0:
             raise UserError(f"seed must be zero or more, not {self.seed}")
         suffix = Path(self.output).suffix
@@ -62,13 +77,6 @@ class SampleConfig:
         self.film |= suffix == ".gif"
         if self.film and suffix not in (".gif", ".png"):
             raise UserError(f"a film is written to a .gif or a .png, not to {self.output}")
-
-    def sampler(self) -> dict[str, Any]:
-        """Return what `hfgen.sampling.sample` and `film` take of this."""
-        names = ("num_images", "num_inference_steps", "scheduler", "class_labels", "seed")
-        guidance = ("guidance_scale", "guidance_interval", "negative_class_labels")
-        given = {name: value for name in guidance if (value := getattr(self, name)) not in (None, [])}
-        return {name: getattr(self, name) for name in names} | given
 
 
 @dataclass(kw_only=True)
@@ -178,7 +186,7 @@ def _require_positive(options: Any, names: list[str]) -> None:
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(MeasuringOptions):
+class EvaluateConfig(MeasuringOptions, SamplerOptions):
     """Measure how good a model's images are, or images from anywhere, and write a report.
 
     Args:
@@ -188,10 +196,6 @@ class EvaluateConfig(MeasuringOptions):
             optionally `labels`, int (N,)) or a folder of pictures (one sub-folder a class, or none).
         num_images: How many images to draw and measure; by default 10,000, or all of `images`; a smaller number of
             those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
-        num_inference_steps: Denoising steps; by default as in the run's own sample grids.
-        scheduler: See `hfgen sample --help`; by default as in the run's own sample grids.
-        guidance_scale: See `hfgen sample --help`; by default as in the run's own sample grids.
-        guidance_interval: See `hfgen sample --help`; by default as in the run's own sample grids.
         classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
             as many real ones, and test both on real images.
         inception: Also measure FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
@@ -203,10 +207,6 @@ class EvaluateConfig(MeasuringOptions):
     run_or_repo: str | None = None
     images: str | None = None
     num_images: int | None = None
-    num_inference_steps: int | None = None
-    scheduler: str | None = None
-    guidance_scale: float | None = None
-    guidance_interval: list[float] = field(default_factory=list)
     classification_accuracy_score: bool = False
     inception: bool = False
 

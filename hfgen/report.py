@@ -146,6 +146,8 @@ def _title(protocol: dict[str, Any]) -> str:
 
 def sampler_text(sampler: dict[str, Any]) -> str:
     """Write how images were drawn, from a protocol or from the options of `hfgen.sampling.sample`."""
+    if "prior" in sampler:
+        return f"{sampler['prior']} prior"
     if "scheduler" not in sampler:
         return "given as images"
     text = f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps"

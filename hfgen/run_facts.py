@@ -73,10 +73,11 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
     """Return the number of parameters, the size and channels of the images, and the classes if there are any."""
     labels: list[str] = []
     if KINDS[class_name].library == "diffusers":
-        config = json.loads((run / "unet" / "config.json").read_text())
+        network = "vae" if class_name == "VAEPipeline" else "unet"
+        config = json.loads((run / network / "config.json").read_text())
         size, channels = config["sample_size"], config["in_channels"]
         height, width = (size, size) if isinstance(size, int) else size
-        weights = run / "unet" / "diffusion_pytorch_model.safetensors"
+        weights = run / network / "diffusion_pytorch_model.safetensors"
         labels = list(json.loads((run / INDEX).read_text()).get("id2label", {}).values())
     else:
         size = json.loads((run / "preprocessor_config.json").read_text())["size"]

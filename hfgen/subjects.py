@@ -18,7 +18,7 @@ from tqdm import tqdm
 from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.files import complete_or_absent, remove_leftovers
-from hfgen.sampling import sample
+from hfgen.sampling import network_of, sample
 from hfgen.seeds import derive_seed
 
 
@@ -121,13 +121,13 @@ def draw(
         asked = sorted(set(class_labels))
         numbers = dict(zip(asked, judges_numbers(asked, model, label_names).tolist(), strict=True))
         labels = torch.tensor([numbers[name] for name in names])
-    weights = save({name: value.cpu().contiguous() for name, value in pipeline.unet.state_dict().items()})
-    sha256 = hashlib.sha256(weights).hexdigest()
+    sha256 = _sha256_of(network_of(pipeline))
+    others = [_sha256_of(part) for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     configs = [
         {name: value for name, value in part.config.items() if not name.startswith("_")}
-        for part in (pipeline.unet, pipeline.scheduler)
+        for part in pipeline.components.values()
     ]
-    key = hashlib.sha256(json.dumps([sampler, class_labels, sha256, *configs]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([sampler, class_labels, *others, *configs]).encode()).hexdigest()[:12]
     place = folder / f"images-{key}"
     place.mkdir(parents=True, exist_ok=True)
     remove_leftovers(place)
@@ -157,6 +157,11 @@ def draw(
         "quantisation": "rounded to 8 bits",
     }
     return Subject(torch.cat(drawn)[:num_images], labels, protocol, time.monotonic() - started)
+
+
+def _sha256_of(module: torch.nn.Module) -> str:
+    weights = save({name: value.cpu().contiguous() for name, value in module.state_dict().items()})
+    return hashlib.sha256(weights).hexdigest()
 
 
 def _drawn_before(folder: Path) -> Iterator[Tensor]:

@@ -209,10 +209,11 @@ class Trainer:
         logs: dict[str, Tensor | float] = {}
         for micro_step in range(config.gradient_accumulation_steps):
             with accelerator.accumulate(*task.modules.values()):
-                for name, loss in task.losses(self.batches(self.step, micro_step)):
+                for name, loss, terms in task.losses(self.batches(self.step, micro_step)):
                     accelerator.backward(loss)
-                    key = f"loss/{name}"
-                    logs[key] = logs.get(key, 0.0) + loss.detach() / config.gradient_accumulation_steps
+                    named = {f"loss/{name}": loss} | {f"{name}/{term}": value for term, value in terms.items()}
+                    for key, value in named.items():
+                        logs[key] = logs.get(key, 0.0) + value.detach() / config.gradient_accumulation_steps
                     if accelerator.sync_gradients:
                         accelerator.unscale_gradients(self.optimizers[name])
                         parameters = task.modules[name].parameters()

@@ -10,7 +10,7 @@ from hfgen.errors import UserError
 from hfgen.loading import load
 from hfgen.options import TranslateConfig
 from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline
-from hfgen.sampling import image_shape_of, require_drawable, to_uint8
+from hfgen.sampling import image_shape_of, require_diffusion, to_uint8
 from hfgen.seeds import derive_seed
 
 BATCH_SIZE = 250
@@ -27,8 +27,9 @@ def translate(config: TranslateConfig) -> tuple[Tensor, Tensor]:
         UserError: if the model cannot do this to these images.
     """
     loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    require_drawable(loaded)
-    pipeline = DiffusionEditingPipeline(loaded.unet, loaded.scheduler, loaded.config.get("id2label"))
+    require_diffusion(loaded)
+    of_classes = {name: loaded.config[name] for name in ("id2label", "learnt_no_class") if name in loaded.config}
+    pipeline = DiffusionEditingPipeline(loaded.unet, loaded.scheduler, **of_classes)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     shape = image_shape_of(loaded)
     given = _load(config.input, shape)

@@ -48,7 +48,7 @@ CONDITIONAL = TINY | {
     "add_attention": False,
     "block_out_channels": [16, 32],
     "train_batch_size": 64,
-    "learning_rate": 5e-3,
+    "learning_rate": 2e-2,
     "train_split": "train[:80%]",
     "num_inference_steps": 8,
     "max_train_steps": 180,

@@ -85,7 +85,7 @@ def test_labels_are_withheld_from_the_network_as_often_as_asked(tmp_path):
 
     task.modules["unet"] = network
     with torch.no_grad():
-        list(task.losses(Batch(images.float() / 127.5 - 1, data.labels)))
+        list(task.losses(Batch(images.float() / 127.5 - 1, data.labels, 0)))
     withheld = seen[0] == 3
     assert withheld.float().mean().item() == pytest.approx(0.25, abs=0.04)
     assert seen[0][~withheld].equal(data.labels[~withheld])
@@ -212,6 +212,23 @@ def test_negative_classes_are_taken_in_turn_whatever_the_batches(pipeline):
         next(sample(pipeline, **options))
 
 
+def test_a_model_that_never_lacked_its_labels_is_not_guided_by_what_it_never_learnt(pipeline, tmp_path):
+    plain = drawn(pipeline, "cat", "dog", guidance_scale=1.0)
+    away = drawn(pipeline, "cat", "dog", guidance_scale=2.0, negative_class_labels="7")
+    told = ClassConditionalDiffusionPipeline(pipeline.unet, pipeline.scheduler, pipeline.config.id2label, False)
+    save_pipeline(told, tmp_path)
+    loaded = load(str(tmp_path))
+    assert np.array_equal(drawn(loaded, "cat", "dog"), plain), "the default is no guidance"
+    assert np.array_equal(drawn(loaded, "cat", "dog", guidance_scale=2.0, negative_class_labels="7"), away)
+    for labels, options in ((("cat",), {"guidance_scale": 2.0}), ((None,), {})):
+        with pytest.raises(ValueError, match="has not learnt images of no particular class"):
+            drawn(loaded, *labels, **options)
+    sampler = {"num_images": 2, "num_inference_steps": 2, "scheduler": "unipc"}
+    with pytest.raises(UserError, match="has not learnt images of no particular class"):
+        next(sample(loaded, guidance_scale=2.0, **sampler))
+    assert len(next(sample(loaded, guidance_scale=2.0, negative_class_labels=["7"], **sampler))) == 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(pipeline, dtype):
     pipeline.to(dtype)
@@ -223,12 +240,13 @@ def test_guidance_needs_labels_that_were_withheld():
     fields = {"dataset_name": "digits", "output_dir": "x", "class_conditional": True, "class_dropout_prob": 0.0}
     with pytest.raises(UserError, match=r"class_dropout_prob above 0 only; .* must be 1, not 2"):
         DDPMConfig(**fields)
-    assert DDPMConfig(**fields, guidance_scale=1.0)
+    config = DDPMConfig(**fields, guidance_scale=1.0)
+    assert not DiffusionTask(config, load_images("digits")).pipeline().config.learnt_no_class
 
 
 def test_weights_and_drawn_timesteps_are_those_of_the_configuration(tmp_path):
     data = load_images("digits")
-    batch = Batch(data.images[:1000].float() / 127.5 - 1, data.labels[:1000])
+    batch = Batch(data.images[:1000].float() / 127.5 - 1, data.labels[:1000], 0)
     losses, times = {}, {}
     for weighting, sampling in (("uniform", "uniform"), ("min_snr", "uniform"), ("uniform", "logit_normal")):
         fields = {"output_dir": str(tmp_path), "loss_weighting": weighting, "timestep_sampling": sampling}
@@ -238,7 +256,7 @@ def test_weights_and_drawn_timesteps_are_those_of_the_configuration(tmp_path):
         task.modules["unet"].register_forward_hook(lambda _, arguments, output, seen=seen: seen.append(arguments[1]))
         torch.manual_seed(1)
         with torch.no_grad():
-            ((_, losses[weighting, sampling]),) = task.losses(batch)
+            ((_, losses[weighting, sampling], _),) = task.losses(batch)
         times[weighting, sampling] = seen[0]
     assert losses["min_snr", "uniform"] < 0.9 * losses["uniform", "uniform"], "min(SNR, 5) σ² is below 1 in the noise"
     middle = [((t > 250) & (t < 750)).float().mean().item() for t in times.values()]

@@ -13,6 +13,7 @@ from hfgen.config import DDPMConfig
 from hfgen.data import ImageData
 from hfgen.errors import TrainingError
 from hfgen.seeds import derive_seed
+from hfgen.tasks import Loss
 from hfgen.training import Trainer, learning_rate_factor
 
 
@@ -34,9 +35,9 @@ class TwoModules:
         target = batch.images.mean()
         self.draws.append(torch.rand(1).item())
         one = torch.ones(1, 1)
-        yield "first", (self.modules["first"](one) - target).pow(2).sum()
+        yield Loss("first", (self.modules["first"](one) - target).pow(2).sum(), {"target": target})
         self.seen.append(self.networks["first"].weight.item())
-        yield "second", (self.modules["second"](one) - target).pow(2).sum()
+        yield Loss("second", (self.modules["second"](one) - target).pow(2).sum())
 
     def save(self, folder):
         weights = {name: network.weight.item() for name, network in self.networks.items()}
@@ -137,6 +138,7 @@ def test_metrics_have_a_line_for_every_step(make_trainer, tmp_path):
     assert set(rows[0]) == {
         "step",
         "loss/first",
+        "first/target",
         "grad_norm/first",
         "loss/second",
         "grad_norm/second",
@@ -149,8 +151,8 @@ def test_metrics_have_a_line_for_every_step(make_trainer, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path, number, word):
     class Diverges(TwoModules):
         def losses(self, batch):
-            for name, loss in super().losses(batch):
-                yield name, loss * (number if len(self.draws) == 14 else 1)
+            for name, loss, _ in super().losses(batch):
+                yield Loss(name, loss * (number if len(self.draws) == 14 else 1))
 
     trainer = make_trainer(Diverges(), max_train_steps=40, checkpointing_steps=5, logging_steps=10)
     with pytest.raises(

@@ -86,6 +86,25 @@ def test_singular_values_become_one(shape):
     assert values.median() > 0.7
 
 
+def test_a_loaded_state_goes_on_as_if_nothing_had_been(trained):
+    network, _, gradients = trained
+    networks = [network, copy.deepcopy(network)]
+    optimizers = [Muon(each, **OPTIONS) for each in networks]
+    for optimizer, each in zip(optimizers, networks, strict=True):
+        for name, parameter in each.named_parameters():
+            parameter.grad = gradients[0][name]
+        if each is network:
+            optimizer.step()
+            state = copy.deepcopy(optimizer.state_dict())
+            assert all(group["fused"] for group in state["param_groups"]), "step counts follow their parameters"
+            networks[1].load_state_dict(network.state_dict())
+            optimizers[1].load_state_dict(state)
+    for optimizer in optimizers:
+        optimizer.step()
+    for one, other in zip(*(each.parameters() for each in networks), strict=True):
+        assert one.equal(other)
+
+
 def test_parameters_without_gradients_stay_as_they_are():
     network = Network()
     network.down.weight.grad = torch.ones_like(network.down.weight)

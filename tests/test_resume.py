@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or starved go on as if nothing had happened. Real processes, real signals."""
 
+import dataclasses
 import json
 import re
 import resource
@@ -11,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import TINY, TORCHRUN, finish, flags, hfgen, signal_all, start
 
 from hfgen.checkpoints import damage, list_checkpoints, newest_complete
+from hfgen.config import DDPMConfig, changed_fields
 from hfgen.training import METRICS_FILE, STATE_FILE
 
 
@@ -40,7 +43,7 @@ def steps_done(run: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-@pytest.mark.parametrize(("num_processes", "optimizer"), [(1, "muon"), (2, "adamw")])
+@pytest.mark.parametrize(("num_processes", "optimizer"), [(1, "adamw"), (2, "muon")])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, num_processes, optimizer):
     """With accumulation, dropout, flips and EMA; killed in the middle of an epoch (4 or 2 steps) and of a save."""
     settings = {
@@ -219,3 +222,16 @@ def test_a_damaged_checkpoint_is_reported_and_passed_over(finished_run, tmp_path
         assert damage(newest) is None
         refused = finish(train(tmp_path, "--resume_from_checkpoint", "step-000099", max_train_steps=8), 2)
         assert "there is no checkpoint step-000099; checkpoints in" in refused
+
+
+def test_a_field_that_is_newer_than_the_run_is_what_it_was_trained_with(tmp_path):
+    config = DDPMConfig(**TINY | {"output_dir": str(tmp_path)})
+    fields = config.to_dict()
+    saved = tmp_path / "config.yaml"
+    saved.write_text(yaml.safe_dump(fields))
+    assert changed_fields(config, saved) == []
+    for newer in ("optimizer", "timestep_sampling"):
+        del fields[newer]
+    saved.write_text(yaml.safe_dump(fields))
+    assert changed_fields(config, saved) == ["optimizer: adamw → muon"]
+    assert changed_fields(dataclasses.replace(config, optimizer="adamw"), saved) == []

@@ -7,17 +7,16 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from hfgen.cli import main
-from hfgen.errors import UserError
-from hfgen.sampling import (
+from hfgen.denoising import (
     SHORT_NAMES,
     _Oracle,
     denoising_states,
-    film,
     make_scheduler,
     recovers_known_image,
-    sample,
     suitable_schedulers,
 )
+from hfgen.errors import UserError
+from hfgen.sampling import film, sample
 from hfgen.seeds import derive_seed
 
 

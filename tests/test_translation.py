@@ -168,6 +168,16 @@ def editing(run):
     return DiffusionEditingPipeline(loaded.unet, loaded.scheduler, loaded.config.id2label)
 
 
+def test_a_model_that_never_lacked_its_labels_is_always_told_the_class():
+    pipeline = make_pipeline(num_class_embeds=4)
+    told = DiffusionEditingPipeline(pipeline.unet, pipeline.scheduler, pipeline.config.id2label, learnt_no_class=False)
+    options = {"noise_std": 0.3, "output_type": "pt"}
+    by_class = told.denoise(digits(1), class_labels=[1], **options).images
+    assert by_class.equal(pipeline.denoise(digits(1), class_labels=[1], **options).images)
+    with pytest.raises(ValueError, match="class_labels are needed"):
+        told.denoise(digits(1), **options)
+
+
 def test_a_trained_model_denoises_better_than_a_filter(editing):
     images = digits(200)
     for std in (0.2, 0.5):

@@ -87,15 +87,24 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         unet: A network with `num_class_embeds` one above the number of classes; the last index means no class.
         scheduler: Any diffusers scheduler that fits what the network predicts.
         id2label: The names of the classes by their numbers; by default the numbers themselves.
+        learnt_no_class: Whether the network was also trained on images of no particular class, which guidance leads
+            away from unless it is told another class.
     """
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        id2label: dict | None = None,
+        learnt_no_class: bool = True,
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         names = id2label or {number: str(number) for number in range(unet.config.num_class_embeds - 1)}
-        self.register_to_config(id2label={int(number): name for number, name in names.items()})
+        id2label = {int(number): name for number, name in names.items()}
+        self.register_to_config(id2label=id2label, learnt_no_class=learnt_no_class)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -131,11 +140,13 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
     def guided(
         self,
         class_labels: Sequence[ClassLabel],
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         guidance_interval: Sequence[float] = (0.0, 1.0),
         negative_class_labels: ClassLabel | Sequence[ClassLabel] = None,
     ) -> GuidedModel:
         """Return the network as it predicts for these classes, one an image; see `__call__`."""
+        if guidance_scale is None:
+            guidance_scale = 2.0 if self.config.learnt_no_class else 1.0
         class_ids = self.get_label_ids(class_labels)
         negative_ids = self.get_label_ids(negative_class_labels)
         if len(negative_ids) not in (1, len(class_ids)):
@@ -146,6 +157,12 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise ValueError(
                 f"guidance_interval must be two shares, 0 ≤ first ≤ last ≤ 1, not {list(guidance_interval)}"
+            )
+        used = {*class_ids, *(negative_ids if guidance_scale != 1 else ())}
+        if not self.config.learnt_no_class and self.get_label_ids(None)[0] in used:
+            raise ValueError(
+                "the model has not learnt images of no particular class, which cannot be drawn therefore; guidance "
+                "needs negative_class_labels to lead away from, or guidance_scale must be 1"
             )
         device = self._execution_device
         return GuidedModel(
@@ -161,7 +178,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: ClassLabel | Sequence[ClassLabel] = None,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         guidance_interval: Sequence[float] = (0.0, 1.0),
         negative_class_labels: ClassLabel | Sequence[ClassLabel] = None,
         num_inference_steps: int = 20,
@@ -177,7 +194,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
             class_labels: Names or numbers of classes, one an image; None in the list for an image of no particular
                 class. By default one image of each class.
             guidance_scale: How strongly the class is enforced; 1 is the model's own distribution, more gives clearer
-                and less varied images.
+                and less varied images. By default 2, or 1 of a model that has not learnt images of no class.
             guidance_interval: Part of the denoising in which guidance is applied, as shares of the noise levels, 0 the
                 image and 1 pure noise (Kynkäänniemi et al. 2024).
             negative_class_labels: What guidance leads away from, one for all or one an image: by default from no

@@ -54,14 +54,23 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         unet: The network; with `num_class_embeds`, the last of them means no class.
         scheduler: Says what the network predicts, and α and σ of each timestep.
         id2label: The names of the classes by their numbers.
+        learnt_no_class: Whether a network of classes was also trained on images of no particular class; otherwise the
+            class must always be given.
     """
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, id2label: dict | None = None):
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        id2label: dict | None = None,
+        learnt_no_class: bool = True,
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(id2label={int(number): name for number, name in (id2label or {}).items()})
+        id2label = {int(number): name for number, name in (id2label or {}).items()}
+        self.register_to_config(id2label=id2label, learnt_no_class=learnt_no_class)
         is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler)
         self.prediction_type = "flow_prediction" if is_flow else scheduler.config.get("prediction_type")
         steps = scheduler.config.num_train_timesteps
@@ -286,6 +295,10 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             raise ValueError("the model knows no classes")
         if not nothing:
             return lambda x, timestep: self.unet(x.to(self.unet.dtype), timestep).sample.float()
+        if not self.config.learnt_no_class and (class_labels is None or guidance_scale != 1):
+            raise ValueError(
+                "the model has not learnt images of no particular class: class_labels are needed, and guidance_scale 1"
+            )
         known: dict[ClassLabel, int] = {None: nothing - 1}
         for number in range(nothing - 1):
             known |= {number: number, str(number): number}

@@ -1,13 +1,28 @@
 """One task a family: what one training step computes, and what is published in the end."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import PIL.Image
 from torch import Tensor, nn
 
 from hfgen.batches import Batch
+
+
+class Loss(NamedTuple):
+    """What a module is to be updated by, and what else there is to log of it.
+
+    Attributes:
+        module: The name of the module.
+        value: The loss, a scalar.
+        terms: Further scalars by name, for the metrics and the curves.
+    """
+
+    module: str
+    value: Tensor
+    terms: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Task(Protocol):
@@ -24,8 +39,8 @@ class Task(Protocol):
     published: Set[str]
     index_file: str
 
-    def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield (module name, scalar loss); the loop updates that module before it resumes here."""
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Yield a loss; the loop updates its module before it resumes here."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import PIL.Image
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     RegNetConfig,
@@ -23,6 +23,7 @@ from hfgen.data import ImageData, load_images
 from hfgen.errors import UserError
 from hfgen.figures import confusion_picture
 from hfgen.metrics.judge import UPSCALE, Judge
+from hfgen.tasks import Loss
 
 
 class ClassifierTask:
@@ -84,14 +85,12 @@ class ClassifierTask:
         )
         self.modules: dict[str, nn.Module] = {"classifier": self.model}
 
-    def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the cross entropy with smoothed labels, on images that were moved and partly greyed out."""
         images = random_erase(random_shift(batch.images, self.config.random_shift), self.config.random_erase)
         logits = self.modules["classifier"](F.interpolate(images, self.size)).logits
-        yield (
-            "classifier",
-            F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.config.label_smoothing),
-        )
+        smoothing = self.config.label_smoothing
+        yield Loss("classifier", F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing))
 
     def save(self, folder: Path) -> None:
         """Save the network and the image processor."""

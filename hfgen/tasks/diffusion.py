@@ -14,17 +14,19 @@ from diffusers import (
     SchedulerMixin,
     UNet2DModel,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from hfgen.batches import Batch
 from hfgen.code_files import save_pipeline
 from hfgen.config import DDPMConfig, own_sampler
 from hfgen.data import ImageData
+from hfgen.denoising import make_scheduler
 from hfgen.errors import UserError
 from hfgen.figures import sample_grid
 from hfgen.losses import FLOW_PREDICTION, diffusion_target, draw_timesteps, loss_weights, signal_and_noise
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
-from hfgen.sampling import check_sampling, labels_of, make_scheduler, sample
+from hfgen.sampling import check_sampling, labels_of, sample
+from hfgen.tasks import Loss
 
 
 class DiffusionTask:
@@ -52,7 +54,7 @@ class DiffusionTask:
         check_sampling(self.pipeline(), **self._sampler())  # now, not at the first grid
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
 
-    def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the weighted mean squared error of the prediction at drawn timesteps (Ho et al. 2020, eq. 14)."""
         config, images = self.config, batch.images
         noise = torch.randn_like(images)
@@ -65,16 +67,17 @@ class DiffusionTask:
         prediction = self.modules["unet"](alpha * images + sigma * noise, timesteps, **classes).sample
         target = diffusion_target(config.prediction_type, images, noise, alpha, sigma)
         weights = loss_weights(config.loss_weighting, config.prediction_type, alpha, sigma, config.snr_gamma)
-        yield "unet", (weights * (prediction.float() - target).square()).mean()
+        yield Loss("unet", (weights * (prediction.float() - target).square()).mean())
 
     def _sampler(self) -> dict[str, Any]:
-        return own_sampler(self.config.to_dict(), self.config.class_conditional)
+        return own_sampler(type(self.pipeline()).__name__, self.config.to_dict())
 
     def pipeline(self) -> DiffusionPipeline:
         """Return the pipeline, which loads anywhere with diffusers alone."""
         if self.config.class_conditional:
             solver = make_scheduler(self.config.scheduler, self.scheduler)  # draws well in few steps, as it comes
-            return ClassConditionalDiffusionPipeline(self.unet, solver, dict(enumerate(self.label_names)))
+            names = dict(enumerate(self.label_names))
+            return ClassConditionalDiffusionPipeline(self.unet, solver, names, self.config.class_dropout_prob > 0)
         return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
 
     def save(self, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""One self-contained file per network family; each travels with the weights that it describes."""

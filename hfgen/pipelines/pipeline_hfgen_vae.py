@@ -1,0 +1,272 @@
+"""Draw, reconstruct, interpolate and traverse images with a variational autoencoder (Kingma and Welling 2014).
+
+This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+ClassLabel = int | str
+Images = PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | Tensor
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class VAEPipeline(DiffusionPipeline):
+    """Decodes latents to images, and encodes images to latents.
+
+    Args:
+        vae: A `VAEModel`.
+        mixture: A `GaussianMixtureModel` of the latents of the training images.
+        id2label: The names of the classes by their numbers, of a model that is told classes.
+    """
+
+    model_cpu_offload_seq = "vae"
+
+    def __init__(self, vae: ModelMixin, mixture: ModelMixin, id2label: dict | None = None):
+        super().__init__()
+        self.register_modules(vae=vae, mixture=mixture)
+        self.register_to_config(id2label={int(number): name for number, name in (id2label or {}).items()})
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The numbers of the classes by their names; none of a model that is told no classes."""
+        return {name: number for number, name in self.config.id2label.items()}
+
+    def get_label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
+        """Return the numbers of classes that are given by name or by number.
+
+        A text is a name, or else a name in another case, or else a number.
+
+        Raises:
+            ValueError: for a class that the model does not know.
+        """
+        if isinstance(class_labels, int | str):
+            class_labels = [class_labels]
+        known: dict[ClassLabel, int] = {number: number for number in self.labels.values()}
+        known |= {str(number): number for number in self.labels.values()}
+        known |= {name.lower(): number for name, number in self.labels.items()} | self.labels
+
+        def find(label: ClassLabel) -> int | None:
+            return known.get(label, known.get(label.lower()) if isinstance(label, str) else None)
+
+        found = [find(label) for label in class_labels]
+        if None in found:
+            raise ValueError(
+                f"the model knows no class {class_labels[found.index(None)]}, but "
+                + ", ".join(f"{name} ({number})" for name, number in self.labels.items())
+            )
+        return found
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        latents: Tensor | None = None,
+        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        prior: Literal["normal", "mixture"] = "normal",
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw images.
+
+        Args:
+            batch_size: How many, if neither latents nor class_labels say it.
+            latents: What to decode, (B, latent_dim); by default they are drawn.
+            class_labels: Names or numbers of classes, one an image or one for all, of a model that is told classes; by
+                default, if the latents are drawn, all classes in turn.
+            prior: Where latents are drawn from: the standard normal distribution of training, or the mixture that was
+                fitted to the latents of the training images.
+            generator: What draws them: one for all, or one an image.
+            output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
+            return_dict: Return an `ImagePipelineOutput` instead of a tuple.
+
+        Returns:
+            The images: the means of their pixels.
+
+        Raises:
+            ValueError: for an unknown class or prior, or latents of another shape.
+        """
+        if latents is not None:
+            batch_size = len(latents)
+        elif class_labels is not None and not isinstance(class_labels, int | str):
+            batch_size = len(class_labels)
+        if latents is None:
+            latents = self.draw_latents(batch_size, prior, generator)
+            if class_labels is None and self.labels:
+                ids = list(self.labels.values())
+                class_labels = [ids[number % len(ids)] for number in range(batch_size)]
+        images = self._postprocess(self._decode(latents, self._classes(class_labels, len(latents))), output_type)
+        return images if return_dict else (images.images,)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        image: Images,
+        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Encode images to the means of their latents, and decode these.
+
+        Args:
+            image: PIL images, arrays (B, H, W, C) or tensors (B, C, H, W) in [0, 1].
+            class_labels: See `__call__`.
+            output_type: See `__call__`.
+        """
+        images = self._preprocess(image)
+        labels = self._classes(class_labels, len(images))
+        return self._postprocess(self._decode(self.vae.encode(images, labels).mean, labels), output_type)
+
+    @torch.no_grad()
+    def encode(self, image: Images, class_labels: ClassLabel | Sequence[ClassLabel] | None = None) -> Tensor:
+        """Return the means of the latents of images (see `reconstruct`), (B, latent_dim)."""
+        images = self._preprocess(image)
+        return self.vae.encode(images, self._classes(class_labels, len(images))).mean
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        start: Images | Tensor,
+        end: Images | Tensor,
+        num_steps: int = 10,
+        mode: Literal["linear", "spherical"] = "linear",
+        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Go from one image or latent to another through equally spaced points.
+
+        Args:
+            start: An image (see `reconstruct`), or a latent (latent_dim,).
+            end: Likewise.
+            num_steps: How many images, the two ends among them; two or more.
+            mode: On a straight line, or along the arc between two directions while the length changes evenly (Shoemake
+                1985), which stays where the prior has its mass.
+            class_labels: See `__call__`.
+            output_type: See `__call__`.
+
+        Returns:
+            `num_steps` images.
+
+        Raises:
+            ValueError: for fewer steps, or an unknown mode.
+        """
+        if num_steps < 2:
+            raise ValueError(f"num_steps must be 2 or more, not {num_steps}")
+        labels = self._classes(class_labels, num_steps)
+        first, last = self._latent_of(start, labels), self._latent_of(end, None if labels is None else labels.flip(0))
+        shares = torch.linspace(0, 1, num_steps, device=first.device)[:, None]
+        match mode:
+            case "linear":
+                latents = torch.lerp(first[None], last[None], shares)
+            case "spherical":
+                latents = _slerp(first, last, shares)
+            case _:
+                raise ValueError(f"mode must be linear or spherical, not {mode}")
+        return self._postprocess(self._decode(latents, labels), output_type)
+
+    @torch.no_grad()
+    def traverse(
+        self,
+        start: Images | Tensor | None = None,
+        dimensions: Sequence[int] | None = None,
+        span: float = 3.0,
+        num_steps: int = 10,
+        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Change one dimension of a latent at a time, from −span to span.
+
+        Args:
+            start: An image (see `reconstruct`), or a latent (latent_dim,); by default the centre of the prior.
+            dimensions: Which to change; by default all.
+            span: How far, in standard deviations of the prior.
+            num_steps: Images a dimension.
+            class_labels: See `__call__`.
+            output_type: See `__call__`.
+
+        Returns:
+            `num_steps` images for each dimension, one dimension after the other.
+        """
+        size = self.vae.config.latent_dim
+        dimensions = range(size) if dimensions is None else dimensions
+        labels = self._classes(class_labels, len(dimensions) * num_steps)
+        latent = torch.zeros(size, device=self._execution_device) if start is None else self._latent_of(start, labels)
+        latents = latent.repeat(len(dimensions), num_steps, 1)
+        for row, dimension in enumerate(dimensions):
+            latents[row, :, dimension] = torch.linspace(-span, span, num_steps, device=latent.device)
+        return self._postprocess(self._decode(latents.flatten(0, 1), labels), output_type)
+
+    def draw_latents(
+        self, batch_size: int, prior: Literal["normal", "mixture"] = "normal", generator: Generators = None
+    ) -> Tensor:
+        """Draw latents (B, latent_dim) from a prior; see `__call__`."""
+        device = self._execution_device
+        noise = randn_tensor((batch_size, self.vae.config.latent_dim), generator, device, self.vae.dtype)
+        match prior:
+            case "normal":
+                return noise
+            case "mixture":
+                uniform = torch.special.ndtr(randn_tensor((batch_size, 1), generator, device, self.vae.dtype))[:, 0]
+                return self.mixture(noise, uniform)
+            case _:
+                raise ValueError(f"prior must be normal or mixture, not {prior}")
+
+    def _latent_of(self, given: Images | Tensor, labels: Tensor | None) -> Tensor:
+        """Return a latent (latent_dim,) as it is given, or that of an image, whose class is the first label."""
+        if isinstance(given, Tensor) and given.ndim == 1:
+            return given.to(self._execution_device, self.vae.dtype)
+        return self.vae.encode(self._preprocess(given)[:1], None if labels is None else labels[:1]).mean[0]
+
+    def _decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        if latents.ndim != 2 or latents.shape[1] != self.vae.config.latent_dim:
+            raise ValueError(f"latents must be (B, {self.vae.config.latent_dim}), not {tuple(latents.shape)}")
+        latents = latents.to(self._execution_device, self.vae.dtype)
+        return self.vae.decode(latents, labels).sample
+
+    def _classes(self, class_labels: ClassLabel | Sequence[ClassLabel] | None, count: int) -> Tensor | None:
+        """Return the numbers of the classes of so many images, int64 (count,), or None if the model knows none."""
+        if not self.labels:
+            if class_labels is not None:
+                raise ValueError("the model knows no classes")
+            return None
+        if class_labels is None:
+            raise ValueError("class_labels are missing: the model is told the class of each image")
+        ids = self.get_label_ids(class_labels)
+        if len(ids) == 1:
+            ids *= count
+        if len(ids) != count:
+            raise ValueError(f"class_labels must be one, or one for each of the {count} images, not {len(ids)}")
+        return torch.tensor(ids, device=self._execution_device)
+
+    def _preprocess(self, image: Images) -> Tensor:
+        if isinstance(image, PIL.Image.Image | list):
+            pictures = [image] if isinstance(image, PIL.Image.Image) else image
+            mode = "L" if self.vae.config.in_channels == 1 else "RGB"
+            image = VaeImageProcessor.pil_to_numpy([picture.convert(mode) for picture in pictures])
+        if isinstance(image, np.ndarray):
+            image = VaeImageProcessor.numpy_to_pt(image)
+        return 2 * image.to(self._execution_device, self.vae.dtype) - 1
+
+    def _postprocess(self, images: Tensor, output_type: str) -> ImagePipelineOutput:
+        images = VaeImageProcessor().postprocess(images.float().clamp(-1, 1).cpu(), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images)
+
+
+def _slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
+    """Return points (N, D) on the arc from one vector (D,) to another at shares (N, 1) of it."""
+    lengths = torch.lerp(first.norm(), last.norm(), shares)
+    start, end = (vector / vector.norm().clamp_min(1e-8) for vector in (first, last))
+    angle = torch.acos((start @ end).clamp(-1, 1))
+    if torch.sin(angle) < 1e-4:  # there is no arc, or no one arc
+        return torch.lerp(first[None], last[None], shares)
+    along = torch.sin((1 - shares) * angle) * start + torch.sin(shares * angle) * end
+    return lengths * along / torch.sin(angle)

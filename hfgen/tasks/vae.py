@@ -1,0 +1,131 @@
+"""Variational autoencoders (Kingma and Welling 2014): reconstruct images from latents that are kept near a prior."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import PIL.Image
+import torch
+from sklearn.mixture import GaussianMixture
+from torch import nn
+
+from hfgen.batches import Batch
+from hfgen.code_files import save_pipeline
+from hfgen.config import VAEConfig
+from hfgen.data import ImageData
+from hfgen.errors import UserError
+from hfgen.figures import sample_grid
+from hfgen.losses import best_gaussian, free_bits_kl, importance_weighted_bound, normal_kl, pixel_error
+from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel, VAEModelOutput
+from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
+from hfgen.sampling import labels_of, sample
+from hfgen.seeds import derive_seed
+from hfgen.tasks import Loss
+
+FITTED_IMAGES = 10_000  # to which the mixture and an analytic standard deviation are fitted, at most
+
+
+class VAETask:
+    """A VAE, and the mixture that is fitted to the latents of its training images.
+
+    Args:
+        config: Network, distribution of the pixels, objective.
+        data: The training images, with labels if the model is to be told classes.
+
+    Raises:
+        UserError: if the network cannot take such images, or there are no labels.
+    """
+
+    published = frozenset({"vae"})
+    index_file = VAEPipeline.config_name
+
+    def __init__(self, config: VAEConfig, data: ImageData):
+        self.config, self.data = config, data
+        if config.class_conditional:
+            data.require_labels()
+        self.label_names = data.label_names if config.class_conditional else []
+        channels, height, width = data.images.shape[1:]
+        try:
+            self.vae = VAEModel(
+                sample_size=height if height == width else (height, width),
+                in_channels=channels,
+                latent_dim=config.latent_dim,
+                block_out_channels=config.block_out_channels,
+                hidden_sizes=config.hidden_sizes,
+                decoder_block_out_channels=config.decoder_block_out_channels,
+                decoder_hidden_sizes=config.decoder_hidden_sizes,
+                layers_per_block=config.layers_per_block,
+                norm_num_groups=config.norm_num_groups,
+                act_fn=config.act_fn,
+                pixel_distribution=config.pixel_distribution.removesuffix("_analytic"),
+                num_classes=len(self.label_names) or None,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if config.pixel_distribution == "gaussian_analytic":
+            self.vae.log_std.requires_grad_(False)  # it follows from the reconstructions
+        self.mixture = GaussianMixtureModel(config.latent_dim, config.num_mixture_components)
+        self.modules: dict[str, nn.Module] = {"vae": self.vae}
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Yield the negative bound on ln p(x), or what the configuration has in its place, and its two terms."""
+        config = self.config
+        labels = batch.labels if config.class_conditional else None
+        output: VAEModelOutput = self.modules["vae"](batch.images, labels, config.num_importance_samples)
+        images = batch.images.repeat(config.num_importance_samples, 1, 1, 1) / 2 + 0.5
+        analytic = config.pixel_distribution == "gaussian_analytic"
+        pixels = best_gaussian(output.pixels.mean, images) if analytic else output.pixels
+        error = pixel_error(pixels, images).flatten(1)
+        divergence = normal_kl(output.latent_dist)
+        terms = {"reconstruction": error.sum(1).mean(), "kl": divergence.sum(1).mean()}
+        if config.num_importance_samples > 1:
+            shape = (config.num_importance_samples, len(batch.images))
+            latents = output.latents.unflatten(0, shape)
+            bound = importance_weighted_bound(error.sum(1).view(shape), latents, output.latent_dist)
+            yield Loss("vae", -bound.mean(), terms)
+            return
+        warm_up = min(1.0, (batch.step + 1) / (config.kl_warmup_steps + 1))
+        kl = free_bits_kl(divergence, config.free_bits) * (config.beta * warm_up)
+        if config.reduction == "mean":
+            yield Loss("vae", error.mean() + kl / config.latent_dim, terms)
+        else:
+            yield Loss("vae", error.sum(1).mean() + kl, terms)
+
+    def pipeline(self) -> VAEPipeline:
+        """Return the pipeline, whose files travel with the weights."""
+        return VAEPipeline(self.vae, self.mixture, dict(enumerate(self.label_names)))
+
+    def save(self, folder: Path) -> None:
+        """Fit the mixture to the latents of training images, and save the pipeline."""
+        self._fit()
+        save_pipeline(self.pipeline(), folder)
+
+    def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
+        """Draw a grid of images; of a model that is told classes, a row of each."""
+        self._fit()
+        pipeline, prior = self.pipeline(), self.config.prior
+        images = torch.cat(list(sample(pipeline, num_images=num_images, seed=seed, prior=prior)))
+        labels = labels_of(pipeline, (), range(num_images)) if self.label_names else None
+        return sample_grid(images, labels, self.label_names)
+
+    @torch.no_grad()
+    def _fit(self) -> None:
+        """Fit to training images what follows from the network: the mixture, and an analytic standard deviation."""
+        config, device = self.config, self.vae.device
+        generator = torch.Generator().manual_seed(derive_seed("fit", config.seed))
+        chosen = torch.randperm(len(self.data), generator=generator)[:FITTED_IMAGES]
+        drawn, squared_errors = [], []
+        for numbers in chosen.split(500):
+            images = self.data.images[numbers].to(device).float() / 127.5 - 1
+            labels = self.data.labels[numbers].to(device) if config.class_conditional else None
+            latent_dist = self.vae.encode(images, labels)
+            noise = torch.randn(latent_dist.mean.shape, generator=generator).to(device)
+            drawn.append(latent_dist.mean + latent_dist.stddev * noise)
+            squared_errors.append((self.vae.decode(drawn[-1], labels).sample - images).square().mean() / 4)
+        if config.pixel_distribution == "gaussian_analytic":
+            self.vae.log_std.fill_(torch.stack(squared_errors).mean().sqrt().log())
+        latents = torch.cat(drawn).double().cpu().numpy()
+        components = min(config.num_mixture_components, len(latents))
+        fitted = GaussianMixture(components, reg_covar=1e-4, random_state=config.seed).fit(latents)
+        self.mixture = GaussianMixtureModel(config.latent_dim, components).to(device)
+        parameters = (fitted.weights_, fitted.means_, fitted.covariances_)
+        self.mixture.set_parameters(*(torch.from_numpy(values).float() for values in parameters))

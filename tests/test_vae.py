@@ -1,0 +1,403 @@
+"""Variational autoencoders: the networks, the bounds, the pipeline, and a model that learns digits."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
+from torch.distributions import Normal, kl_divergence
+
+import hfgen
+from hfgen.batches import Batch
+from hfgen.cli import main
+from hfgen.config import VAEConfig
+from hfgen.data import load_images
+from hfgen.errors import UserError
+from hfgen.losses import best_gaussian, free_bits_kl, importance_weighted_bound, normal_kl, pixel_error
+from hfgen.metrics.judge import load_judge
+from hfgen.models.modeling_hfgen_vae import DiscretizedLogistic, GaussianMixtureModel, VAEModel
+from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline, _slerp
+from hfgen.run import train
+from hfgen.seeds import derive_seed
+from hfgen.tasks.vae import VAETask
+
+DIGITS = {
+    "dataset_name": "digits",
+    "train_split": "train[:80%]",
+    "hidden_sizes": [64],
+    "latent_dim": 4,
+    "train_batch_size": 64,
+    "max_train_steps": 800,
+    "learning_rate": 5e-3,
+    "num_samples": 4,
+    "num_mixture_components": 10,
+    "mixed_precision": "no",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The run of a small VAE of digits."""
+    AcceleratorState._reset_state()
+    return train(VAEConfig(**DIGITS, output_dir=str(tmp_path_factory.mktemp("runs") / "vae")), VAETask)
+
+
+@pytest.fixture(scope="module")
+def test_images():
+    """Digits that the run has not seen, float (N, 1, 8, 8) in [0, 1]."""
+    return load_images("digits", split="train[80%:]").images.float() / 255
+
+
+# --- networks
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [
+        ({}, (1, 28, 28)),
+        ({"block_out_channels": [8, 16], "hidden_sizes": [32]}, (1, 28, 28)),
+        ({"block_out_channels": [8, 16], "decoder_block_out_channels": [8], "hidden_sizes": []}, (3, 32, 32)),
+        ({"block_out_channels": [8, 16], "layers_per_block": 2, "pixel_distribution": "logistic"}, (3, 32, 32)),
+        ({"sample_size": (8, 12), "hidden_sizes": [20, 10], "pixel_distribution": "gaussian"}, (3, 8, 12)),
+    ],
+)
+def test_shapes(fields, shape):
+    model = VAEModel(**{"sample_size": shape[-1], "in_channels": shape[0], "latent_dim": 5} | fields)
+    images = torch.rand(3, *shape) * 2 - 1
+    output = model(images, num_draws=2)
+    assert output.sample.shape == (6, *shape)
+    assert output.latents.shape == (6, 5)
+    assert output.latent_dist.mean.shape == (3, 5)
+    assert output.pixels.log_prob(images.repeat(2, 1, 1, 1) / 2 + 0.5).shape == (6, *shape)
+    assert output.sample.abs().max() <= 1
+    torch.testing.assert_close(model(images).latents, model.encode(images).mean)
+
+
+def test_the_convolutional_network_of_the_fourth_system():
+    """Encoder conv 32, conv 64, dense 128; decoder dense 3136, three transposed convolutions; latents of 16."""
+    model = VAEModel(block_out_channels=[32, 64], hidden_sizes=[128], decoder_hidden_sizes=[], latent_dim=16)
+    sizes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim > 1}
+    assert list(sizes.values()) == [
+        (32, 1, 3, 3), (64, 32, 3, 3), (128, 3136), (32, 128),
+        (3136, 16), (64, 64, 3, 3), (64, 32, 3, 3), (32, 1, 3, 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"block_out_channels": [8, 8, 8]}, "3 convolutions of stride 2 do not fit images of 28×28"),
+        ({"block_out_channels": [8, 8], "decoder_block_out_channels": []}, "one fewer, not 0 for 2"),
+        ({"pixel_distribution": "poisson"}, "bernoulli, gaussian or logistic, not poisson"),
+    ],
+)
+def test_networks_that_cannot_be(fields, message):
+    with pytest.raises(ValueError, match=message):
+        VAEModel(**fields)
+
+
+def test_classes_reach_encoder_and_decoder():
+    model = VAEModel(sample_size=8, hidden_sizes=[16], latent_dim=2, num_classes=3)
+    images, latents = torch.zeros(3, 1, 8, 8), torch.zeros(3, 2)
+    classes = torch.tensor([0, 1, 2])
+    assert len(model.encode(images, classes).mean.unique(dim=0)) == 3
+    assert len(model.decode(latents, classes).sample.unique(dim=0)) == 3
+    with pytest.raises(ValueError, match="class_labels are missing"):
+        model.encode(images)
+    with pytest.raises(ValueError, match="not known to this model"):
+        VAEModel(sample_size=8).encode(images, classes)
+
+
+@pytest.mark.parametrize("log_scale", [-9.0, -4.0, 0.0])
+def test_a_discretized_logistic_gives_the_levels_all_of_its_mass(log_scale):
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = torch.tensor([[0.0], [0.31], [0.999]], dtype=torch.float64)
+    mass = DiscretizedLogistic(mean, torch.full_like(mean, log_scale)).log_prob(levels).exp()
+    torch.testing.assert_close(mass.sum(1), torch.ones(3, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("distance", [-0.5, 0.5])
+def test_a_discretized_logistic_learns_from_a_pixel_far_away(distance):
+    mean, log_scale = torch.tensor([0.5], requires_grad=True), torch.tensor([-4.6], requires_grad=True)
+    found = DiscretizedLogistic(mean, log_scale).log_prob(torch.tensor([0.5 + 0.9 * distance]))
+    found.backward()
+    assert found.item() == pytest.approx(-0.45 / math.exp(-4.6) + math.log(1 / 255) + 4.6, rel=1e-3)
+    assert mean.grad.item() == pytest.approx(math.copysign(math.exp(4.6), distance), rel=1e-3)
+    assert log_scale.grad.item() > 0
+
+
+def test_draws_of_a_mixture_have_its_moments():
+    mixture = GaussianMixtureModel(latent_dim=2, num_components=2)
+    covariances = torch.tensor([[[1.0, 0.8], [0.8, 1.0]], [[0.1, 0.0], [0.0, 0.1]]])
+    mixture.set_parameters(torch.tensor([0.25, 0.75]), torch.tensor([[0.0, 0.0], [10.0, 10.0]]), covariances)
+    generator = torch.Generator().manual_seed(0)
+    drawn = mixture(torch.randn(20_000, 2, generator=generator), torch.rand(20_000, generator=generator))
+    first = drawn[drawn[:, 0] < 6]
+    assert len(first) / len(drawn) == pytest.approx(0.25, abs=0.01)
+    torch.testing.assert_close(first.T.cov(), covariances[0], atol=0.05, rtol=0)
+
+
+# --- bounds
+
+
+def test_the_divergence_is_that_of_torch():
+    found = Normal(torch.randn(5, 3), torch.rand(5, 3) + 0.1)
+    torch.testing.assert_close(normal_kl(found), kl_divergence(found, Normal(0.0, 1.0)))
+
+
+def test_free_bits_are_free():
+    divergence = torch.tensor([[0.0, 2.0], [0.2, 4.0]])
+    assert free_bits_kl(divergence, 0.0) == pytest.approx(3.1)
+    assert free_bits_kl(divergence, 0.5) == pytest.approx(3.5)
+
+
+def test_the_best_gaussian_is_the_best():
+    mean, images = torch.rand(4, 1, 3, 3), torch.rand(4, 1, 3, 3)
+    best = pixel_error(best_gaussian(mean, images), images).sum()
+    std = best_gaussian(mean, images).stddev
+    for factor in (0.9, 1.1):
+        assert pixel_error(Normal(mean, std * factor), images).sum() > best
+
+
+def test_the_importance_weighted_bound_rises_from_the_elbo_to_the_truth():
+    """x = z + noise of variance ¼, z ∼ N(0, 1), so that ln p(x) is known; q is not the true posterior."""
+    torch.manual_seed(0)
+    x = torch.tensor([0.3, -1.2, 2.0])
+
+    def bound(draws: int, repeats: int) -> torch.Tensor:
+        many = x.repeat(repeats)
+        latent_dist = Normal(0.6 * many[:, None], torch.full((len(many), 1), 0.6))
+        latents = latent_dist.sample((draws,))
+        error = -Normal(latents[..., 0], 0.5).log_prob(many)
+        return importance_weighted_bound(error, latents, latent_dist).view(repeats, len(x)).mean(0)
+
+    divergence = kl_divergence(Normal(0.6 * x, 0.6), Normal(0.0, 1.0))
+    expected_error = 0.5 * (math.log(2 * math.pi * 0.25) + ((x - 0.6 * x) ** 2 + 0.36) / 0.25)
+    torch.testing.assert_close(bound(1, 50_000), -expected_error - divergence, atol=0.03, rtol=0)
+    truth = Normal(0.0, math.sqrt(1.25)).log_prob(x)
+    torch.testing.assert_close(bound(2000, 25), truth, atol=0.02, rtol=0)
+    assert (bound(1, 1000) < bound(20, 1000)).all()
+    assert (bound(20, 1000) < truth).all()
+
+
+# --- training
+
+
+def losses(images: torch.Tensor, **fields) -> tuple[float, dict[str, float]]:
+    """Return loss and terms of a fresh model of digits at step 9."""
+    torch.manual_seed(0)
+    task = VAETask(VAEConfig(**DIGITS | fields, output_dir="x"), load_images("digits"))
+    torch.manual_seed(1)
+    ((name, loss, terms),) = task.losses(Batch(images * 2 - 1, torch.zeros(len(images), dtype=torch.int64), 9))
+    assert name == "vae"
+    return loss.item(), {name: term.item() for name, term in terms.items()}
+
+
+def test_the_objectives(test_images):
+    images = test_images[:32]
+    loss, terms = losses(images)
+    assert loss == pytest.approx(terms["reconstruction"] + terms["kl"], rel=1e-5)
+    assert 64 * math.log(2) * 0.8 < terms["reconstruction"] < 64 * math.log(2) * 1.2  # of a fresh network, in nats
+    assert losses(images, beta=4)[0] == pytest.approx(terms["reconstruction"] + 4 * terms["kl"], rel=1e-5)
+    assert losses(images, kl_warmup_steps=99)[0] == pytest.approx(
+        terms["reconstruction"] + 0.1 * terms["kl"], rel=1e-5
+    )
+    assert losses(images, free_bits=2)[0] == pytest.approx(terms["reconstruction"] + 4 * 2, rel=1e-5)
+    assert losses(images, reduction="mean")[0] == pytest.approx(
+        terms["reconstruction"] / 64 + terms["kl"] / 4, rel=1e-5
+    )
+    assert losses(images, num_importance_samples=50)[0] < loss
+    mean_squared_error = math.exp(2 * losses(images, pixel_distribution="gaussian_analytic")[1]["reconstruction"] / 64)
+    assert 0.05 < mean_squared_error / (2 * math.pi * math.e) < 0.3
+
+
+def test_it_trains_in_half_precision_and_keeps_an_analytic_deviation(tmp_path):
+    AcceleratorState._reset_state()
+    fields = {"mixed_precision": "bf16", "pixel_distribution": "gaussian_analytic", "max_train_steps": 100}
+    run = train(VAEConfig(**DIGITS | fields, output_dir=str(tmp_path / "vae")), VAETask)
+    pipeline = hfgen.load(str(run))
+    images = load_images("digits", split="train[:80%]").images.float() / 255
+    with torch.no_grad():
+        latents = pipeline.vae.encode(images * 2 - 1).sample()
+        pixels = pipeline.vae.pixels(latents)
+    error = (pixels.mean - images).square().mean().sqrt().item()
+    assert pixels.stddev.flatten()[0].item() == pytest.approx(error, rel=0.1)
+
+
+def test_importance_weights_leave_no_other_objective():
+    with pytest.raises(UserError, match="needs reduction sum, beta 1 and free_bits 0"):
+        VAEConfig(**DIGITS, output_dir="x", num_importance_samples=5, beta=2)
+    with pytest.raises(UserError, match="kl_warmup_steps"):
+        VAEConfig(**DIGITS, output_dir="x", num_importance_samples=5, kl_warmup_steps=2)
+    with pytest.raises(UserError, match="needs a likelihood"):
+        VAEConfig(**DIGITS, output_dir="x", num_importance_samples=5, pixel_distribution="gaussian_analytic")
+
+
+def test_a_network_that_does_not_fit_is_refused_before_training(tmp_path):
+    AcceleratorState._reset_state()
+    with pytest.raises(UserError, match="do not fit images of 8×8"):
+        train(VAEConfig(**DIGITS, block_out_channels=[8] * 4, output_dir=str(tmp_path)), VAETask)
+
+
+def test_it_learns_to_reconstruct_digits(run, test_images):
+    pipeline = hfgen.load(str(run))
+    error = (pipeline.reconstruct(test_images, output_type="pt").images - test_images).square().mean()
+    of_the_mean = (test_images.mean(0) - test_images).square().mean()
+    assert error < 0.5 * of_the_mean
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss/vae"] == pytest.approx(rows[-1]["vae/reconstruction"] + rows[-1]["vae/kl"], rel=1e-4)
+
+
+def test_a_model_of_classes_draws_the_class_that_it_is_asked_for(tmp_path, judge_run):
+    AcceleratorState._reset_state()
+    run = train(VAEConfig(**DIGITS, class_conditional=True, output_dir=str(tmp_path / "vae")), VAETask)
+    pipeline = hfgen.load(str(run))
+    labels = [number % 10 for number in range(200)]
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline(class_labels=labels, generator=generator, output_type="pt").images
+    judge = load_judge(str(judge_run))
+    predicted = judge.look_at((images * 255).round().to(torch.uint8))[1].argmax(1)
+    assert (predicted == torch.tensor(labels)).double().mean() > 0.7
+    assert torch.equal(
+        pipeline(class_labels="3", latents=torch.zeros(1, 4), output_type="pt").images,
+        pipeline(class_labels=[3], latents=torch.zeros(1, 4), output_type="pt").images,
+    )
+    ends = load_images("digits").images[:2].float() / 255
+    with pytest.raises(ValueError, match="class_labels are missing"):
+        pipeline.reconstruct(ends)
+    strip = pipeline.interpolate(ends[:1], ends[1:], 4, class_labels=(3, 3, 7, 7), output_type="pt").images
+    expected = pipeline.reconstruct(ends, class_labels=[3, 7], output_type="pt").images
+    torch.testing.assert_close(strip[[0, -1]], expected)
+    with pytest.raises(ValueError, match="no class ten, but 0 \\(0\\), 1"):
+        pipeline(class_labels="ten")
+
+
+# --- the pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline(run) -> VAEPipeline:
+    return hfgen.load(str(run))
+
+
+def test_images_follow_from_their_generators_not_from_their_batch(pipeline):
+    def draw(*seeds: int, prior: str) -> np.ndarray:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipeline(len(seeds), generator=generators, prior=prior, output_type="np").images
+
+    for prior in ("normal", "mixture"):
+        np.testing.assert_allclose(draw(1, 2, 3, prior=prior)[1:2], draw(2, prior=prior), atol=1e-6)
+    assert not np.allclose(draw(1, prior="normal"), draw(1, prior="mixture"))
+    with pytest.raises(ValueError, match="normal or mixture, not uniform"):
+        draw(1, prior="uniform")
+
+
+def test_the_mixture_is_that_of_the_latents(pipeline):
+    images = load_images("digits", split="train[:80%]").images.float() / 255
+    with torch.no_grad():
+        latents = pipeline.vae.encode(images * 2 - 1).sample()
+        drawn = pipeline.draw_latents(5000, "mixture", torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.mean(0), latents.mean(0), atol=0.15, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), latents.T.cov(), atol=0.25, rtol=0)
+
+
+def test_interpolation_goes_from_end_to_end(pipeline, test_images):
+    ends = pipeline.reconstruct(test_images[:2], output_type="np").images
+    for mode in ("linear", "spherical"):
+        strip = pipeline.interpolate(test_images[:1], test_images[1:2], 10, mode, output_type="np").images
+        assert strip.shape == (10, 8, 8, 1)
+        np.testing.assert_allclose(strip[[0, -1]], ends, atol=1e-5)
+        steps = np.abs(np.diff(strip, axis=0)).mean((1, 2, 3))
+        assert steps.max() < 0.5 * np.abs(ends[0] - ends[1]).mean(), mode
+    with pytest.raises(ValueError, match="num_steps must be 2 or more"):
+        pipeline.interpolate(test_images[:1], test_images[1:2], 1)
+    with pytest.raises(ValueError, match="linear or spherical, not cubic"):
+        pipeline.interpolate(test_images[:1], test_images[1:2], mode="cubic")
+
+
+def test_an_arc_keeps_the_length_that_a_line_cuts_short():
+    first, last = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])
+    shares = torch.linspace(0, 1, 5)[:, None]
+    torch.testing.assert_close(_slerp(first, last, shares).norm(dim=1), torch.linspace(2, 4, 5))
+    torch.testing.assert_close(_slerp(first, -first, shares)[[0, -1]], torch.stack([first, -first]))
+
+
+def test_traversal_changes_one_dimension_at_a_time(pipeline, test_images):
+    latent = pipeline.encode(test_images[:1])[0]
+    images = pipeline.traverse(latent, dimensions=[2, 0], span=2, num_steps=5, output_type="pt").images
+    expected = latent.repeat(10, 1)
+    expected[:5, 2] = expected[5:, 0] = torch.linspace(-2, 2, 5)
+    torch.testing.assert_close(images, pipeline(latents=expected, output_type="pt").images)
+    assert len(pipeline.traverse(num_steps=3).images) == 4 * 3
+
+
+def test_kinds_of_images(pipeline, test_images):
+    pictures = [PIL.Image.fromarray((image[0] * 255).byte().numpy()).convert("RGB") for image in test_images[:2]]
+    assert [picture.size for picture in pipeline.reconstruct(pictures).images] == [(8, 8)] * 2
+    arrays = pipeline.reconstruct(test_images[:2].permute(0, 2, 3, 1).numpy(), output_type="np").images
+    np.testing.assert_allclose(pipeline.reconstruct(pictures, output_type="np").images, arrays, atol=0.02)
+    with pytest.raises(ValueError, match=r"latents must be \(B, 4\), not \(2, 3\)"):
+        pipeline(latents=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="knows no classes"):
+        pipeline(class_labels=[1])
+
+
+def test_a_run_loads_where_there_is_no_hfgen(run, pipeline):
+    code = (
+        "import sys\nsys.modules['hfgen'] = None\nimport torch\nfrom diffusers import DiffusionPipeline\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(run)!r}, trust_remote_code=True)\n"
+        "images = pipe(2, prior='mixture', generator=torch.Generator().manual_seed(0), output_type='np').images\n"
+        "print(images.sum())\n"
+    )
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    here = pipeline(2, prior="mixture", generator=torch.Generator().manual_seed(0), output_type="np").images
+    assert float(output.split()[-1]) == pytest.approx(here.sum(), rel=1e-4)
+
+
+# --- the commands
+
+
+def test_hfgen_draws_what_the_pipeline_draws(run, pipeline, tmp_path):
+    for prior in ("normal", "mixture"):
+        output = tmp_path / f"{prior}.npz"
+        assert main(["sample", str(run), "--num_images", "3", "--prior", prior, "--output", str(output)]) == 0
+        generators = [torch.Generator().manual_seed(derive_seed("image", 0, number)) for number in range(3)]
+        expected = pipeline(3, prior=prior, generator=generators, output_type="np").images[..., 0]
+        np.testing.assert_allclose(np.load(output)["images"], (255 * expected).round(), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--scheduler", "unipc"], "drawn from in one step, by its prior, and has no scheduler"),
+        (["--class_labels", "3"], "knows no classes"),
+        (["--film"], "VAEPipeline is no diffusion"),
+    ],
+)
+def test_what_only_other_models_have_is_refused(run, tmp_path, capsys, flags, message):
+    assert main(["sample", str(run), "--output", str(tmp_path / "x.png"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_draws_as_the_run_does(run, judge_run, tmp_path):
+    arguments = ["--judge", str(judge_run), "--num_images", "200", "--reference_split", "train[80%:]"]
+    assert main(["evaluate", str(run), *arguments, "--output_dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert record["protocol"]["prior"] == "normal"
+    assert "normal prior" in (tmp_path / "evaluation.md").read_text()
+
+
+def test_its_page_says_what_it_is(run, tmp_path):
+    assert main(["card", str(run), "--gallery", str(tmp_path)]) == 0
+    card = ModelCard.load(tmp_path / "vae" / "README.md")
+    assert "variational autoencoder" in card.text
+    assert {"vae", "autoencoder"} < set(card.data.tags)
+    assert "ddpm" not in card.data.tags
+    assert not list(tmp_path.rglob("film.gif"))
