@@ -22,11 +22,13 @@ class Batch:
         images: float32 (B, C, H, W) in [−1, 1].
         labels: int64 (B,), or None.
         step: Optimizer steps done before.
+        indices: Which of the data set's images they are, int64 (B,).
     """
 
     images: Tensor
     labels: Tensor | None
     step: int
+    indices: Tensor
 
 
 class ImageBatches:
@@ -81,7 +83,7 @@ class ImageBatches:
             flipped = torch.rand(len(images), device=self.device) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         labels = self.data.labels
-        return Batch(images, None if labels is None else labels[indices].to(self.device), step)
+        return Batch(images, None if labels is None else labels[indices].to(self.device), step, indices)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  a run has one of these, for as long as it lasts
     def _order(self, epoch: int) -> Tensor:

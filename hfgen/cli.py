@@ -18,6 +18,7 @@ import hfgen
 from hfgen.config import ClassifierConfig, DDPMConfig, TrainingConfig, VAEConfig, own_sampler
 from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 from hfgen.options import (
+    AnalyzeConfig,
     CardConfig,
     CompareSamplersConfig,
     EvaluateConfig,
@@ -39,6 +40,7 @@ commands:
   sample RUN     draw images from a run, a checkpoint, a folder or a Hub id
   translate RUN  denoise, vary, fill in or change the class of given images
   evaluate RUN   measure how good its images are, or a classifier, or --images from anywhere
+  analyze RUN    look into the latents of a VAE: reconstructions, bounds, interpolations
   compare-samplers RUN  find the cheapest scheduler, steps and guidance that draw as well as the best
   results        make one table of all evaluations
   card RUN       write the page that a model has on the Hub
@@ -172,6 +174,13 @@ def _evaluate(arguments: list[str]) -> None:
     print(f"The measures are in {record}")
 
 
+def _analyze(arguments: list[str]) -> None:
+    config = parse_config(AnalyzeConfig, arguments, prog="hfgen analyze", positional="run_or_repo")
+    from hfgen.analysis import analyze
+
+    print(f"The analysis is in {analyze(config)}")
+
+
 def _compare_samplers(arguments: list[str]) -> None:
     config = parse_config(CompareSamplersConfig, arguments, prog="hfgen compare-samplers", positional="runs")
     from hfgen.comparison import compare_samplers
@@ -261,6 +270,7 @@ COMMANDS = {
     "sample": _sample,
     "translate": _translate,
     "evaluate": _evaluate,
+    "analyze": _analyze,
     "compare-samplers": _compare_samplers,
     "results": _results,
     "card": _card,

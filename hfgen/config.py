@@ -319,6 +319,8 @@ class VAEConfig(TrainingConfig):
             cross-entropy, no likelihood), `gaussian` with one standard deviation, which is learnt, `gaussian_analytic`
             with the best standard deviation for each batch (σ-VAE, Rybkin et al. 2021), or `logistic`, discretised to
             the 256 levels (Salimans et al. 2017).
+        binarization: Train on black-and-white pixels, 1 where a grey one is at least a half (`threshold`), or with the
+            probability of its brightness, drawn once (`static`) or at every step (`dynamic`).
         reduction: `sum` over pixels and latent dimensions, which is the evidence lower bound, or `mean` over each of
             them, which weighs the divergence as often more as there are more pixels than latent dimensions.
         beta: Weight of the divergence (β-VAE, Higgins et al. 2017).
@@ -343,6 +345,7 @@ class VAEConfig(TrainingConfig):
     act_fn: str = "relu"
     class_conditional: bool = False
     pixel_distribution: Literal["bernoulli", "gaussian", "gaussian_analytic", "logistic"] = "bernoulli"
+    binarization: Literal["none", "threshold", "static", "dynamic"] = "none"
     reduction: Literal["sum", "mean"] = "sum"
     beta: float = 1.0
     kl_warmup_steps: int = 0
@@ -359,6 +362,8 @@ class VAEConfig(TrainingConfig):
             "norm_num_groups", "num_importance_samples", "num_mixture_components",
         ])  # fmt: skip
         self._require("zero or more", ["layers_per_block", "beta", "kl_warmup_steps", "free_bits"])
+        if self.binarization != "none" and self.pixel_distribution != "bernoulli":
+            raise UserError(f"black-and-white pixels are bernoulli, not {self.pixel_distribution}; see binarization")
         if self.num_importance_samples > 1 and (self.reduction, self.beta, self.free_bits) != ("sum", 1, 0):
             raise UserError(
                 "num_importance_samples above 1 needs reduction sum, beta 1 and free_bits 0: the importance-weighted "

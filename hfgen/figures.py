@@ -135,8 +135,8 @@ def film_strip(noised: Tensor, estimates: Tensor) -> PIL.Image.Image:
     return sample_grid(rows.flatten(0, 2), [row for row in range(len(names)) for _ in noised], names)
 
 
-def save_training_curves(metrics_file: Path, path: Path) -> None:
-    """Draw each loss and gradient norm of a `metrics.jsonl` over the optimizer steps, with its running mean."""
+def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -> None:
+    """Draw each loss and gradient norm of a `metrics.jsonl` over optimizer steps and epochs, with its running mean."""
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     steps = np.array([row["step"] for row in rows])
     names = [name for name in rows[0] if name != "step"]
@@ -152,6 +152,8 @@ def save_training_curves(metrics_file: Path, path: Path) -> None:
         if name.startswith("loss/") and values.min() > 0:
             axes.set_yscale("log")
     axes.set_xlabel("optimizer steps")
+    epochs = (lambda step: step / steps_per_epoch, lambda epoch: epoch * steps_per_epoch)
+    figure.axes[0].secondary_xaxis("top", functions=epochs).set_xlabel("epochs")
     with complete_or_absent(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
 
@@ -290,6 +292,25 @@ def features_picture(generated: Tensor, real: Tensor, shown: int = 2000) -> PIL.
         axes.scatter(*points.T.numpy(), s=6, alpha=0.5, color=colour, linewidths=0)
         axes.set_title(f"{kind}: {len(points)} images")
         axes.set(xlabel="first main direction of the real features", ylabel="second")
+    return to_picture(figure)
+
+
+def latents_picture(
+    planes: dict[str, np.ndarray], labels: Tensor | None, label_names: list[str] | None
+) -> PIL.Image.Image:
+    """Draw latents on planes, each (N, 2), by the name of the plane; the labels of the first N images colour them."""
+    figure = Figure(figsize=(6 * len(planes), 5.5), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes.items(), strict=True):
+        colours = None if labels is None else labels[: len(points)].numpy()
+        drawn = axes.scatter(*points.T, c=colours, cmap="tab10" if len(label_names or ()) <= 10 else "nipy_spectral",
+                             s=7, alpha=0.7, linewidths=0)  # fmt: skip
+        axes.set_title(name)
+        axes.set_aspect("equal", adjustable="datalim")
+    if labels is not None:
+        handles, _ = drawn.legend_elements(num=None)
+        present = sorted(set(colours.tolist()))
+        names = [label_names[number] for number in present]
+        figure.legend(handles, names, loc="outside right upper", fontsize=8)
     return to_picture(figure)
 
 

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Normal
 
 FLOW_PREDICTION = "flow_prediction"
 FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
+ACTIVE_VARIANCE = 0.01  # of a latent dimension's mean, above which it tells images apart
 
 
 def prediction_type_of(scheduler: SchedulerMixin) -> str:
@@ -138,6 +139,15 @@ def normal_kl(latent_dist: Normal) -> Tensor:
     """
     variance = latent_dist.stddev.square()
     return 0.5 * (latent_dist.mean.square() + variance - 1 - variance.log())
+
+
+def count_active_units(means: Tensor) -> int:
+    """Count the latent dimensions that differ from image to image: Var_x(E[z_d | x]) > 0.01 (Burda et al. 2016).
+
+    Args:
+        means: E[z | x] of many images, (N, D).
+    """
+    return int((means.var(0) > ACTIVE_VARIANCE).sum())
 
 
 def pixel_error(pixels: Distribution, images: Tensor) -> Tensor:

@@ -137,21 +137,20 @@ class TranslateConfig:
 
 
 @dataclass(kw_only=True)
-class MeasuringOptions:
-    """What generated images are compared with, and how.
+class TestingOptions:
+    """With what real images, and by which judges, a model is tested.
 
     Args:
         revision: Branch, tag or commit of a Hub id.
         trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
         dataset_name: Data set to compare with (see `hfgen train ddpm --help`); by default the one that the run was
             trained on.
-        train_split: Split that the model was trained on.
         reference_split: Split to compare with: images that the model has not seen.
         resolution: Pixels to which the data set is brought; by default as in training.
         channels: 1 for grey, 3 for RGB; by default as in training.
-        judge: Classifiers in whose features images are compared: names of shipped ones, or runs of `hfgen train
-            classifier`. By default the two that hfgen ships for the data set.
-        seed: Image i follows from it and i.
+        judge: Classifiers by whose features and decisions images are judged: names of shipped ones, or runs of `hfgen
+            train classifier`. By default the two that hfgen ships for the data set.
+        seed: What is drawn follows from it.
         batch_size: Images drawn at a time.
         output_dir: Folder for the report.
         cache_dir: Folder for decoded images and reference statistics; by default `hfgen` in the Hugging Face home.
@@ -160,7 +159,6 @@ class MeasuringOptions:
     revision: str | None = None
     trust_remote_code: bool = False
     dataset_name: str | None = None
-    train_split: str | None = None
     reference_split: str = "test"
     resolution: int | None = None
     channels: Literal[1, 3] | None = None
@@ -171,10 +169,26 @@ class MeasuringOptions:
     cache_dir: str | None = None
 
     def __post_init__(self):
-        """Refuse values that nothing can be measured with."""
-        _require_positive(self, ["num_images", "num_inference_steps", "batch_size", "resolution"])
+        """Refuse values that nothing can be tested with."""
+        _require_positive(self, ["batch_size", "resolution"])
         if self.seed < 0:
             raise UserError(f"seed must be zero or more, not {self.seed}")
+
+
+@dataclass(kw_only=True)
+class MeasuringOptions(TestingOptions):
+    """What generated images are compared with, and how.
+
+    Args:
+        train_split: Split that the model was trained on.
+    """
+
+    train_split: str | None = None
+
+    def __post_init__(self):
+        """Refuse values that nothing can be measured with."""
+        super().__post_init__()
+        _require_positive(self, ["num_images", "num_inference_steps"])
 
 
 def _require_positive(options: Any, names: list[str]) -> None:
@@ -223,6 +237,32 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
         images = Path(self.images or "").expanduser()
         if not images.is_dir() and not (images.is_file() and images.suffix == ".npz"):
             raise UserError(f"there is no folder and no .npz file {self.images} (images)")
+
+
+@dataclass(kw_only=True)
+class AnalyzeConfig(TestingOptions):
+    """Look into the latents of a VAE: what they keep of test images, how good its bounds are, how they are laid out.
+
+    Args:
+        run_or_repo: A run, a checkpoint, any folder with a VAE's pipeline, a Hub id; or the folder of a sweep, whose
+            members are analysed one after the other.
+        num_importance_samples: Latents drawn of each image for the importance-weighted bound.
+        num_bound_images: Test images, chosen at random, over which that bound is averaged.
+        binarization: Make the test images black and white before anything else (see `hfgen train vae --help`); by
+            default as in training.
+        output_dir: Where to write `analysis.json`, `analysis.md` and its pictures; by default the run's folder, for a
+            checkpoint or a Hub id a folder in `evaluations`.
+    """
+
+    run_or_repo: str
+    num_importance_samples: int = 5000
+    num_bound_images: int = 1000
+    binarization: Literal["none", "threshold", "static", "dynamic"] | None = None
+
+    def __post_init__(self):
+        """Refuse values that nothing can be found out with."""
+        super().__post_init__()
+        _require_positive(self, ["num_importance_samples", "num_bound_images"])
 
 
 @dataclass(kw_only=True)

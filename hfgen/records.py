@@ -96,9 +96,16 @@ def this_command() -> str:
 
 
 def describe_run(
-    path: Path, accelerator: Accelerator, command: str, steps: int, images_per_step: int, seconds: float
+    path: Path,
+    accelerator: Accelerator,
+    command: str,
+    steps: int,
+    images_per_step: int,
+    steps_per_epoch: int,
+    seconds: float,
+    problems: list[str],
 ) -> None:
-    """Write `run.json`: command, versions, hardware, time and memory of a finished training."""
+    """Write `run.json`: command, versions, hardware, time and memory of a finished training, and what went wrong."""
     on_gpu = accelerator.device.type == "cuda"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
@@ -110,12 +117,14 @@ def describe_run(
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "optimizer_steps": steps,
+        "steps_per_epoch": steps_per_epoch,
         "images_seen": steps * images_per_step,
         "train_seconds": round(seconds, 1),
         "images_per_second": round(steps * images_per_step / seconds, 1),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
+        "problems": problems,
     }
     with complete_or_absent(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")

@@ -9,7 +9,7 @@ from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.measures import Reference
 from hfgen.metrics.judge import Judge, load_judge, shipped_judges
-from hfgen.options import MeasuringOptions
+from hfgen.options import MeasuringOptions, TestingOptions
 from hfgen.records import CONFIG_FILE
 from hfgen.subjects import size_of
 
@@ -32,9 +32,15 @@ def load_references(options: MeasuringOptions, run: dict[str, Any], owner: str, 
     dataset = options.dataset_name or data_source_of(run)
     if dataset is None:
         raise UserError(f"{owner} does not say what it was trained on; name it with --dataset_name")
-    judges = [load_judge(name) for name in options.judge or _judges_of(dataset)]
+    names = options.judge or shipped_judges_of(dataset)
+    if not names:
+        raise UserError(
+            f"hfgen ships no judge of {dataset}, but of {', '.join(SHORT_NAMES)}. Train one, hfgen train classifier "
+            f"--dataset_name {dataset}, and name its run with --judge"
+        )
+    judges = [load_judge(name) for name in names]
     test, train = (
-        _load_real(options, run, dataset, split) for split in (options.reference_split, train_split_of(options, run))
+        load_real(options, run, dataset, split) for split in (options.reference_split, train_split_of(options, run))
     )
     _check(options, num_images, judges, test, train)
     return [Reference(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
@@ -81,7 +87,12 @@ def data_source_of(run: dict[str, Any]) -> str | None:
     return str(Path(folder).expanduser().absolute()) if folder else run.get("dataset_name")
 
 
-def _load_real(options: MeasuringOptions, run: dict[str, Any], dataset: str, split: str) -> ImageData:
+def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split: str) -> ImageData:
+    """Load a split of real images as a run read its own.
+
+    Raises:
+        UserError: if there are none.
+    """
     own = dataset == data_source_of(run)
     try:
         return load_images(
@@ -104,14 +115,10 @@ def _load_real(options: MeasuringOptions, run: dict[str, Any], dataset: str, spl
         raise
 
 
-def _judges_of(dataset: str) -> list[str]:
+def shipped_judges_of(dataset: str) -> list[str]:
+    """Name the judges that hfgen ships for a data set."""
     short = {name: short for short, name in SHORT_NAMES.items()}.get(dataset, dataset)
-    if short not in SHORT_NAMES:
-        raise UserError(
-            f"hfgen ships no judge of {dataset}, but of {', '.join(SHORT_NAMES)}. Train one, hfgen train classifier "
-            f"--dataset_name {dataset}, and name its run with --judge"
-        )
-    return shipped_judges(short)
+    return shipped_judges(short) if short in SHORT_NAMES else []
 
 
 def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test: ImageData, train: ImageData) -> None:

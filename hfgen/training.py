@@ -40,7 +40,7 @@ from hfgen.hub import CheckpointUploads
 from hfgen.optimizers import Muon
 from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, MetricsFile, describe_run, losses_of, this_command
 from hfgen.report import PAGE, PICTURES, RECORD
-from hfgen.seeds import derive_seed
+from hfgen.seeds import derive_seed, seed_torch
 from hfgen.tasks import Task
 
 STATE_FILE = "training_state.safetensors"
@@ -92,6 +92,7 @@ class Trainer:
             device=accelerator.device,
         )
         self.max_steps = self._max_steps()
+        self.problems: list[str] = []  # that the task knew of at the last checkpoint
         self.metrics = MetricsFile(self.run / METRICS_FILE, accelerator)
         self.originals = dict(task.modules)
         self.optimizers = {}
@@ -201,7 +202,7 @@ class Trainer:
         makes resuming exact.
         """
         config, accelerator, task = self.config, self.accelerator, self.task
-        torch.manual_seed(derive_seed("step", config.seed, self.step, accelerator.process_index))
+        seed_torch(derive_seed("step", config.seed, self.step, accelerator.process_index), accelerator.device)
         learning_rate = config.learning_rate * learning_rate_factor(config, self.step, progress)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
@@ -298,7 +299,13 @@ class Trainer:
 
         if self.accelerator.is_main_process:
             save_checkpoint(self.run / "checkpoints", self.step, write, self.config.checkpoints_total_limit)
+            self._warn(self.task.diagnose())
         return self.run / "checkpoints" / f"step-{self.step:06d}"
+
+    def _warn(self, problems: list[str]) -> None:
+        for problem in set(problems) - set(self.problems):
+            tqdm.write(f"hfgen: warning at step {self.step}: {problem}", file=sys.stderr)
+        self.problems = problems
 
     def finish(self) -> None:
         """Write what a finished run offers: model, last samples, curves, the record of the run."""
@@ -307,9 +314,18 @@ class Trainer:
         if not self._preview_file().exists():
             self.save_preview()
         if self.accelerator.is_main_process:
-            save_training_curves(self.run / METRICS_FILE, self.run / "figures" / "training_curves.png")
+            save_training_curves(
+                self.run / METRICS_FILE, self.run / "figures" / "training_curves.png", self.batches.steps_per_epoch
+            )
             describe_run(
-                self.run / RUN_FILE, self.accelerator, self.command, self.step, self.batches.images_per_step, seconds
+                self.run / RUN_FILE,
+                self.accelerator,
+                self.command,
+                self.step,
+                self.batches.images_per_step,
+                self.batches.steps_per_epoch,
+                seconds,
+                self.problems,
             )
             # The run folder itself is the model's.
             with parts_complete_or_absent(self.run, last=self.task.index_file) as temporary:

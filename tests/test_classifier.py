@@ -110,7 +110,7 @@ def test_label_smoothing_and_augmentation_are_used():
     data = load_images("digits", split="train[:80%]")
     task = ClassifierTask(config, data)
     task.model.eval()
-    batch = Batch(data.images[:8].float() / 127.5 - 1, data.labels[:8], 0)
+    batch = Batch(data.images[:8].float() / 127.5 - 1, data.labels[:8], 0, torch.arange(8))
     ((name, loss, _),) = task.losses(batch)
     logits = task.model(torch.nn.functional.interpolate(batch.images, (16, 16))).logits
     targets = 0.5 * torch.nn.functional.one_hot(batch.labels, 10) + 0.05

@@ -85,7 +85,7 @@ def test_labels_are_withheld_from_the_network_as_often_as_asked(tmp_path):
 
     task.modules["unet"] = network
     with torch.no_grad():
-        list(task.losses(Batch(images.float() / 127.5 - 1, data.labels, 0)))
+        list(task.losses(Batch(images.float() / 127.5 - 1, data.labels, 0, torch.arange(len(data)))))
     withheld = seen[0] == 3
     assert withheld.float().mean().item() == pytest.approx(0.25, abs=0.04)
     assert seen[0][~withheld].equal(data.labels[~withheld])
@@ -246,7 +246,7 @@ def test_guidance_needs_labels_that_were_withheld():
 
 def test_weights_and_drawn_timesteps_are_those_of_the_configuration(tmp_path):
     data = load_images("digits")
-    batch = Batch(data.images[:1000].float() / 127.5 - 1, data.labels[:1000], 0)
+    batch = Batch(data.images[:1000].float() / 127.5 - 1, data.labels[:1000], 0, torch.arange(1000))
     losses, times = {}, {}
     for weighting, sampling in (("uniform", "uniform"), ("min_snr", "uniform"), ("uniform", "logit_normal")):
         fields = {"output_dir": str(tmp_path), "loss_weighting": weighting, "timestep_sampling": sampling}

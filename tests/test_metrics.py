@@ -189,8 +189,8 @@ def test_image_similarity_of_several_scales_and_of_misfits():
         module.compute(predictions=large, references=small)
     with pytest.raises(ValueError, match="alike in size"):
         module.compute(predictions=[*large, *small], references=[*large, *large])
-    with pytest.raises(ValueError, match="at least 11×11 pixels, not 8×8"):
-        module.compute(predictions=[large[0][:8, :8]], references=[large[0][:8, :8]])
+    tiny = [large[0][:8, :8]]
+    assert module.compute(predictions=tiny, references=tiny).keys() == {"mse", "psnr"}
 
 
 @pytest.mark.parametrize(

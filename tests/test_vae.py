@@ -194,7 +194,9 @@ def losses(images: torch.Tensor, **fields) -> tuple[float, dict[str, float]]:
     torch.manual_seed(0)
     task = VAETask(VAEConfig(**DIGITS | fields, output_dir="x"), load_images("digits"))
     torch.manual_seed(1)
-    ((name, loss, terms),) = task.losses(Batch(images * 2 - 1, torch.zeros(len(images), dtype=torch.int64), 9))
+    ((name, loss, terms),) = task.losses(
+        Batch(images * 2 - 1, torch.zeros(len(images), dtype=torch.int64), 9, torch.arange(len(images)))
+    )
     assert name == "vae"
     return loss.item(), {name: term.item() for name, term in terms.items()}
 

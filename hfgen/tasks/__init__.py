@@ -47,6 +47,10 @@ class Task(Protocol):
         """Write what is sampled and published, as a folder that the library it belongs to loads alone."""
         ...
 
+    def diagnose(self) -> list[str]:
+        """Say, after a `save`, what has gone wrong that no loss tells; most often nothing."""
+        ...
+
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw the picture by which a person judges how far training is."""
         ...

@@ -98,6 +98,10 @@ class ClassifierTask:
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
+    def diagnose(self) -> list[str]:
+        """Nothing is known that the losses do not tell."""
+        return []
+
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw the confusion matrix of the test images, and those that are most confidently taken for another class.
 

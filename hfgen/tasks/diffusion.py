@@ -84,6 +84,10 @@ class DiffusionTask:
         """Save the pipeline."""
         save_pipeline(self.pipeline(), folder)
 
+    def diagnose(self) -> list[str]:
+        """Nothing is known that the losses do not tell."""
+        return []
+
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw a grid of samples; of a model that knows classes, a row of each."""
         pipeline = self.pipeline()

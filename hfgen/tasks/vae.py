@@ -9,12 +9,20 @@ from sklearn.mixture import GaussianMixture
 from torch import nn
 
 from hfgen.batches import Batch
+from hfgen.binarization import Binarizer
 from hfgen.code_files import save_pipeline
 from hfgen.config import VAEConfig
 from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.figures import sample_grid
-from hfgen.losses import best_gaussian, free_bits_kl, importance_weighted_bound, normal_kl, pixel_error
+from hfgen.losses import (
+    best_gaussian,
+    count_active_units,
+    free_bits_kl,
+    importance_weighted_bound,
+    normal_kl,
+    pixel_error,
+)
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel, VAEModelOutput
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.sampling import labels_of, sample
@@ -63,6 +71,7 @@ class VAETask:
             raise UserError(str(error)) from error
         if config.pixel_distribution == "gaussian_analytic":
             self.vae.log_std.requires_grad_(False)  # it follows from the reconstructions
+        self.binarize = Binarizer(config.binarization, data)
         self.mixture = GaussianMixtureModel(config.latent_dim, config.num_mixture_components)
         self.modules: dict[str, nn.Module] = {"vae": self.vae}
 
@@ -70,8 +79,9 @@ class VAETask:
         """Yield the negative bound on ln p(x), or what the configuration has in its place, and its two terms."""
         config = self.config
         labels = batch.labels if config.class_conditional else None
-        output: VAEModelOutput = self.modules["vae"](batch.images, labels, config.num_importance_samples)
-        images = batch.images.repeat(config.num_importance_samples, 1, 1, 1) / 2 + 0.5
+        seen = self.binarize(batch.images, batch.indices)
+        output: VAEModelOutput = self.modules["vae"](seen, labels, config.num_importance_samples)
+        images = seen.repeat(config.num_importance_samples, 1, 1, 1) / 2 + 0.5
         analytic = config.pixel_distribution == "gaussian_analytic"
         pixels = best_gaussian(output.pixels.mean, images) if analytic else output.pixels
         error = pixel_error(pixels, images).flatten(1)
@@ -99,6 +109,16 @@ class VAETask:
         self._fit()
         save_pipeline(self.pipeline(), folder)
 
+    def diagnose(self) -> list[str]:
+        """Say so if the latents tell nothing of the images (posterior collapse)."""
+        if self.active_units:
+            return []
+        return [
+            f"posterior collapse: none of the {self.config.latent_dim} latent dimensions tells anything of an image, "
+            f"and the divergence is {self.divergence:.2g} nats. A smaller beta, reduction sum, kl_warmup_steps or "
+            "free_bits may help"
+        ]
+
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw a grid of images; of a model that is told classes, a row of each."""
         self._fit()
@@ -109,18 +129,21 @@ class VAETask:
 
     @torch.no_grad()
     def _fit(self) -> None:
-        """Fit to training images what follows from the network: the mixture, and an analytic standard deviation."""
+        """Find out of training images what follows from the network: mixture, active units, analytic deviation."""
         config, device = self.config, self.vae.device
         generator = torch.Generator().manual_seed(derive_seed("fit", config.seed))
         chosen = torch.randperm(len(self.data), generator=generator)[:FITTED_IMAGES]
-        drawn, squared_errors = [], []
+        drawn, means, divergences, squared_errors = [], [], [], []
         for numbers in chosen.split(500):
-            images = self.data.images[numbers].to(device).float() / 127.5 - 1
+            images = self.binarize(self.data.images[numbers].to(device).float() / 127.5 - 1, numbers, generator)
             labels = self.data.labels[numbers].to(device) if config.class_conditional else None
             latent_dist = self.vae.encode(images, labels)
+            means.append(latent_dist.mean)
+            divergences.append(normal_kl(latent_dist).sum(1))
             noise = torch.randn(latent_dist.mean.shape, generator=generator).to(device)
             drawn.append(latent_dist.mean + latent_dist.stddev * noise)
             squared_errors.append((self.vae.decode(drawn[-1], labels).sample - images).square().mean() / 4)
+        self.active_units, self.divergence = count_active_units(torch.cat(means)), torch.cat(divergences).mean().item()
         if config.pixel_distribution == "gaussian_analytic":
             self.vae.log_std.fill_(torch.stack(squared_errors).mean().sqrt().log())
         latents = torch.cat(drawn).double().cpu().numpy()

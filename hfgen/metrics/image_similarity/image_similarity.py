@@ -24,14 +24,15 @@ halves the images four times and needs more than 160 pixels."""
 
 _INPUTS = """\
 Args:
-    predictions: Images, of one size: PIL, or uint8 arrays (H, W) or (H, W, 3); H, W ≥ 11.
+    predictions: Images, of one size: PIL, or uint8 arrays (H, W) or (H, W, 3).
     references: The images that they should be, of the same size and in the same order.
 Returns:
     mse: Of pixels in [0, 1].
     psnr: In dB; infinite for a pair of equal images, which the mean then is too.
-    ssim: From −1 to 1, 1 for equal images.
+    ssim: From −1 to 1, 1 for equal images; only where H, W ≥ 11.
     ms_ssim: From 0 to 1; only where the size allows."""
 
+_SSIM_PIXELS = 11  # its window
 _MS_SSIM_PIXELS = 160  # must be exceeded: four halvings, and a window of 11
 
 
@@ -39,18 +40,17 @@ def image_similarity(predictions: Tensor, references: Tensor) -> dict[str, float
     """Return the measures of pairs of images, float (N, C, H, W) in [0, 1].
 
     Raises:
-        ValueError: if the shapes differ, or an image is smaller than the window of the SSIM.
+        ValueError: if the shapes differ.
     """
     if predictions.shape != references.shape:
         raise ValueError(f"pairs must be alike in shape, not {tuple(predictions.shape)}, {tuple(references.shape)}")
-    if min(predictions.shape[-2:]) < 11:
-        raise ValueError(f"the SSIM needs at least 11×11 pixels, not {'×'.join(map(str, predictions.shape[-2:]))}")
     errors = (predictions - references).square().flatten(1).mean(1)
     results = {
         "mse": errors.mean().item(),
         "psnr": (-10 * errors.log10()).mean().item(),
-        "ssim": structural_similarity_index_measure(predictions, references, data_range=1.0).item(),
     }
+    if min(predictions.shape[-2:]) >= _SSIM_PIXELS:
+        results["ssim"] = structural_similarity_index_measure(predictions, references, data_range=1.0).item()
     if min(predictions.shape[-2:]) > _MS_SSIM_PIXELS:
         results["ms_ssim"] = multiscale_structural_similarity_index_measure(
             predictions, references, data_range=1.0, normalize="relu"

@@ -1,0 +1,8 @@
+"""Train a variational autoencoder: `accelerate launch scripts/train_vae.py --config vae_mnist_mlp`."""
+
+import sys
+
+from hfgen.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "vae", *sys.argv[1:]]))
