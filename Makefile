@@ -58,8 +58,10 @@ results: $(VENV)/.installed  ## write RESULTS.md from the evaluations in model_c
 
 cards: $(VENV)/.installed  ## write the pages of the recipes' models in runs, and the wall of their pictures
 	set -e; for recipe in hfgen/recipes/*.yaml; do \
-		run=runs/$$(basename $$recipe .yaml); \
-		if [ -f $$run/run.json ]; then $(BIN)/hfgen card $$run --gallery model_cards; fi; \
+		name=$$(basename $$recipe .yaml); \
+		for run in runs/$$name runs/$$name/$$name-*; do \
+			if [ -f $$run/run.json ]; then $(BIN)/hfgen card $$run --gallery model_cards; fi; \
+		done; \
 	done
 
 clean:  ## remove the environment and the build leftovers, keep the runs

@@ -36,14 +36,14 @@ from hfgen.references import (
     run_fields,
     shipped_judges_of,
 )
-from hfgen.report import accuracy_text, number, table
+from hfgen.report import ANALYSIS_PAGE as PAGE
+from hfgen.report import ANALYSIS_PICTURES as PICTURES
+from hfgen.report import ANALYSIS_RECORD as RECORD
+from hfgen.report import accuracy_text, bounds_table, bounds_text, number, table
 from hfgen.sampling import image_shape_of, labels_of, to_uint8
 from hfgen.seeds import derive_seed
 from hfgen.subjects import judges_numbers
 
-RECORD = "analysis.json"
-PAGE = "analysis.md"
-PICTURES = "analysis"  # folder beside them
 SIMILARITIES = {"mse": "mean squared error", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 PIXELS = {
     "none": "grey",
@@ -150,7 +150,10 @@ def analyze(config: AnalyzeConfig) -> Path:
 @torch.no_grad()
 def _encode(pipeline: VAEPipeline, test: ImageData, binarize: Binarizer, config: AnalyzeConfig) -> _Encoded:
     vae = pipeline.vae
-    generator = torch.Generator().manual_seed(derive_seed("analysis", config.seed))
+    pixels_generator, generator = (
+        torch.Generator().manual_seed(derive_seed(purpose, config.seed)) for purpose in ("pixels", "latents")
+    )
+    noises = torch.randn(len(test), vae.config.latent_dim, generator=generator)
     labels = None
     if pipeline.labels:
         test.require_labels()
@@ -159,11 +162,10 @@ def _encode(pipeline: VAEPipeline, test: ImageData, binarize: Binarizer, config:
     parts: dict[str, list[Tensor]] = {}
     for indices in tqdm(torch.arange(len(test)).split(config.batch_size), desc="encoding", unit="batch", disable=None):
         images = test.images[indices].to(vae.device).float() / 127.5 - 1
-        images = binarize(images, indices, generator)
+        images = binarize(images, indices, pixels_generator)
         classes = None if labels is None else labels[indices].to(vae.device)
         latent_dist = vae.encode(images, classes)
-        noise = torch.randn(latent_dist.mean.shape, generator=generator).to(vae.device)
-        pixels = vae.pixels(latent_dist.mean + latent_dist.stddev * noise, classes)
+        pixels = vae.pixels(latent_dist.mean + latent_dist.stddev * noises[indices].to(vae.device), classes)
         found = {
             "images": images / 2 + 0.5,
             "means": latent_dist.mean,
@@ -304,9 +306,8 @@ def _plane(pipeline: VAEPipeline) -> Image:
 
 
 def _page(record: dict[str, Any]) -> list[str]:
-    protocol, bounds = record["protocol"], record["bounds"]
+    protocol = record["protocol"]
     active, latent_dim = record["active_units"], protocol["latent_dim"]
-    likelihood = protocol["pixels"] != "none" or protocol["pixel_distribution"] != "bernoulli"
     lines = [
         f"# What the latents of {protocol['model']} keep",
         "",
@@ -337,22 +338,8 @@ def _page(record: dict[str, Any]) -> list[str]:
         "",
         "## Bounds",
         "",
-        f"In nats an image, of {protocol['pixel_distribution']} pixels. "
-        + ("" if likelihood else "Pixels are grey, so that this is the binary cross-entropy, no likelihood. ")
-        + f"The importance-weighted bound is that of {protocol['num_importance_samples']:,} latents of each of "
-        f"{protocol['num_bound_images']:,} images chosen at random; ± is the standard error over the images.",
-        *table(
-            ["", "nats"],
-            (
-                [title, f"{bounds[name]['value']:.2f} ± {bounds[name]['std']:.2f}"]
-                for name, title in (
-                    ("reconstruction", "−E ln p(x given z)"),
-                    ("kl", "divergence of q(z given x) from the prior"),
-                    ("negative_elbo", "−ELBO, the sum of these"),
-                    ("negative_importance_weighted_bound", "importance-weighted bound on −ln p(x)"),
-                )
-            ),
-        ),
+        bounds_text(protocol),
+        *bounds_table(record),
         "",
         "## Latents",
         "",

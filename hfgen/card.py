@@ -14,12 +14,15 @@ from hfgen.files import complete_or_absent
 from hfgen.loading import load
 from hfgen.model_kinds import CLASS_CONDITIONAL, DDPM, Kind, sampler_of, tags_and_description, use_of
 from hfgen.report import (
+    ANALYSIS_PAGE,
+    ANALYSIS_PICTURES,
     FLOORS,
     MEASURES,
     PAGE,
-    PICTURES,
-    RECORD,
+    REPORTS,
     accuracy_text,
+    bounds_table,
+    bounds_text,
     duration,
     number,
     sampler_text,
@@ -55,11 +58,11 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     facts = read_run(run)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _collect_pictures(run, folder, facts)
-    if facts["evaluation"] and folder != run:
-        for name in (RECORD, PAGE):
-            _copy(run / name, folder / name)
-        for picture in sorted((run / PICTURES).glob("*.png")):
-            _copy(picture, folder / PICTURES / picture.name)
+    if folder != run:
+        for name in REPORTS:
+            for file in sorted((run / name).glob("*.png")) if (run / name).is_dir() else [run / name]:
+                if file.exists():
+                    _copy(file, folder / file.relative_to(run))
     model = repo_id or facts["hub_model_id"] or f"user/{run.resolve().name}"
     text = "\n".join(
         ["---", _metadata(facts, model, spdx_license).to_yaml(), "---", "", *_page(facts, model, pictures)]
@@ -175,6 +178,8 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
     if kind.library == "diffusers":
         lines += ["", f"`hfgen sample {model} --output grid.png` draws a grid."]
     lines += ["", "## How good it is", *_quality(facts)]
+    if facts["analysis"]:
+        lines += ["", "## What its latents keep", *_latents(facts["analysis"])]
     if FILM in pictures:
         lines += ["", "## From noise to images", "", f"![the denoising film]({FIGURES}/{FILM})"]
     lines += ["", "## How it was trained", *_training(facts)]
@@ -234,6 +239,20 @@ def _conditional(evaluation: dict[str, Any], judge: str) -> list[str]:
     return [f"**The class asked for**: `{judge}` finds it in {shown} of the images{beside}.", ""]
 
 
+def _latents(analysis: dict[str, Any]) -> list[str]:
+    protocol = analysis["protocol"]
+    return [
+        "",
+        f"![images above their reconstructions]({ANALYSIS_PICTURES}/reconstructions.png)",
+        "",
+        f"Images of the split `{protocol['reference_split']}` of {protocol['dataset']} above their reconstructions. "
+        f"{bounds_text(protocol)} {analysis['active_units']} of {protocol['latent_dim']} latent dimensions are "
+        "active. "
+        f"[The whole analysis]({ANALYSIS_PAGE}) has interpolations and the layout of the latents.",
+        *bounds_table(analysis),
+    ]
+
+
 def _training(facts: dict[str, Any]) -> list[str]:
     training = facts["training"]
     on_gpu = training["device_type"] != "cpu"
@@ -253,6 +272,7 @@ def _training(facts: dict[str, Any]) -> list[str]:
         ["versions", ", ".join(f"{name} {version}" for name, version in training["versions"].items())],
     ]
     return [
+        *(line for problem in training.get("problems", []) for line in ("", f"**Something went wrong**: {problem}.")),
         *table(["", ""], rows),
         "",
         "<details><summary>The configuration</summary>",

@@ -2,11 +2,12 @@
 
 import dataclasses
 import difflib
+import functools
 import re
 import sys
 import typing
 from argparse import ArgumentError
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _train(config_class: type[TrainingConfig], arguments: list[str]) -> None:
-    config = parse_config(config_class, arguments, prog=f"hfgen train {config_class.family}")
+    parse = functools.partial(parse_config, config_class, prog=f"hfgen train {config_class.family}")
+    config = parse(arguments)
     from hfgen.run import train
 
     match config_class.family:
@@ -106,7 +108,13 @@ def _train(config_class: type[TrainingConfig], arguments: list[str]) -> None:
             from hfgen.tasks.vae import VAETask as Task
         case "classifier":
             from hfgen.tasks.classifier import ClassifierTask as Task
-    train(config, Task)
+    if config.sweep:
+        from hfgen.sweep import train_members
+
+        page = train_members(config, lambda flags: parse([*arguments, *flags]), Task)
+        print(f"The members of the sweep are side by side in {page}")
+    else:
+        train(config, Task)
 
 
 def _sample(arguments: list[str]) -> None:
@@ -170,15 +178,31 @@ def _evaluate(arguments: list[str]) -> None:
     config = parse_config(EvaluateConfig, arguments, prog="hfgen evaluate", positional="run_or_repo")
     from hfgen.evaluation import evaluate
 
-    record = evaluate(config)
-    print(f"The measures are in {record}")
+    for member in _members(config):
+        print(f"The measures are in {evaluate(member)}")
 
 
 def _analyze(arguments: list[str]) -> None:
     config = parse_config(AnalyzeConfig, arguments, prog="hfgen analyze", positional="run_or_repo")
     from hfgen.analysis import analyze
 
-    print(f"The analysis is in {analyze(config)}")
+    for member in _members(config):
+        print(f"The analysis is in {analyze(member)}")
+
+
+def _members(config: Any) -> Iterator[Any]:
+    """Yield the configuration for each member of a sweep, whose page is renewed in the end; of a run, as it is."""
+    from hfgen.sweep import members_of, write_page
+
+    runs = members_of(config.run_or_repo) if config.run_or_repo else [None]
+    if runs == [config.run_or_repo]:
+        yield config
+        return
+    if config.output_dir:
+        raise UserError("of a sweep, the reports go into the folders of its members; leave output_dir out")
+    for run in runs:
+        yield dataclasses.replace(config, run_or_repo=run)
+    write_page(Path(config.run_or_repo).expanduser())
 
 
 def _compare_samplers(arguments: list[str]) -> None:
@@ -243,7 +267,7 @@ def _publish_all(arguments: list[str]) -> None:
     from hfgen import hub
     from hfgen.records import RUN_FILE
 
-    runs = [file.parent for file in sorted(Path(config.folder).glob(f"*/{RUN_FILE}"))]
+    runs = [file.parent for file in sorted(Path(config.folder).rglob(RUN_FILE))]
     if not runs:
         raise UserError(f"there is no finished run in {config.folder}; hfgen push publishes a single one")
     if config.dry_run:

@@ -33,6 +33,7 @@ CHANGEABLE_ON_RESUME = {
     "report_to",
     "resume_from_checkpoint",
     "sample_steps",
+    "sweep",
 }
 
 GUIDANCE = ("guidance_scale", "guidance_interval")
@@ -89,6 +90,9 @@ class TrainingConfig:
         sample_steps: Optimizer steps after which a sample grid is drawn, besides the one at the end.
         num_samples: Images in a sample grid.
         logging_steps: Optimizer steps between two updates of metrics file, progress bar and trackers.
+        sweep: Train one run for each value of a field, such as `latent_dim=2,4,16`, in folders below `output_dir`, and
+            write a page that puts them side by side. The words of a list are parted by spaces
+            (`"hidden_sizes=400,512 256"`); of several fields, every combination is trained.
         report_to: Trackers to log to, for instance tensorboard, wandb, trackio.
         push_to_hub: Publish the finished model on the Hub, as `hfgen push` does.
         hub_model_id: The Hub id to publish it under, `user/name`.
@@ -140,6 +144,7 @@ class TrainingConfig:
     sample_steps: list[int] = field(default_factory=list)
     num_samples: int = 64
     logging_steps: int = 10
+    sweep: list[str] = field(default_factory=list)
     report_to: list[str] = field(default_factory=list)
 
     push_to_hub: bool = False
@@ -335,6 +340,7 @@ class VAEConfig(TrainingConfig):
     family: ClassVar[str] = "vae"
     next_command: ClassVar[str] = "hfgen sample"
 
+    max_grad_norm: float = 1000.0  # sums over pixels have norms of a hundred
     latent_dim: int = 20
     block_out_channels: list[int] = field(default_factory=list)
     hidden_sizes: list[int] = field(default_factory=lambda: [400])

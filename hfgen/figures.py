@@ -1,7 +1,6 @@
 """Pictures: grids of samples, films, training curves, what an evaluation found."""
 
 import io
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hfgen.files import complete_or_absent
+from hfgen.records import read_metrics
 
 TILE_PIXELS = 64  # a small image is enlarged by whole numbers to about this size
 GAP_PIXELS = 2  # around each image of a grid
@@ -137,16 +137,14 @@ def film_strip(noised: Tensor, estimates: Tensor) -> PIL.Image.Image:
 
 def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -> None:
     """Draw each loss and gradient norm of a `metrics.jsonl` over optimizer steps and epochs, with its running mean."""
-    rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    rows = read_metrics(metrics_file)
     steps = np.array([row["step"] for row in rows])
     names = [name for name in rows[0] if name != "step"]
     figure = Figure(figsize=(8, 2.4 * len(names)), layout="constrained")
     for name, axes in zip(names, figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], strict=True):
         values = np.array([row[name] for row in rows])
-        width = max(1, len(values) // 100)
-        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
         axes.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.8)
-        axes.plot(steps[width - 1 :], smooth, color="tab:blue")
+        axes.plot(*_running_mean(steps, values), color="tab:blue")
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
         if name.startswith("loss/") and values.min() > 0:
@@ -156,6 +154,45 @@ def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -
     figure.axes[0].secondary_xaxis("top", functions=epochs).set_xlabel("epochs")
     with complete_or_absent(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
+
+
+def _running_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means over a hundredth of the values each, and where they end."""
+    width = max(1, len(values) // 100)
+    return steps[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")
+
+
+def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[float]]]]) -> PIL.Image.Image:
+    """Draw the running means of several runs' metrics over the epochs, a panel a metric and a line a run.
+
+    Args:
+        members: By run and metric, the epochs and the values.
+    """
+    names = list(next(iter(members.values())))
+    figure = Figure(figsize=(8, 2.8 * len(names)), layout="constrained")
+    for name, axes in zip(names, figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], strict=True):
+        for label, curves in members.items():
+            axes.plot(*_running_mean(*map(np.array, curves[name])), label=label)
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("epochs")
+    figure.axes[0].legend()
+    return to_picture(figure)
+
+
+def named_pictures(pictures: dict[str, Path]) -> PIL.Image.Image:
+    """Lay out pictures from left to right, each below its name."""
+    loaded = {name: PIL.Image.open(path).convert("RGB") for name, path in pictures.items()}
+    font = PIL.ImageFont.load_default(TILE_PIXELS // 3)
+    top = TILE_PIXELS // 2
+    width = sum(picture.width + GAP_PIXELS for picture in loaded.values()) - GAP_PIXELS
+    result = PIL.Image.new("RGB", (width, top + max(picture.height for picture in loaded.values())), GAP_COLOUR)
+    draw, left = PIL.ImageDraw.Draw(result), 0
+    for name, picture in loaded.items():
+        draw.text((left + 4 * GAP_PIXELS, top // 2), name, fill="white", font=font, anchor="lm")
+        result.paste(picture, (left, top))
+        left += picture.width + GAP_PIXELS
+    return result
 
 
 def confusion_picture(

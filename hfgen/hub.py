@@ -20,7 +20,7 @@ from huggingface_hub.utils import get_token
 from hfgen.card import FIGURES, README, write_card
 from hfgen.errors import PublishingError, UserError, first_line
 from hfgen.loading import INDEX
-from hfgen.report import PAGE, PICTURES, RECORD
+from hfgen.report import REPORTS
 
 T = TypeVar("T")
 
@@ -240,7 +240,7 @@ class CheckpointUploads:
 def _commit(folder: Path, repo_id: str, message: str, revision: str | None = None, create_pr: bool = False) -> str:
     """Make one commit of a folder, which also removes what an earlier push left in its places and those of a page."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    places = {name.partition("/")[0] for name in files} | {README, RECORD, PAGE, PICTURES, FIGURES}
+    places = {name.partition("/")[0] for name in files} | {README, FIGURES, *REPORTS}
     api = HfApi()
     with _explained(repo_id):
         before = api.model_info(repo_id, revision=revision)

@@ -85,6 +85,11 @@ class MetricsFile:
         return [name for name, value in row.items() if name.startswith(watched) and not math.isfinite(value)]
 
 
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read a `metrics.jsonl`: one row an optimizer step."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def losses_of(row: dict[str, float]) -> dict[str, float]:
     """Return the losses of a row of metrics by module name."""
     return {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")}

@@ -22,6 +22,8 @@ from hfgen.files import complete_or_absent
 RECORD = "evaluation.json"
 PAGE = "evaluation.md"
 PICTURES = "evaluation"  # folder beside them
+ANALYSIS_RECORD, ANALYSIS_PAGE, ANALYSIS_PICTURES = "analysis.json", "analysis.md", "analysis"
+REPORTS = (RECORD, PAGE, PICTURES, ANALYSIS_RECORD, ANALYSIS_PAGE, ANALYSIS_PICTURES)  # all that is said of a model
 MEASURES = {
     "frechet_distance": ("Fréchet distance", "lower"),
     "kernel_distance": ("kernel distance", "lower"),
@@ -134,6 +136,30 @@ def _link(folder: Path, place: Path) -> str:
 def duration(seconds: float) -> str:
     """Write a time in minutes, or in seconds if it is short."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def bounds_table(record: dict[str, Any]) -> list[str]:
+    """Return the lines of a table of what `hfgen.analysis` found of a VAE's bounds."""
+    titles = {
+        "reconstruction": "−E ln p(x given z)",
+        "kl": "divergence of q(z given x) from the prior",
+        "negative_elbo": "−ELBO, the sum of these",
+        "negative_importance_weighted_bound": "importance-weighted bound on −ln p(x)",
+    }
+    bounds = record["bounds"]
+    rows = [[title, f"{bounds[name]['value']:.2f} ± {bounds[name]['std']:.2f}"] for name, title in titles.items()]
+    return table(["", "nats"], rows)
+
+
+def bounds_text(protocol: dict[str, Any]) -> str:
+    """Say what kind of bounds these are."""
+    likelihood = protocol["pixels"] != "none" or protocol["pixel_distribution"] != "bernoulli"
+    return (
+        f"In nats an image, of {protocol['pixel_distribution']} pixels. "
+        + ("" if likelihood else "Pixels are grey, so that this is the binary cross-entropy, no likelihood. ")
+        + f"The importance-weighted bound is that of {protocol['num_importance_samples']:,} latents of each of "
+        f"{protocol['num_bound_images']:,} images chosen at random; ± is the standard error over the images."
+    )
 
 
 def _share(value: float | None) -> str:

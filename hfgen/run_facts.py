@@ -15,7 +15,7 @@ from hfgen.loading import INDEX
 from hfgen.metrics.judge import UPSCALE
 from hfgen.model_kinds import KINDS
 from hfgen.records import CONFIG_FILE, RUN_FILE
-from hfgen.report import RECORD
+from hfgen.report import ANALYSIS_RECORD, RECORD
 
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # of batch normalisation: no parameters
 # What concerns the machine or the publishing, not the model.
@@ -56,15 +56,18 @@ def read_run(run: Path) -> dict[str, Any]:
     folder = config["train_data_dir"]
     training = json.loads((run / RUN_FILE).read_text())
     shown = {name: value for name, value in config.items() if name not in NOT_SHOWN and value not in (None, [])}
-    evaluation = json.loads((run / RECORD).read_text()) if (run / RECORD).is_file() else None
+    reports = {
+        name: json.loads((run / file).read_text()) if (run / file).is_file() else None
+        for name, file in (("evaluation", RECORD), ("analysis", ANALYSIS_RECORD))
+    }
     return {
         "class_name": class_name,
         "hub_model_id": config["hub_model_id"],
         "kind": KINDS[class_name],
         "config": {name: _public(value) for name, value in shown.items()},
         "data": Path(folder).name if folder else public_name(config["dataset_name"]),
-        "training": training | {"command": _public_command(training["command"])},
-        "evaluation": evaluation,
+        "training": training | {"command": public_command(training["command"])},
+        **reports,
         **_network(run, class_name),
     }
 
@@ -99,7 +102,8 @@ def _public(value: Any) -> Any:
     return path.name if path.is_absolute() or value.startswith("~") or ".." in path.parts else value
 
 
-def _public_command(command: str) -> str:
+def public_command(command: str) -> str:
+    """Take from a command what is nobody's business, and the places on this machine."""
     words: list[str] = []
     left_out = False
     for word in shlex.split(command):

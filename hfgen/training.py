@@ -39,7 +39,7 @@ from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, re
 from hfgen.hub import CheckpointUploads
 from hfgen.optimizers import Muon
 from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, MetricsFile, describe_run, losses_of, this_command
-from hfgen.report import PAGE, PICTURES, RECORD
+from hfgen.report import REPORTS
 from hfgen.seeds import derive_seed, seed_torch
 from hfgen.tasks import Task
 
@@ -139,7 +139,7 @@ class Trainer:
                 if step_of(kept) > self.step:  # of a future that this run may not have
                     remove(kept)
             (self.run / self.task.index_file).unlink(missing_ok=True)  # until there is a newer model
-            for outdated in (RECORD, PAGE, PICTURES, README):  # what was said of the older one
+            for outdated in (*REPORTS, README):  # what was said of the older one
                 remove(self.run / outdated)
             with complete_or_absent(self.run / CONFIG_FILE) as temporary:
                 fields = self.config.to_dict() | {"resume_from_checkpoint": None}

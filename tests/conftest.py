@@ -55,6 +55,20 @@ CONDITIONAL = TINY | {
 }
 
 
+TINY_VAE = {
+    "dataset_name": "digits",
+    "train_split": "train[:80%]",
+    "hidden_sizes": [64],
+    "latent_dim": 4,
+    "train_batch_size": 64,
+    "max_train_steps": 800,
+    "learning_rate": 5e-3,
+    "num_samples": 4,
+    "num_mixture_components": 10,
+    "mixed_precision": "no",
+}
+
+
 def train_classifier(folder: Path, **fields) -> Path:
     """Train a small judge of digits, in this process."""
     from hfgen.config import ClassifierConfig
@@ -65,10 +79,26 @@ def train_classifier(folder: Path, **fields) -> Path:
     return train(ClassifierConfig(**(TINY_JUDGE | fields | {"output_dir": str(folder)})), ClassifierTask)
 
 
+def train_vae(folder: Path, **fields) -> Path:
+    """Train a small VAE of digits, in this process."""
+    from hfgen.config import VAEConfig
+    from hfgen.run import train
+    from hfgen.tasks.vae import VAETask
+
+    AcceleratorState._reset_state()
+    return train(VAEConfig(**(TINY_VAE | fields | {"output_dir": str(folder)})), VAETask)
+
+
 @pytest.fixture(scope="session")
 def judge_run(tmp_path_factory) -> Path:
     """The run of a small judge of digits."""
     return train_classifier(tmp_path_factory.mktemp("judges") / "digits_judge")
+
+
+@pytest.fixture(scope="session")
+def vae_run(tmp_path_factory) -> Path:
+    """The run of a small VAE of digits."""
+    return train_vae(tmp_path_factory.mktemp("runs") / "vae")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from hub_server import HubServer
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SHRUNK = "--max_train_steps 2 --max_train_samples 200 --num_samples 2"
 SHRUNK_MODEL = f"{SHRUNK} --num_inference_steps 2 --block_out_channels 8"
+SHRUNK_VAE = f"{SHRUNK} --num_mixture_components 1"
 SHRUNK_CLASSIFIER = f"{SHRUNK} --embedding_size 8 --hidden_sizes 16 --depths 1"
 BIN = Path(sys.executable).parent
 GARMENTS = [
@@ -81,16 +82,22 @@ def shrink(command: str) -> str:
     if " train" in command and "/config.yaml" in command:
         return command + " --max_train_steps 2"
     if " train" in command or "scripts/train" in command:
-        shrunk = SHRUNK_CLASSIFIER if "classifier" in command else SHRUNK_MODEL
+        shrunk = SHRUNK_MODEL
+        for family, flags in (("classifier", SHRUNK_CLASSIFIER), ("vae", SHRUNK_VAE)):
+            shrunk = flags if re.search(rf"train[ _]{family}", command) else shrunk
         return f"{command} {shrunk} --checkpointing_steps 1"
     if "evaluate" in command and "digits" in command:
         return command + " --num_images 300 --num_inference_steps 2"
     if "evaluate" in command:
         return re.sub(r"--num_images \d+", "--num_images 140", command)
+    if "hfgen analyze" in command:
+        return command + " --num_importance_samples 2 --num_bound_images 5"
     if "hfgen compare-samplers" in command:
         return command + " --num_images 140 --scheduler ddim --num_inference_steps 2"
     if "hfgen translate" in command:
         return command + " --num_inference_steps 2"
+    if "hfgen sample runs/vae" in command:
+        return command + " --num_images 4"
     if "hfgen sample" in command:
         return re.sub("step-000500", "step-000001", command) + " --num_images 4 --num_inference_steps 2"
     return command

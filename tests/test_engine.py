@@ -12,7 +12,7 @@ from torch import nn
 from hfgen.config import DDPMConfig
 from hfgen.data import ImageData
 from hfgen.errors import TrainingError
-from hfgen.seeds import derive_seed
+from hfgen.seeds import derive_seed, seed_torch
 from hfgen.tasks import Loss
 from hfgen.training import Trainer, learning_rate_factor
 
@@ -30,6 +30,7 @@ class TwoModules:
         self.modules = dict(self.networks)
         self.seen = []
         self.draws = []
+        self.problems = []
 
     def losses(self, batch):
         target = batch.images.mean()
@@ -42,6 +43,9 @@ class TwoModules:
     def save(self, folder):
         weights = {name: network.weight.item() for name, network in self.networks.items()}
         (folder / self.index_file).write_text(json.dumps(weights))
+
+    def diagnose(self):
+        return self.problems
 
 
 @pytest.fixture
@@ -128,6 +132,29 @@ def test_random_numbers_depend_on_seed_and_step_only(make_trainer):
     assert second.draws == first.draws[2:]
     assert other.draws[0] != first.draws[0]
     assert derive_seed("step", 0, 1, 0) != derive_seed("step", 0, 0, 1) != derive_seed("step", 0, 1)
+
+
+def test_what_has_gone_wrong_is_said_once_and_written_down_while_it_lasts(make_trainer, capsys):
+    task = TwoModules()
+    trainer = make_trainer(task)
+    task.problems = ["it collapsed"]
+    trainer.save_checkpoint()
+    assert "hfgen: warning at step 0: it collapsed" in capsys.readouterr().err
+    trainer.step = 1
+    trainer.save_checkpoint()
+    assert "collapsed" not in capsys.readouterr().err
+    assert trainer.problems == ["it collapsed"]
+    task.problems = []
+    trainer.step = 2
+    trainer.save_checkpoint()
+    assert trainer.problems == []
+
+
+def test_seeding_does_what_torch_does_on_this_device():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    seed_torch(5, torch.device("cpu"))
+    assert torch.rand(3).equal(expected)
 
 
 def test_metrics_have_a_line_for_every_step(make_trainer, tmp_path):

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import TINY_VAE
 from huggingface_hub import ModelCard
 from torch.distributions import Normal, kl_divergence
 
@@ -27,25 +28,10 @@ from hfgen.run import train
 from hfgen.seeds import derive_seed
 from hfgen.tasks.vae import VAETask
 
-DIGITS = {
-    "dataset_name": "digits",
-    "train_split": "train[:80%]",
-    "hidden_sizes": [64],
-    "latent_dim": 4,
-    "train_batch_size": 64,
-    "max_train_steps": 800,
-    "learning_rate": 5e-3,
-    "num_samples": 4,
-    "num_mixture_components": 10,
-    "mixed_precision": "no",
-}
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The run of a small VAE of digits."""
-    AcceleratorState._reset_state()
-    return train(VAEConfig(**DIGITS, output_dir=str(tmp_path_factory.mktemp("runs") / "vae")), VAETask)
+def run(vae_run):
+    return vae_run
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +178,7 @@ def test_the_importance_weighted_bound_rises_from_the_elbo_to_the_truth():
 def losses(images: torch.Tensor, **fields) -> tuple[float, dict[str, float]]:
     """Return loss and terms of a fresh model of digits at step 9."""
     torch.manual_seed(0)
-    task = VAETask(VAEConfig(**DIGITS | fields, output_dir="x"), load_images("digits"))
+    task = VAETask(VAEConfig(**TINY_VAE | fields, output_dir="x"), load_images("digits"))
     torch.manual_seed(1)
     ((name, loss, terms),) = task.losses(
         Batch(images * 2 - 1, torch.zeros(len(images), dtype=torch.int64), 9, torch.arange(len(images)))
@@ -222,7 +208,7 @@ def test_the_objectives(test_images):
 def test_it_trains_in_half_precision_and_keeps_an_analytic_deviation(tmp_path):
     AcceleratorState._reset_state()
     fields = {"mixed_precision": "bf16", "pixel_distribution": "gaussian_analytic", "max_train_steps": 100}
-    run = train(VAEConfig(**DIGITS | fields, output_dir=str(tmp_path / "vae")), VAETask)
+    run = train(VAEConfig(**TINY_VAE | fields, output_dir=str(tmp_path / "vae")), VAETask)
     pipeline = hfgen.load(str(run))
     images = load_images("digits", split="train[:80%]").images.float() / 255
     with torch.no_grad():
@@ -234,17 +220,17 @@ def test_it_trains_in_half_precision_and_keeps_an_analytic_deviation(tmp_path):
 
 def test_importance_weights_leave_no_other_objective():
     with pytest.raises(UserError, match="needs reduction sum, beta 1 and free_bits 0"):
-        VAEConfig(**DIGITS, output_dir="x", num_importance_samples=5, beta=2)
+        VAEConfig(**TINY_VAE, output_dir="x", num_importance_samples=5, beta=2)
     with pytest.raises(UserError, match="kl_warmup_steps"):
-        VAEConfig(**DIGITS, output_dir="x", num_importance_samples=5, kl_warmup_steps=2)
+        VAEConfig(**TINY_VAE, output_dir="x", num_importance_samples=5, kl_warmup_steps=2)
     with pytest.raises(UserError, match="needs a likelihood"):
-        VAEConfig(**DIGITS, output_dir="x", num_importance_samples=5, pixel_distribution="gaussian_analytic")
+        VAEConfig(**TINY_VAE, output_dir="x", num_importance_samples=5, pixel_distribution="gaussian_analytic")
 
 
 def test_a_network_that_does_not_fit_is_refused_before_training(tmp_path):
     AcceleratorState._reset_state()
     with pytest.raises(UserError, match="do not fit images of 8×8"):
-        train(VAEConfig(**DIGITS, block_out_channels=[8] * 4, output_dir=str(tmp_path)), VAETask)
+        train(VAEConfig(**TINY_VAE, block_out_channels=[8] * 4, output_dir=str(tmp_path)), VAETask)
 
 
 def test_it_learns_to_reconstruct_digits(run, test_images):
@@ -258,7 +244,7 @@ def test_it_learns_to_reconstruct_digits(run, test_images):
 
 def test_a_model_of_classes_draws_the_class_that_it_is_asked_for(tmp_path, judge_run):
     AcceleratorState._reset_state()
-    run = train(VAEConfig(**DIGITS, class_conditional=True, output_dir=str(tmp_path / "vae")), VAETask)
+    run = train(VAEConfig(**TINY_VAE, class_conditional=True, output_dir=str(tmp_path / "vae")), VAETask)
     pipeline = hfgen.load(str(run))
     labels = [number % 10 for number in range(200)]
     generator = torch.Generator().manual_seed(0)

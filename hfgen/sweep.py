@@ -1,0 +1,186 @@
+"""Sweeps: one run for each value of a field (`hfgen train FAMILY --sweep`), and a page that puts them side by side."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from hfgen import report
+from hfgen.config import TrainingConfig
+from hfgen.data import ImageData
+from hfgen.errors import UserError
+from hfgen.figures import members_curves_picture, named_pictures, save_picture
+from hfgen.files import complete_or_absent
+from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, read_metrics, this_command
+from hfgen.report import duration, number, table, with_std
+from hfgen.run import train
+from hfgen.run_facts import public_command
+from hfgen.tasks import Task
+
+RECORD = "sweep.json"
+PAGE = "sweep.md"
+PICTURES = "sweep"  # folder beside them
+NOT_SWEPT = {"config", "hub_model_id", "mixed_precision", "output_dir", "resume_from_checkpoint", "sweep"}
+NOT_SHOWN = ("step", "learning_rate")  # of the metrics; nor gradient norms
+ANALYSED = {
+    "mse": lambda record: number(record["similarity"]["mse"]),
+    "PSNR (dB)": lambda record: number(record["similarity"]["psnr"]),
+    "SSIM": lambda record: number(record["similarity"]["ssim"]) if "ssim" in record["similarity"] else "",
+    "pixels right": lambda record: f"{record['pixel_accuracy']:.2%}",
+    "class kept": lambda record: "; ".join(
+        report.accuracy_text(found["reconstructions"]) for found in record["class_kept"].values()
+    ),
+    "−ELBO (nats)": lambda record: f"{record['bounds']['negative_elbo']['value']:.2f}",
+    "importance-weighted": lambda record: f"{record['bounds']['negative_importance_weighted_bound']['value']:.2f}",
+    "active dimensions": lambda record: str(record["active_units"]),
+}
+
+
+def parse_sweep(sweep: list[str]) -> list[dict[str, list[str]]]:
+    """Return what each member sets, in words, from entries such as `latent_dim=2,4,16`; several multiply.
+
+    Raises:
+        UserError: for an entry of another form, or a field that members cannot differ in.
+    """
+    fields: dict[str, list[list[str]]] = {}
+    for entry in sweep:
+        name, equals, values = entry.partition("=")
+        choices = [value.split() for value in values.split(",")]
+        if not equals or not all(choices) or name in fields:
+            raise UserError(f"sweep takes a field once, with its values, as in latent_dim=2,4,16, not {entry}")
+        if name in NOT_SWEPT:
+            raise UserError(f"the members of a sweep cannot differ in {name}")
+        fields[name] = choices
+    return [dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())]
+
+
+def train_members(
+    config: TrainingConfig,
+    parse: Callable[[list[str]], TrainingConfig],
+    make_task: Callable[[TrainingConfig, ImageData], Task],
+) -> Path:
+    """Train the members of a sweep one after the other, each in a folder of its own, and write their page.
+
+    A sweep that was stopped goes on with `resume_from_checkpoint` latest: members that are finished stay as they are.
+
+    Args:
+        config: What they share; its `output_dir` is the folder of the sweep.
+        parse: Makes a configuration from further flags.
+        make_task: See `hfgen.run.train`.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: before any work, for values that no run can have.
+    """
+    folder = Path(config.output_dir)
+    if config.push_to_hub:
+        raise UserError("a sweep cannot be pushed to one repo; hfgen publish-all publishes its members")
+    if (folder / CONFIG_FILE).exists():
+        raise UserError(f"{folder} holds a run; choose another --output_dir for the sweep")
+    members = {}
+    for words in parse_sweep(config.sweep):
+        chosen = parse([word for name, values in words.items() for word in (f"--{name}", *values)])
+        settings = {name: "_".join(values) for name, values in words.items()}
+        name = "-".join([folder.name, *(f"{field}_{value}" for field, value in settings.items())])
+        members[name] = (
+            settings,
+            dataclasses.replace(chosen, sweep=[], output_dir=str(folder / name)),
+        )
+    for _, member in members.values():
+        train(member, make_task)
+    if PartialState().is_main_process:
+        record = {"command": this_command(), "members": {name: settings for name, (settings, _) in members.items()}}
+        with complete_or_absent(folder / RECORD) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        write_page(folder)
+    return folder / PAGE
+
+
+def members_of(run: str) -> list[str]:
+    """Return the runs of a sweep's folder; of another, the run itself."""
+    folder = Path(run).expanduser()
+    if not (folder / RECORD).is_file():
+        return [run]
+    return [str(folder / name) for name in json.loads((folder / RECORD).read_text())["members"]]
+
+
+def write_page(folder: Path) -> None:
+    """Write the page of a sweep anew, with what its members know of themselves by now."""
+    record = json.loads((folder / RECORD).read_text())
+    members = {name: _Member(folder / name, settings) for name, settings in record["members"].items()}
+    (folder / PICTURES).mkdir(exist_ok=True)
+    pictures = {
+        "curves": members_curves_picture({member.label: member.curves() for member in members.values()}),
+        "samples": named_pictures({member.label: member.samples() for member in members.values()}),
+    }
+    for name, picture in pictures.items():
+        save_picture(picture, folder / PICTURES / f"{name}.png")
+    columns: dict[str, list[str]] = {}
+    for position, (name, member) in enumerate(members.items()):
+        for title, text in {"run": f"[{name}]({name})", **member.cells()}.items():
+            columns.setdefault(title, [""] * len(members))[position] = text
+    fields = ", ".join(next(iter(record["members"].values())))
+    lines = [
+        f"# {folder.name} by {fields}",
+        "",
+        f"Written by `{public_command(record['command'])}`. Losses and their terms are means over the last "
+        "epoch of training; the rest is what `hfgen analyze` and `hfgen evaluate` found of each run, where they "
+        "were asked.",
+        *table(list(columns), zip(*columns.values(), strict=True)),
+        "",
+        f"![losses by epoch]({PICTURES}/curves.png)",
+        "",
+        f"![what each draws in the end]({PICTURES}/samples.png)",
+    ]
+    with complete_or_absent(folder / PAGE) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+
+
+class _Member:
+    """A finished run of a sweep.
+
+    Args:
+        run: Its folder.
+        settings: What it was given, by field.
+    """
+
+    def __init__(self, run: Path, settings: dict[str, str]):
+        self.run, self.settings = run, settings
+        self.label = ", ".join(f"{field} {value}" for field, value in settings.items())
+        self.training = json.loads((run / RUN_FILE).read_text())
+        self.rows = read_metrics(run / METRICS_FILE)
+
+    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Return the epochs and the values of each loss and term."""
+        epochs = [row["step"] / self.training["steps_per_epoch"] for row in self.rows]
+        return {name: (epochs, [row[name] for row in self.rows]) for name in self._shown()}
+
+    def samples(self) -> Path:
+        """Return the picture of the last samples."""
+        return max((self.run / "samples").glob("step-*.png"))
+
+    def cells(self) -> dict[str, str]:
+        """Return what there is to say of it, by title."""
+        cells = dict(self.settings)
+        cells["training"] = f"{self.training['optimizer_steps']:,} steps, {duration(self.training['train_seconds'])}"
+        last = self.rows[-self.training["steps_per_epoch"] :]
+        for name in self._shown():
+            cells[name] = number(sum(row[name] for row in last) / len(last))
+        if found := self._read(report.ANALYSIS_RECORD):
+            cells |= {title: text(found) for title, text in ANALYSED.items()}
+        if found := self._read(report.RECORD):
+            measures = next(iter(found["measures"].values()))
+            cells |= {title: with_std(measures[name]) for name, (title, _) in report.MEASURES.items()}
+        return cells
+
+    def _shown(self) -> list[str]:
+        return [name for name in self.rows[0] if name not in NOT_SHOWN and not name.startswith("grad_norm/")]
+
+    def _read(self, name: str) -> Any:
+        return json.loads((self.run / name).read_text()) if (self.run / name).is_file() else None

@@ -1,0 +1,120 @@
+"""`--sweep`: one run for each value, side by side on one page, which later reports complete."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import yaml
+from conftest import TINY, TINY_VAE, flags
+
+from hfgen.cli import main
+from hfgen.errors import UserError
+from hfgen.sweep import parse_sweep
+
+VAE = flags(**TINY_VAE | {"max_train_steps": 60})
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    arguments = ["train", "vae", *VAE, "--output_dir", str(folder), "--sweep", "latent_dim=2,4", "hidden_sizes=32 16"]
+    assert main(arguments) == 0
+    return folder
+
+
+NAMES = ["digits-latent_dim_2-hidden_sizes_32_16", "digits-latent_dim_4-hidden_sizes_32_16"]
+
+
+def test_each_member_is_a_run_of_its_own(sweep):
+    for name, latent_dim in zip(NAMES, (2, 4), strict=True):
+        fields = yaml.safe_load((sweep / name / "config.yaml").read_text())
+        assert (fields["latent_dim"], fields["hidden_sizes"], fields["sweep"]) == (latent_dim, [32, 16], [])
+        assert (sweep / name / "model_index.json").exists()
+    assert list(json.loads((sweep / "sweep.json").read_text())["members"]) == NAMES
+
+
+def test_the_page_puts_them_side_by_side(sweep):
+    page = (sweep / "sweep.md").read_text()
+    header, _, *rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("|")]
+    titles = [title.strip() for title in header]
+    assert titles == ["run", "latent_dim", "hidden_sizes", "training", "loss/vae", "vae/reconstruction", "vae/kl"]
+    assert [row[1].strip() for row in rows] == ["2", "4"]
+    for name, row in zip(NAMES, rows, strict=True):
+        metrics = [json.loads(line) for line in (sweep / name / "metrics.jsonl").read_text().splitlines()]
+        epoch = json.loads((sweep / name / "run.json").read_text())["steps_per_epoch"]
+        mean = np.mean([line["vae/kl"] for line in metrics[-epoch:]])
+        assert float(row[6]) == pytest.approx(mean, rel=0.01)
+    for picture in ("curves", "samples"):
+        assert f"sweep/{picture}.png" in page
+        assert np.array(PIL.Image.open(sweep / "sweep" / f"{picture}.png")).std() > 10
+    assert str(sweep.parent) not in page
+
+
+def test_reports_are_made_of_all_members_and_complete_the_page(sweep, judge_run, capsys):
+    shared = ["--judge", str(judge_run), "--reference_split", "train[80%:]"]
+    quick = ["--num_importance_samples", "5", "--num_bound_images", "20"]
+    assert main(["analyze", str(sweep), *shared, *quick, "--output_dir", "x"]) == 2
+    assert "leave output_dir out" in capsys.readouterr().err
+    assert main(["analyze", str(sweep), *shared, *quick]) == 0
+    assert main(["evaluate", str(sweep), *shared, "--num_images", "100"]) == 0
+    page = (sweep / "sweep.md").read_text()
+    for name in NAMES:
+        bound = json.loads((sweep / name / "analysis.json").read_text())["bounds"]["negative_elbo"]["value"]
+        assert f"{bound:.2f}" in page
+    assert "| Fréchet distance |" in page
+
+
+def test_its_members_can_be_published(sweep, capsys):
+    assert main(["publish-all", str(sweep.parent), "--namespace", "ada", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"as ada/{name}:" in printed for name in NAMES)
+
+
+def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, capsys):
+    arguments = ["train", "vae", *VAE, "--output_dir", str(tmp_path / "digits"), "--sweep", "latent_dim=2,4"]
+    (first, second) = (tmp_path / "digits" / f"digits-latent_dim_{size}" for size in (2, 4))
+    assert main([*arguments[:-1], "latent_dim=2"]) == 0
+    model = (first / "vae" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    assert main(arguments) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert not second.exists()
+    assert main([*arguments, "--resume_from_checkpoint", "latest"]) == 0
+    assert (second / "model_index.json").exists()
+    assert (first / "vae" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == model, "is left as it is"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (["latent_dim"], "as in latent_dim=2,4,16, not latent_dim"),
+        (["latent_dim=2,,4"], "not latent_dim=2,,4"),
+        (["latent_dim=2", "latent_dim=4"], "a field once"),
+        (["output_dir=a,b"], "cannot differ in output_dir"),
+        (["latent_dims=2,4"], "no flag --latent_dims; did you mean --latent_dim?"),
+        (["latent_dim=2,0"], "latent_dim must be positive, not 0"),
+        (["latent_dim=two"], "two"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_any_work(tmp_path, capsys, sweep, message):
+    assert main(["train", "vae", *VAE, "--output_dir", str(tmp_path / "run"), "--sweep", *sweep]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_fields_multiply_and_lists_are_parted_by_spaces():
+    assert parse_sweep(["a=1,2", "b=3 4,5"]) == [
+        {"a": ["1"], "b": ["3", "4"]}, {"a": ["1"], "b": ["5"]},
+        {"a": ["2"], "b": ["3", "4"]}, {"a": ["2"], "b": ["5"]},
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="cannot differ in mixed_precision"):
+        parse_sweep(["mixed_precision=no,bf16"])
+
+
+def test_other_families_are_swept_too(tmp_path):
+    fields = TINY | {"output_dir": tmp_path / "ddpm", "max_train_steps": 3}
+    assert main(["train", "ddpm", *flags(**fields), "--sweep", "learning_rate=1e-3,2e-3"]) == 0
+    page = (tmp_path / "ddpm" / "sweep.md").read_text()
+    assert len(re.findall(r"^\| \[ddpm-learning_rate_", page, re.M)) == 2
