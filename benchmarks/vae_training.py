@@ -1,11 +1,12 @@
 """Train one small VAE in other ways than hfgen's, and print what came of it; called by `vae_speed.py`.
 
-    python benchmarks/vae_training.py pythae images.npz 128 1e-3 60 105
+    python benchmarks/vae_training.py pythae images.npz 128 1e-3 60 1 105
 
 The ways: `loop` as a student writes it (a `Dataset` of single images, a `DataLoader`, Adam), `bare` without a loader
 (the images as one tensor), `pythae` by its trainer. All train the network 784-400-20-400-784 on the binary
 cross-entropy of grey pixels and the divergence. After each epoch, outside of the time that counts, −ELBO of the test
-images is found; training ends when that is at most the target, or at the first epoch after the seconds are used up.
+images is found; training ends when that is at most the target, or when both the seconds and the number of epochs are
+reached.
 """
 
 import contextlib
@@ -53,8 +54,8 @@ def negative_elbo(x: Tensor, encode: Callable, decode: Callable) -> Tensor:
 class Watch:
     """Counts the time of training, and ends it."""
 
-    def __init__(self, test: Tensor, seconds: float, target: float):
-        self.test, self.limit, self.target = test, seconds, target
+    def __init__(self, test: Tensor, seconds: float, epochs: int, target: float):
+        self.test, self.limit, self.least, self.target = test, seconds, epochs, target
         self.epochs: list[dict[str, float]] = []
         self.seconds, self.started = 0.0, time.perf_counter()
 
@@ -65,7 +66,7 @@ class Watch:
             elbo = sum(negative_elbo(x, encode, decode) for x in self.test.split(1000)).item() / len(self.test)
         self.epochs.append({"seconds": self.seconds, "negative_elbo": elbo})
         self.started = time.perf_counter()
-        return elbo <= self.target or self.seconds > self.limit
+        return elbo <= self.target or (self.seconds > self.limit and len(self.epochs) >= self.least)
 
 
 def loop(images: Tensor, batch: int, rate: float, watch: Watch, per_item: bool) -> None:
@@ -145,12 +146,12 @@ def pythae(images: Tensor, batch: int, rate: float, watch: Watch) -> None:
 
 
 def main() -> None:
-    way, source, batch, rate, seconds, target = sys.argv[1:]
+    way, source, batch, rate, seconds, epochs, target = sys.argv[1:]
     torch.manual_seed(0)
     torch.set_num_threads(2)
     arrays = np.load(source)
     train, test = (torch.from_numpy(arrays[split])[:, None].float() / 255 for split in ("train", "test"))
-    watch = Watch(test, float(seconds), float(target))
+    watch = Watch(test, float(seconds), int(epochs), float(target))
     if way == "pythae":
         pythae(train, int(batch), float(rate), watch)
     else:

@@ -19,12 +19,11 @@ from hfgen.binarization import Binarizer
 from hfgen.data import ImageData, public_name
 from hfgen.errors import UserError
 from hfgen.figures import image_grid, latents_picture, pairs_picture, sample_grid, save_picture
-from hfgen.files import complete_or_absent
 from hfgen.loading import load
 from hfgen.losses import ACTIVE_VARIANCE, count_active_units, importance_weighted_bound, normal_kl, pixel_error
-from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
+from hfgen.measures import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
-from hfgen.metrics.judge import load_judge
+from hfgen.metrics.judge import Judge, load_judge
 from hfgen.options import AnalyzeConfig
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.references import (
@@ -39,14 +38,14 @@ from hfgen.references import (
 from hfgen.report import ANALYSIS_PAGE as PAGE
 from hfgen.report import ANALYSIS_PICTURES as PICTURES
 from hfgen.report import ANALYSIS_RECORD as RECORD
-from hfgen.report import accuracy_text, bounds_table, bounds_text, number, table
-from hfgen.sampling import image_shape_of, labels_of, to_uint8
+from hfgen.report import accuracy_text, bounds_table, bounds_text, number, save_record, table
+from hfgen.sampling import image_shape_of
 from hfgen.seeds import derive_seed
 from hfgen.subjects import judges_numbers
 
 SIMILARITIES = {"mse": "mean squared error", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 PIXELS = {
-    "none": "grey",
+    "none": "as they are, not binarised",
     "threshold": "black and white, 1 where a grey one is at least a half",
     "static": "black and white, 1 with the probability of the grey one's brightness, drawn once",
     "dynamic": "black and white, 1 with the probability of the grey one's brightness, drawn for this analysis",
@@ -101,9 +100,14 @@ def analyze(config: AnalyzeConfig) -> Path:
     test = load_real(config, run, dataset, config.reference_split)
     check_size(image_shape_of(pipeline), config.run_or_repo, test)
     judges = [load_judge(name) for name in config.judge or shipped_judges_of(dataset)]
+    if not config.judge:
+        judges = [judge for judge in judges if judge.image_shape == tuple(test.images.shape[1:])]
     for judge in judges:
         check_size(judge.image_shape, f"the judge {judge.name}", test)
-    method = config.binarization or run.get("binarization", "none")
+    labels = {judge.name: _labels(judge, test) for judge in judges if test.labels is not None}
+    if len(test) < 2:
+        raise UserError(f"an analysis needs two images or more, and {test.source} has {len(test)}")
+    method = config.binarization or pipeline.config.binarization
     if method != "none" and pipeline.vae.config.pixel_distribution != "bernoulli":
         raise UserError(f"{config.run_or_repo} is no model of black-and-white pixels; leave binarization out")
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -121,6 +125,7 @@ def analyze(config: AnalyzeConfig) -> Path:
             "pixels": method,
             "pixel_distribution": vae.pixel_distribution,
             "latent_dim": vae.latent_dim,
+            "class_shown": next(iter(pipeline.labels), None),
             "seed": config.seed,
             "num_importance_samples": config.num_importance_samples,
             "num_bound_images": min(config.num_bound_images, len(test)),
@@ -133,18 +138,12 @@ def analyze(config: AnalyzeConfig) -> Path:
         "divergence_per_dimension": encoded.divergences.mean(0).tolist(),
         "variance_of_means": encoded.means.var(0).tolist(),
     }
-    if test.labels is not None:
-        for judge in judges:
-            record["class_kept"][judge.name] = _class_kept(judge, test, encoded)
+    for judge in judges:
+        if judge.name in labels:
+            record["class_kept"][judge.name] = _class_kept(judge, labels[judge.name], encoded)
     for name, picture in _pictures(pipeline, test, encoded, config.seed).items():
         save_picture(picture, output / PICTURES / f"{name}.png")
-    for name, text in (
-        (PAGE, "\n".join(_page(record)) + "\n"),
-        (RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n"),
-    ):
-        with complete_or_absent(output / name) as temporary:
-            temporary.write_text(text)
-    return output / RECORD
+    return save_record(record, _page(record), output, record_file=RECORD, page_file=PAGE)
 
 
 @torch.no_grad()
@@ -156,9 +155,11 @@ def _encode(pipeline: VAEPipeline, test: ImageData, binarize: Binarizer, config:
     noises = torch.randn(len(test), vae.config.latent_dim, generator=generator)
     labels = None
     if pipeline.labels:
-        test.require_labels()
-        ids = torch.tensor(pipeline.get_label_ids(test.label_names))
-        labels = ids[test.labels]
+        numbers = test.require_labels()
+        try:
+            labels = torch.tensor(pipeline.get_label_ids(test.label_names))[numbers]
+        except ValueError as error:
+            raise UserError(str(error)) from error
     parts: dict[str, list[Tensor]] = {}
     for indices in tqdm(torch.arange(len(test)).split(config.batch_size), desc="encoding", unit="batch", disable=None):
         images = test.images[indices].to(vae.device).float() / 127.5 - 1
@@ -184,16 +185,22 @@ def _pixel_accuracy(encoded: _Encoded) -> float:
     return ((encoded.images >= 0.5) == (encoded.reconstructions >= 0.5)).double().mean().item()
 
 
-def _class_kept(judge: Any, test: ImageData, encoded: _Encoded) -> dict[str, Any]:
+def _labels(judge: Judge, test: ImageData) -> Tensor:
+    """Return the classes of the test images as a judge numbers them, int64 (N,)."""
+    return judges_numbers(test.label_names, test.source, judge.label_names)[test.labels]
+
+
+def _class_kept(judge: Judge, labels: Tensor, encoded: _Encoded) -> dict[str, Any]:
     """Return which share of the reconstructions, and of the images, the judge takes for the class that they show."""
-    labels = judges_numbers(test.label_names, test.source, judge.label_names)[test.labels]
-    found = {}
-    for kind, images in (("reconstructions", encoded.reconstructions), ("images", encoded.images)):
-        predicted = judge.look_at((images * 255).round().to(torch.uint8))[1].argmax(1)
-        accuracy, per_class = class_accuracy(predicted, labels, len(judge.label_names))
-        std = math.sqrt(accuracy * (1 - accuracy) / len(labels))
-        found[kind] = {"accuracy": accuracy, "accuracy_std": std, "accuracy_per_class": per_class}
-    return found
+    shown = {"reconstructions": encoded.reconstructions, "images": encoded.images}
+    return {
+        kind: accuracy_of(judge.look_at(_uint8(images))[1].argmax(1), labels, len(judge.label_names))
+        for kind, images in shown.items()
+    }
+
+
+def _uint8(images: Tensor) -> Tensor:
+    return (images * 255).round().to(torch.uint8)
 
 
 def _bounds(pipeline: VAEPipeline, encoded: _Encoded, config: AnalyzeConfig) -> dict[str, dict[str, float]]:
@@ -210,8 +217,13 @@ def _bounds(pipeline: VAEPipeline, encoded: _Encoded, config: AnalyzeConfig) -> 
     }
 
 
-def _mean(values: Tensor) -> dict[str, float]:
-    return {"value": values.double().mean().item(), "std": (values.double().std() / math.sqrt(len(values))).item()}
+def _mean(values: Tensor) -> dict[str, float | None]:
+    """Return the mean and its standard error, which one value has not."""
+    values = values.double()
+    return {
+        "value": values.mean().item(),
+        "std": (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else None,
+    }
 
 
 @torch.no_grad()
@@ -241,13 +253,17 @@ def _importance_weighted(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tenso
 
 
 def _pictures(pipeline: VAEPipeline, test: ImageData, encoded: _Encoded, seed: int) -> dict[str, Image]:
-    images, again = (
-        (part[:PAIRS] * 255).round().to(torch.uint8) for part in (encoded.images, encoded.reconstructions)
-    )
+    """Draw the pictures of the page, of images chosen at random."""
+    generator = torch.Generator().manual_seed(derive_seed("shown images", seed))
+    chosen = torch.randperm(len(test), generator=generator)
+    pair = (_uint8(part[chosen[:PAIRS]]) for part in (encoded.images, encoded.reconstructions))
+    scattered = chosen[:SCATTERED]
+    labels = None if test.labels is None else test.labels[scattered]
+    planes = _planes(encoded.means[scattered], seed)
     pictures = {
-        "reconstructions": pairs_picture(images, again, ("image", "again")),
-        "latents": latents_picture(_planes(encoded.means[:SCATTERED], seed), test.labels, test.label_names),
-        "interpolations": _interpolations(pipeline, encoded, seed),
+        "reconstructions": pairs_picture(*pair, ("image", "again")),
+        "latents": latents_picture(planes, labels, test.label_names),
+        "interpolations": _interpolations(pipeline, encoded, chosen, generator),
         "traversals": _traversals(pipeline, encoded),
     }
     if pipeline.vae.config.latent_dim == 2:
@@ -262,47 +278,51 @@ def _planes(means: Tensor, seed: int) -> dict[str, np.ndarray]:
         return {"the two latent dimensions": latents}
     if latents.shape[1] == 1:
         return {"the latent dimension, twice": latents.repeat(2, axis=1)}
-    neighbours = TSNE(random_state=seed, init="pca", perplexity=min(30, (len(latents) - 1) / 3))
+    if not latents.std(axis=0).any():
+        return {"the latents, all alike": latents[:, :2]}
+    state = derive_seed("t-SNE", seed) % 2**32
+    neighbours = TSNE(random_state=state, init="pca", perplexity=min(30, (len(latents) - 1) / 3))
     return {"principal components": PCA(2).fit_transform(latents), "t-SNE": neighbours.fit_transform(latents)}
 
 
-def _draw(pipeline: VAEPipeline, latents: Tensor, labels: Any = None) -> Tensor:
-    """Decode latents (N, D) to uint8 images; of a model that is told classes, all of the first unless it is said."""
-    if pipeline.labels and labels is None:
-        labels = labels_of(pipeline, (), [0])
-    images = pipeline(latents=latents, class_labels=labels, output_type="pt").images
-    return to_uint8(images * 2 - 1)
-
-
-def _interpolations(pipeline: VAEPipeline, encoded: _Encoded, seed: int) -> Image:
-    generator = torch.Generator().manual_seed(derive_seed("interpolations", seed))
+def _interpolations(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, generator: torch.Generator) -> Image:
+    """Draw strips between random latents, and between test images; of a model of classes, each end has its own."""
     drawn = torch.randn(2 * STRIPS, encoded.means.shape[1], generator=generator)
-    shares = torch.linspace(0, 1, STRIP_STEPS)[:, None]
-    rows = []
-    for latents in (drawn, encoded.means[: 2 * STRIPS]):
-        for first, last in latents.view(STRIPS, 2, -1):
-            rows.append(_draw(pipeline, torch.lerp(first, last, shares)))
-    names = ["random latents"] * STRIPS + ["test images"] * STRIPS
-    return sample_grid(torch.cat(rows), [row for row in range(len(rows)) for _ in range(STRIP_STEPS)], names)
+    ends = {"random latents": (drawn, None), "test images": (encoded.means[chosen[: 2 * STRIPS]], encoded.labels)}
+    rows, names = [], []
+    for name, (latents, labels) in ends.items():
+        for first in range(0, len(latents) - 1, 2):
+            classes = _first_class(pipeline)
+            if labels is not None:
+                pair = labels[chosen[first : first + 2]].tolist()
+                classes = [pair[step >= STRIP_STEPS / 2] for step in range(STRIP_STEPS)]
+            options = {"num_steps": STRIP_STEPS, "class_labels": classes, "output_type": "pt"}
+            rows.append(pipeline.interpolate(latents[first], latents[first + 1], **options).images)
+            names.append(name)
+    numbers = [row for row in range(len(rows)) for _ in range(STRIP_STEPS)]
+    return sample_grid(_uint8(torch.cat(rows)), numbers, names)
+
+
+def _first_class(pipeline: VAEPipeline) -> int | None:
+    return next(iter(pipeline.labels.values()), None)
 
 
 def _traversals(pipeline: VAEPipeline, encoded: _Encoded) -> Image:
     divergences = encoded.divergences.mean(0)
     dimensions = divergences.argsort(descending=True)[:TRAVERSED].tolist()
-    labels = labels_of(pipeline, (), [0]) if pipeline.labels else None
-    images = pipeline.traverse(
-        dimensions=dimensions, num_steps=STRIP_STEPS, class_labels=labels, output_type="pt"
-    ).images
+    options = {"num_steps": STRIP_STEPS, "class_labels": _first_class(pipeline), "output_type": "pt"}
+    images = pipeline.traverse(dimensions=dimensions, **options).images
     names = [f"z{dimension}: {divergences[dimension]:.1f} nats" for dimension in dimensions]
     rows = [row for row in range(len(names)) for _ in range(STRIP_STEPS)]
-    return sample_grid(to_uint8(images * 2 - 1), rows, names)
+    return sample_grid(_uint8(images), rows, names)
 
 
 def _plane(pipeline: VAEPipeline) -> Image:
     """Decode points that divide the prior of two dimensions into equal masses (Kingma and Welling 2014, fig. 4)."""
     places = torch.from_numpy(norm.ppf((np.arange(PLANE_SIDE) + 0.5) / PLANE_SIDE)).float()
     latents = torch.cartesian_prod(places.flip(0), places).flip(1)  # z0 to the right, z1 upwards
-    return image_grid(_draw(pipeline, latents), PLANE_SIDE)
+    images = pipeline(latents=latents, class_labels=_first_class(pipeline), output_type="pt").images
+    return image_grid(_uint8(images), PLANE_SIDE)
 
 
 def _page(record: dict[str, Any]) -> list[str]:
@@ -347,19 +367,20 @@ def _page(record: dict[str, Any]) -> list[str]:
         f"{ACTIVE_VARIANCE:g} over the images (Burda et al. 2016)."
         + (" The model has collapsed: its decoder does not look at the latents." if not active else ""),
         "",
-        f"![latents of {SCATTERED:,} images by class]({PICTURES}/latents.png)",
+        f"![means of the latents of images, by class where it is known]({PICTURES}/latents.png)",
     ]
     if latent_dim == 2:
         lines += [
             "",
             f"![images decoded from points that divide the prior into equal masses]({PICTURES}/plane.png)",
         ]
+    of_class = f" The images are those of the class {protocol['class_shown']}." if protocol["class_shown"] else ""
     return [
         *lines,
         "",
         f"![between two latents, through {STRIP_STEPS} equally spaced points]({PICTURES}/interpolations.png)",
         "",
-        "One dimension at a time, from −3 to 3, with its divergence; those with most divergence first.",
+        f"One dimension at a time, from −3 to 3, with its divergence; those with most divergence first.{of_class}",
         "",
         f"![traversals]({PICTURES}/traversals.png)",
         "",

@@ -16,9 +16,9 @@ class Binarizer:
 
     Args:
         method: `none` leaves them grey; `threshold` makes those of at least a half 1; `static` draws each pixel once,
-            1 with the probability of its brightness (Larochelle and Murray 2011; Salakhutdinov and Murray 2008), which
-            follows from the data set alone, so that every model of it sees the same; `dynamic` draws them anew each
-            time.
+            1 with the probability of its brightness, which follows from the data set alone, so that every model of it
+            sees the same; `dynamic` draws them anew each time. The static drawing is not the file that is known as
+            binarised MNIST (Larochelle and Murray 2011), but one like it.
         data: The data set.
     """
 

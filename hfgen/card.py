@@ -148,7 +148,7 @@ def _results(kind: Kind, evaluation: dict[str, Any]) -> list[EvalResult]:
         asked = {key: protocol[key] for key in ("reference_images", "weights_sha256")}
         accuracy = {"metric_type": "accuracy", "metric_name": "accuracy", "metric_value": evaluation["accuracy"]}
         return [EvalResult(**shared, **accuracy, metric_args=asked)]
-    names = ("num_images", "scheduler", "num_inference_steps", "seed", "guidance_scale", "guidance_interval")
+    names = ("num_images", "scheduler", "num_inference_steps", "seed", "guidance_scale", "guidance_interval", "prior")
     asked = {name: protocol[name] for name in names if protocol.get(name) is not None}
     return [
         EvalResult(

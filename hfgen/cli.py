@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser
 
 import hfgen
-from hfgen.config import ClassifierConfig, DDPMConfig, TrainingConfig, VAEConfig, own_sampler
+from hfgen.config import ClassifierConfig, DDPMConfig, TrainingConfig, VAEConfig
 from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 from hfgen.options import (
     AnalyzeConfig,
@@ -109,8 +109,11 @@ def _train(config_class: type[TrainingConfig], arguments: list[str]) -> None:
         case "classifier":
             from hfgen.tasks.classifier import ClassifierTask as Task
     if config.sweep:
-        from hfgen.sweep import train_members
+        from hfgen.sweep import parse_sweep, train_members
 
+        given = {argument.removeprefix("--").partition("=")[0] for argument in arguments if argument.startswith("--")}
+        if both := given & parse_sweep(config.sweep)[0].keys():
+            raise UserError(f"{min(both)} is swept, and cannot be given as a flag too")
         page = train_members(config, lambda flags: parse([*arguments, *flags]), Task)
         print(f"The members of the sweep are side by side in {page}")
     else:
@@ -124,13 +127,13 @@ def _sample(arguments: list[str]) -> None:
     from hfgen import figures
     from hfgen.loading import load
     from hfgen.references import run_fields
-    from hfgen.sampling import film, is_conditional, labels_of, sample
+    from hfgen.sampling import default_sampler, film, is_conditional, labels_of, sample
 
     pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code).to(
         "cuda" if torch.cuda.is_available() else "cpu"
     )
     output = Path(config.output)
-    own = own_sampler(type(pipeline).__name__, run_fields(Path(config.run_or_repo).expanduser()))
+    own = default_sampler(pipeline, run_fields(Path(config.run_or_repo).expanduser()))
     options = own | config.given_sampler()
     options |= {name: getattr(config, name) for name in ("num_images", "class_labels", "seed")}
     if config.negative_class_labels:
@@ -270,6 +273,9 @@ def _publish_all(arguments: list[str]) -> None:
     runs = [file.parent for file in sorted(Path(config.folder).rglob(RUN_FILE))]
     if not runs:
         raise UserError(f"there is no finished run in {config.folder}; hfgen push publishes a single one")
+    names = [run.name for run in runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"several runs in {config.folder} are called {min(twice)}, and would be published as one")
     if config.dry_run:
         for run in runs:
             _list_published(run, f"{config.namespace}/{run.name}", config.license)
@@ -349,9 +355,9 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> Argum
         options: dict[str, Any] = {"help": " ".join(help_texts[field.name].split())}
         if hint is bool:
             options["action"] = ActionYesNo(no_prefix="no_")
-        elif typing.get_origin(hint) is list:
-            options |= {"nargs": "*" if field.name == positional else "+", "type": typing.get_args(hint)[0]}
-            default = field.default_factory()
+        elif item := _item_type(hint):
+            options |= {"nargs": "*" if field.name == positional else "+", "type": item}
+            default = default if field.default_factory is dataclasses.MISSING else field.default_factory()
         else:
             options |= {"type": hint} | ({"nargs": "?"} if field.name == positional else {})
         if field.name != positional and default is dataclasses.MISSING and not options.get("nargs"):
@@ -363,6 +369,12 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> Argum
         else:
             parser.add_argument(field.name, default=default, **options)
     return parser
+
+
+def _item_type(hint: Any) -> type | None:
+    """Return what a field of lists, or of lists or None, holds; of another field None."""
+    lists = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is list]
+    return typing.get_args(lists[0])[0] if lists else None
 
 
 def _read_config_file(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from hfgen.config import GUIDANCE, own_sampler
+from hfgen.config import GUIDANCE
 from hfgen.data import public_name
 from hfgen.errors import UserError
 from hfgen.figures import curves_picture, sample_grid, save_picture
@@ -20,7 +20,15 @@ from hfgen.measures import Reference
 from hfgen.options import CompareSamplersConfig
 from hfgen.references import check_size, default_output, load_references, name_of, run_fields
 from hfgen.report import MEASURES, number, sampler_text, table, with_std
-from hfgen.sampling import check_sampling, image_shape_of, is_conditional, network_of, require_diffusion, sample
+from hfgen.sampling import (
+    check_sampling,
+    default_sampler,
+    image_shape_of,
+    is_conditional,
+    network_of,
+    require_diffusion,
+    sample,
+)
 from hfgen.subjects import draw, judges_numbers, labels_like
 
 RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
@@ -85,7 +93,7 @@ def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
 
 def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, Any]]:
     """List what to try of a model: every pair of scheduler and steps, with every guidance scale."""
-    own = own_sampler(type(model.pipeline).__name__, model.fields)
+    own = default_sampler(model.pipeline, model.fields)
     guidance = {name: own[name] for name in GUIDANCE if name in own}
     if guidance and config.guidance_interval:
         guidance["guidance_interval"] = config.guidance_interval

@@ -341,6 +341,7 @@ class VAEConfig(TrainingConfig):
     next_command: ClassVar[str] = "hfgen sample"
 
     max_grad_norm: float = 1000.0  # sums over pixels have norms of a hundred
+    checkpointing_steps: int = 2000
     latent_dim: int = 20
     block_out_channels: list[int] = field(default_factory=list)
     hidden_sizes: list[int] = field(default_factory=lambda: [400])
@@ -368,6 +369,8 @@ class VAEConfig(TrainingConfig):
             "norm_num_groups", "num_importance_samples", "num_mixture_components",
         ])  # fmt: skip
         self._require("zero or more", ["layers_per_block", "beta", "kl_warmup_steps", "free_bits"])
+        if self.binarization == "static" and self.random_flip:
+            raise UserError("pixels that are drawn once cannot be mirrored; leave out random_flip, or draw them anew")
         if self.binarization != "none" and self.pixel_distribution != "bernoulli":
             raise UserError(f"black-and-white pixels are bernoulli, not {self.pixel_distribution}; see binarization")
         if self.num_importance_samples > 1 and (self.reduction, self.beta, self.free_bits) != ("sum", 1, 0):

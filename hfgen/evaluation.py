@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import math
 import platform
 import tempfile
 import time
@@ -17,14 +16,13 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hfgen.config import ClassifierConfig, own_sampler
+from hfgen.config import ClassifierConfig
 from hfgen.data import ImageData, load_images, public_name
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
 from hfgen.files import remove_leftovers
 from hfgen.loading import load
-from hfgen.measures import KERNEL_SUBSET, KERNEL_SUBSETS, NEIGHBOURS, Reference, count_in, nearest
-from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
+from hfgen.measures import KERNEL_SUBSET, KERNEL_SUBSETS, NEIGHBOURS, Reference, accuracy_of, count_in, nearest
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
 from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
 from hfgen.metrics.judge import WEIGHTS, Judge, load_judge
@@ -41,7 +39,7 @@ from hfgen.references import (
 )
 from hfgen.report import PICTURES, RECORD, save_classifier_report, save_pictures, save_report
 from hfgen.run import train as run_training
-from hfgen.sampling import check_sampling, image_shape_of, is_conditional
+from hfgen.sampling import check_sampling, default_sampler, image_shape_of, is_conditional
 from hfgen.seeds import derive_seed
 from hfgen.subjects import Subject, draw, labels_like, take
 from hfgen.tasks.classifier import ClassifierTask, load_test_images
@@ -116,7 +114,7 @@ def _draw_images(
     conditional = is_conditional(pipeline)
     if config.classification_accuracy_score and not conditional:
         raise UserError(f"the classification accuracy score needs labels, and {config.run_or_repo} draws without")
-    sampler = own_sampler(type(pipeline).__name__, run) | config.given_sampler()
+    sampler = default_sampler(pipeline, run) | config.given_sampler()
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
     check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
@@ -177,7 +175,7 @@ def _measure(
         if reference.is_unseen:
             record["memorization"][judge.name] = reference.memorization(features)
         if test.labels is not None:
-            record["judge_accuracy"][judge.name] = _accuracy(
+            record["judge_accuracy"][judge.name] = accuracy_of(
                 reference.predicted(test), test.labels, len(judge.label_names)
             )
         record["classes"][judge.name] = {
@@ -221,16 +219,10 @@ def _shares(predicted: Tensor, judge: Judge) -> list[float]:
     return (predicted.bincount(minlength=len(judge.label_names)).double() / len(predicted)).tolist()
 
 
-def _accuracy(predicted: Tensor, labels: Tensor, num_classes: int) -> dict[str, Any]:
-    accuracy, per_class = class_accuracy(predicted, labels, num_classes)
-    std = math.sqrt(accuracy * (1 - accuracy) / len(labels))
-    return {"accuracy": accuracy, "accuracy_std": std, "accuracy_per_class": per_class}
-
-
 def _conditional(labels: Tensor, features: Tensor, logits: Tensor, reference: Reference) -> dict[str, Any]:
     """Measure how well images show the classes that they are meant to."""
     classes = len(reference.judge.label_names)
-    results = _accuracy(logits.argmax(1), labels, classes)
+    results = accuracy_of(logits.argmax(1), labels, classes)
     if reference.test.labels is not None:
         results["frechet_distance_per_class"] = frechet_distance_per_class(
             features, reference.features(reference.test), labels, reference.test.labels, classes
@@ -268,7 +260,7 @@ def _classification_accuracy_score(subject: Subject, test: ImageData, train: Ima
             predicted = judge.look_at(test.images)[1].argmax(1)
             results[kind] = {
                 "training_images": len(images),
-                **_accuracy(predicted, test.require_labels(), len(names)),
+                **accuracy_of(predicted, test.require_labels(), len(names)),
             }
     return results
 
@@ -300,7 +292,7 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
             "versions": {name: version(name) for name in RECORDED_PACKAGES},
         },
         "label_names": judge.label_names,
-        **_accuracy(predicted, test.require_labels(), len(judge.label_names)),
+        **accuracy_of(predicted, test.require_labels(), len(judge.label_names)),
     }
     output = Path(config.output_dir) if config.output_dir else source
     output.mkdir(parents=True, exist_ok=True)

@@ -335,17 +335,18 @@ def features_picture(generated: Tensor, real: Tensor, shown: int = 2000) -> PIL.
 def latents_picture(
     planes: dict[str, np.ndarray], labels: Tensor | None, label_names: list[str] | None
 ) -> PIL.Image.Image:
-    """Draw latents on planes, each (N, 2), by the name of the plane; the labels of the first N images colour them."""
+    """Draw latents on planes, each (N, 2), by the name of the plane; labels (N,), where there are any, colour them."""
     figure = Figure(figsize=(6 * len(planes), 5.5), layout="constrained")
     for axes, (name, points) in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes.items(), strict=True):
-        colours = None if labels is None else labels[: len(points)].numpy()
-        drawn = axes.scatter(*points.T, c=colours, cmap="tab10" if len(label_names or ()) <= 10 else "nipy_spectral",
-                             s=7, alpha=0.7, linewidths=0)  # fmt: skip
+        by_class = {}
+        if labels is not None:
+            by_class = {"c": labels.numpy(), "cmap": "tab10" if len(label_names) <= 10 else "nipy_spectral"}
+        drawn = axes.scatter(*points.T, s=7, alpha=0.7, linewidths=0, **by_class)
         axes.set_title(name)
         axes.set_aspect("equal", adjustable="datalim")
     if labels is not None:
         handles, _ = drawn.legend_elements(num=None)
-        present = sorted(set(colours.tolist()))
+        present = labels.unique().tolist()
         names = [label_names[number] for number in present]
         figure.legend(handles, names, loc="outside right upper", fontsize=8)
     return to_picture(figure)

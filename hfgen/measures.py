@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from hfgen.data import ImageData
 from hfgen.files import complete_or_absent
+from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance
 from hfgen.metrics.judge import Judge
 from hfgen.metrics.kernel_distance.kernel_distance import kernel_distance
@@ -216,3 +218,10 @@ def _jackknife(values: list[float]) -> float:
 def _without(found: Tensor, group: int) -> Tensor:
     """Leave out a group of (M, G)."""
     return torch.cat([found[:, :group], found[:, group + 1 :]], 1)
+
+
+def accuracy_of(predicted: Tensor, labels: Tensor, num_classes: int) -> dict[str, Any]:
+    """Return the share of right predictions, its standard error, and the share within each class."""
+    accuracy, per_class = class_accuracy(predicted, labels, num_classes)
+    std = math.sqrt(accuracy * (1 - accuracy) / len(labels))
+    return {"accuracy": accuracy, "accuracy_std": std, "accuracy_per_class": per_class}

@@ -28,6 +28,13 @@ pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
 images = pipe(batch_size=4, prior="{prior}").images
 images[0].save("image.png")
 again = pipe.reconstruct(images).images"""
+USE_OF_VAE_OF_CLASSES = """\
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
+images = pipe(class_labels={labels}, prior="{prior}").images
+images[0].save("image.png")
+again = pipe.reconstruct(images, class_labels={labels}).images"""
 USE_OF_CLASSIFIER = """\
 import PIL.Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -133,7 +140,9 @@ def use_of(facts: dict[str, Any], model: str) -> str:
         return USE_OF_CLASSIFIER.format(model=model, mode="L" if facts["channels"] == 1 else "RGB")
     config = facts["config"]
     if facts["kind"] is VAE:
-        return USE_OF_VAE.format(model=model, prior=config["prior"])
+        template = USE_OF_VAE_OF_CLASSES if facts["labels"] else USE_OF_VAE
+        labels = json.dumps(facts["labels"][:2], ensure_ascii=False)
+        return template.format(model=model, prior=config["prior"], labels=labels)
     if facts["kind"] is CLASS_CONDITIONAL:
         sampler = own_sampler(facts["class_name"], config)
         return USE_OF_CLASS_CONDITIONAL.format(
@@ -164,6 +173,8 @@ def tags_and_description(facts: dict[str, Any]) -> tuple[list[str], str]:
     if kind is CLASSIFIER:
         return [*kind.tags], kind.description
     tags, method = method_of(facts)
+    if kind is VAE and facts["labels"]:
+        return [*kind.tags, *tags, "class-conditional"], kind.description.format(method=method)
     if kind is CLASS_CONDITIONAL and facts["config"]["class_dropout_prob"] > 0:
         return [*kind.tags, *tags, "classifier-free-guidance"], kind.description.format(method=method) + GUIDED
     return [*kind.tags, *tags], kind.description.format(method=method)

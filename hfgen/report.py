@@ -65,12 +65,12 @@ def save_pictures(
 
 def save_report(record: dict[str, Any], folder: Path) -> Path:
     """Write the record of an evaluation and its page; return the path of the record."""
-    return _save(record, _page(record), folder)
+    return save_record(record, _page(record), folder)
 
 
 def save_classifier_report(record: dict[str, Any], folder: Path) -> Path:
     """Write the record of a classifier's accuracy and its page; return the path of the record."""
-    return _save(record, _classifier_card(record), folder)
+    return save_record(record, _classifier_card(record), folder)
 
 
 def results_page(folders: list[Path], place: Path) -> str:
@@ -101,12 +101,15 @@ def results_page(folders: list[Path], place: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _save(record: dict[str, Any], page: list[str], folder: Path) -> Path:
-    content = {PAGE: "\n".join(page) + "\n", RECORD: json.dumps(record, indent=1, ensure_ascii=False) + "\n"}
+def save_record(
+    record: dict[str, Any], page: list[str], folder: Path, *, record_file: str = RECORD, page_file: str = PAGE
+) -> Path:
+    """Write a record and its page; return the path of the record."""
+    content = {page_file: "\n".join(page), record_file: json.dumps(record, indent=1, ensure_ascii=False)}
     for name, text in content.items():
         with complete_or_absent(folder / name) as temporary:
-            temporary.write_text(text)
-    return folder / RECORD
+            temporary.write_text(text + "\n")
+    return folder / record_file
 
 
 def number(value: float) -> str:
@@ -147,16 +150,22 @@ def bounds_table(record: dict[str, Any]) -> list[str]:
         "negative_importance_weighted_bound": "importance-weighted bound on −ln p(x)",
     }
     bounds = record["bounds"]
-    rows = [[title, f"{bounds[name]['value']:.2f} ± {bounds[name]['std']:.2f}"] for name, title in titles.items()]
+    rows = [
+        [title, f"{bounds[name]['value']:.2f}" + (f" ± {std:.2f}" if (std := bounds[name]["std"]) else "")]
+        for name, title in titles.items()
+    ]
     return table(["", "nats"], rows)
 
 
 def bounds_text(protocol: dict[str, Any]) -> str:
     """Say what kind of bounds these are."""
-    likelihood = protocol["pixels"] != "none" or protocol["pixel_distribution"] != "bernoulli"
+    notes = {
+        "bernoulli": "Pixels are not binarised, so that this is the binary cross-entropy, no likelihood. ",
+        "gaussian": "These are densities, which no bound limits and which compare with no probabilities. ",
+    }
+    note = notes.get(protocol["pixel_distribution"], "") if protocol["pixels"] == "none" else ""
     return (
-        f"In nats an image, of {protocol['pixel_distribution']} pixels. "
-        + ("" if likelihood else "Pixels are grey, so that this is the binary cross-entropy, no likelihood. ")
+        f"In nats an image, of {protocol['pixel_distribution']} pixels. {note}"
         + f"The importance-weighted bound is that of {protocol['num_importance_samples']:,} latents of each of "
         f"{protocol['num_bound_images']:,} images chosen at random; ± is the standard error over the images."
     )

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMPipeline, DiffusionPipeline, SchedulerMixin, UNet2DModel
 from torch import Tensor
 
-from hfgen.config import GUIDANCE, PRIORS
+from hfgen.config import GUIDANCE, PRIORS, own_sampler
 from hfgen.denoising import denoising_states, make_scheduler
 from hfgen.errors import UserError
 from hfgen.losses import FLOW_SCHEDULERS
@@ -49,6 +49,21 @@ def require_diffusion(pipeline: DiffusionPipeline) -> None:
     is_diffusion = hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config
     if not is_diffusion and not isinstance(scheduler, FLOW_SCHEDULERS):
         raise UserError(f"hfgen cannot draw with a {type(scheduler).__name__}")
+
+
+def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[str, Any]:
+    """Return how a run draws its own grids, as `sample` takes it; of a model without a run, what it was saved with.
+
+    Args:
+        pipeline: What draws.
+        run: The fields of its configuration, or none.
+    """
+    saved = {}
+    if isinstance(pipeline, VAEPipeline):
+        saved["prior"] = pipeline.config.prior
+    elif is_conditional(pipeline) and not pipeline.config.learnt_no_class:
+        saved["guidance_scale"] = 1.0
+    return own_sampler(type(pipeline).__name__, saved | run)
 
 
 def check_sampling(pipeline: DiffusionPipeline, *, class_labels: Sequence[str | int] = (), **sampler: Any) -> None:

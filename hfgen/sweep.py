@@ -3,11 +3,10 @@
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from accelerate import PartialState
 
 from hfgen import report
 from hfgen.config import TrainingConfig
@@ -76,8 +75,10 @@ def train_members(
         The page.
 
     Raises:
-        UserError: before any work, for values that no run can have.
+        UserError: before any work, for values that no configuration can have, or in several processes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a sweep runs in one process; train its members one by one to use several")
     folder = Path(config.output_dir)
     if config.push_to_hub:
         raise UserError("a sweep cannot be pushed to one repo; hfgen publish-all publishes its members")
@@ -85,7 +86,7 @@ def train_members(
         raise UserError(f"{folder} holds a run; choose another --output_dir for the sweep")
     members = {}
     for words in parse_sweep(config.sweep):
-        chosen = parse([word for name, values in words.items() for word in (f"--{name}", *values)])
+        chosen = parse([word for name, values in words.items() for word in _flag(type(config), name, values)])
         settings = {name: "_".join(values) for name, values in words.items()}
         name = "-".join([folder.name, *(f"{field}_{value}" for field, value in settings.items())])
         members[name] = (
@@ -94,12 +95,19 @@ def train_members(
         )
     for _, member in members.values():
         train(member, make_task)
-    if PartialState().is_main_process:
-        record = {"command": this_command(), "members": {name: settings for name, (settings, _) in members.items()}}
-        with complete_or_absent(folder / RECORD) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-        write_page(folder)
+    record = {"command": this_command(), "members": {name: settings for name, (settings, _) in members.items()}}
+    with complete_or_absent(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    write_page(folder)
     return folder / PAGE
+
+
+def _flag(config_class: type[TrainingConfig], name: str, values: list[str]) -> list[str]:
+    """Return the flag that sets a field; those of what is true or false take no value."""
+    is_bool = any(field.name == name and field.type in (bool, "bool") for field in dataclasses.fields(config_class))
+    if is_bool and values in (["true"], ["false"]):
+        return [f"--{name}" if values == ["true"] else f"--no_{name}"]
+    return [f"--{name}", *values]
 
 
 def members_of(run: str) -> list[str]:
@@ -134,12 +142,23 @@ def write_page(folder: Path) -> None:
         "were asked.",
         *table(list(columns), zip(*columns.values(), strict=True)),
         "",
+        _best(members),
+        "",
         f"![losses by epoch]({PICTURES}/curves.png)",
         "",
         f"![what each draws in the end]({PICTURES}/samples.png)",
     ]
     with complete_or_absent(folder / PAGE) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
+
+
+def _best(members: dict[str, "_Member"]) -> str:
+    """Name the member with the lowest bound on the test images, or else with the lowest loss."""
+    bounds = {name: member.negative_elbo() for name, member in members.items()}
+    if None not in bounds.values():
+        return f"The lowest −ELBO on the test images has {min(bounds, key=bounds.get)}."
+    losses = {name: member.last("loss/") for name, member in members.items()}
+    return f"The lowest loss in training has {min(losses, key=losses.get)}."
 
 
 class _Member:
@@ -165,16 +184,28 @@ class _Member:
         """Return the picture of the last samples."""
         return max((self.run / "samples").glob("step-*.png"))
 
+    def last(self, prefix: str) -> float:
+        """Return the mean over the last epoch of the metrics whose names begin so, added up."""
+        rows = self.rows[-self.training["steps_per_epoch"] :]
+        return sum(value for row in rows for name, value in row.items() if name.startswith(prefix)) / len(rows)
+
+    def negative_elbo(self) -> float | None:
+        """Return −ELBO of the test images, if that has been found."""
+        found = self._read(report.ANALYSIS_RECORD)
+        return found and found["bounds"]["negative_elbo"]["value"]
+
     def cells(self) -> dict[str, str]:
         """Return what there is to say of it, by title."""
         cells = dict(self.settings)
         cells["training"] = f"{self.training['optimizer_steps']:,} steps, {duration(self.training['train_seconds'])}"
-        last = self.rows[-self.training["steps_per_epoch"] :]
         for name in self._shown():
-            cells[name] = number(sum(row[name] for row in last) / len(last))
+            cells[name] = number(self.last(name))
         if found := self._read(report.ANALYSIS_RECORD):
             cells |= {title: text(found) for title, text in ANALYSED.items()}
-        if found := self._read(report.RECORD):
+        found = self._read(report.RECORD)
+        if found and "accuracy" in found:
+            cells["accuracy"] = report.accuracy_text(found)
+        elif found:
             measures = next(iter(found["measures"].values()))
             cells |= {title: with_std(measures[name]) for name, (title, _) in report.MEASURES.items()}
         return cells

@@ -299,7 +299,8 @@ class Trainer:
 
         if self.accelerator.is_main_process:
             save_checkpoint(self.run / "checkpoints", self.step, write, self.config.checkpoints_total_limit)
-            self._warn(self.task.diagnose())
+            with self._published_weights():
+                self._warn(self.task.diagnose())
         return self.run / "checkpoints" / f"step-{self.step:06d}"
 
     def _warn(self, problems: list[str]) -> None:

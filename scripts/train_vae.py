@@ -1,4 +1,4 @@
-"""Train a variational autoencoder: `accelerate launch scripts/train_vae.py --config vae_mnist_mlp`."""
+"""Train a variational autoencoder: `accelerate launch scripts/train_vae.py --config vae_mnist_linear`."""
 
 import sys
 

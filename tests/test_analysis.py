@@ -52,7 +52,7 @@ def test_bounds_are_those_of_their_definitions(record, vae_run, test_data):
     assert bounds["kl"] == pytest.approx(divergence.mean().item(), rel=1e-4)
     assert bounds["reconstruction"] == pytest.approx(torch.stack(errors).mean().item(), rel=0.02)
     assert bounds["negative_elbo"] == pytest.approx(bounds["kl"] + bounds["reconstruction"], rel=1e-6)
-    assert bounds["negative_importance_weighted_bound"] < bounds["negative_elbo"] - 0.3
+    assert bounds["negative_importance_weighted_bound"] < bounds["negative_elbo"] - 0.2
     std = record[0]["bounds"]["kl"]["std"]
     assert std == pytest.approx((divergence.std() / math.sqrt(len(images))).item(), rel=1e-4)
 
@@ -77,7 +77,7 @@ def test_the_report_has_pictures_and_the_page_of_the_model_shows_it(record, vae_
         assert f"analysis/{name}.png" in page
         assert np.array(PIL.Image.open(output / "analysis" / f"{name}.png")).std() > 10
     assert "analysis/plane.png" not in page
-    assert "Pixels are grey, so that this is the binary cross-entropy" in page
+    assert "Pixels are not binarised, so that this is the binary cross-entropy" in page
     run = tmp_path / "vae"
     shutil.copytree(vae_run, run)
     for report in output.iterdir():
@@ -108,9 +108,6 @@ def save_blind_vae(folder: Path, latent_dim: int = 3) -> float:
     images = (load_images("digits", split="train[80%:]").images >= 128).float()
     brightness = images.mean(0).clamp(0.01, 0.99)
     vae.from_latents[-1].bias.data.copy_(torch.logit(brightness).flatten())
-    vae.up[-1].weight.data.zero_()
-    vae.up[-1].weight.data[0, 0, 1, 1] = 1  # the identity of what is positive, which the rest is not
-    vae.up[-1].bias.data.zero_()
     save_pipeline(VAEPipeline(vae, GaussianMixtureModel(latent_dim, 1)), folder)
     with torch.no_grad():
         pixels = vae.pixels(torch.zeros(1, latent_dim)).probs
@@ -140,22 +137,54 @@ def test_a_plane_of_latents_is_drawn(tmp_path):
     corner = torch.tensor([[-1.959964, 1.959964]])  # a fortieth and 39 fortieths of a normal distribution, z1 upwards
     expected = pipeline(latents=corner, output_type="np").images[0, ..., 0]
     size = 8 * (plane.shape[1] // 20 // 8)
-    tile = plane[: size + 2, : size + 2][1:-1, 1:-1]
+    tile = plane[2 : size + 2, 2 : size + 2]
     shown = tile.reshape(8, tile.shape[0] // 8, 8, tile.shape[1] // 8).mean((1, 3))
     assert np.corrcoef(shown.ravel(), expected.ravel())[0, 1] > 0.99
 
 
 def test_a_model_of_classes_is_told_them(tmp_path):
-    run = train_vae(tmp_path / "vae", class_conditional=True, max_train_steps=300)
-    told = analyze(run, tmp_path / "report", *QUICK)
-    assert told["bounds"]["negative_elbo"]["value"] < 64 * math.log(2)
+    run = train_vae(tmp_path / "vae", class_conditional=True)
+    told = analyze(run, tmp_path / "report", *QUICK)["bounds"]["negative_elbo"]["value"]
+    vae, data = hfgen.load(str(run)).vae, load_images("digits", split="train[80%:]")
+    images, labels = data.images.float() / 255, data.labels
+
+    def negative_elbo(labels: torch.Tensor) -> float:
+        with torch.no_grad():
+            q = vae.encode(images * 2 - 1, labels)
+            errors = [-vae.pixels(q.sample(), labels).log_prob(images).flatten(1).sum(1) for _ in range(10)]
+        return (torch.stack(errors).mean(0) + kl_divergence(q, Normal(0.0, 1.0)).sum(1)).mean().item()
+
+    assert told == pytest.approx(negative_elbo(labels), rel=0.02)
+    assert told < 0.95 * negative_elbo(labels.roll(1))
+
+
+def test_colour_any_size_few_images_no_labels_and_one_dimension(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(4):
+        PIL.Image.new("RGB", (12, 16), (60 * number, 90, 0)).save(pictures / f"{number}.png")
+    fields = {"train_data_dir": str(pictures), "dataset_name": None, "train_split": "train", "latent_dim": 1}
+    options = {"pixel_distribution": "logistic", "block_out_channels": [8, 8], "max_train_steps": 3}
+    run = train_vae(tmp_path / "vae", **fields, **options)
+    assert main(["analyze", str(run), "--reference_split", "train", *QUICK[:2], "--num_bound_images", "1"]) == 0
+    found = json.loads((run / "analysis.json").read_text())
+    assert found["class_kept"] == {}
+    assert found["bounds"]["negative_importance_weighted_bound"]["std"] is None
+    assert (run / "analysis" / "interpolations.png").exists()
+
+
+def test_judges_that_do_not_fit_are_left_out_unless_they_are_named(tmp_path, judge_run, capsys):
+    run = train_vae(tmp_path / "vae", resolution=12, max_train_steps=3)
+    assert main(["analyze", str(run), *TEST, *QUICK, "--judge", str(judge_run)]) == 2
+    assert "the judge digits_judge has 8×8 pixels" in capsys.readouterr().err
+    assert main(["analyze", str(run), *TEST, *QUICK]) == 0
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--num_bound_images", "0"], "num_bound_images must be positive"),
-        (["--dataset_name", "digits", "--resolution", "16"], "has 8×8 pixels"),
+        ([*TEST, "--resolution", "16"], "has 8×8 pixels"),
         (["--reference_split", "nothing"], "nothing"),
     ],
 )
@@ -181,7 +210,7 @@ def test_a_model_of_grey_likelihoods_has_no_black_and_white(tmp_path, capsys):
 
 def test_a_run_that_collapses_says_so_and_a_good_one_does_not(tmp_path, capsys, vae_run):
     run = train_vae(tmp_path / "vae", beta=1000.0, max_train_steps=200)
-    assert "warning at step 200: posterior collapse: none of the 4 latent dimensions" in capsys.readouterr().err
+    assert "warning at step 200: posterior collapse: the latents tell nothing" in capsys.readouterr().err
     (problem,) = json.loads((run / "run.json").read_text())["problems"]
     assert main(["card", str(run), "--gallery", str(tmp_path / "gallery")]) == 0
     assert problem in (tmp_path / "gallery" / "vae" / "README.md").read_text()

@@ -8,13 +8,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
-from conftest import TINY, TINY_VAE, flags
+from conftest import TINY, TINY_JUDGE, TINY_VAE, flags
 
 from hfgen.cli import main
 from hfgen.errors import UserError
 from hfgen.sweep import parse_sweep
 
-VAE = flags(**TINY_VAE | {"max_train_steps": 60})
+SHARED = {name: value for name, value in TINY_VAE.items() if name not in ("latent_dim", "hidden_sizes")}
+VAE = flags(**SHARED | {"max_train_steps": 60})
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,11 @@ def test_reports_are_made_of_all_members_and_complete_the_page(sweep, judge_run,
         bound = json.loads((sweep / name / "analysis.json").read_text())["bounds"]["negative_elbo"]["value"]
         assert f"{bound:.2f}" in page
     assert "| Fréchet distance |" in page
+    bounds = {
+        name: json.loads((sweep / name / "analysis.json").read_text())["bounds"]["negative_elbo"]["value"]
+        for name in NAMES
+    }
+    assert f"The lowest −ELBO on the test images has {min(bounds, key=bounds.get)}." in page
 
 
 def test_its_members_can_be_published(sweep, capsys):
@@ -96,6 +102,7 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, capsys):
         (["latent_dims=2,4"], "no flag --latent_dims; did you mean --latent_dim?"),
         (["latent_dim=2,0"], "latent_dim must be positive, not 0"),
         (["latent_dim=two"], "two"),
+        (["max_train_steps=3,4"], "max_train_steps is swept, and cannot be given as a flag too"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_any_work(tmp_path, capsys, sweep, message):
@@ -111,6 +118,38 @@ def test_several_fields_multiply_and_lists_are_parted_by_spaces():
     ]  # fmt: skip
     with pytest.raises(UserError, match="cannot differ in mixed_precision"):
         parse_sweep(["mixed_precision=no,bf16"])
+
+
+def test_true_false_and_lists_that_may_be_none_are_swept(tmp_path):
+    sweep = ["decoder_hidden_sizes=8,8 16", "use_ema=true,false"]
+    fields = TINY_VAE | {"max_train_steps": 2, "output_dir": tmp_path / "v"}
+    assert main(["train", "vae", *flags(**fields), "--sweep", *sweep]) == 0
+    made = [yaml.safe_load(path.read_text()) for path in sorted((tmp_path / "v").glob("*/config.yaml"))]
+    assert sorted((each["decoder_hidden_sizes"], each["use_ema"]) for each in made) == [
+        ([8], False), ([8], True), ([8, 16], False), ([8, 16], True),
+    ]  # fmt: skip
+
+
+def test_a_sweep_runs_in_one_process(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "vae", *VAE, "--output_dir", str(tmp_path / "x"), "--sweep", "latent_dim=2,4"]) == 2
+    assert "a sweep runs in one process" in capsys.readouterr().err
+
+
+def test_runs_of_one_name_are_not_published_as_one(sweep, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "vae").mkdir(parents=True)
+        (tmp_path / folder / "vae" / "run.json").write_text("{}")
+    assert main(["publish-all", str(tmp_path), "--namespace", "ada", "--dry_run"]) == 2
+    assert "are called vae, and would be published as one" in capsys.readouterr().err
+
+
+def test_classifiers_are_swept_and_tested(tmp_path):
+    fields = TINY_JUDGE | {"output_dir": tmp_path / "judge", "max_train_steps": 20}
+    del fields["learning_rate"]
+    assert main(["train", "classifier", *flags(**fields), "--sweep", "learning_rate=1e-3,1e-2"]) == 0
+    assert main(["evaluate", str(tmp_path / "judge")]) == 0
+    assert "| accuracy |" in (tmp_path / "judge" / "sweep.md").read_text()
 
 
 def test_other_families_are_swept_too(tmp_path):

@@ -10,13 +10,14 @@ import PIL.Image
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import TINY_VAE
+from conftest import TINY_VAE, train_vae
 from huggingface_hub import ModelCard
 from torch.distributions import Normal, kl_divergence
 
 import hfgen
 from hfgen.batches import Batch
 from hfgen.cli import main
+from hfgen.code_files import save_pipeline
 from hfgen.config import VAEConfig
 from hfgen.data import load_images
 from hfgen.errors import UserError
@@ -375,11 +376,55 @@ def test_what_only_other_models_have_is_refused(run, tmp_path, capsys, flags, me
 
 
 def test_an_evaluation_draws_as_the_run_does(run, judge_run, tmp_path):
-    arguments = ["--judge", str(judge_run), "--num_images", "200", "--reference_split", "train[80%:]"]
-    assert main(["evaluate", str(run), *arguments, "--output_dir", str(tmp_path)]) == 0
-    record = json.loads((tmp_path / "evaluation.json").read_text())
-    assert record["protocol"]["prior"] == "normal"
-    assert "normal prior" in (tmp_path / "evaluation.md").read_text()
+    pipeline = hfgen.load(str(run))
+    pipeline.register_to_config(prior="mixture")
+    save_pipeline(pipeline, tmp_path / "model")
+    for model, prior in ((run, "normal"), (tmp_path / "model", "mixture")):
+        output = tmp_path / prior
+        arguments = ["--judge", str(judge_run), "--num_images", "100", "--reference_split", "train[80%:]"]
+        arguments += ["--dataset_name", "digits", "--train_split", "train[:80%]", "--output_dir", str(output)]
+        assert main(["evaluate", str(model), *arguments]) == 0
+        record = json.loads((output / "evaluation.json").read_text())
+        assert record["protocol"]["prior"] == prior
+        assert f"{prior} prior" in (output / "evaluation.md").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(run, test_images, dtype):
+    pipeline = hfgen.load(str(run)).to(dtype)
+    again = pipeline.reconstruct(test_images[:4], output_type="pt").images
+    assert torch.allclose(again, hfgen.load(str(run)).reconstruct(test_images[:4], output_type="pt").images, atol=0.1)
+    assert len(pipeline.interpolate(test_images[:1], torch.zeros(4), 3).images) == 3
+    assert torch.isfinite(pipeline.vae(test_images[:4].to(dtype) * 2 - 1, num_draws=2).sample).all()
+
+
+def test_it_goes_on_where_a_checkpoint_was_the_last_that_it_wrote(tmp_path):
+    fields = {"max_train_steps": 20, "checkpointing_steps": 20, "prior": "mixture"}
+    whole = train_vae(tmp_path / "whole", **fields)
+    run = train_vae(tmp_path / "vae", **fields)
+    for name in ("model_index.json", "run.json"):
+        (run / name).unlink()
+    train_vae(run, **fields, resume_from_checkpoint="latest")
+    for part in ("vae", "mixture"):
+        weights = [folder / part / "diffusion_pytorch_model.safetensors" for folder in (whole, run)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_what_is_drawn_once_is_not_mirrored():
+    with pytest.raises(UserError, match="cannot be mirrored"):
+        VAEConfig(**TINY_VAE, output_dir="x", binarization="static", random_flip=True)
+    with pytest.raises(UserError, match="are bernoulli, not logistic"):
+        VAEConfig(**TINY_VAE, output_dir="x", binarization="dynamic", pixel_distribution="logistic")
+
+
+def test_the_code_on_the_page_runs(run, tmp_path):
+    runs = [run, train_vae(tmp_path / "of_classes", class_conditional=True, max_train_steps=3)]
+    for each in runs:
+        assert main(["card", str(each), "--gallery", str(tmp_path / "pages")]) == 0
+        text = (tmp_path / "pages" / each.name / "README.md").read_text()
+        code = text.partition("```python\n")[2].partition("```")[0].replace(f"user/{each.name}", str(each))
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    assert "class-conditional" in ModelCard.load(tmp_path / "pages" / "of_classes" / "README.md").data.tags
 
 
 def test_its_page_says_what_it_is(run, tmp_path):

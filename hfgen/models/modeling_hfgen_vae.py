@@ -221,7 +221,7 @@ class VAEModel(ModelMixin, ConfigMixin):
 
     def pixels(self, latents: Tensor, class_labels: Tensor | None = None) -> Distribution:
         """Return p(x | z) of pixels in [0, 1], over (B, C, H, W), for latents (B, latent_dim)."""
-        features = self.from_latents(self._with_classes(latents, class_labels))
+        features = self.from_latents(self._with_classes(latents.to(self.dtype), class_labels))
         logits = self.up(features.view(-1, *self.inner_shape)).float()
         match self.config.pixel_distribution:
             case "bernoulli":
@@ -287,7 +287,7 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
         self.register_buffer("scale_trils", torch.eye(latent_dim).repeat(num_components, 1, 1))
 
     def set_parameters(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        """Take weights (K,), means (K, D) and covariances (K, D, D)."""
+        """Take weights (K,), means (K, D) and covariances (K, D, D), best in double precision."""
         self.weights.copy_(weights)
         self.means.copy_(means)
         self.scale_trils.copy_(torch.linalg.cholesky(covariances))

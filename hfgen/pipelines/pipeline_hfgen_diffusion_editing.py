@@ -224,7 +224,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         class_labels: Sequence[ClassLabel],
         source_class_labels: Sequence[ClassLabel] | None = None,
         strength: float = 0.8,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         num_inference_steps: int = 50,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
@@ -238,7 +238,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             class_labels: What they are to become, one an image.
             source_class_labels: What they are, one an image; by default of no particular class.
             strength: How far towards noise, from 0 to 1: more changes more.
-            guidance_scale: How strongly the new class is enforced.
+            guidance_scale: How strongly the new class is enforced: by default 2, or 1 of a model that has not learnt
+                images of no particular class.
             num_inference_steps: Steps in each direction.
             output_type: See `__call__`.
 
@@ -248,6 +249,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         Raises:
             ValueError: if the model knows no classes, or not these; for a strength outside of 0 to 1.
         """
+        if guidance_scale is None:
+            guidance_scale = 2.0 if self.config.learnt_no_class else 1.0
         if not self.unet.config.num_class_embeds:
             raise ValueError("the model knows no classes, so that it cannot change one")
         x = self._preprocess(image)

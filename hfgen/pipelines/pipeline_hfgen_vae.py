@@ -26,14 +26,24 @@ class VAEPipeline(DiffusionPipeline):
         vae: A `VAEModel`.
         mixture: A `GaussianMixtureModel` of the latents of the training images.
         id2label: The names of the classes by their numbers, of a model that is told classes.
+        prior: Where latents are drawn from unless it is said; see `__call__`.
+        binarization: How the pixels of the training images were made black and white; `none` if they were not.
     """
 
     model_cpu_offload_seq = "vae"
 
-    def __init__(self, vae: ModelMixin, mixture: ModelMixin, id2label: dict | None = None):
+    def __init__(
+        self,
+        vae: ModelMixin,
+        mixture: ModelMixin,
+        id2label: dict | None = None,
+        prior: Literal["normal", "mixture"] = "normal",
+        binarization: str = "none",
+    ):
         super().__init__()
         self.register_modules(vae=vae, mixture=mixture)
-        self.register_to_config(id2label={int(number): name for number, name in (id2label or {}).items()})
+        id2label = {int(number): name for number, name in (id2label or {}).items()}
+        self.register_to_config(id2label=id2label, prior=prior, binarization=binarization)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -71,7 +81,7 @@ class VAEPipeline(DiffusionPipeline):
         batch_size: int = 1,
         latents: Tensor | None = None,
         class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
-        prior: Literal["normal", "mixture"] = "normal",
+        prior: Literal["normal", "mixture"] | None = None,
         generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -84,7 +94,7 @@ class VAEPipeline(DiffusionPipeline):
             class_labels: Names or numbers of classes, one an image or one for all, of a model that is told classes; by
                 default, if the latents are drawn, all classes in turn.
             prior: Where latents are drawn from: the standard normal distribution of training, or the mixture that was
-                fitted to the latents of the training images.
+                fitted to the latents of the training images; by default what the model was saved with.
             generator: What draws them: one for all, or one an image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
@@ -162,7 +172,7 @@ class VAEPipeline(DiffusionPipeline):
             raise ValueError(f"num_steps must be 2 or more, not {num_steps}")
         labels = self._classes(class_labels, num_steps)
         first, last = self._latent_of(start, labels), self._latent_of(end, None if labels is None else labels.flip(0))
-        shares = torch.linspace(0, 1, num_steps, device=first.device)[:, None]
+        shares = torch.linspace(0, 1, num_steps, dtype=first.dtype, device=first.device)[:, None]
         match mode:
             case "linear":
                 latents = torch.lerp(first[None], last[None], shares)
@@ -205,12 +215,12 @@ class VAEPipeline(DiffusionPipeline):
         return self._postprocess(self._decode(latents.flatten(0, 1), labels), output_type)
 
     def draw_latents(
-        self, batch_size: int, prior: Literal["normal", "mixture"] = "normal", generator: Generators = None
+        self, batch_size: int, prior: Literal["normal", "mixture"] | None = None, generator: Generators = None
     ) -> Tensor:
         """Draw latents (B, latent_dim) from a prior; see `__call__`."""
         device = self._execution_device
         noise = randn_tensor((batch_size, self.vae.config.latent_dim), generator, device, self.vae.dtype)
-        match prior:
+        match prior or self.config.prior:
             case "normal":
                 return noise
             case "mixture":
@@ -223,7 +233,8 @@ class VAEPipeline(DiffusionPipeline):
         """Return a latent (latent_dim,) as it is given, or that of an image, whose class is the first label."""
         if isinstance(given, Tensor) and given.ndim == 1:
             return given.to(self._execution_device, self.vae.dtype)
-        return self.vae.encode(self._preprocess(given)[:1], None if labels is None else labels[:1]).mean[0]
+        latent_dist = self.vae.encode(self._preprocess(given)[:1], None if labels is None else labels[:1])
+        return latent_dist.mean[0].to(self.vae.dtype)
 
     def _decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         if latents.ndim != 2 or latents.shape[1] != self.vae.config.latent_dim:
@@ -253,6 +264,12 @@ class VAEPipeline(DiffusionPipeline):
             image = VaeImageProcessor.pil_to_numpy([picture.convert(mode) for picture in pictures])
         if isinstance(image, np.ndarray):
             image = VaeImageProcessor.numpy_to_pt(image)
+        size = self.vae.config.sample_size
+        expected = (self.vae.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        if tuple(image.shape[1:]) != expected:
+            raise ValueError(
+                f"images must be (B, {', '.join(map(str, expected))}) as tensors, not {tuple(image.shape)}"
+            )
         return 2 * image.to(self._execution_device, self.vae.dtype) - 1
 
     def _postprocess(self, images: Tensor, output_type: str) -> ImagePipelineOutput:

@@ -48,7 +48,7 @@ class Task(Protocol):
         ...
 
     def diagnose(self) -> list[str]:
-        """Say, after a `save`, what has gone wrong that no loss tells; most often nothing."""
+        """Say what has gone wrong that no loss tells, as one sentence each without a full stop; most often nothing."""
         ...
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:

@@ -3,17 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import torch
 from sklearn.mixture import GaussianMixture
-from torch import nn
+from torch import Tensor, nn
+from torch.distributions import Normal
 
 from hfgen.batches import Batch
 from hfgen.binarization import Binarizer
 from hfgen.code_files import save_pipeline
 from hfgen.config import VAEConfig
 from hfgen.data import ImageData
-from hfgen.errors import UserError
+from hfgen.errors import TrainingError, UserError
 from hfgen.figures import sample_grid
 from hfgen.losses import (
     best_gaussian,
@@ -29,7 +31,7 @@ from hfgen.sampling import labels_of, sample
 from hfgen.seeds import derive_seed
 from hfgen.tasks import Loss
 
-FITTED_IMAGES = 10_000  # to which the mixture and an analytic standard deviation are fitted, at most
+FITTED_IMAGES = 5_000  # to which the mixture and an analytic standard deviation are fitted, at most
 
 
 class VAETask:
@@ -48,6 +50,8 @@ class VAETask:
 
     def __init__(self, config: VAEConfig, data: ImageData):
         self.config, self.data = config, data
+        if len(data) < 2:
+            raise UserError(f"a VAE needs two images or more, and {data.source} has {len(data)}")
         if config.class_conditional:
             data.require_labels()
         self.label_names = data.label_names if config.class_conditional else []
@@ -102,53 +106,63 @@ class VAETask:
 
     def pipeline(self) -> VAEPipeline:
         """Return the pipeline, whose files travel with the weights."""
-        return VAEPipeline(self.vae, self.mixture, dict(enumerate(self.label_names)))
+        names = dict(enumerate(self.label_names))
+        return VAEPipeline(self.vae, self.mixture, names, self.config.prior, self.config.binarization)
 
     def save(self, folder: Path) -> None:
         """Fit the mixture to the latents of training images, and save the pipeline."""
         self._fit()
         save_pipeline(self.pipeline(), folder)
 
+    @torch.no_grad()
     def diagnose(self) -> list[str]:
         """Say so if the latents tell nothing of the images (posterior collapse)."""
-        if self.active_units:
+        if count_active_units(torch.cat([latent_dist.mean for _, _, latent_dist in self._encoded()])):
             return []
         return [
-            f"posterior collapse: none of the {self.config.latent_dim} latent dimensions tells anything of an image, "
-            f"and the divergence is {self.divergence:.2g} nats. A smaller beta, reduction sum, kl_warmup_steps or "
-            "free_bits may help"
+            "posterior collapse: the latents tell nothing of an image, and all of them decode to the same; a smaller "
+            "beta, reduction sum, kl_warmup_steps or free_bits may help"
         ]
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw a grid of images; of a model that is told classes, a row of each."""
-        self._fit()
-        pipeline, prior = self.pipeline(), self.config.prior
-        images = torch.cat(list(sample(pipeline, num_images=num_images, seed=seed, prior=prior)))
+        if self.config.prior == "mixture":
+            self._fit()
+        pipeline = self.pipeline()
+        images = torch.cat(list(sample(pipeline, num_images=num_images, seed=seed, prior=self.config.prior)))
         labels = labels_of(pipeline, (), range(num_images)) if self.label_names else None
         return sample_grid(images, labels, self.label_names)
 
-    @torch.no_grad()
-    def _fit(self) -> None:
-        """Find out of training images what follows from the network: mixture, active units, analytic deviation."""
+    def _encoded(self) -> Iterator[tuple[Tensor, Tensor | None, Normal]]:
+        """Yield training images in [−1, 1] by the batch, with their labels and q(z | x); the same ones each time."""
         config, device = self.config, self.vae.device
         generator = torch.Generator().manual_seed(derive_seed("fit", config.seed))
         chosen = torch.randperm(len(self.data), generator=generator)[:FITTED_IMAGES]
-        drawn, means, divergences, squared_errors = [], [], [], []
         for numbers in chosen.split(500):
-            images = self.binarize(self.data.images[numbers].to(device).float() / 127.5 - 1, numbers, generator)
+            images = self.data.images[numbers].to(device).float() / 127.5 - 1
+            images = self.binarize(images, numbers, generator)
             labels = self.data.labels[numbers].to(device) if config.class_conditional else None
-            latent_dist = self.vae.encode(images, labels)
-            means.append(latent_dist.mean)
-            divergences.append(normal_kl(latent_dist).sum(1))
-            noise = torch.randn(latent_dist.mean.shape, generator=generator).to(device)
+            yield images, labels, self.vae.encode(images, labels)
+
+    @torch.no_grad()
+    def _fit(self) -> None:
+        """Find out of training images what follows from the network: the mixture, and an analytic deviation."""
+        config = self.config
+        generator = torch.Generator().manual_seed(derive_seed("latents", config.seed))
+        drawn, squared_errors = [], []
+        for images, labels, latent_dist in self._encoded():
+            noise = torch.randn(latent_dist.mean.shape, generator=generator).to(images.device)
             drawn.append(latent_dist.mean + latent_dist.stddev * noise)
-            squared_errors.append((self.vae.decode(drawn[-1], labels).sample - images).square().mean() / 4)
-        self.active_units, self.divergence = count_active_units(torch.cat(means)), torch.cat(divergences).mean().item()
+            difference = self.vae.decode(drawn[-1], labels).sample - images
+            squared_errors.append(difference.square().flatten(1).mean(1) / 4)  # of pixels in [0, 1]
         if config.pixel_distribution == "gaussian_analytic":
-            self.vae.log_std.fill_(torch.stack(squared_errors).mean().sqrt().log())
+            self.vae.log_std.fill_(torch.cat(squared_errors).mean().sqrt().log())
         latents = torch.cat(drawn).double().cpu().numpy()
+        if not np.isfinite(latents).all():
+            raise TrainingError("the latents are no longer finite; a lower --learning_rate may help")
         components = min(config.num_mixture_components, len(latents))
-        fitted = GaussianMixture(components, reg_covar=1e-4, random_state=config.seed).fit(latents)
-        self.mixture = GaussianMixtureModel(config.latent_dim, components).to(device)
+        state = derive_seed("mixture", config.seed) % 2**32
+        fitted = GaussianMixture(components, reg_covar=1e-4, random_state=state).fit(latents)
+        self.mixture = GaussianMixtureModel(config.latent_dim, components).to(self.vae.device)
         parameters = (fitted.weights_, fitted.means_, fitted.covariances_)
-        self.mixture.set_parameters(*(torch.from_numpy(values).float() for values in parameters))
+        self.mixture.set_parameters(*(torch.from_numpy(values) for values in parameters))
