@@ -86,8 +86,8 @@ def denoising_diffusion_pytorch(size: str, images: torch.Tensor, seconds: float)
 
 
 def diffusers_example(size: str, images: torch.Tensor, seconds: float) -> tuple[Draw, int]:
-    """Do as diffusers' `train_unconditional.py` on grey images of their own size, and draw by UniPC."""
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel, UniPCMultistepScheduler
+    """Do as diffusers' `train_unconditional.py` on grey images of their own size, and draw by DPM-Solver++."""
+    from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
     own = size == "own"
@@ -127,7 +127,7 @@ def diffusers_example(size: str, images: torch.Tensor, seconds: float) -> tuple[
             if time.monotonic() - begun > seconds:
                 break
     average.copy_to(model.parameters())
-    solver = UniPCMultistepScheduler.from_config(schedule.config, timestep_spacing="trailing")
+    solver = DPMSolverMultistepScheduler.from_config(schedule.config, timestep_spacing="trailing")
     pipeline = DDPMPipeline(model.eval(), solver)
     pipeline.set_progress_bar_config(disable=True)
 

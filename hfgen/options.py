@@ -309,10 +309,10 @@ class CompareSamplersConfig(MeasuringOptions):
 
 @dataclass(kw_only=True)
 class ResultsConfig:
-    """Make one table of all evaluations below some folders.
+    """Make one page of all evaluations and analyses below some folders.
 
     Args:
-        folders: Where to look for `evaluation.json`; by default `runs`.
+        folders: Where to look for `evaluation.json` and `analysis.json`; by default `runs`.
         output: The Markdown file to write.
     """
 

@@ -79,11 +79,17 @@ def results_page(folders: list[Path], place: Path) -> str:
     Raises:
         UserError: if there is none.
     """
-    files = [file for folder in folders for file in sorted(folder.rglob(RECORD))]
-    if not files:
+    records, analyses = (
+        [
+            (_link(file.resolve().parent, place), json.loads(file.read_text()))
+            for folder in folders
+            for file in sorted(folder.rglob(name))
+        ]
+        for name in (RECORD, ANALYSIS_RECORD)
+    )
+    if not records and not analyses:
         places = ", ".join(str(folder) for folder in folders)
         raise UserError(f"there is no {RECORD} below {places}; hfgen evaluate writes one")
-    records = [(_link(file.resolve().parent, place), json.loads(file.read_text())) for file in files]
     models = sorted(
         ((name, record) for name, record in records if "measures" in record),
         key=lambda item: (item[1]["protocol"]["dataset"], item[0]),
@@ -96,6 +102,8 @@ def results_page(folders: list[Path], place: Path) -> str:
     ]
     if models:
         lines += _models_table(models)
+    if analyses:
+        lines += _latents_table(analyses)
     if judges:
         lines += _judges_table(judges)
     return "\n".join(lines) + "\n"
@@ -387,6 +395,40 @@ def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
         "Fréchet distances are in the features of each judge, one after the other; the other measures and the classes "
         "are those of the first. They are no FIDs. Each model's page has the protocol.",
         *table([*header, "shares of the classes", "of the class asked for"], (row(*item) for item in models)),
+    ]
+
+
+def _latents_table(analyses: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    def row(name: str, record: dict[str, Any]) -> list[str]:
+        protocol, similarity = record["protocol"], record["similarity"]
+        bound = record["bounds"]["negative_importance_weighted_bound"]
+        kept = next(iter(record["class_kept"].values()), None)
+        return [
+            name,
+            protocol["dataset"],
+            f"{protocol['pixel_distribution']}, binarised: {protocol['pixels']}",
+            f"{record['active_units']} of {protocol['latent_dim']}",
+            f"{record['bounds']['negative_elbo']['value']:.2f}",
+            f"{bound['value']:.2f} ({protocol['num_importance_samples']:,} latents, {protocol['num_bound_images']:,} "
+            "images)",
+            number(similarity["mse"]),
+            number(similarity["ssim"]) if "ssim" in similarity else "",
+            f"{record['pixel_accuracy']:.2%}",
+            accuracy_text(kept["reconstructions"]) if kept else "",
+        ]
+
+    header = ["model", "data", "pixels", "active latents", "−ELBO (nats)", "importance-weighted", "MSE", "SSIM"]
+    return [
+        "",
+        "## Latents",
+        "",
+        "What `hfgen analyze` found on the test images. Bounds of pixels that are not binarised are no likelihoods. "
+        "MSE, SSIM, the pixels on the same side of a half, and the class that the first judge sees, are of an image "
+        "and its reconstruction.",
+        *table(
+            [*header, "pixels right", "class kept"],
+            (row(*item) for item in sorted(analyses, key=lambda item: item[0])),
+        ),
     ]
 
 

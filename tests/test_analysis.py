@@ -88,6 +88,10 @@ def test_the_report_has_pictures_and_the_page_of_the_model_shows_it(record, vae_
     assert f"{record[0]['bounds']['negative_elbo']['value']:.2f}" in text
     assert (folder / "analysis" / "reconstructions.png").exists()
     assert (folder / "analysis.md").exists()
+    assert main(["results", str(folder.parent), "--output", str(tmp_path / "RESULTS.md")]) == 0
+    (row,) = [line for line in (tmp_path / "RESULTS.md").read_text().splitlines() if line.startswith("| [vae]")]
+    assert f"{record[0]['bounds']['negative_elbo']['value']:.2f}" in row
+    assert "4 of 4" in row
 
 
 def test_the_same_seed_finds_the_same_whatever_the_batches(vae_run, tmp_path):
