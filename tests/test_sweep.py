@@ -55,7 +55,7 @@ def test_the_page_puts_them_side_by_side(sweep):
 
 
 def test_reports_are_made_of_all_members_and_complete_the_page(sweep, judge_run, capsys):
-    shared = ["--judge", str(judge_run), "--reference_split", "train[80%:]"]
+    shared = ["--judge", str(judge_run), "--reference_split", "train[90%:]"]
     quick = ["--num_importance_samples", "5", "--num_bound_images", "20"]
     assert main(["analyze", str(sweep), *shared, *quick, "--output_dir", "x"]) == 2
     assert "leave output_dir out" in capsys.readouterr().err
