@@ -72,7 +72,7 @@ def main() -> None:
             print(seconds, flush=True)
         ratios = {way: statistics.median(row[way] / row["hfgen"] for row in rounds) for way in WAYS}
         training = hfgen_run(folder / "recipe")
-        run("hfgen", "analyze", folder / "recipe", "--num_importance_samples", 1, "--num_bound_images", 1)
+        run("hfgen", "analyze", folder / "recipe", "--num_importance_samples", 1, "--num_bound_images", 2)
         bound = json.loads((folder / "recipe" / "analysis.json").read_text())["bounds"]["negative_elbo"]["value"]
         to_target = {"hfgen, its recipe": {"seconds": training["train_seconds"], "negative_elbo": bound}}
         for title, (way, batch, rate) in {

@@ -20,10 +20,11 @@ from hfgen.data import ImageData, public_name
 from hfgen.errors import UserError
 from hfgen.figures import image_grid, latents_picture, pairs_picture, sample_grid, save_picture
 from hfgen.loading import load
-from hfgen.losses import ACTIVE_VARIANCE, count_active_units, importance_weighted_bound, normal_kl, pixel_error
+from hfgen.losses import ACTIVE_VARIANCE, count_active_units, log_importance_weights, normal_kl, pixel_error
 from hfgen.measures import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.metrics.judge import Judge, load_judge
+from hfgen.metrics.likelihood_bounds.likelihood_bounds import likelihood_bounds
 from hfgen.options import AnalyzeConfig
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.references import (
@@ -205,35 +206,34 @@ def _uint8(images: Tensor) -> Tensor:
 
 def _bounds(pipeline: VAEPipeline, encoded: _Encoded, config: AnalyzeConfig) -> dict[str, dict[str, float]]:
     """Return the negative bounds on ln p(x), in nats an image, and the two terms of the first."""
-    chosen = torch.randperm(
-        len(encoded.images), generator=torch.Generator().manual_seed(derive_seed("bound images", config.seed))
-    )[: config.num_bound_images]
+    generator = torch.Generator().manual_seed(derive_seed("bound images", config.seed))
+    chosen = torch.randperm(len(encoded.images), generator=generator)[: config.num_bound_images]
+    found = likelihood_bounds(_log_weights(pipeline, encoded, chosen, config))
     divergence = encoded.divergences.sum(1)
     return {
         "reconstruction": _mean(encoded.errors),
         "kl": _mean(divergence),
         "negative_elbo": _mean(encoded.errors + divergence),
-        "negative_importance_weighted_bound": _mean(-_importance_weighted(pipeline, encoded, chosen, config)),
+        "negative_importance_weighted_bound": {
+            "value": -found["importance_weighted_bound"],
+            "std": found["importance_weighted_bound_std"],
+        },
     }
 
 
-def _mean(values: Tensor) -> dict[str, float | None]:
-    """Return the mean and its standard error, which one value has not."""
-    values = values.double()
-    return {
-        "value": values.mean().item(),
-        "std": (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else None,
-    }
+def _mean(values: Tensor) -> dict[str, float]:
+    """Return the mean and its standard error."""
+    return {"value": values.double().mean().item(), "std": (values.double().std() / math.sqrt(len(values))).item()}
 
 
 @torch.no_grad()
-def _importance_weighted(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, config: AnalyzeConfig) -> Tensor:
-    """Return the bound of many latents of the chosen images, (N,)."""
+def _log_weights(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, config: AnalyzeConfig) -> Tensor:
+    """Return the logarithms of the importance weights of many latents of the chosen images, (N, K)."""
     vae = pipeline.vae
     generator = torch.Generator(vae.device).manual_seed(derive_seed("importance samples", config.seed))
     total = config.num_importance_samples
-    at_a_time = max(1, ROWS_AT_A_TIME // min(total, ROWS_AT_A_TIME))
-    bounds = []
+    at_a_time = max(1, ROWS_AT_A_TIME // total)
+    weights = []
     for indices in tqdm(chosen.split(at_a_time), desc="importance sampling", unit="batch", disable=None):
         images = encoded.images[indices].to(vae.device)
         means, stddevs = encoded.means[indices].to(vae.device), encoded.stddevs[indices].to(vae.device)
@@ -245,11 +245,10 @@ def _importance_weighted(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tenso
             noise = torch.randn(draws, *means.shape, generator=generator, device=vae.device)
             latents = means + stddevs * noise
             pixels = vae.pixels(latents.flatten(0, 1), None if labels is None else labels.repeat(draws))
-            errors = pixel_error(pixels, images.repeat(draws, 1, 1, 1)).flatten(1).sum(1)
-            errors = errors.view(draws, len(indices))
-            parts.append(importance_weighted_bound(errors, latents, latent_dist) + math.log(draws / total))
-        bounds.append(torch.stack(parts).logsumexp(0).cpu())
-    return torch.cat(bounds)
+            errors = pixel_error(pixels, images.repeat(draws, 1, 1, 1)).flatten(1).sum(1).view(draws, -1)
+            parts.append(log_importance_weights(errors, latents, latent_dist).cpu())
+        weights.append(torch.cat(parts).T)
+    return torch.cat(weights)
 
 
 def _pictures(pipeline: VAEPipeline, test: ImageData, encoded: _Encoded, seed: int) -> dict[str, Image]:

@@ -169,7 +169,12 @@ def free_bits_kl(divergence: Tensor, free_nats: float) -> Tensor:
 
 
 def importance_weighted_bound(error: Tensor, latents: Tensor, latent_dist: Normal) -> Tensor:
-    """Return ln 1/k Σ_k p(x | z_k) p(z_k) / q(z_k | x), in nats: (B,) (Burda et al. 2016, eq. 8).
+    """Return ln 1/k Σ_k w_k, in nats: (B,) (Burda et al. 2016, eq. 8); see `log_importance_weights`."""
+    return log_importance_weights(error, latents, latent_dist).logsumexp(0) - math.log(len(latents))
+
+
+def log_importance_weights(error: Tensor, latents: Tensor, latent_dist: Normal) -> Tensor:
+    """Return ln w_k = ln p(x | z_k) p(z_k) / q(z_k | x), in nats: (k, B).
 
     Args:
         error: −ln p(x | z_k), (k, B).
@@ -177,5 +182,4 @@ def importance_weighted_bound(error: Tensor, latents: Tensor, latent_dist: Norma
         latent_dist: q(z | x), over (B, D).
     """
     prior = Normal(torch.zeros_like(latents), 1.0, validate_args=False)
-    log_weights = (prior.log_prob(latents) - latent_dist.log_prob(latents)).sum(-1) - error
-    return log_weights.logsumexp(0) - math.log(len(latents))
+    return (prior.log_prob(latents) - latent_dist.log_prob(latents)).sum(-1) - error

@@ -262,7 +262,9 @@ class AnalyzeConfig(TestingOptions):
     def __post_init__(self):
         """Refuse values that nothing can be found out with."""
         super().__post_init__()
-        _require_positive(self, ["num_importance_samples", "num_bound_images"])
+        _require_positive(self, ["num_importance_samples"])
+        if self.num_bound_images < 2:
+            raise UserError(f"num_bound_images must be two or more, for a standard error, not {self.num_bound_images}")
 
 
 @dataclass(kw_only=True)

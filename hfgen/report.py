@@ -158,10 +158,7 @@ def bounds_table(record: dict[str, Any]) -> list[str]:
         "negative_importance_weighted_bound": "importance-weighted bound on −ln p(x)",
     }
     bounds = record["bounds"]
-    rows = [
-        [title, f"{bounds[name]['value']:.2f}" + (f" ± {std:.2f}" if (std := bounds[name]["std"]) else "")]
-        for name, title in titles.items()
-    ]
+    rows = [[title, f"{bounds[name]['value']:.2f} ± {bounds[name]['std']:.2f}"] for name, title in titles.items()]
     return table(["", "nats"], rows)
 
 

@@ -135,6 +135,7 @@ def test_recipes_open_with_command_cost_and_result_and_are_valid(path, capsys):
     assert f"--config {path.stem}" in header
     assert "measured" in header.lower()
     assert "expected" in header.lower()
+    assert "pending" not in header
     family = path.stem.split("_")[0]
     config = parse_config(FAMILIES[family], ["--config", path.stem], prog="")
     assert config.output_dir == f"runs/{path.stem}"

@@ -419,11 +419,12 @@ def test_what_is_drawn_once_is_not_mirrored():
 
 def test_the_code_on_the_page_runs(run, tmp_path):
     runs = [run, train_vae(tmp_path / "of_classes", class_conditional=True, max_train_steps=3)]
+    code = ""
     for each in runs:
         assert main(["card", str(each), "--gallery", str(tmp_path / "pages")]) == 0
         text = (tmp_path / "pages" / each.name / "README.md").read_text()
-        code = text.partition("```python\n")[2].partition("```")[0].replace(f"user/{each.name}", str(each))
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+        code += text.partition("```python\n")[2].partition("```")[0].replace(f"user/{each.name}", str(each))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     assert "class-conditional" in ModelCard.load(tmp_path / "pages" / "of_classes" / "README.md").data.tags
 
 
