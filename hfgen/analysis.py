@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
-from scipy.stats import norm
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
@@ -18,12 +17,13 @@ from tqdm import tqdm
 from hfgen.binarization import Binarizer
 from hfgen.data import ImageData, public_name
 from hfgen.errors import UserError
-from hfgen.figures import image_grid, latents_picture, pairs_picture, sample_grid, save_picture
+from hfgen.figures import latents_picture, pairs_picture, sample_grid, save_picture
+from hfgen.latents import STRIP_STEPS, STRIPS, first_class, plane_picture
 from hfgen.loading import load
 from hfgen.losses import ACTIVE_VARIANCE, count_active_units, log_importance_weights, normal_kl, pixel_error
 from hfgen.measures import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
-from hfgen.metrics.judge import Judge, load_judge
+from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
 from hfgen.metrics.likelihood_bounds.likelihood_bounds import likelihood_bounds
 from hfgen.options import AnalyzeConfig
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
@@ -34,7 +34,6 @@ from hfgen.references import (
     load_real,
     name_of,
     run_fields,
-    shipped_judges_of,
 )
 from hfgen.report import ANALYSIS_PAGE as PAGE
 from hfgen.report import ANALYSIS_PICTURES as PICTURES
@@ -52,10 +51,7 @@ PIXELS = {
     "dynamic": "black and white, 1 with the probability of the grey one's brightness, drawn for this analysis",
 }
 ROWS_AT_A_TIME = 5000  # latents that are decoded together for the importance-weighted bound
-STRIP_STEPS = 10  # equally spaced points of an interpolation or traversal
-STRIPS = 4  # interpolations of each kind
 PAIRS = 32  # images beside their reconstructions
-PLANE_SIDE = 20  # images along each side of the decoded plane
 TRAVERSED = 16  # dimensions at most, those with most divergence
 SCATTERED = 2000  # points of latents that are drawn
 
@@ -210,13 +206,14 @@ def _bounds(pipeline: VAEPipeline, encoded: _Encoded, config: AnalyzeConfig) -> 
     chosen = torch.randperm(len(encoded.images), generator=generator)[: config.num_bound_images]
     found = likelihood_bounds(_log_weights(pipeline, encoded, chosen, config))
     divergence = encoded.divergences.sum(1)
+    negative_elbo = _mean(encoded.errors + divergence)
     return {
         "reconstruction": _mean(encoded.errors),
         "kl": _mean(divergence),
-        "negative_elbo": _mean(encoded.errors + divergence),
+        "negative_elbo": negative_elbo,
         "negative_importance_weighted_bound": {
-            "value": -found["importance_weighted_bound"],
-            "std": found["importance_weighted_bound_std"],
+            "value": negative_elbo["value"] - found["gain"],
+            "std": math.hypot(negative_elbo["std"], found["gain_std"]),
         },
     }
 
@@ -266,7 +263,7 @@ def _pictures(pipeline: VAEPipeline, test: ImageData, encoded: _Encoded, seed: i
         "traversals": _traversals(pipeline, encoded),
     }
     if pipeline.vae.config.latent_dim == 2:
-        pictures["plane"] = _plane(pipeline)
+        pictures["plane"] = plane_picture(pipeline)
     return pictures
 
 
@@ -291,7 +288,7 @@ def _interpolations(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, ge
     rows, names = [], []
     for name, (latents, labels) in ends.items():
         for first in range(0, len(latents) - 1, 2):
-            classes = _first_class(pipeline)
+            classes = first_class(pipeline)
             if labels is not None:
                 pair = labels[chosen[first : first + 2]].tolist()
                 classes = [pair[step >= STRIP_STEPS / 2] for step in range(STRIP_STEPS)]
@@ -302,26 +299,14 @@ def _interpolations(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, ge
     return sample_grid(_uint8(torch.cat(rows)), numbers, names)
 
 
-def _first_class(pipeline: VAEPipeline) -> int | None:
-    return next(iter(pipeline.labels.values()), None)
-
-
 def _traversals(pipeline: VAEPipeline, encoded: _Encoded) -> Image:
     divergences = encoded.divergences.mean(0)
     dimensions = divergences.argsort(descending=True)[:TRAVERSED].tolist()
-    options = {"num_steps": STRIP_STEPS, "class_labels": _first_class(pipeline), "output_type": "pt"}
+    options = {"num_steps": STRIP_STEPS, "class_labels": first_class(pipeline), "output_type": "pt"}
     images = pipeline.traverse(dimensions=dimensions, **options).images
     names = [f"z{dimension}: {divergences[dimension]:.1f} nats" for dimension in dimensions]
     rows = [row for row in range(len(names)) for _ in range(STRIP_STEPS)]
     return sample_grid(_uint8(images), rows, names)
-
-
-def _plane(pipeline: VAEPipeline) -> Image:
-    """Decode points that divide the prior of two dimensions into equal masses (Kingma and Welling 2014, fig. 4)."""
-    places = torch.from_numpy(norm.ppf((np.arange(PLANE_SIDE) + 0.5) / PLANE_SIDE)).float()
-    latents = torch.cartesian_prod(places.flip(0), places).flip(1)  # z0 to the right, z1 upwards
-    images = pipeline(latents=latents, class_labels=_first_class(pipeline), output_type="pt").images
-    return image_grid(_uint8(images), PLANE_SIDE)
 
 
 def _page(record: dict[str, Any]) -> list[str]:

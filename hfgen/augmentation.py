@@ -36,3 +36,18 @@ def random_erase(images: Tensor, size: int) -> Tensor:
     in_rows = (rows >= top) & (rows < top + size)
     in_columns = (columns >= left) & (columns < left + size)
     return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+
+
+def random_color(images: Tensor) -> Tensor:
+    """Change brightness, saturation and contrast of each image (DiffAugment, Zhao et al. 2020).
+
+    Brightness moves by up to a half, saturation is multiplied by 0 to 2, contrast by 0.5 to 1.5.
+
+    Args:
+        images: (B, C, H, W); the result may lie outside of the range that they lie in.
+    """
+    brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, device=images.device)
+    images = images + (brightness - 0.5)
+    grey = images.mean(1, keepdim=True)
+    images = torch.lerp(grey, images, 2 * saturation)
+    return torch.lerp(images.mean((1, 2, 3), keepdim=True), images, 0.5 + contrast)

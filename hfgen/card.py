@@ -35,6 +35,12 @@ from hfgen.sampling import film
 README = "README.md"
 FIGURES = "figures"
 SAMPLES, CURVES, FILM = "samples.png", "training_curves.png", "film.gif"
+CLASSES, TRAINING_FILM = "classes.png", "training.gif"
+LATENTS = {  # pictures of the task, and what they show
+    "interpolations.png": "Between two random latents, on a straight line and along an arc",
+    "truncations.png": "The same latents, drawn from narrower or wider parts of the normal distribution",
+    "plane.png": "The plane of the two latent dimensions, at points that divide the distribution into equal masses",
+}
 FILM_IMAGES, FILM_FRAMES = 4, 20  # what keeps it below half a megabyte
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumed, for the estimate of energy
 
@@ -106,8 +112,9 @@ def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str
         _copy(samples[-1], folder / FIGURES / SAMPLES)
     if facts["kind"] in (DDPM, CLASS_CONDITIONAL):
         _draw_film(run, facts["config"], folder / FIGURES / FILM)
-    if folder != run and (run / FIGURES / CURVES).exists():
-        _copy(run / FIGURES / CURVES, folder / FIGURES / CURVES)
+    for name in (CURVES, CLASSES, TRAINING_FILM, *LATENTS):
+        if folder != run and (run / FIGURES / name).exists():
+            _copy(run / FIGURES / name, folder / FIGURES / name)
     return {path.name for path in (folder / FIGURES).iterdir()} if (folder / FIGURES).exists() else set()
 
 
@@ -148,7 +155,10 @@ def _results(kind: Kind, evaluation: dict[str, Any]) -> list[EvalResult]:
         asked = {key: protocol[key] for key in ("reference_images", "weights_sha256")}
         accuracy = {"metric_type": "accuracy", "metric_name": "accuracy", "metric_value": evaluation["accuracy"]}
         return [EvalResult(**shared, **accuracy, metric_args=asked)]
-    names = ("num_images", "scheduler", "num_inference_steps", "seed", "guidance_scale", "guidance_interval", "prior")
+    names = (
+        "num_images", "scheduler", "num_inference_steps", "seed", "guidance_scale", "guidance_interval", "prior",
+        "truncation",
+    )  # fmt: skip
     asked = {name: protocol[name] for name in names if protocol.get(name) is not None}
     return [
         EvalResult(
@@ -182,9 +192,17 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
         lines += ["", "## What its latents keep", *_latents(facts["analysis"])]
     if FILM in pictures:
         lines += ["", "## From noise to images", "", f"![the denoising film]({FIGURES}/{FILM})"]
+    if shown := [name for name in LATENTS if name in pictures]:
+        lines += ["", "## Between and around latents"]
+        for name in shown:
+            lines += ["", f"{LATENTS[name]}:", "", f"![{LATENTS[name]}]({FIGURES}/{name})"]
     lines += ["", "## How it was trained", *_training(facts)]
     if CURVES in pictures:
         lines += ["", f"![losses and gradient norms]({FIGURES}/{CURVES})"]
+    if CLASSES in pictures:
+        lines += ["", f"![share of the images that a judge takes for each class, by step]({FIGURES}/{CLASSES})"]
+    if TRAINING_FILM in pictures:
+        lines += ["", f"![what the same latents became in the course of training]({FIGURES}/{TRAINING_FILM})"]
     return [*lines, "", "## Limits", "", kind.limits.format(size=facts["size"], data=facts["data"])]
 
 

@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser
 
 import hfgen
-from hfgen.config import ClassifierConfig, DDPMConfig, TrainingConfig, VAEConfig
+from hfgen.config import ClassifierConfig, DDPMConfig, GANConfig, TrainingConfig, VAEConfig
 from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 from hfgen.options import (
     AnalyzeConfig,
@@ -31,7 +31,7 @@ from hfgen.options import (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
-FAMILIES = {config.family: config for config in (DDPMConfig, VAEConfig, ClassifierConfig)}
+FAMILIES = {config.family: config for config in (DDPMConfig, VAEConfig, GANConfig, ClassifierConfig)}
 USAGE = f"""usage: hfgen COMMAND …
 
 Train, measure and publish small-image generative models.
@@ -106,6 +106,8 @@ def _train(config_class: type[TrainingConfig], arguments: list[str]) -> None:
             from hfgen.tasks.diffusion import DiffusionTask as Task
         case "vae":
             from hfgen.tasks.vae import VAETask as Task
+        case "gan":
+            from hfgen.tasks.gan import GANTask as Task
         case "classifier":
             from hfgen.tasks.classifier import ClassifierTask as Task
     if config.sweep:

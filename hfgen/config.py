@@ -33,6 +33,7 @@ CHANGEABLE_ON_RESUME = {
     "report_to",
     "resume_from_checkpoint",
     "sample_steps",
+    "save_images_epochs",
     "sweep",
 }
 
@@ -88,6 +89,8 @@ class TrainingConfig:
         checkpoints_total_limit: Keep only the newest so many checkpoints; not given, all.
         resume_from_checkpoint: `latest`, or the path of a checkpoint of this run.
         sample_steps: Optimizer steps after which a sample grid is drawn, besides the one at the end.
+        save_images_epochs: Epochs between two further sample grids, of the same latents or noise, of which a film is
+            made in the end.
         num_samples: Images in a sample grid.
         logging_steps: Optimizer steps between two updates of metrics file, progress bar and trackers.
         sweep: Train one run for each value of a field, such as `latent_dim=2,4,16`, in folders below `output_dir`, and
@@ -142,6 +145,7 @@ class TrainingConfig:
     checkpoints_total_limit: int | None = None
     resume_from_checkpoint: str | None = None
     sample_steps: list[int] = field(default_factory=list)
+    save_images_epochs: int | None = None
     num_samples: int = 64
     logging_steps: int = 10
     sweep: list[str] = field(default_factory=list)
@@ -172,6 +176,7 @@ class TrainingConfig:
             "resolution", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
             "max_train_steps", "max_train_seconds", "learning_rate", "adam_epsilon", "max_grad_norm",
             "checkpointing_steps", "checkpoints_total_limit", "num_samples", "logging_steps", "sample_steps",
+            "save_images_epochs",
         ])  # fmt: skip
         self._require("zero or more", ["seed", "lr_warmup_steps", "adam_weight_decay"])
         self._require("from 0 to below 1", ["adam_beta1", "adam_beta2", "ema_max_decay"])
@@ -187,6 +192,15 @@ class TrainingConfig:
             for number in value if isinstance(value, list) else [value]:
                 if number is not None and not holds[kind](number):
                     raise UserError(f"{name} must be {kind}, not {number}")
+
+    @property
+    def images_per_batch(self) -> int:
+        """How many images a process takes at a time."""
+        return self.train_batch_size
+
+    def learning_rate_of(self, module: str) -> float:
+        """Return the peak learning rate of a module."""
+        return self.learning_rate
 
     def reading_options(self) -> dict[str, Any]:
         """Return how images are read, as `hfgen.data.load_images` takes it, whatever the split."""
@@ -387,6 +401,104 @@ class VAEConfig(TrainingConfig):
 
 
 @dataclass(kw_only=True)
+class GANConfig(TrainingConfig):
+    """A generative adversarial network (Goodfellow et al. 2014): generator, discriminator, what each is to do.
+
+    Args:
+        architecture: `fully_connected`, `convolutional` (transposed convolutions of stride 2, Radford et al. 2016) or
+            `residual` (residual blocks without normalisation, like those of R3GAN, Huang et al. 2024).
+        latent_dim: Numbers in a latent.
+        hidden_sizes: Features of a fully connected generator's inner layers.
+        discriminator_hidden_sizes: Of its discriminator; by default the generator's, reversed.
+        block_out_channels: Channels of a convolutional generator's transposed convolutions, or of a residual one at
+            each resolution, the coarsest first.
+        discriminator_block_out_channels: Of its discriminator, the finest first; by default the generator's, reversed.
+        layers_per_block: Residual blocks at each resolution.
+        dropout: Share of the discriminator's features that are left out in training.
+        spectral_norm: Divide each weight of the discriminator by its largest singular value (Miyato et al. 2018).
+        class_conditional: Tell the generator which class to show, and the discriminator which class is meant
+            (projection, Miyato and Koyama 2018).
+        adversarial_loss: `minimax` (saturating), `non_saturating` (both Goodfellow et al. 2014), `least_squares` (Mao
+            et al. 2017), `hinge` (Lim and Ye 2017), `wasserstein` (Arjovsky et al. 2017) or `relativistic`
+            (Jolicoeur-Martineau 2019).
+        r1_gamma: Weight γ of the penalty γ/2 ‖∇D‖² at real images (Mescheder et al. 2018).
+        r2_gamma: Weight of the same penalty at generated images.
+        gradient_penalty_weight: Weight of the penalty (‖∇D‖ − 1)² between real and generated images (Gulrajani et al.
+            2017).
+        discriminator_steps: Optimizer steps of the discriminator, on so many batches, for each of the generator.
+        discriminator_learning_rate: Peak learning rate of the discriminator; by default that of the generator.
+        augmentation: Change real and generated images alike before the discriminator sees them (DiffAugment, Zhao et
+            al. 2020): `color`, `shift` by up to an eighth, `erase` a square of half the size.
+        save_discriminator: Also put the discriminator into the model that is published. Checkpoints always have it.
+        judge: Classifier that tells during training which classes are drawn: the name of a shipped one or a run of
+            `hfgen train classifier`; by default the first that hfgen ships for the data set, if any.
+        truncation: How far from 0 the latents of sample grids are drawn (Brock et al. 2019); not given, however far.
+    """
+
+    family: ClassVar[str] = "gan"
+    next_command: ClassVar[str] = "hfgen sample"
+
+    learning_rate: float = 2e-4
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup_steps: int = 0
+    adam_beta1: float = 0.5
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1000.0
+    checkpointing_steps: int = 1000
+    ema_max_decay: float = 0.999
+    architecture: Literal["fully_connected", "convolutional", "residual"] = "residual"
+    latent_dim: int = 64
+    hidden_sizes: list[int] = field(default_factory=lambda: [256, 512])
+    discriminator_hidden_sizes: list[int] | None = None
+    block_out_channels: list[int] = field(default_factory=lambda: [128, 64, 32])
+    discriminator_block_out_channels: list[int] | None = None
+    layers_per_block: int = 1
+    dropout: float = 0.0
+    spectral_norm: bool = False
+    class_conditional: bool = False
+    adversarial_loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = (
+        "relativistic"
+    )
+    r1_gamma: float = 0.0
+    r2_gamma: float = 0.0
+    gradient_penalty_weight: float = 0.0
+    discriminator_steps: int = 1
+    discriminator_learning_rate: float | None = None
+    augmentation: list[Literal["color", "shift", "erase"]] = field(default_factory=list)
+    save_discriminator: bool = False
+    judge: str | None = None
+    truncation: float | None = None
+
+    def __post_init__(self):
+        """Refuse values that no networks or objective can be built from (see `TrainingConfig`)."""
+        super().__post_init__()
+        self._require("positive", [
+            "latent_dim", "hidden_sizes", "discriminator_hidden_sizes", "block_out_channels",
+            "discriminator_block_out_channels", "layers_per_block", "discriminator_steps",
+            "discriminator_learning_rate", "truncation",
+        ])  # fmt: skip
+        self._require("zero or more", ["r1_gamma", "r2_gamma", "gradient_penalty_weight"])
+        self._require("from 0 to below 1", ["dropout"])
+        for name in ("block_out_channels", "discriminator_block_out_channels"):
+            if getattr(self, name) == []:
+                raise UserError(f"{name} must have at least one entry, not none")
+        if self.discriminator_steps > 1 and self.gradient_accumulation_steps > 1:
+            raise UserError(
+                "discriminator_steps above 1 need gradient_accumulation_steps 1, so that each of them is one step"
+            )
+
+    @property
+    def images_per_batch(self) -> int:
+        """How many images a process takes at a time: a batch for each step of the discriminator."""
+        return self.train_batch_size * self.discriminator_steps
+
+    def learning_rate_of(self, module: str) -> float:
+        """Return the peak learning rate of the generator or of the discriminator."""
+        own = self.discriminator_learning_rate if module == "discriminator" else None
+        return own or self.learning_rate
+
+
+@dataclass(kw_only=True)
 class ClassifierConfig(TrainingConfig):
     """An image classifier, whose features and decisions judge generated images (`hfgen evaluate`).
 
@@ -449,6 +561,7 @@ def own_sampler(pipeline: str, fields: dict[str, Any]) -> dict[str, Any]:
     config_class, names = {
         "ClassConditionalDiffusionPipeline": (DDPMConfig, ("scheduler", "num_inference_steps", *GUIDANCE)),
         "VAEPipeline": (VAEConfig, ("prior",)),
+        "GANPipeline": (GANConfig, ("truncation",)),
     }.get(pipeline, (DDPMConfig, ("scheduler", "num_inference_steps")))
     known = _defaults(config_class) | fields
     return {name: known[name] for name in names}

@@ -14,6 +14,7 @@ import PIL.ImageFont
 import PIL.ImageOps
 import torch
 from diffusers.utils import export_to_gif, make_image_grid
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -21,7 +22,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hfgen.files import complete_or_absent
-from hfgen.records import read_metrics
+from hfgen.records import read_rows
 
 TILE_PIXELS = 64  # a small image is enlarged by whole numbers to about this size
 GAP_PIXELS = 2  # around each image of a grid
@@ -30,6 +31,7 @@ FLOOR_COLOURS = ("tab:blue", "lightsteelblue")
 FILM_FRAMES = 40
 STRIP_FRAMES = 11
 FILM_FPS = 10
+SLIDES_FPS = 5
 
 
 def to_pil(image: Tensor) -> PIL.Image.Image:
@@ -137,7 +139,7 @@ def film_strip(noised: Tensor, estimates: Tensor) -> PIL.Image.Image:
 
 def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -> None:
     """Draw each loss and gradient norm of a `metrics.jsonl` over optimizer steps and epochs, with its running mean."""
-    rows = read_metrics(metrics_file)
+    rows = read_rows(metrics_file)
     steps = np.array([row["step"] for row in rows])
     names = [name for name in rows[0] if name != "step"]
     figure = Figure(figsize=(8, 2.4 * len(names)), layout="constrained")
@@ -154,6 +156,32 @@ def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -
     figure.axes[0].secondary_xaxis("top", functions=epochs).set_xlabel("epochs")
     with complete_or_absent(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
+
+
+def save_class_curves(classes_file: Path, path: Path) -> None:
+    """Draw which shares of the images show which class, checkpoint by checkpoint, from a `classes.jsonl`."""
+    rows = read_rows(classes_file)
+    names = [name for name in rows[0] if name != "step"]
+    steps = [row["step"] for row in rows]
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.stackplot(
+        steps, [[row[name] for row in rows] for name in names], labels=names, colors=colormaps["tab20"].colors
+    )
+    axes.set(
+        xlabel="optimizer steps", ylabel="share of the images", ylim=(0, 1), xlim=(min(0, steps[0] - 1), steps[-1])
+    )
+    figure.legend(loc="outside right upper", reverse=True)
+    with complete_or_absent(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
+
+
+def save_slides(pictures: list[Path], path: Path) -> None:
+    """Save pictures one after the other as an animated GIF, at most `FILM_FRAMES` of them; the last stays."""
+    chosen = sorted({round(i) for i in np.linspace(0, len(pictures) - 1, FILM_FRAMES)})
+    slides = [PIL.Image.open(pictures[index]).convert("RGB") for index in chosen]
+    with complete_or_absent(path) as temporary:
+        export_to_gif(slides + [slides[-1]] * FILM_FPS, str(temporary), fps=SLIDES_FPS)
 
 
 def _running_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -119,7 +119,7 @@ def _assemble(
     """Build a pipeline of a class of hfgen's from what was saved of it, running no code that was saved with it."""
     expected, optional = pipeline_class._get_signature_keys(pipeline_class)
     components = _components(index)
-    if components.keys() != set(expected):
+    if not set(expected) - set(pipeline_class._optional_components) <= components.keys() <= set(expected):
         raise UserError(
             f"{source} has the parts {', '.join(components)} where a {pipeline_class.__name__} has "
             f"{', '.join(expected)}; a newer hfgen may have made it"

@@ -35,6 +35,13 @@ pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
 images = pipe(class_labels={labels}, prior="{prior}").images
 images[0].save("image.png")
 again = pipe.reconstruct(images, class_labels={labels}).images"""
+USE_OF_GAN = """\
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
+output = pipe({asked})
+output.images[0].save("image.png")
+strip = pipe.interpolate(output.latents[0], output.latents[1], num_steps=10{label}).images"""
 USE_OF_CLASSIFIER = """\
 import PIL.Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -103,6 +110,17 @@ VAE = Kind(
         "miss what is rare in them, and repeats what is wrong or biased."
     ),
 )
+GAN = Kind(
+    library="diffusers",
+    task="unconditional-image-generation",
+    tags=("gan",),
+    description="The generator of a {method}: it makes images of latents in one step.",
+    picture="Images that it draws ({sampler}, the first of seed 0), not selected.",
+    limits=(
+        "It draws {size} images like those of {data}, nothing else. It may leave out whole kinds of them, and repeats "
+        "what is wrong or biased."
+    ),
+)
 CLASSIFIER = Kind(
     library="transformers",
     task="image-classification",
@@ -115,6 +133,10 @@ METHODS = {  # tags, and the method with its source
     "vae": (
         ("vae",),
         "variational autoencoder ([Kingma and Welling 2014](https://arxiv.org/abs/1312.6114))",
+    ),
+    "gan": (
+        (),
+        "generative adversarial network ([Goodfellow et al. 2014](https://arxiv.org/abs/1406.2661))",
     ),
     "flow_prediction": (
         ("rectified-flow",),
@@ -129,9 +151,13 @@ KINDS = {
     "DDPMPipeline": DDPM,
     "ClassConditionalDiffusionPipeline": CLASS_CONDITIONAL,
     "VAEPipeline": VAE,
+    "GANPipeline": GAN,
     "ResNetForImageClassification": CLASSIFIER,
     "RegNetForImageClassification": CLASSIFIER,
 }
+
+
+ONE_STEP_METHODS = {VAE: "vae", GAN: "gan"}
 
 
 def use_of(facts: dict[str, Any], model: str) -> str:
@@ -143,6 +169,11 @@ def use_of(facts: dict[str, Any], model: str) -> str:
         template = USE_OF_VAE_OF_CLASSES if facts["labels"] else USE_OF_VAE
         labels = json.dumps(facts["labels"][:2], ensure_ascii=False)
         return template.format(model=model, prior=config["prior"], labels=labels)
+    if facts["kind"] is GAN:
+        labels = facts["labels"][:2]
+        asked = f"class_labels={json.dumps(labels, ensure_ascii=False)}" if labels else "batch_size=4"
+        label = f", class_labels={json.dumps(labels[0], ensure_ascii=False)}" if labels else ""
+        return USE_OF_GAN.format(model=model, asked=asked, label=label)
     if facts["kind"] is CLASS_CONDITIONAL:
         sampler = own_sampler(facts["class_name"], config)
         return USE_OF_CLASS_CONDITIONAL.format(
@@ -162,8 +193,8 @@ def use_of(facts: dict[str, Any], model: str) -> str:
 
 def method_of(facts: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     """Return the tags of a generative model's method, and the method with its source."""
-    if facts["kind"] is VAE:
-        return METHODS["vae"]
+    if facts["kind"] in ONE_STEP_METHODS:
+        return METHODS[ONE_STEP_METHODS[facts["kind"]]]
     return METHODS.get(facts["config"].get("prediction_type"), METHODS["diffusion"])
 
 
@@ -173,7 +204,7 @@ def tags_and_description(facts: dict[str, Any]) -> tuple[list[str], str]:
     if kind is CLASSIFIER:
         return [*kind.tags], kind.description
     tags, method = method_of(facts)
-    if kind is VAE and facts["labels"]:
+    if kind in ONE_STEP_METHODS and facts["labels"]:
         return [*kind.tags, *tags, "class-conditional"], kind.description.format(method=method)
     if kind is CLASS_CONDITIONAL and facts["config"]["class_dropout_prob"] > 0:
         return [*kind.tags, *tags, "classifier-free-guidance"], kind.description.format(method=method) + GUIDED

@@ -21,6 +21,8 @@ class SamplerOptions:
             image and 1 pure noise.
         prior: What the latents of a VAE are drawn from: `normal`, or the `mixture` that was fitted to the latents of
             its training images.
+        truncation: How far from 0 the latents of a GAN are drawn: less makes images less varied, and nearer to what
+            it knows best.
     """
 
     num_inference_steps: int | None = None
@@ -28,6 +30,7 @@ class SamplerOptions:
     guidance_scale: float | None = None
     guidance_interval: list[float] = field(default_factory=list)
     prior: Literal["normal", "mixture"] | None = None
+    truncation: float | None = None
 
     def given_sampler(self) -> dict[str, Any]:
         """Return what was given."""
@@ -247,7 +250,7 @@ class AnalyzeConfig(TestingOptions):
         run_or_repo: A run, a checkpoint, any folder with a VAE's pipeline, a Hub id; or the folder of a sweep, whose
             members are analysed one after the other.
         num_importance_samples: Latents drawn of each image for the importance-weighted bound.
-        num_bound_images: Test images, chosen at random, over which that bound is averaged.
+        num_bound_images: Test images, chosen at random, over which what that bound gains over the ELBO is averaged.
         binarization: Make the test images black and white before anything else (see `hfgen train vae --help`); by
             default as in training.
         output_dir: Where to write `analysis.json`, `analysis.md` and its pictures; by default the run's folder, for a

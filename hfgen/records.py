@@ -17,6 +17,7 @@ from hfgen.files import complete_or_absent
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+CLASSES_FILE = "classes.jsonl"  # one JSON object a checkpoint, with the share of each class of what is drawn
 RUN_FILE = "run.json"
 RECORDED_PACKAGES = [
     "hfgen",
@@ -42,13 +43,6 @@ class MetricsFile:
     def __init__(self, path: Path, accelerator: Accelerator):
         self.path, self.accelerator = path, accelerator
         self.waiting: list[tuple[int, dict[str, Tensor | float]]] = []
-
-    def begin_at(self, step: int) -> None:
-        """Forget what was written after a step, half a line included."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
-        with complete_or_absent(self.path) as temporary:
-            temporary.write_bytes(b"".join(kept))
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
         """Note the scalars of a step; tensors stay on their device, so that it need not wait."""
@@ -85,9 +79,25 @@ class MetricsFile:
         return [name for name, value in row.items() if name.startswith(watched) and not math.isfinite(value)]
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read a `metrics.jsonl`: one row an optimizer step."""
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Read `metrics.jsonl` or `classes.jsonl`: one row an optimizer step or checkpoint."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def add_row(path: Path, row: dict[str, float]) -> None:
+    """Append a row, in place of those of its step and later ones."""
+    forget_rows(path, row["step"] - 1)
+    with open(path, "a") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def forget_rows(path: Path, step: int) -> None:
+    """Forget what was written after a step, half a line included."""
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        with complete_or_absent(path) as temporary:
+            temporary.write_bytes(b"".join(kept))
 
 
 def losses_of(row: dict[str, float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import yaml
 from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.measures import Reference
-from hfgen.metrics.judge import Judge, load_judge, shipped_judges
+from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
 from hfgen.options import MeasuringOptions, TestingOptions
 from hfgen.records import CONFIG_FILE
 from hfgen.subjects import size_of
@@ -113,12 +113,6 @@ def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split:
                 "'train[80%:]' for a model of 'train[:80%]'"
             ) from error
         raise
-
-
-def shipped_judges_of(dataset: str) -> list[str]:
-    """Name the judges that hfgen ships for a data set."""
-    short = {name: short for short, name in SHORT_NAMES.items()}.get(dataset, dataset)
-    return shipped_judges(short) if short in SHORT_NAMES else []
 
 
 def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test: ImageData, train: ImageData) -> None:

@@ -171,8 +171,9 @@ def bounds_text(protocol: dict[str, Any]) -> str:
     note = notes.get(protocol["pixel_distribution"], "") if protocol["pixels"] == "none" else ""
     return (
         f"In nats an image, of {protocol['pixel_distribution']} pixels. {note}"
-        + f"The importance-weighted bound is that of {protocol['num_importance_samples']:,} latents of each of "
-        f"{protocol['num_bound_images']:,} images chosen at random; ± is the standard error over the images."
+        + f"The importance-weighted bound is the ELBO and what {protocol['num_importance_samples']:,} latents of each "
+        f"of {protocol['num_bound_images']:,} images chosen at random gain over it; ± is the standard error over the "
+        "images."
     )
 
 
@@ -188,6 +189,9 @@ def sampler_text(sampler: dict[str, Any]) -> str:
     """Write how images were drawn, from a protocol or from the options of `hfgen.sampling.sample`."""
     if "prior" in sampler:
         return f"{sampler['prior']} prior"
+    if "truncation" in sampler:
+        truncation = sampler["truncation"]
+        return "one step" if truncation is None else f"one step, latents within {truncation:g}"
     if "scheduler" not in sampler:
         return "given as images"
     text = f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps"

@@ -16,6 +16,7 @@ from hfgen.metrics.judge import UPSCALE
 from hfgen.model_kinds import KINDS
 from hfgen.records import CONFIG_FILE, RUN_FILE
 from hfgen.report import ANALYSIS_RECORD, RECORD
+from hfgen.sampling import NETWORKS
 
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # of batch normalisation: no parameters
 # What concerns the machine or the publishing, not the model.
@@ -76,9 +77,9 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
     """Return the number of parameters, the size and channels of the images, and the classes if there are any."""
     labels: list[str] = []
     if KINDS[class_name].library == "diffusers":
-        network = "vae" if class_name == "VAEPipeline" else "unet"
+        network = NETWORKS.get(class_name, "unet")
         config = json.loads((run / network / "config.json").read_text())
-        size, channels = config["sample_size"], config["in_channels"]
+        size, channels = config["sample_size"], config.get("in_channels") or config["out_channels"]
         height, width = (size, size) if isinstance(size, int) else size
         weights = run / network / "diffusion_pytorch_model.safetensors"
         labels = list(json.loads((run / INDEX).read_text()).get("id2label", {}).values())

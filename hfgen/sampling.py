@@ -13,8 +13,14 @@ from hfgen.denoising import denoising_states, make_scheduler
 from hfgen.errors import UserError
 from hfgen.losses import FLOW_SCHEDULERS
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
+from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.seeds import derive_seed
+
+# The component of a pipeline that makes the images, by the name of its class; of any other it is the `unet`.
+NETWORKS = {"VAEPipeline": "vae", "GANPipeline": "generator"}
+# Pipelines that make images of latents in one step, and what decides how these are drawn.
+ONE_STEP = {VAEPipeline: ("VAE", "prior"), GANPipeline: ("GAN", "truncation")}
 
 
 def is_conditional(pipeline: DiffusionPipeline) -> bool:
@@ -24,14 +30,14 @@ def is_conditional(pipeline: DiffusionPipeline) -> bool:
 
 def network_of(pipeline: DiffusionPipeline) -> torch.nn.Module:
     """Return the network that makes the images."""
-    return pipeline.components["vae" if isinstance(pipeline, VAEPipeline) else "unet"]
+    return pipeline.components[NETWORKS.get(type(pipeline).__name__, "unet")]
 
 
 def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
     """Return (C, H, W) of the images that a pipeline draws."""
     config = network_of(pipeline).config
-    size = config.sample_size
-    return (config.in_channels, *((size, size) if isinstance(size, int) else size))
+    size, channels = config.sample_size, config.get("in_channels") or config.out_channels
+    return (channels, *((size, size) if isinstance(size, int) else size))
 
 
 def require_diffusion(pipeline: DiffusionPipeline) -> None:
@@ -59,8 +65,9 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
         run: The fields of its configuration, or none.
     """
     saved = {}
-    if isinstance(pipeline, VAEPipeline):
-        saved["prior"] = pipeline.config.prior
+    if type(pipeline) in ONE_STEP:
+        _, option = ONE_STEP[type(pipeline)]
+        saved[option] = pipeline.config[option]
     elif is_conditional(pipeline) and not pipeline.config.learnt_no_class:
         saved["guidance_scale"] = 1.0
     return own_sampler(type(pipeline).__name__, saved | run)
@@ -90,7 +97,7 @@ def sample(
     """Draw images batch by batch from number `first_image` on; image i follows from (seed, i), not from its batch.
 
     Args:
-        pipeline: A `DDPMPipeline`, `ClassConditionalDiffusionPipeline` or `VAEPipeline`.
+        pipeline: A `DDPMPipeline`, `ClassConditionalDiffusionPipeline`, `VAEPipeline` or `GANPipeline`.
         num_images: How many.
         seed: Zero or more.
         batch_size: Images drawn at a time.
@@ -98,7 +105,8 @@ def sample(
         class_labels: Image i shows class `class_labels[i % len(class_labels)]`; all classes in turn by default.
         sampler: Of a diffusion `num_inference_steps` and `scheduler` (see `make_scheduler`), and of what
             `ClassConditionalDiffusionPipeline.guided` takes `guidance_scale`, `guidance_interval` and
-            `negative_class_labels`, which are taken in turn like the classes; of a VAE the `prior`.
+            `negative_class_labels`, which are taken in turn like the classes; of a VAE the `prior`;
+            of a GAN the `truncation`.
 
     Yields:
         The images of each batch, uint8 (B, C, H, W).
@@ -157,8 +165,8 @@ def _drawing(
     pipeline: DiffusionPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
 ) -> Callable[[range, list[int]], Tensor]:
     """Return what draws images (B, C, H, W) in [−1, 1] by their numbers and seeds; see `check_sampling`."""
-    if isinstance(pipeline, VAEPipeline):
-        return _decoding(pipeline, class_labels, **sampler)
+    if type(pipeline) in ONE_STEP:
+        return _one_step(pipeline, class_labels, sampler)
     require_diffusion(pipeline)
     solver = _check_denoising(pipeline, class_labels, **sampler)
 
@@ -228,14 +236,17 @@ def _predict(unet: UNet2DModel, x: Tensor, timestep: Tensor) -> Tensor:
     return unet(x.to(unet.dtype), timestep).sample.to(x.dtype)
 
 
-def _decoding(
-    pipeline: VAEPipeline, class_labels: Sequence[str | int], prior: str, **others: Any
+def _one_step(
+    pipeline: VAEPipeline | GANPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
 ) -> Callable[[range, list[int]], Tensor]:
-    """Return what decodes latents that are drawn from a prior."""
-    if others:
-        raise UserError(f"a VAE is drawn from in one step, by its prior, and has no {', '.join(sorted(others))}")
-    if prior not in PRIORS:
-        raise UserError(f"prior must be {' or '.join(PRIORS)}, not {prior}")
+    """Return what draws latents and makes images of them."""
+    family, option = ONE_STEP[type(pipeline)]
+    if others := sampler.keys() - {option}:
+        raise UserError(
+            f"a {family} is drawn from in one step, by its {option}, and has no {', '.join(sorted(others))}"
+        )
+    if option == "prior" and sampler["prior"] not in PRIORS:
+        raise UserError(f"prior must be {' or '.join(PRIORS)}, not {sampler['prior']}")
     if class_labels and not is_conditional(pipeline):
         raise UserError("the model knows no classes, so that it cannot be asked for one")
     try:
@@ -247,7 +258,7 @@ def _decoding(
     def draw(numbers: range, seeds: list[int]) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         labels = labels_of(pipeline, class_labels, numbers) if is_conditional(pipeline) else None
-        options = {"class_labels": labels, "prior": prior, "generator": generators, "output_type": "pt"}
+        options = sampler | {"class_labels": labels, "generator": generators, "output_type": "pt"}
         return pipeline(len(seeds), **options).images * 2 - 1
 
     return draw

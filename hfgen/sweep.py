@@ -14,7 +14,7 @@ from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.figures import members_curves_picture, named_pictures, save_picture
 from hfgen.files import complete_or_absent
-from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, read_metrics, this_command
+from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, read_rows, this_command
 from hfgen.report import duration, number, table, with_std
 from hfgen.run import train
 from hfgen.run_facts import public_command
@@ -153,10 +153,17 @@ def write_page(folder: Path) -> None:
 
 
 def _best(members: dict[str, "_Member"]) -> str:
-    """Name the member with the lowest bound on the test images, or else with the lowest loss."""
+    """Name the member with the lowest bound on the test images or Fréchet distance, or else with the lowest loss."""
     bounds = {name: member.negative_elbo() for name, member in members.items()}
     if None not in bounds.values():
         return f"The lowest −ELBO on the test images has {min(bounds, key=bounds.get)}."
+    distances = {name: member.frechet_distance() for name, member in members.items()}
+    if None not in distances.values():
+        return f"The lowest Fréchet distance has {min(distances, key=distances.get)}."
+    if next(iter(members.values())).is_a_game():
+        return (
+            "Losses of networks that play against each other do not tell which member is best; `hfgen evaluate` does."
+        )
     losses = {name: member.last("loss/") for name, member in members.items()}
     return f"The lowest loss in training has {min(losses, key=losses.get)}."
 
@@ -173,7 +180,7 @@ class _Member:
         self.run, self.settings = run, settings
         self.label = ", ".join(f"{field} {value}" for field, value in settings.items())
         self.training = json.loads((run / RUN_FILE).read_text())
-        self.rows = read_metrics(run / METRICS_FILE)
+        self.rows = read_rows(run / METRICS_FILE)
 
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
         """Return the epochs and the values of each loss and term."""
@@ -193,6 +200,19 @@ class _Member:
         """Return −ELBO of the test images, if that has been found."""
         found = self._read(report.ANALYSIS_RECORD)
         return found and found["bounds"]["negative_elbo"]["value"]
+
+    def frechet_distance(self) -> float | None:
+        """Return that of its images by the first judge, if it has been measured."""
+        found = self._read(report.RECORD)
+        return (
+            next(iter(found["measures"].values()))["frechet_distance"]["value"]
+            if found and "measures" in found
+            else None
+        )
+
+    def is_a_game(self) -> bool:
+        """Tell whether several networks have losses of their own."""
+        return sum(name.startswith("loss/") for name in self.rows[0]) > 1
 
     def cells(self) -> dict[str, str]:
         """Return what there is to say of it, by title."""

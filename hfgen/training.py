@@ -34,14 +34,25 @@ from hfgen.checkpoints import (
 from hfgen.config import TrainingConfig
 from hfgen.data import ImageData
 from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
-from hfgen.figures import save_picture, save_training_curves
+from hfgen.figures import save_class_curves, save_picture, save_slides, save_training_curves
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
 from hfgen.hub import CheckpointUploads
 from hfgen.optimizers import Muon
-from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, MetricsFile, describe_run, losses_of, this_command
+from hfgen.records import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    MetricsFile,
+    add_row,
+    describe_run,
+    forget_rows,
+    losses_of,
+    this_command,
+)
 from hfgen.report import REPORTS
 from hfgen.seeds import derive_seed, seed_torch
-from hfgen.tasks import Task
+from hfgen.tasks import Diagnosis, Task
 
 STATE_FILE = "training_state.safetensors"
 POSITION_FILE = "training_position.json"
@@ -83,7 +94,7 @@ class Trainer:
         self.started = time.monotonic()
         self.batches = ImageBatches(
             self.data,
-            train_batch_size=config.train_batch_size,
+            train_batch_size=config.images_per_batch,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
@@ -144,7 +155,8 @@ class Trainer:
             with complete_or_absent(self.run / CONFIG_FILE) as temporary:
                 fields = self.config.to_dict() | {"resume_from_checkpoint": None}
                 temporary.write_text(yaml.safe_dump(fields, sort_keys=False))
-            self.metrics.begin_at(self.step)
+            for file in (METRICS_FILE, CLASSES_FILE):
+                forget_rows(self.run / file, self.step)
         if self.config.report_to:
             fields = {
                 key: value for key, value in self.config.to_dict().items() if isinstance(value, int | float | str)
@@ -161,7 +173,7 @@ class Trainer:
                 self.metrics.add(self.step + 1, self._optimizer_step(progress))
                 self.step += 1
                 save = self.step % config.checkpointing_steps == 0
-                draw = self.step in config.sample_steps
+                draw = self.step in config.sample_steps or self._ends_shown_epoch()
                 stop = bool(stop_signals) and self.accelerator.num_processes == 1  # several have to agree first
                 if save or draw or stop or self.step % config.logging_steps == 0 or self.step == self.max_steps:
                     seconds, stop_signal = self._agree(self.seconds(), stop_signals)
@@ -177,6 +189,10 @@ class Trainer:
                         name = signal.Signals(stop_signal).name
                         message = f"stopped by {name} after step {self.step}, which is saved. {self.how_to_go_on()}"
                         raise InterruptedTrainingError(message, stop_signal)
+
+    def _ends_shown_epoch(self) -> bool:
+        epochs = self.config.save_images_epochs
+        return bool(epochs) and self.step % (epochs * self.batches.steps_per_epoch) == 0
 
     def _write_metrics(self) -> dict[str, float]:
         row = self.metrics.write()
@@ -203,27 +219,28 @@ class Trainer:
         """
         config, accelerator, task = self.config, self.accelerator, self.task
         seed_torch(derive_seed("step", config.seed, self.step, accelerator.process_index), accelerator.device)
-        learning_rate = config.learning_rate * learning_rate_factor(config, self.step, progress)
-        for optimizer in self.optimizers.values():
+        factor = learning_rate_factor(config, self.step, progress)
+        for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-        logs: dict[str, Tensor | float] = {}
+                group["lr"] = factor * config.learning_rate_of(name)
+        found: dict[str, list[Tensor]] = {}
         for micro_step in range(config.gradient_accumulation_steps):
             with accelerator.accumulate(*task.modules.values()):
                 for name, loss, terms in task.losses(self.batches(self.step, micro_step)):
                     accelerator.backward(loss)
                     named = {f"loss/{name}": loss} | {f"{name}/{term}": value for term, value in terms.items()}
-                    for key, value in named.items():
-                        logs[key] = logs.get(key, 0.0) + value.detach() / config.gradient_accumulation_steps
                     if accelerator.sync_gradients:
                         accelerator.unscale_gradients(self.optimizers[name])
                         parameters = task.modules[name].parameters()
-                        logs[f"grad_norm/{name}"] = clip_grad_norm_(parameters, config.max_grad_norm)
+                        named[f"grad_norm/{name}"] = clip_grad_norm_(parameters, config.max_grad_norm)
+                    for key, value in named.items():
+                        found.setdefault(key, []).append(value.detach())
                     self.optimizers[name].step()
                     self.optimizers[name].zero_grad()
         for name, average in self.averages.items():
             average.step(self.originals[name].parameters())
-        return logs | {"learning_rate": learning_rate}
+        means = {key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()}
+        return means | {"learning_rate": factor * config.learning_rate}
 
     def seconds(self) -> float:
         """Return the wall-clock seconds trained so far, those before a resume included."""
@@ -300,13 +317,15 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_checkpoint(self.run / "checkpoints", self.step, write, self.config.checkpoints_total_limit)
             with self._published_weights():
-                self._warn(self.task.diagnose())
+                self._note(self.task.diagnose())
         return self.run / "checkpoints" / f"step-{self.step:06d}"
 
-    def _warn(self, problems: list[str]) -> None:
-        for problem in set(problems) - set(self.problems):
+    def _note(self, diagnosis: Diagnosis) -> None:
+        for problem in set(diagnosis.problems) - set(self.problems):
             tqdm.write(f"hfgen: warning at step {self.step}: {problem}", file=sys.stderr)
-        self.problems = problems
+        self.problems = list(diagnosis.problems)
+        if diagnosis.class_shares:
+            add_row(self.run / CLASSES_FILE, {"step": self.step, **diagnosis.class_shares})
 
     def finish(self) -> None:
         """Write what a finished run offers: model, last samples, curves, the record of the run."""
@@ -315,9 +334,6 @@ class Trainer:
         if not self._preview_file().exists():
             self.save_preview()
         if self.accelerator.is_main_process:
-            save_training_curves(
-                self.run / METRICS_FILE, self.run / "figures" / "training_curves.png", self.batches.steps_per_epoch
-            )
             describe_run(
                 self.run / RUN_FILE,
                 self.accelerator,
@@ -328,9 +344,22 @@ class Trainer:
                 seconds,
                 self.problems,
             )
+            self._save_figures()
             # The run folder itself is the model's.
             with parts_complete_or_absent(self.run, last=self.task.index_file) as temporary:
                 self._save_model(temporary)
+
+    def _save_figures(self) -> None:
+        figures = self.run / "figures"
+        save_training_curves(self.run / METRICS_FILE, figures / "training_curves.png", self.batches.steps_per_epoch)
+        if (self.run / CLASSES_FILE).exists():
+            save_class_curves(self.run / CLASSES_FILE, figures / "classes.png")
+        if self.config.save_images_epochs:
+            save_slides(sorted((self.run / "samples").glob("step-*.png")), figures / "training.gif")
+        with self._published_weights():
+            pictures = self.task.pictures()
+        for name, picture in pictures.items():
+            save_picture(picture, figures / f"{name}.png")
 
     def release(self) -> None:
         """Let go of what wraps the networks, then of the other processes; in another order the exit can hang."""

@@ -3,8 +3,10 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -69,6 +71,27 @@ TINY_VAE = {
 }
 
 
+TINY_GAN = {
+    "dataset_name": "digits",
+    "train_split": "train[:80%]",
+    "architecture": "fully_connected",
+    "hidden_sizes": [64, 128],
+    "latent_dim": 2,
+    "class_conditional": True,
+    "r1_gamma": 0.1,
+    "r2_gamma": 0.1,
+    "learning_rate": 3e-3,
+    "lr_scheduler": "cosine",
+    "adam_beta1": 0.0,
+    "train_batch_size": 64,
+    "max_train_steps": 400,
+    "checkpointing_steps": 200,
+    "save_images_epochs": 5,
+    "num_samples": 20,
+    "mixed_precision": "no",
+}
+
+
 def train_classifier(folder: Path, **fields) -> Path:
     """Train a small judge of digits, in this process."""
     from hfgen.config import ClassifierConfig
@@ -87,6 +110,22 @@ def train_vae(folder: Path, **fields) -> Path:
 
     AcceleratorState._reset_state()
     return train(VAEConfig(**(TINY_VAE | fields | {"output_dir": str(folder)})), VAETask)
+
+
+def train_gan(folder: Path, **fields) -> Path:
+    """Train a small GAN of digits, in this process."""
+    from hfgen.config import GANConfig
+    from hfgen.run import train
+    from hfgen.tasks.gan import GANTask
+
+    AcceleratorState._reset_state()
+    return train(GANConfig(**(TINY_GAN | fields | {"output_dir": str(folder)})), GANTask)
+
+
+@pytest.fixture(scope="session")
+def gan_run(judge_run, tmp_path_factory) -> Path:
+    """The run of a small GAN of digits that is told classes."""
+    return train_gan(tmp_path_factory.mktemp("runs") / "gan", judge=str(judge_run))
 
 
 @pytest.fixture(scope="session")
@@ -190,3 +229,14 @@ def signal_all(process: subprocess.Popen, number: int) -> None:
     parent = psutil.Process(process.pid)
     for one in [*parent.children(recursive=True), parent]:
         one.send_signal(number)
+
+
+def kill_when(process: subprocess.Popen, condition, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process and its children once a condition holds, and make sure that it was not too late."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.002)
+    assert process.poll() is None, "the run ended before it could be killed"
+    signal_all(process, number)

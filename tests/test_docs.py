@@ -20,6 +20,7 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 SHRUNK = "--max_train_steps 2 --max_train_samples 200 --num_samples 2"
 SHRUNK_MODEL = f"{SHRUNK} --num_inference_steps 2 --block_out_channels 8"
 SHRUNK_VAE = f"{SHRUNK} --num_mixture_components 1"
+SHRUNK_GAN = f"{SHRUNK} --train_batch_size 16"
 SHRUNK_CLASSIFIER = f"{SHRUNK} --embedding_size 8 --hidden_sizes 16 --depths 1"
 BIN = Path(sys.executable).parent
 GARMENTS = [
@@ -83,7 +84,7 @@ def shrink(command: str) -> str:
         return command + " --max_train_steps 2"
     if " train" in command or "scripts/train" in command:
         shrunk = SHRUNK_MODEL
-        for family, flags in (("classifier", SHRUNK_CLASSIFIER), ("vae", SHRUNK_VAE)):
+        for family, flags in (("classifier", SHRUNK_CLASSIFIER), ("vae", SHRUNK_VAE), ("gan", SHRUNK_GAN)):
             shrunk = flags if re.search(rf"train[ _]{family}", command) else shrunk
         return f"{command} {shrunk} --checkpointing_steps 1"
     if "evaluate" in command and "digits" in command:
@@ -96,7 +97,7 @@ def shrink(command: str) -> str:
         return command + " --num_images 140 --scheduler ddim --num_inference_steps 2"
     if "hfgen translate" in command:
         return command + " --num_inference_steps 2"
-    if "hfgen sample runs/vae" in command:
+    if re.search("hfgen sample runs/(vae|gan)", command):
         return command + " --num_images 4"
     if "hfgen sample" in command:
         return re.sub("step-000500", "step-000001", command) + " --num_images 4 --num_inference_steps 2"

@@ -2,6 +2,7 @@
 
 import json
 
+import PIL.Image
 import pytest
 import torch
 import yaml
@@ -12,8 +13,9 @@ from torch import nn
 from hfgen.config import DDPMConfig
 from hfgen.data import ImageData
 from hfgen.errors import TrainingError
+from hfgen.records import add_row, forget_rows, read_rows
 from hfgen.seeds import derive_seed, seed_torch
-from hfgen.tasks import Loss
+from hfgen.tasks import Diagnosis, Loss
 from hfgen.training import Trainer, learning_rate_factor
 
 
@@ -45,7 +47,10 @@ class TwoModules:
         (folder / self.index_file).write_text(json.dumps(weights))
 
     def diagnose(self):
-        return self.problems
+        return Diagnosis(self.problems)
+
+    def pictures(self):
+        return {}
 
 
 @pytest.fixture
@@ -148,6 +153,76 @@ def test_what_has_gone_wrong_is_said_once_and_written_down_while_it_lasts(make_t
     trainer.step = 2
     trainer.save_checkpoint()
     assert trainer.problems == []
+
+
+class Alternating(TwoModules):
+    """Updates the first module twice before the second, and draws pictures."""
+
+    def losses(self, batch):
+        for target in (0.0, 2.0):
+            yield Loss(
+                "first", (self.modules["first"](torch.ones(1, 1)) - target).pow(2).sum(), {"target": one(target)}
+            )
+        yield Loss("second", self.modules["second"](torch.ones(1, 1)).sum())
+
+    def preview(self, num_images, seed):
+        return PIL.Image.new("L", (8, 8), 10 * int(self.networks["second"].weight.item() < -0.15))
+
+    def pictures(self):
+        return {"weights": self.preview(1, 0)}
+
+    def diagnose(self):
+        return Diagnosis([], {"good": 0.25, "bad": 0.75})
+
+
+def one(value):
+    return torch.tensor(value)
+
+
+def test_a_module_that_is_updated_twice_is_logged_by_its_means(make_trainer):
+    trainer = make_trainer(Alternating(), values=[255])
+    logs = trainer._optimizer_step(0.0)
+    assert logs["first/target"].item() == 1
+    assert logs["loss/first"].item() == pytest.approx((0 + 4) / 2)
+    assert trainer.originals["first"].weight.item() > 0.05, "the second step follows the second loss"
+
+
+def test_each_module_has_its_own_learning_rate(make_trainer, monkeypatch):
+    monkeypatch.setattr(DDPMConfig, "learning_rate_of", lambda self, name: {"first": 0.3, "second": 0.05}[name])
+    trainer = make_trainer(TwoModules(), values=[255])
+    trainer._optimizer_step(0.0)
+    for name, rate in {"first": 0.3, "second": 0.05}.items():
+        assert trainer.originals[name].weight.item() == pytest.approx(rate, rel=1e-4), name
+
+
+def test_grids_of_epochs_make_a_film_and_classes_a_picture(make_trainer, tmp_path):
+    """Two steps an epoch; the picture changes after the second step."""
+    trainer = make_trainer(
+        Alternating(), values=[9, 9], max_train_steps=8, save_images_epochs=2, sample_steps=[1], checkpointing_steps=4
+    )
+    trainer.run_loop()
+    trainer.finish()
+    assert [path.stem for path in sorted((tmp_path / "samples").iterdir())] == [
+        "step-000001", "step-000004", "step-000008",
+    ]  # fmt: skip
+    film = PIL.Image.open(tmp_path / "figures" / "training.gif")
+    assert film.n_frames > 1
+    assert (tmp_path / "figures" / "weights.png").exists()
+    assert (tmp_path / "figures" / "classes.png").exists()
+    rows = read_rows(tmp_path / "classes.jsonl")
+    assert rows == [{"step": step, "good": 0.25, "bad": 0.75} for step in (4, 8)], "the last one once"
+
+
+def test_rows_of_later_steps_are_forgotten_half_ones_too(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    for step in (1, 2, 3):
+        add_row(file, {"step": step})
+    with file.open("a") as half:
+        half.write('{"step": 4')
+    add_row(file, {"step": 3, "again": 1})
+    assert read_rows(file) == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1}]
+    forget_rows(file, 1)
+    assert read_rows(file) == [{"step": 1}]
 
 
 def test_seeding_does_what_torch_does_on_this_device():

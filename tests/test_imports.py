@@ -18,6 +18,7 @@ FLOORS = [
     {
         "hfgen.pipelines",
         "hfgen.losses",
+        "hfgen.adversarial_losses",
         "hfgen.augmentation",
         "hfgen.data",
         "hfgen.config",
@@ -28,6 +29,7 @@ FLOORS = [
     {"hfgen.code_files"},
     {"hfgen.denoising"},
     {"hfgen.sampling", "hfgen.loading", "hfgen.figures", "hfgen.batches", "hfgen.binarization", "hfgen.metrics"},
+    {"hfgen.latents"},
     {"hfgen.tasks", "hfgen.measures", "hfgen.report", "hfgen.subjects"},
     {"hfgen.model_kinds"},
     {"hfgen.run_facts"},

@@ -224,6 +224,8 @@ def test_likelihood_bounds_of_a_model_that_can_be_computed():
     assert found["elbo"] < found["importance_weighted_bound"] < evidence.mean() + 0.02
     assert found["elbo"] == pytest.approx(weights.mean().item(), abs=1e-4)
     assert found["importance_weighted_bound"] == pytest.approx(evidence.mean().item(), abs=0.05)
+    assert found["gain"] == pytest.approx(found["importance_weighted_bound"] - found["elbo"], abs=1e-6)
+    assert 0 < found["gain_std"] < found["elbo_std"]
 
 
 class Inception(torch.nn.Module):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, TORCHRUN, finish, flags, hfgen, signal_all, start
+from conftest import TINY, TORCHRUN, finish, flags, hfgen, kill_when, start
 
 from hfgen.checkpoints import damage, list_checkpoints, newest_complete
 from hfgen.config import DDPMConfig, changed_fields
@@ -25,17 +25,6 @@ def train(run: Path, *extra: str, num_processes: int = 1, **fields) -> subproces
         TINY | {"output_dir": run, "checkpointing_steps": 4, "logging_steps": 1, "max_train_samples": 100} | fields
     )
     return hfgen("train", "ddpm", *flags(**settings), *extra, num_processes=num_processes)
-
-
-def kill_when(process: subprocess.Popen, condition, number: int = signal.SIGKILL) -> None:
-    """Send a signal to a process and its children once a condition holds, and make sure that it was not too late."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.002)
-    assert process.poll() is None, "the run ended before it could be killed"
-    signal_all(process, number)
 
 
 def steps_done(run: Path) -> int:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from hfgen.data import SHORT_NAMES
 from hfgen.errors import UserError
 
 JUDGES = Path(__file__).parent / "judges"
@@ -105,3 +106,9 @@ def load_judge(name_or_folder: str) -> Judge:
 def shipped_judges(dataset: str = "") -> list[str]:
     """List the judges that hfgen ships, of one data set or of all; the first of a set is the stronger one."""
     return sorted(path.name for path in JUDGES.glob(f"{dataset}*") if path.is_dir() and path.name[0] != "_")
+
+
+def shipped_judges_of(dataset: str) -> list[str]:
+    """Name the judges that hfgen ships for a data set."""
+    short = {name: short for short, name in SHORT_NAMES.items()}.get(dataset, dataset)
+    return shipped_judges(short) if short in SHORT_NAMES else []

@@ -1,6 +1,6 @@
 """One task a family: what one training step computes, and what is published in the end."""
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -25,6 +25,18 @@ class Loss(NamedTuple):
     terms: Mapping[str, Tensor] = MappingProxyType({})
 
 
+class Diagnosis(NamedTuple):
+    """What a task finds out of its networks at a checkpoint, beyond the losses.
+
+    Attributes:
+        problems: What has gone wrong, as one sentence each without a full stop; most often nothing.
+        class_shares: Which share of the images it draws shows each class, if that is known.
+    """
+
+    problems: Sequence[str] = ()
+    class_shares: Mapping[str, float] = MappingProxyType({})
+
+
 class Task(Protocol):
     """The contract between a family and the training loop (`hfgen.training`).
 
@@ -47,10 +59,14 @@ class Task(Protocol):
         """Write what is sampled and published, as a folder that the library it belongs to loads alone."""
         ...
 
-    def diagnose(self) -> list[str]:
-        """Say what has gone wrong that no loss tells, as one sentence each without a full stop; most often nothing."""
+    def diagnose(self) -> Diagnosis:
+        """Find out what no loss tells."""
         ...
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw the picture by which a person judges how far training is."""
+        ...
+
+    def pictures(self) -> dict[str, PIL.Image.Image]:
+        """Draw what else shows a finished model, by name."""
         ...

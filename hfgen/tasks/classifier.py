@@ -23,7 +23,7 @@ from hfgen.data import ImageData, load_images
 from hfgen.errors import UserError
 from hfgen.figures import confusion_picture
 from hfgen.metrics.judge import UPSCALE, Judge
-from hfgen.tasks import Loss
+from hfgen.tasks import Diagnosis, Loss
 
 
 class ClassifierTask:
@@ -98,9 +98,13 @@ class ClassifierTask:
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
-    def diagnose(self) -> list[str]:
+    def diagnose(self) -> Diagnosis:
         """Nothing is known that the losses do not tell."""
-        return []
+        return Diagnosis()
+
+    def pictures(self) -> dict[str, PIL.Image.Image]:
+        """There are no others."""
+        return {}
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw the confusion matrix of the test images, and those that are most confidently taken for another class.

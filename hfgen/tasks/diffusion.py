@@ -26,7 +26,7 @@ from hfgen.figures import sample_grid
 from hfgen.losses import FLOW_PREDICTION, diffusion_target, draw_timesteps, loss_weights, signal_and_noise
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.sampling import check_sampling, labels_of, sample
-from hfgen.tasks import Loss
+from hfgen.tasks import Diagnosis, Loss
 
 
 class DiffusionTask:
@@ -84,9 +84,13 @@ class DiffusionTask:
         """Save the pipeline."""
         save_pipeline(self.pipeline(), folder)
 
-    def diagnose(self) -> list[str]:
+    def diagnose(self) -> Diagnosis:
         """Nothing is known that the losses do not tell."""
-        return []
+        return Diagnosis()
+
+    def pictures(self) -> dict[str, PIL.Image.Image]:
+        """There are no others."""
+        return {}
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw a grid of samples; of a model that knows classes, a row of each."""

@@ -29,7 +29,7 @@ from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel, VAEM
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.sampling import labels_of, sample
 from hfgen.seeds import derive_seed
-from hfgen.tasks import Loss
+from hfgen.tasks import Diagnosis, Loss
 
 FITTED_IMAGES = 5_000  # to which the mixture and an analytic standard deviation are fitted, at most
 
@@ -115,14 +115,18 @@ class VAETask:
         save_pipeline(self.pipeline(), folder)
 
     @torch.no_grad()
-    def diagnose(self) -> list[str]:
+    def diagnose(self) -> Diagnosis:
         """Say so if the latents tell nothing of the images (posterior collapse)."""
         if count_active_units(torch.cat([latent_dist.mean for _, _, latent_dist in self._encoded()])):
-            return []
-        return [
+            return Diagnosis()
+        return Diagnosis([
             "posterior collapse: the latents tell nothing of an image, and all of them decode to the same; a smaller "
             "beta, reduction sum, kl_warmup_steps or free_bits may help"
-        ]
+        ])  # fmt: skip
+
+    def pictures(self) -> dict[str, PIL.Image.Image]:
+        """There are no others; `hfgen analyze` draws them, of test images."""
+        return {}
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw a grid of images; of a model that is told classes, a row of each."""

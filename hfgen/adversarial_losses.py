@@ -1,0 +1,91 @@
+"""Objectives of generators and discriminators as pure functions, each with its equation and source.
+
+Discriminators give D, (B,), one number an image; σ is the logistic sigmoid.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu, softplus
+
+PROBABILITIES = {"minimax", "non_saturating"}  # the losses under which σ(D) is the probability that an image is real
+
+
+def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
+    """Return what a discriminator minimises, a scalar.
+
+    `minimax` and `non_saturating`: −E ln σ(D(x)) − E ln(1 − σ(D(G(z)))), the binary cross-entropy (Goodfellow et al.
+    2014, eq. 1). `least_squares`: ½ E (D(x) − 1)² + ½ E D(G(z))² (Mao et al. 2017, eq. 2). `hinge`:
+    E max(0, 1 − D(x)) + E max(0, 1 + D(G(z))) (Lim and Ye 2017). `wasserstein`: E D(G(z)) − E D(x) (Arjovsky et al.
+    2017). `relativistic`: −E ln σ(D(x) − D(G(z))), over pairs (Jolicoeur-Martineau 2019).
+
+    Args:
+        loss: One of these.
+        real: D(x), (B,).
+        fake: D(G(z)), (B,).
+    """
+    match loss:
+        case "minimax" | "non_saturating":
+            return softplus(-real).mean() + softplus(fake).mean()
+        case "least_squares":
+            return 0.5 * ((real - 1).square().mean() + fake.square().mean())
+        case "hinge":
+            return relu(1 - real).mean() + relu(1 + fake).mean()
+        case "wasserstein":
+            return fake.mean() - real.mean()
+        case "relativistic":
+            return softplus(fake - real).mean()
+
+
+def generator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
+    """Return what a generator minimises, a scalar.
+
+    `minimax`: E ln(1 − σ(D(G(z)))), which saturates where the discriminator is sure. `non_saturating`:
+    −E ln σ(D(G(z))) (Goodfellow et al. 2014, section 3). `least_squares`: ½ E (D(G(z)) − 1)². `hinge` and
+    `wasserstein`: −E D(G(z)). `relativistic`: −E ln σ(D(G(z)) − D(x)). Sources as for `discriminator_loss`.
+
+    Args:
+        loss: One of these.
+        real: D(x), (B,), which only `relativistic` looks at.
+        fake: D(G(z)), (B,).
+    """
+    match loss:
+        case "minimax":
+            return -softplus(fake).mean()
+        case "non_saturating":
+            return softplus(-fake).mean()
+        case "least_squares":
+            return 0.5 * (fake - 1).square().mean()
+        case "hinge" | "wasserstein":
+            return -fake.mean()
+        case "relativistic":
+            return softplus(real - fake).mean()
+
+
+def squared_gradient_norms(logits: Tensor, images: Tensor) -> Tensor:
+    """Return ‖∇_x D(x)‖², (B,), through which the discriminator's parameters can be reached.
+
+    Its mean over real images, times γ / 2, is the penalty R1, over generated ones R2 (Mescheder et al. 2018, eq. 9 and
+    10).
+
+    Args:
+        logits: D(x), (B,).
+        images: x, (B, C, H, W), of which the logits were computed, and which requires gradients.
+    """
+    (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradients.float().square().flatten(1).sum(1)
+
+
+def lipschitz_penalty(discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    """Return E (‖∇_x D(x)‖ − 1)² at random points between real and generated images (Gulrajani et al. 2017, eq. 3).
+
+    Args:
+        discriminate: Returns D, (B,), of images.
+        real: Images (B, C, H, W).
+        fake: Images (B, C, H, W).
+    """
+    shares = torch.rand(len(real), 1, 1, 1, device=real.device)
+    between = torch.lerp(real, fake, shares).requires_grad_()
+    norms = (squared_gradient_norms(discriminate(between), between) + 1e-12).sqrt()
+    return (norms - 1).square().mean()

@@ -1,0 +1,364 @@
+"""Generators and discriminators of small images (Goodfellow et al. 2014): fully connected, convolutional, residual.
+
+This file is saved beside the weights and needs nothing but torch and diffusers.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm as spectrally_normed
+
+LEAKY_SLOPE = 0.2
+GAIN = math.sqrt(2 / (1 + LEAKY_SLOPE**2))  # of a leaky ReLU (He et al. 2015, eq. 15)
+
+
+@dataclass
+class GeneratorOutput(BaseOutput):
+    """What a generator makes of latents: images (B, C, H, W) in [−1, 1]."""
+
+    sample: Tensor
+
+
+@dataclass
+class DiscriminatorOutput(BaseOutput):
+    """What a discriminator thinks of images: (B,), whose sigmoid is the probability that an image is real."""
+
+    logits: Tensor
+
+
+def linear_layers(sizes: Sequence[int], activation: Callable[[], nn.Module], dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers from size to size, each followed by an activation and a dropout."""
+    layers = nn.Sequential()
+    for before, after in pairwise(sizes):
+        layers.extend([nn.Linear(before, after), activation(), nn.Dropout(dropout)])
+    return layers
+
+
+def leaky() -> nn.Module:
+    """The activation of the convolutional networks."""
+    return nn.LeakyReLU(LEAKY_SLOPE)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside an identity, without normalisation (Zhang et al. 2019); (B, C, H, W) to the same.
+
+    The last convolution begins at zero and the first smaller by the number of blocks, which keeps what a deep network
+    passes on at its size, as normalisation otherwise would.
+    """
+
+    def __init__(self, channels: int, num_blocks: int):
+        super().__init__()
+        first, last = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.layers = nn.Sequential(leaky(), first, leaky(), last)
+        nn.init.normal_(first.weight, std=GAIN / math.sqrt(9 * channels * num_blocks))
+        nn.init.zeros_(last.weight)
+        for layer in (first, last):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what the two convolutions find."""
+        return x + self.layers(x)
+
+
+class Upsampling(nn.Module):
+    """Another number of channels, then twice the height and width; (B, C, H, W) to (B, C', 2 H, 2 W)."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.channels = nn.Conv2d(before, after, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Interpolate linearly, so that no checkerboard arises."""
+        return functional.interpolate(self.channels(x), scale_factor=2, mode="bilinear")
+
+
+class Downsampling(nn.Module):
+    """Half the height and width, then another number of channels; (B, C, H, W) to (B, C', H / 2, W / 2)."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.channels = nn.Conv2d(before, after, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average squares of four pixels."""
+        return self.channels(functional.avg_pool2d(x, 2))
+
+
+class _Generator(ModelMixin, ConfigMixin):
+    """What all generators share: latents and classes in, images out."""
+
+    def _condition(self, latents: Tensor, class_labels: Tensor | None) -> Tensor:
+        _check_labels(class_labels, self.config.num_classes)
+        if class_labels is None:
+            return latents
+        return torch.cat([latents, functional.one_hot(class_labels, self.config.num_classes).to(latents)], dim=1)
+
+    def forward(
+        self, latents: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> GeneratorOutput | tuple[Tensor]:
+        """Make images (B, C, H, W) in [−1, 1].
+
+        Args:
+            latents: (B, latent_dim), drawn from the standard normal distribution.
+            class_labels: The classes to show, int64 (B,), if the model knows any.
+            return_dict: Return a `GeneratorOutput` instead of a tuple.
+        """
+        sample = self.layers(self._condition(latents, class_labels)).sigmoid() * 2 - 1
+        return GeneratorOutput(sample) if return_dict else (sample,)
+
+
+class _Discriminator(ModelMixin, ConfigMixin):
+    """What all discriminators share: features of images, and what they say (projection, Miyato and Koyama 2018)."""
+
+    def _add_head(self, features: int, num_classes: int | None, spectral_norm: bool) -> None:
+        self.head = nn.Linear(features, 1)
+        if num_classes:
+            self.embedding = nn.Embedding(num_classes, features)
+        if spectral_norm:
+            for layer in [*self.modules()]:
+                if isinstance(layer, ResidualBlock):  # zeros cannot be divided by their largest singular value
+                    nn.init.kaiming_normal_(layer.layers[-1].weight)
+            for layer in [*self.modules()]:
+                if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
+                    spectrally_normed(layer)
+
+    def forward(
+        self, sample: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> DiscriminatorOutput | tuple[Tensor]:
+        """Judge images.
+
+        Args:
+            sample: (B, C, H, W) in [−1, 1].
+            class_labels: What they are meant to show, int64 (B,), if the model knows any classes.
+            return_dict: Return a `DiscriminatorOutput` instead of a tuple.
+        """
+        _check_labels(class_labels, self.config.num_classes)
+        features = self.layers(sample).flatten(1)
+        logits = self.head(features)[:, 0]
+        if class_labels is not None:
+            logits = logits + (self.embedding(class_labels) * features).sum(1) / math.sqrt(features.shape[1])
+        return DiscriminatorOutput(logits) if return_dict else (logits,)
+
+
+class FullyConnectedGenerator(_Generator):
+    """Linear layers with ReLU between them.
+
+    Args:
+        sample_size: Height and width of the images, or one number for both.
+        out_channels: 1 for grey, 3 for RGB.
+        latent_dim: Numbers in a latent.
+        hidden_sizes: Features of the inner layers.
+        num_classes: Classes that it is told, or None.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] = 28,
+        out_channels: int = 1,
+        latent_dim: int = 100,
+        hidden_sizes: Sequence[int] = (256, 512),
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        shape = (out_channels, *_height_and_width(sample_size))
+        sizes = [latent_dim + (num_classes or 0), *hidden_sizes]
+        self.layers = nn.Sequential(
+            *linear_layers(sizes, nn.ReLU), nn.Linear(sizes[-1], math.prod(shape)), nn.Unflatten(1, shape)
+        )
+
+
+class FullyConnectedDiscriminator(_Discriminator):
+    """Linear layers with ReLU between them.
+
+    Args:
+        sample_size: Height and width of the images, or one number for both.
+        in_channels: 1 for grey, 3 for RGB.
+        hidden_sizes: Features of the inner layers.
+        dropout: Share of the features that each inner layer leaves out in training.
+        spectral_norm: Divide each weight by its largest singular value (Miyato et al. 2018).
+        num_classes: Classes that it is told, or None.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] = 28,
+        in_channels: int = 1,
+        hidden_sizes: Sequence[int] = (512, 256),
+        dropout: float = 0.0,
+        spectral_norm: bool = False,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        sizes = [in_channels * math.prod(_height_and_width(sample_size)), *hidden_sizes]
+        self.layers = nn.Sequential(nn.Flatten(), *linear_layers(sizes, nn.ReLU, dropout))
+        self._add_head(sizes[-1], num_classes, spectral_norm)
+
+
+class ConvolutionalGenerator(_Generator):
+    """A linear layer, then transposed convolutions of stride 2, with leaky ReLU between them (Radford et al. 2016).
+
+    Args:
+        sample_size: Height and width of the images, or one number for both; each transposed convolution doubles them.
+        out_channels: 1 for grey, 3 for RGB.
+        latent_dim: Numbers in a latent.
+        block_out_channels: Channels after each of the transposed convolutions; the linear layer has the first number.
+        num_classes: Classes that it is told, or None.
+
+    Raises:
+        ValueError: if so many doublings do not give such images.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] = 28,
+        out_channels: int = 1,
+        latent_dim: int = 100,
+        block_out_channels: Sequence[int] = (128, 128),
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        inner = (block_out_channels[0], *_halved(sample_size, len(block_out_channels)))
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim + (num_classes or 0), math.prod(inner)), leaky(), nn.Unflatten(1, inner)
+        )
+        for before, after in pairwise([block_out_channels[0], *block_out_channels]):
+            self.layers.extend([nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), leaky()])
+        self.layers.append(nn.Conv2d(block_out_channels[-1], out_channels, 7, padding=3))
+
+
+class ConvolutionalDiscriminator(_Discriminator):
+    """Convolutions of stride 2 with leaky ReLU and dropout, then a linear layer (Radford et al. 2016).
+
+    Args:
+        sample_size: Height and width of the images, or one number for both; each convolution halves them.
+        in_channels: 1 for grey, 3 for RGB.
+        block_out_channels: Channels of the convolutions.
+        dropout: Share of the values that each convolution leaves out in training.
+        spectral_norm: Divide each weight by its largest singular value (Miyato et al. 2018).
+        num_classes: Classes that it is told, or None.
+
+    Raises:
+        ValueError: if such images cannot be halved so often.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] = 28,
+        in_channels: int = 1,
+        block_out_channels: Sequence[int] = (64, 64),
+        dropout: float = 0.0,
+        spectral_norm: bool = False,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        self.layers = nn.Sequential()
+        for before, after in pairwise([in_channels, *block_out_channels]):
+            self.layers.extend([nn.Conv2d(before, after, 3, stride=2, padding=1), leaky(), nn.Dropout(dropout)])
+        inner = _halved(sample_size, len(block_out_channels))
+        self._add_head(block_out_channels[-1] * math.prod(inner), num_classes, spectral_norm)
+
+
+class ResidualGenerator(_Generator):
+    """A linear layer, then residual blocks at each resolution (R3GAN, Huang et al. 2024, with plain convolutions).
+
+    Args:
+        sample_size: Height and width of the images, or one number for both; doubled between two resolutions.
+        out_channels: 1 for grey, 3 for RGB.
+        latent_dim: Numbers in a latent.
+        block_out_channels: Channels at each resolution, the coarsest first.
+        layers_per_block: Residual blocks at each resolution.
+        num_classes: Classes that it is told, or None.
+
+    Raises:
+        ValueError: if so many doublings do not give such images.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] = 28,
+        out_channels: int = 1,
+        latent_dim: int = 64,
+        block_out_channels: Sequence[int] = (128, 64, 32),
+        layers_per_block: int = 2,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        levels = len(block_out_channels)
+        inner = (block_out_channels[0], *_halved(sample_size, levels - 1))
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim + (num_classes or 0), math.prod(inner)), nn.Unflatten(1, inner)
+        )
+        for level, channels in enumerate(block_out_channels):
+            if level:
+                self.layers.append(Upsampling(block_out_channels[level - 1], channels))
+            self.layers.extend(ResidualBlock(channels, levels * layers_per_block) for _ in range(layers_per_block))
+        self.layers.extend([leaky(), nn.Conv2d(block_out_channels[-1], out_channels, 3, padding=1)])
+
+
+class ResidualDiscriminator(_Discriminator):
+    """The mirror image of `ResidualGenerator`: residual blocks at each resolution, then a weighted sum over places.
+
+    Args:
+        sample_size: Height and width of the images, or one number for both; halved between two resolutions.
+        in_channels: 1 for grey, 3 for RGB.
+        block_out_channels: Channels at each resolution, the finest first.
+        layers_per_block: Residual blocks at each resolution.
+        dropout: Share of the features that are left out in training.
+        spectral_norm: Divide each weight by its largest singular value (Miyato et al. 2018).
+        num_classes: Classes that it is told, or None.
+
+    Raises:
+        ValueError: if such images cannot be halved so often.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] = 28,
+        in_channels: int = 1,
+        block_out_channels: Sequence[int] = (32, 64, 128),
+        layers_per_block: int = 2,
+        dropout: float = 0.0,
+        spectral_norm: bool = False,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        levels = len(block_out_channels)
+        inner = _halved(sample_size, levels - 1)
+        self.layers = nn.Sequential(nn.Conv2d(in_channels, block_out_channels[0], 3, padding=1))
+        for level, channels in enumerate(block_out_channels):
+            if level:
+                self.layers.append(Downsampling(block_out_channels[level - 1], channels))
+            self.layers.extend(ResidualBlock(channels, levels * layers_per_block) for _ in range(layers_per_block))
+        last = block_out_channels[-1]
+        self.layers.extend([leaky(), nn.Conv2d(last, last, inner, groups=last), nn.Dropout(dropout)])
+        self._add_head(last, num_classes, spectral_norm)
+
+
+def _height_and_width(sample_size: int | Sequence[int]) -> tuple[int, int]:
+    return (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+
+
+def _halved(sample_size: int | Sequence[int], times: int) -> tuple[int, int]:
+    height, width = _height_and_width(sample_size)
+    if height % 2**times or width % 2**times:
+        raise ValueError(f"block_out_channels halve or double images {times} times, which {height}×{width} do not fit")
+    return height // 2**times, width // 2**times
+
+
+def _check_labels(class_labels: Tensor | None, num_classes: int | None) -> None:
+    if (class_labels is None) != (num_classes is None):
+        raise ValueError("class_labels are " + ("missing" if class_labels is None else "not known to this model"))

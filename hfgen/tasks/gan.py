@@ -1,0 +1,225 @@
+"""Generative adversarial networks (Goodfellow et al. 2014): a generator against a discriminator, by turns."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import PIL.Image
+import torch
+from torch import Tensor, nn
+
+from hfgen.adversarial_losses import (
+    PROBABILITIES,
+    discriminator_loss,
+    generator_loss,
+    lipschitz_penalty,
+    squared_gradient_norms,
+)
+from hfgen.augmentation import random_color, random_erase, random_shift
+from hfgen.batches import Batch
+from hfgen.code_files import save_pipeline
+from hfgen.config import GANConfig
+from hfgen.data import ImageData
+from hfgen.errors import UserError
+from hfgen.figures import sample_grid
+from hfgen.latents import interpolations_picture, plane_picture, truncations_picture
+from hfgen.metrics.judge import load_judge, shipped_judges_of
+from hfgen.models.modeling_hfgen_gan import (
+    ConvolutionalDiscriminator,
+    ConvolutionalGenerator,
+    FullyConnectedDiscriminator,
+    FullyConnectedGenerator,
+    ResidualDiscriminator,
+    ResidualGenerator,
+)
+from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
+from hfgen.sampling import labels_of, sample
+from hfgen.tasks import Diagnosis, Loss
+
+JUDGED_IMAGES = 1000  # that are drawn to see which classes there are
+VANISHED = 0.1  # a class with less than this part of its share of the training images
+AUGMENTATIONS = {
+    "color": random_color,
+    "shift": lambda images: random_shift(images, images.shape[-1] // 8),
+    "erase": lambda images: random_erase(images, images.shape[-1] // 2),
+}
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Keep gradients out of a module's parameters; they still pass through it to what it is given."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+class GANTask:
+    """A generator and a discriminator.
+
+    Args:
+        config: Networks, objective.
+        data: The training images, with labels if the networks are to be told classes.
+
+    Raises:
+        UserError: if the networks cannot take such images, there are no labels, or the judge does not fit.
+    """
+
+    published = frozenset({"generator"})
+    index_file = GANPipeline.config_name
+
+    def __init__(self, config: GANConfig, data: ImageData):
+        self.config, self.data = config, data
+        if config.class_conditional:
+            data.require_labels()
+        self.label_names = data.label_names if config.class_conditional else []
+        try:
+            self.generator, self.discriminator = _make_networks(config, tuple(data.images.shape[1:]), self.label_names)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.judge = self._find_judge()
+        self.modules: dict[str, nn.Module] = {"discriminator": self.discriminator, "generator": self.generator}
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Yield the discriminator's loss once for each part of the batch, then the generator's."""
+        size = self.config.train_batch_size
+        for first in range(0, len(batch.images), size):
+            real = batch.images[first : first + size]
+            labels = batch.labels[first : first + size] if self.config.class_conditional else None
+            yield self._discriminator_loss(real, labels)
+        with frozen(self.discriminator):
+            yield self._generator_loss(real, labels)
+
+    def _discriminator_loss(self, real: Tensor, labels: Tensor | None) -> Loss:
+        config = self.config
+        with torch.no_grad():
+            fake = self._generate(labels, len(real))
+        images = self._augment(torch.cat([real, fake]))
+        if config.r1_gamma or config.r2_gamma:
+            images.requires_grad_()
+        scores = self._discriminate(images, labels)
+        loss = discriminator_loss(config.adversarial_loss, *scores.chunk(2))
+        terms = self._opinions(*scores.detach().chunk(2))
+        if config.r1_gamma or config.r2_gamma:
+            at_real, at_fake = squared_gradient_norms(scores, images).chunk(2)
+            terms |= {"r1": at_real.mean(), "r2": at_fake.mean()}
+            loss = loss + 0.5 * (config.r1_gamma * terms["r1"] + config.r2_gamma * terms["r2"])
+        if config.gradient_penalty_weight:
+            penalty = lipschitz_penalty(lambda between: self._discriminate(between, labels), *images.detach().chunk(2))
+            terms["gradient_penalty"] = penalty
+            loss = loss + config.gradient_penalty_weight * penalty
+        return Loss("discriminator", loss, terms)
+
+    def _generator_loss(self, real: Tensor, labels: Tensor | None) -> Loss:
+        fake = self._generate(labels, len(real))
+        if self.config.adversarial_loss == "relativistic":
+            scores = self._discriminate(self._augment(torch.cat([real, fake])), labels)
+            real_scores, fake_scores = scores.chunk(2)
+        else:
+            real_scores = fake_scores = self._discriminate(self._augment(fake), labels)
+        return Loss("generator", generator_loss(self.config.adversarial_loss, real_scores, fake_scores))
+
+    def _generate(self, labels: Tensor | None, count: int) -> Tensor:
+        latents = torch.randn(count, self.config.latent_dim, device=self.generator.device)
+        return self.modules["generator"](latents, labels).sample
+
+    def _discriminate(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """Return D of images, which are one or more batches of the classes `labels`."""
+        if labels is not None:
+            labels = labels.repeat(len(images) // len(labels))
+        return self.modules["discriminator"](images, labels).logits
+
+    def _augment(self, images: Tensor) -> Tensor:
+        for name in self.config.augmentation:
+            images = AUGMENTATIONS[name](images)
+        return images
+
+    def _opinions(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """Return D(x) and D(G(z)), as probabilities of being real where the loss makes them such."""
+        as_shown = torch.sigmoid if self.config.adversarial_loss in PROBABILITIES else torch.as_tensor
+        return {"real": as_shown(real).mean(), "fake": as_shown(fake).mean()}
+
+    def pipeline(self) -> GANPipeline:
+        """Return the pipeline, whose files travel with the weights."""
+        discriminator = self.discriminator if self.config.save_discriminator else None
+        return GANPipeline(
+            self.generator, discriminator, dict(enumerate(self.label_names)), truncation=self.config.truncation
+        )
+
+    def save(self, folder: Path) -> None:
+        """Save the pipeline."""
+        save_pipeline(self.pipeline(), folder)
+
+    @torch.no_grad()
+    def diagnose(self) -> Diagnosis:
+        """Find out which classes are drawn, and name those that have vanished (mode collapse)."""
+        if self.judge is None:
+            return Diagnosis()
+        draws = sample(self.pipeline(), num_images=JUDGED_IMAGES, seed=self.config.seed, truncation=None)
+        found = self.judge.look_at(torch.cat(list(draws)))[1].argmax(1)
+        shares = found.bincount(minlength=len(self.judge.label_names)) / JUDGED_IMAGES
+        class_shares = dict(zip(self.judge.label_names, shares.tolist(), strict=True))
+        expected = dict.fromkeys(class_shares, 1 / len(class_shares))
+        if self.data.labels is not None and set(self.data.label_names) == class_shares.keys():
+            real = self.data.labels.bincount(minlength=len(self.data.label_names)) / len(self.data)
+            expected = dict(zip(self.data.label_names, real.tolist(), strict=True))
+        vanished = [name for name, share in class_shares.items() if share < VANISHED * expected[name]]
+        if not vanished:
+            return Diagnosis(class_shares=class_shares)
+        named = ", ".join(f"{name} ({class_shares[name]:.1%})" for name in vanished)
+        problem = (
+            f"mode collapse: the judge {self.judge.name} finds next to none of {JUDGED_IMAGES:,} images of {named}"
+        )
+        return Diagnosis([problem], class_shares)
+
+    def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
+        """Draw a grid of images; of a model that is told classes, a row of each."""
+        pipeline = self.pipeline()
+        batches = sample(pipeline, num_images=num_images, seed=seed, truncation=self.config.truncation)
+        labels = labels_of(pipeline, (), range(num_images)) if self.label_names else None
+        return sample_grid(torch.cat(list(batches)), labels, self.label_names)
+
+    def pictures(self) -> dict[str, PIL.Image.Image]:
+        """Draw interpolations, less and less truncated latents, and the plane of two latent dimensions."""
+        pipeline = self.pipeline()
+        pictures = {
+            "interpolations": interpolations_picture(pipeline, self.config.seed),
+            "truncations": truncations_picture(pipeline, self.config.seed),
+        }
+        if self.config.latent_dim == 2:
+            pictures["plane"] = plane_picture(pipeline)
+        return pictures
+
+    def _find_judge(self):
+        shape = tuple(self.data.images.shape[1:])
+        if self.config.judge:
+            judge = load_judge(self.config.judge)
+            if judge.image_shape != shape:
+                raise UserError(f"the judge {judge.name} does not know images of the size of {self.data.source}")
+            return judge
+        shipped = shipped_judges_of(self.config.dataset_name) if self.config.dataset_name else []
+        judge = load_judge(shipped[0]) if shipped else None
+        return judge if judge and judge.image_shape == shape else None
+
+
+def _make_networks(
+    config: GANConfig, image_shape: tuple[int, int, int], label_names: list[str]
+) -> tuple[nn.Module, nn.Module]:
+    """Build generator and discriminator for images (C, H, W)."""
+    channels, height, width = image_shape
+    shared = {"sample_size": height if height == width else (height, width), "num_classes": len(label_names) or None}
+    made = shared | {"out_channels": channels, "latent_dim": config.latent_dim}
+    judged = shared | {"in_channels": channels, "dropout": config.dropout, "spectral_norm": config.spectral_norm}
+    if config.architecture == "fully_connected":
+        judging = config.discriminator_hidden_sizes or list(reversed(config.hidden_sizes))
+        return (
+            FullyConnectedGenerator(**made, hidden_sizes=config.hidden_sizes),
+            FullyConnectedDiscriminator(**judged, hidden_sizes=judging),
+        )
+    made["block_out_channels"] = config.block_out_channels
+    judged["block_out_channels"] = config.discriminator_block_out_channels or list(reversed(config.block_out_channels))
+    if config.architecture == "convolutional":
+        return ConvolutionalGenerator(**made), ConvolutionalDiscriminator(**judged)
+    blocks = {"layers_per_block": config.layers_per_block}
+    return ResidualGenerator(**made, **blocks), ResidualDiscriminator(**judged, **blocks)

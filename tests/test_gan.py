@@ -1,0 +1,450 @@
+"""Generative adversarial networks: the networks, the losses, who is updated by what, the pipeline, digits."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+
+import PIL.Image
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import finish, flags, hfgen, kill_when
+from huggingface_hub import ModelCard
+
+import hfgen as package
+from hfgen.adversarial_losses import discriminator_loss, generator_loss, lipschitz_penalty, squared_gradient_norms
+from hfgen.batches import Batch
+from hfgen.cli import main
+from hfgen.config import GANConfig
+from hfgen.data import load_images
+from hfgen.errors import UserError
+from hfgen.models.modeling_hfgen_gan import (
+    ConvolutionalDiscriminator,
+    ConvolutionalGenerator,
+    FullyConnectedDiscriminator,
+    FullyConnectedGenerator,
+    ResidualDiscriminator,
+    ResidualGenerator,
+)
+from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
+from hfgen.run import train
+from hfgen.tasks.gan import GANTask, frozen
+from hfgen.training import METRICS_FILE, STATE_FILE
+
+LOSSES = ["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
+PAIRS = [
+    (FullyConnectedGenerator, FullyConnectedDiscriminator, {"hidden_sizes": (20,)}),
+    (ConvolutionalGenerator, ConvolutionalDiscriminator, {"block_out_channels": (16, 16)}),
+    (ResidualGenerator, ResidualDiscriminator, {"block_out_channels": (16, 16, 16), "layers_per_block": 1}),
+]
+
+
+def config(**fields) -> GANConfig:
+    settings = {"dataset_name": "digits", "output_dir": "unused", "architecture": "fully_connected", "latent_dim": 3}
+    return GANConfig(**settings | {"hidden_sizes": [16], "train_batch_size": 6} | fields)
+
+
+def batch_of(data, count: int = 6) -> Batch:
+    indices = torch.arange(count)
+    return Batch(data.images[indices].float() / 127.5 - 1, data.labels[indices], 0, indices)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits")
+
+
+# --- networks
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 8, 12)])
+@pytest.mark.parametrize("num_classes", [None, 4])
+@pytest.mark.parametrize("spectral_norm", [False, True])
+@pytest.mark.parametrize(("make", "judge", "sizes"), PAIRS)
+def test_shapes_and_ranges(make, judge, sizes, shape, num_classes, spectral_norm):
+    shared = {"sample_size": shape[1:], "num_classes": num_classes, **sizes}
+    generator = make(out_channels=shape[0], latent_dim=5, **shared)
+    discriminator = judge(in_channels=shape[0], spectral_norm=spectral_norm, **shared)
+    labels = torch.tensor([0, 3]) if num_classes else None
+    latents = torch.randn(2, 5)
+    images = generator(latents, labels).sample
+    assert images.shape == (2, *shape)
+    assert -1 <= images.min() < images.max() <= 1
+    logits = discriminator(images, labels).logits
+    assert logits.shape == (2,)
+    assert logits.isfinite().all()
+    assert torch.equal(generator(latents, labels, return_dict=False)[0], images)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in generator.parameters()), "all of it makes the images"
+
+
+@pytest.mark.parametrize(("make", "judge", "sizes"), PAIRS)
+def test_classes_change_what_is_made_and_what_is_thought_of_it(make, judge, sizes):
+    generator = make(sample_size=8, latent_dim=5, num_classes=4, **sizes)
+    discriminator = judge(sample_size=8, num_classes=4, **sizes).eval()
+    latents = torch.randn(1, 5).expand(2, -1)
+    images = generator(latents, torch.tensor([0, 3])).sample
+    assert not torch.equal(images[0], images[1])
+    logits = discriminator(images[:1].expand(2, -1, -1, -1), torch.tensor([0, 3])).logits
+    assert logits[0] != logits[1]
+    with pytest.raises(ValueError, match="class_labels are missing"):
+        generator(latents)
+    with pytest.raises(ValueError, match="class_labels are not known"):
+        judge(sample_size=8, **sizes)(images, torch.tensor([0, 3]))
+
+
+def test_the_convolutional_pair_is_that_of_its_specification():
+    generator, discriminator = ConvolutionalGenerator(), ConvolutionalDiscriminator(dropout=0.4)
+    sizes = [[tuple(weight.shape) for weight in module.parameters()] for module in (generator, discriminator)]
+    assert sizes == [
+        [(6272, 100), (6272,), (128, 128, 4, 4), (128,), (128, 128, 4, 4), (128,), (1, 128, 7, 7), (1,)],
+        [(64, 1, 3, 3), (64,), (64, 64, 3, 3), (64,), (1, 7 * 7 * 64), (1,)],
+    ]
+    assert [layer.p for layer in discriminator.layers if isinstance(layer, torch.nn.Dropout)] == [0.4, 0.4]
+
+
+def test_spectral_norm_bounds_each_layer():
+    discriminator = FullyConnectedDiscriminator(sample_size=8, hidden_sizes=(32,), spectral_norm=True)
+    for _ in range(50):  # each forward pass is a step of the power iteration
+        discriminator(torch.rand(2, 1, 8, 8))
+    for layer in (discriminator.layers[1], discriminator.head):
+        assert torch.linalg.matrix_norm(layer.weight, 2).item() == pytest.approx(1, abs=0.01)
+
+
+def test_sizes_that_cannot_be_halved_are_refused():
+    with pytest.raises(ValueError, match="halve or double images 2 times, which 30×30 do not fit"):
+        ConvolutionalGenerator(sample_size=30)
+
+
+# --- losses
+
+
+def test_losses_of_logits_agree_with_the_cross_entropy():
+    real, fake = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    cross_entropy = torch.nn.functional.binary_cross_entropy
+    ones, zeros = torch.ones(50), torch.zeros(50)
+    expected = cross_entropy(real.sigmoid(), ones) + cross_entropy(fake.sigmoid(), zeros)
+    for loss in ("minimax", "non_saturating"):
+        torch.testing.assert_close(discriminator_loss(loss, real, fake), expected)
+    torch.testing.assert_close(generator_loss("non_saturating", real, fake), cross_entropy(fake.sigmoid(), ones))
+    torch.testing.assert_close(generator_loss("minimax", real, fake), (1 - fake.sigmoid()).log().mean())
+
+
+def test_the_other_losses_at_single_points():
+    real, fake = torch.tensor([0.5]), torch.tensor([-2.0])
+    both = {
+        "least_squares": (0.5 * 0.25 + 0.5 * 4, 0.5 * 9),
+        "hinge": (0.5 + 0, 2),
+        "wasserstein": (-2.5, 2),
+        "relativistic": (math.log1p(math.exp(-2.5)), math.log1p(math.exp(2.5))),
+    }
+    for loss, (of_discriminator, of_generator) in both.items():
+        assert discriminator_loss(loss, real, fake).item() == pytest.approx(of_discriminator, abs=1e-6), loss
+        assert generator_loss(loss, real, fake).item() == pytest.approx(of_generator, abs=1e-6), loss
+
+
+def test_penalties_of_a_slope_that_is_known():
+    slope = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).requires_grad_()
+
+    def discriminate(images):
+        return (slope * images).sum((1, 2, 3))
+
+    images = torch.rand(5, 2, 1, 1, requires_grad=True)
+    norms = squared_gradient_norms(discriminate(images), images)
+    torch.testing.assert_close(norms, torch.full((5,), 25.0))
+    norms.mean().backward()
+    torch.testing.assert_close(slope.grad.flatten(), torch.tensor([6.0, 8.0])), "the penalty reaches the parameters"
+    penalty = lipschitz_penalty(discriminate, torch.rand(5, 2, 1, 1), torch.rand(5, 2, 1, 1))
+    assert penalty.item() == pytest.approx(16)
+
+
+# --- who is updated by what
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_loss_moves_its_own_network_only(digits, loss):
+    """Without `frozen` the generator's step would leave gradients in the discriminator, which its next step adds."""
+    task = GANTask(config(adversarial_loss=loss, r1_gamma=1, r2_gamma=1, gradient_penalty_weight=1), digits)
+    given = []
+    for name, value, _ in task.losses(batch_of(digits)):
+        for module in task.modules.values():
+            module.zero_grad()
+        value.backward()
+        given.append((name, {n for n, m in task.modules.items() if any(p.grad is not None for p in m.parameters())}))
+    assert given == [("discriminator", {"discriminator"}), ("generator", {"generator"})]
+    assert all(parameter.requires_grad for parameter in task.discriminator.parameters())
+
+
+def test_frozen_passes_gradients_through():
+    discriminator = FullyConnectedDiscriminator(sample_size=8, hidden_sizes=(8,))
+    images = torch.rand(2, 1, 8, 8, requires_grad=True)
+    with frozen(discriminator):
+        discriminator(images).logits.sum().backward()
+    assert images.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in discriminator.parameters())
+
+
+def test_a_relativistic_generator_is_compared_with_the_real_images(digits):
+    task = GANTask(config(), digits)
+    torch.manual_seed(0)
+    *_, before = task.losses(batch_of(digits))
+    other = batch_of(digits)
+    other.images = -other.images
+    torch.manual_seed(0)
+    *_, after = task.losses(other)
+    assert before.module == "generator"
+    assert before.value != after.value
+
+
+def test_several_discriminator_steps_see_different_images(digits):
+    settings = config(discriminator_steps=3)
+    assert settings.images_per_batch == 18
+    task = GANTask(settings, digits)
+    seen = []
+    task.modules["discriminator"] = lambda images, labels: seen.append(images) or task.discriminator(images, labels)
+    batch = batch_of(digits, 18)
+    names = [loss.module for loss in task.losses(batch)]
+    assert names == ["discriminator"] * 3 + ["generator"]
+    torch.testing.assert_close(torch.cat([images[:6] for images in seen[:3]]), batch.images)
+
+
+def test_real_and_generated_images_are_changed_alike(digits):
+    task = GANTask(config(augmentation=["erase"]), digits)
+    seen = []
+    task.modules["discriminator"] = lambda images, labels: seen.append(images) or task.discriminator(images, labels)
+    task.modules["generator"] = lambda latents, labels: type("Output", (), {"sample": torch.ones(6, 1, 8, 8)})
+    for _ in task.losses(Batch(torch.ones(6, 1, 8, 8), None, 0, torch.arange(6))):
+        assert all((image == 0).any() for image in seen[-1]), "a part of each is grey"
+
+
+def test_the_learning_rate_of_the_discriminator_may_be_its_own():
+    both, one = config(learning_rate=1e-3), config(learning_rate=1e-3, discriminator_learning_rate=4e-3)
+    assert [one.learning_rate_of(name) for name in ("generator", "discriminator")] == [1e-3, 4e-3]
+    assert both.learning_rate_of("discriminator") == 1e-3
+
+
+# --- a run
+
+
+@pytest.fixture(scope="module")
+def run(gan_run):
+    return gan_run
+
+
+def test_a_run_learns_digits_of_the_classes_that_it_is_asked_for(run, judge_run):
+    pipe = package.load(str(run))
+    from hfgen.metrics.judge import load_judge
+
+    labels = [number for number in range(10) for _ in range(20)]
+    images = pipe(class_labels=labels, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    judge = load_judge(str(judge_run))
+    predicted = judge.look_at((images * 255).round().to(torch.uint8))[1].argmax(1)
+    numbers = torch.tensor([int(judge.label_names[number]) for number in predicted])
+    assert (numbers == torch.tensor(labels)).float().mean() > 0.7
+    assert images.view(10, 20, -1).std(1).mean() > 0.05, "images of a class differ"
+
+
+def test_metrics_tell_what_the_discriminator_thinks(run):
+    row = json.loads((run / METRICS_FILE).read_text().splitlines()[-1])
+    wanted = {"loss/discriminator", "loss/generator", "grad_norm/discriminator", "grad_norm/generator"}
+    assert wanted | {"discriminator/real", "discriminator/fake", "discriminator/r1"} <= row.keys()
+
+
+def test_classes_are_counted_at_each_checkpoint_and_drawn(run):
+    rows = [json.loads(line) for line in (run / "classes.jsonl").read_text().splitlines()]
+    assert [row.pop("step") for row in rows] == [200, 400]
+    for row in rows:
+        assert sum(row.values()) == pytest.approx(1)
+        assert len(row) == 10
+    assert min(rows[-1].values()) > 0.02
+    assert json.loads((run / "run.json").read_text())["problems"] == []
+
+
+def test_pictures_and_film_are_on_the_page(run, tmp_path):
+    film = PIL.Image.open(run / "figures" / "training.gif")
+    assert film.n_frames > 3
+    assert main(["card", str(run), "--gallery", str(tmp_path)]) == 0
+    page = ModelCard.load(tmp_path / run.name / "README.md")
+    for name in ("interpolations.png", "truncations.png", "plane.png", "classes.png", "training.gif"):
+        assert f"figures/{name}" in page.text
+        assert (tmp_path / run.name / "figures" / name).stat().st_size > 1000
+    assert {"gan", "class-conditional"} <= set(page.data.tags)
+
+
+def test_a_collapsed_generator_is_named(judge_run, digits, capsys):
+    task = GANTask(config(judge=str(judge_run)), digits)
+    last = task.generator.layers[-2]  # makes one image of all latents
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data.copy_(10 * (digits.images[3].float() / 127.5 - 1).flatten())
+    diagnosis = task.diagnose()
+    assert max(diagnosis.class_shares.values()) == 1
+    (problem,) = diagnosis.problems
+    assert problem.startswith("mode collapse: the judge digits_judge, shown 1,000 images")
+    assert problem.count("(0.0%)") == 9
+
+
+def test_nothing_is_counted_where_there_is_no_judge(digits):
+    diagnosis = GANTask(config(), digits).diagnose()
+    assert not diagnosis.problems
+    assert not diagnosis.class_shares
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, num_processes):
+    """Both optimizers, both networks, the buffers of spectral normalisation, dropout and the average."""
+    settings = {
+        "dataset_name": "digits",
+        "architecture": "residual",
+        "block_out_channels": [8, 8],
+        "latent_dim": 4,
+        "train_batch_size": 10,
+        "num_samples": 4,
+        "max_train_samples": 100,
+        "checkpointing_steps": 4,
+        "spectral_norm": True,
+        "dropout": 0.2,
+        "gradient_penalty_weight": 1.0,
+        "r1_gamma": 0.1,
+        "discriminator_steps": 2,
+        "discriminator_learning_rate": 1e-3,
+        "class_conditional": True,
+        "augmentation": ["color", "shift"],
+        "max_train_steps": 40,
+        "logging_steps": 1,
+        "mixed_precision": "no",
+    }
+
+    def begin(name, *extra):
+        return hfgen(
+            "train", "gan", *flags(output_dir=tmp_path / name, **settings), *extra, num_processes=num_processes
+        )
+
+    finish(begin("whole"))
+    process = begin("broken")
+    metrics = tmp_path / "broken" / METRICS_FILE
+    kill_when(process, lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 10, signal.SIGKILL)
+    process.communicate()
+    finish(begin("broken", "--resume_from_checkpoint", "latest"))
+    names = (METRICS_FILE, f"checkpoints/step-000040/{STATE_FILE}", "generator/diffusion_pytorch_model.safetensors")
+    for name in names:
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not (tmp_path / "whole" / "discriminator").exists(), "it is not published"
+
+
+# --- the pipeline
+
+
+def test_latents_go_in_and_out(run):
+    pipe = package.load(str(run))
+    first = pipe(batch_size=4, generator=torch.Generator().manual_seed(3), output_type="pt")
+    assert first.latents.shape == (4, 2)
+    again = pipe(latents=first.latents, class_labels=[0, 1, 2, 3], output_type="pt").images
+    torch.testing.assert_close(again, first.images)
+    assert isinstance(pipe(class_labels="7").images[0], PIL.Image.Image)
+    images, latents = pipe(batch_size=2, return_dict=False)
+    assert len(images) == len(latents) == 2
+
+
+def test_truncation_keeps_latents_near_the_centre(run):
+    pipe = package.load(str(run))
+    draw = {"batch_size": 4000, "generator": torch.Generator().manual_seed(0)}
+    latents = pipe.draw_latents(**draw, truncation=0.7)
+    assert 0.69 < latents.abs().max() <= 0.7
+    expected = torch.distributions.Normal(0.0, 1.0)
+    within = expected.cdf(torch.tensor(0.7)) - expected.cdf(torch.tensor(-0.7))
+    below = (expected.cdf(torch.tensor(0.3)) - expected.cdf(torch.tensor(-0.7))) / within
+    assert (latents < 0.3).float().mean().item() == pytest.approx(below.item(), abs=0.015)
+    with pytest.raises(ValueError, match="truncation must be positive, not -1"):
+        pipe.draw_latents(1, truncation=-1)
+    truncated = GANPipeline(pipe.generator, id2label=pipe.config.id2label, truncation=0.5)
+    assert truncated.draw_latents(500).abs().max() <= 0.5
+
+
+def test_interpolations_begin_and_end_where_they_should(run):
+    pipe = package.load(str(run))
+    start, end = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
+    for mode, middle in {"linear": [0.5, 1.0], "spherical": [1.5 / 2**0.5] * 2}.items():
+        strip = pipe.interpolate(start, end, num_steps=5, mode=mode, class_labels="3", output_type="pt")
+        torch.testing.assert_close(strip.latents[[0, 2, 4]], torch.stack([start, torch.tensor(middle), end]))
+        ends = pipe(latents=torch.stack([start, end]), class_labels="3", output_type="pt").images
+        torch.testing.assert_close(strip.images[[0, 4]], ends)
+    with pytest.raises(ValueError, match="num_steps must be 2 or more"):
+        pipe.interpolate(start, end, num_steps=1, class_labels=3)
+    with pytest.raises(ValueError, match="mode must be linear or spherical"):
+        pipe.interpolate(start, end, mode="cubic", class_labels=3)
+    with pytest.raises(ValueError, match=r"latents must be \(B, 2\), not \(3, 4\)"):
+        pipe(latents=torch.zeros(3, 4), class_labels=3)
+
+
+def test_it_loads_with_diffusers_alone(tmp_path, digits):
+    AcceleratorState._reset_state()
+    fields = {"output_dir": str(tmp_path / "run"), "max_train_steps": 2, "num_samples": 4, "save_discriminator": True}
+    settings = {"architecture": "residual", "block_out_channels": [8, 8], "spectral_norm": True, "truncation": 1.0}
+    run = train(config(**fields, **settings), GANTask)
+    code = f"""
+import sys
+
+sys.modules["hfgen"] = None
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({str(run)!r}, trust_remote_code=True)
+output = pipe(batch_size=3, generator=torch.Generator().manual_seed(0), output_type="pt")
+torch.save((output.images, pipe.discriminator(output.images * 2 - 1).logits), {str(tmp_path / "found.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    images, logits = torch.load(tmp_path / "found.pt")
+    pipe = package.load(str(run))
+    expected = pipe(batch_size=3, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    torch.testing.assert_close(images, expected)
+    assert logits.shape == (3,)
+    assert pipe.config.truncation == 1.0
+
+
+def test_drawing_by_the_command_line(run, tmp_path, capsys):
+    output = str(tmp_path / "grid.png")
+    assert main(["sample", str(run), "--class_labels", "3", "--truncation", "1", "--output", output]) == 0
+    assert main(["sample", str(run), "--num_inference_steps", "5", "--output", output]) == 2
+    assert (
+        "a GAN is drawn from in one step, by its truncation, and has no num_inference_steps" in capsys.readouterr().err
+    )
+    assert main(["sample", str(run), "--class_labels", "boot", "--output", output]) == 2
+    assert "knows no class boot" in capsys.readouterr().err
+    assert main(["sample", str(run), "--truncation", "-1", "--output", output]) == 2
+    assert "truncation must be positive" in capsys.readouterr().err
+
+
+def test_an_evaluation_says_how_images_were_drawn(run, judge_run, tmp_path):
+    folder = str(tmp_path / "report")
+    splits = flags(train_split="train[:80%]", reference_split="train[80%:]", num_images=100, judge=str(judge_run))
+    assert main(["evaluate", str(run), *splits, "--truncation", "2", "--output_dir", folder]) == 0
+    record = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert record["protocol"]["truncation"] == 2
+    assert "one step, latents within 2" in (tmp_path / "report" / "evaluation.md").read_text()
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"discriminator_steps": 2, "gradient_accumulation_steps": 2}, "need gradient_accumulation_steps 1"),
+        ({"r1_gamma": -1.0}, "r1_gamma must be zero or more, not -1.0"),
+        ({"dropout": 1.0}, "dropout must be from 0 to below 1"),
+        ({"block_out_channels": []}, "block_out_channels must have at least one entry"),
+        ({"truncation": 0.0}, "truncation must be positive"),
+    ],
+)
+def test_values_that_cannot_work(fields, message):
+    with pytest.raises(UserError, match=message):
+        config(**fields)
+
+
+def test_networks_and_judges_that_do_not_fit_are_refused(digits):
+    with pytest.raises(UserError, match="halve or double images 3 times, which 8×8 do fit|4 times"):
+        GANTask(config(architecture="convolutional", block_out_channels=[8, 8, 8, 8]), digits)
+    with pytest.raises(UserError, match="the judge mnist does not know images of the size"):
+        GANTask(config(judge="mnist"), digits)
