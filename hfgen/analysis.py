@@ -213,7 +213,7 @@ def _bounds(pipeline: VAEPipeline, encoded: _Encoded, config: AnalyzeConfig) -> 
         "negative_elbo": negative_elbo,
         "negative_importance_weighted_bound": {
             "value": negative_elbo["value"] - found["gain"],
-            "std": math.hypot(negative_elbo["std"], found["gain_std"]),
+            "std": negative_elbo["std"] + found["gain_std"],  # at most, whatever the two have to do with each other
         },
     }
 

@@ -445,6 +445,7 @@ class GANConfig(TrainingConfig):
     adam_beta2: float = 0.999
     max_grad_norm: float = 1000.0
     checkpointing_steps: int = 1000
+    save_images_epochs: int | None = 1
     ema_max_decay: float = 0.999
     architecture: Literal["fully_connected", "convolutional", "residual"] = "residual"
     latent_dim: int = 64
@@ -459,8 +460,8 @@ class GANConfig(TrainingConfig):
     adversarial_loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = (
         "relativistic"
     )
-    r1_gamma: float = 0.0
-    r2_gamma: float = 0.0
+    r1_gamma: float = 0.1
+    r2_gamma: float = 0.1
     gradient_penalty_weight: float = 0.0
     discriminator_steps: int = 1
     discriminator_learning_rate: float | None = None
@@ -482,6 +483,16 @@ class GANConfig(TrainingConfig):
         for name in ("block_out_channels", "discriminator_block_out_channels"):
             if getattr(self, name) == []:
                 raise UserError(f"{name} must have at least one entry, not none")
+        penalties = ("r1_gamma", "r2_gamma", "gradient_penalty_weight")
+        penalised = [name for name in penalties if getattr(self, name)]
+        if self.adversarial_loss == "wasserstein" and not self.gradient_penalty_weight and not self.spectral_norm:
+            raise UserError("the loss wasserstein bounds nothing without a gradient_penalty_weight, or spectral_norm")
+        if self.optimizer == "muon" and self.spectral_norm:
+            raise UserError("spectral_norm needs the optimizer adamw; muon decides on the singular values itself")
+        if self.torch_compile and penalised:
+            raise UserError(f"{penalised[0]} needs gradients of gradients, which torch_compile cannot; leave one out")
+        if self.mixed_precision == "fp16" and penalised:
+            raise UserError(f"{penalised[0]} needs gradients that fp16 cannot hold; use bf16")
         if self.discriminator_steps > 1 and self.gradient_accumulation_steps > 1:
             raise UserError(
                 "discriminator_steps above 1 need gradient_accumulation_steps 1, so that each of them is one step"

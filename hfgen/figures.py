@@ -14,7 +14,6 @@ import PIL.ImageFont
 import PIL.ImageOps
 import torch
 from diffusers.utils import export_to_gif, make_image_grid
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -158,19 +157,19 @@ def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -
         figure.savefig(temporary, format="png", dpi=80)
 
 
-def save_class_curves(classes_file: Path, path: Path) -> None:
-    """Draw which shares of the images show which class, checkpoint by checkpoint, from a `classes.jsonl`."""
+def save_class_shares(classes_file: Path, path: Path) -> None:
+    """Draw which shares of the images show which class, a bar for each checkpoint of a `classes.jsonl`."""
     rows = read_rows(classes_file)
-    names = [name for name in rows[0] if name != "step"]
-    steps = [row["step"] for row in rows]
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    axes.stackplot(
-        steps, [[row[name] for row in rows] for name in names], labels=names, colors=colormaps["tab20"].colors
-    )
-    axes.set(
-        xlabel="optimizer steps", ylabel="share of the images", ylim=(0, 1), xlim=(min(0, steps[0] - 1), steps[-1])
-    )
+    bottom = np.zeros(len(rows))
+    for number, name in enumerate(rows[0]["shares"]):
+        shares = np.array([row["shares"][name] for row in rows])
+        axes.bar(range(len(rows)), shares, bottom=bottom, label=name, color=f"C{number % 10}", edgecolor="white")
+        bottom += shares
+    shown = sorted({round(place) for place in np.linspace(0, len(rows) - 1, 8)})
+    axes.set_xticks(shown, [f"{rows[place]['step']:,}" for place in shown])
+    axes.set(xlabel="optimizer steps", ylabel="share of the images", ylim=(0, 1))
     figure.legend(loc="outside right upper", reverse=True)
     with complete_or_absent(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
@@ -196,11 +195,12 @@ def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[
     Args:
         members: By run and metric, the epochs and the values.
     """
-    names = list(next(iter(members.values())))
+    names = list(dict.fromkeys(name for curves in members.values() for name in curves))
     figure = Figure(figsize=(8, 2.8 * len(names)), layout="constrained")
     for name, axes in zip(names, figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], strict=True):
         for label, curves in members.items():
-            axes.plot(*_running_mean(*map(np.array, curves[name])), label=label)
+            if name in curves:
+                axes.plot(*_running_mean(*map(np.array, curves[name])), label=label)
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
     axes.set_xlabel("epochs")

@@ -1,5 +1,7 @@
 """Pictures of what lies between and around latents, of any pipeline that makes images of them."""
 
+import math
+
 import numpy as np
 import torch
 from PIL.Image import Image
@@ -14,7 +16,7 @@ from hfgen.seeds import derive_seed
 STRIP_STEPS = 10  # equally spaced points of an interpolation or traversal
 PLANE_SIDE = 20  # images along each side of the decoded plane
 STRIPS = 4  # interpolations of each kind
-TRUNCATIONS = (0.5, 1.0, 2.0, None)
+TRUNCATIONS = (0.5, 1.0, 2.0, math.inf)
 
 
 def first_class(pipeline: GANPipeline | VAEPipeline) -> int | None:
@@ -54,5 +56,5 @@ def truncations_picture(pipeline: GANPipeline, seed: int) -> Image:
         for truncation in TRUNCATIONS
     ]
     rows = [row for row in range(len(images)) for _ in range(STRIP_STEPS)]
-    names = ["whole" if truncation is None else f"within {truncation:g}" for truncation in TRUNCATIONS]
+    names = ["whole" if truncation == math.inf else f"within {truncation:g}" for truncation in TRUNCATIONS]
     return sample_grid(torch.cat(images), rows, names)

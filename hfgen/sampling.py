@@ -247,6 +247,8 @@ def _one_step(
         )
     if option == "prior" and sampler["prior"] not in PRIORS:
         raise UserError(f"prior must be {' or '.join(PRIORS)}, not {sampler['prior']}")
+    if option == "truncation" and sampler["truncation"] is not None and sampler["truncation"] <= 0:
+        raise UserError(f"truncation must be positive, not {sampler['truncation']}")
     if class_labels and not is_conditional(pipeline):
         raise UserError("the model knows no classes, so that it cannot be asked for one")
     try:

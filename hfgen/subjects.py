@@ -122,11 +122,9 @@ def draw(
         numbers = dict(zip(asked, judges_numbers(asked, model, label_names).tolist(), strict=True))
         labels = torch.tensor([numbers[name] for name in names])
     sha256 = _sha256_of(network_of(pipeline))
-    others = [_sha256_of(part) for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    configs = [
-        {name: value for name, value in part.config.items() if not name.startswith("_")}
-        for part in pipeline.components.values()
-    ]
+    parts = [part for name, part in pipeline.components.items() if name != "discriminator"]  # which draws nothing
+    others = [_sha256_of(part) for part in parts if isinstance(part, torch.nn.Module)]
+    configs = [{name: value for name, value in part.config.items() if not name.startswith("_")} for part in parts]
     key = hashlib.sha256(json.dumps([sampler, class_labels, *others, *configs]).encode()).hexdigest()[:12]
     place = folder / f"images-{key}"
     place.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ RECORD = "sweep.json"
 PAGE = "sweep.md"
 PICTURES = "sweep"  # folder beside them
 NOT_SWEPT = {"config", "hub_model_id", "mixed_precision", "output_dir", "resume_from_checkpoint", "sweep"}
-NOT_SHOWN = ("step", "learning_rate")  # of the metrics; nor gradient norms
+NOT_SHOWN = ("step", "learning_rate", "grad_norm/")  # beginnings of names of metrics
 ANALYSED = {
     "mse": lambda record: number(record["similarity"]["mse"]),
     "PSNR (dB)": lambda record: number(record["similarity"]["psnr"]),
@@ -231,7 +231,7 @@ class _Member:
         return cells
 
     def _shown(self) -> list[str]:
-        return [name for name in self.rows[0] if name not in NOT_SHOWN and not name.startswith("grad_norm/")]
+        return [name for name in self.rows[0] if not name.startswith(NOT_SHOWN)]
 
     def _read(self, name: str) -> Any:
         return json.loads((self.run / name).read_text()) if (self.run / name).is_file() else None

@@ -34,7 +34,7 @@ from hfgen.checkpoints import (
 from hfgen.config import TrainingConfig
 from hfgen.data import ImageData
 from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
-from hfgen.figures import save_class_curves, save_picture, save_slides, save_training_curves
+from hfgen.figures import save_class_shares, save_picture, save_slides, save_training_curves
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
 from hfgen.hub import CheckpointUploads
 from hfgen.optimizers import Muon
@@ -240,7 +240,10 @@ class Trainer:
         for name, average in self.averages.items():
             average.step(self.originals[name].parameters())
         means = {key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()}
-        return means | {"learning_rate": factor * config.learning_rate}
+        rates = {name: factor * config.learning_rate_of(name) for name in self.optimizers}
+        if len(set(rates.values())) == 1:
+            return means | {"learning_rate": factor * config.learning_rate}
+        return means | {f"learning_rate/{name}": rate for name, rate in rates.items()}
 
     def seconds(self) -> float:
         """Return the wall-clock seconds trained so far, those before a resume included."""
@@ -315,9 +318,9 @@ class Trainer:
             (folder / POSITION_FILE).write_text(json.dumps(self._position()))
 
         if self.accelerator.is_main_process:
-            save_checkpoint(self.run / "checkpoints", self.step, write, self.config.checkpoints_total_limit)
             with self._published_weights():
                 self._note(self.task.diagnose())
+            save_checkpoint(self.run / "checkpoints", self.step, write, self.config.checkpoints_total_limit)
         return self.run / "checkpoints" / f"step-{self.step:06d}"
 
     def _note(self, diagnosis: Diagnosis) -> None:
@@ -325,7 +328,7 @@ class Trainer:
             tqdm.write(f"hfgen: warning at step {self.step}: {problem}", file=sys.stderr)
         self.problems = list(diagnosis.problems)
         if diagnosis.class_shares:
-            add_row(self.run / CLASSES_FILE, {"step": self.step, **diagnosis.class_shares})
+            add_row(self.run / CLASSES_FILE, {"step": self.step, "shares": dict(diagnosis.class_shares)})
 
     def finish(self) -> None:
         """Write what a finished run offers: model, last samples, curves, the record of the run."""
@@ -353,7 +356,7 @@ class Trainer:
         figures = self.run / "figures"
         save_training_curves(self.run / METRICS_FILE, figures / "training_curves.png", self.batches.steps_per_epoch)
         if (self.run / CLASSES_FILE).exists():
-            save_class_curves(self.run / CLASSES_FILE, figures / "classes.png")
+            save_class_shares(self.run / CLASSES_FILE, figures / "classes.png")
         if self.config.save_images_epochs:
             save_slides(sorted((self.run / "samples").glob("step-*.png")), figures / "training.gif")
         with self._published_weights():

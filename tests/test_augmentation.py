@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfgen.augmentation import random_erase, random_shift
+from hfgen.augmentation import random_color, random_erase, random_shift
 
 
 def test_a_shift_moves_each_image_as_a_whole():
@@ -45,3 +45,21 @@ def test_zero_leaves_images_alone_and_the_seed_decides(change):
     assert first.equal(change(images, 3))
     assert not first.equal(change(images, 3))
     assert images.max() <= 1, "nothing is changed in place"
+
+
+def test_colours_change_image_by_image_and_leave_what_is_where():
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 5, 5).expand(400, -1, -1, -1)
+    changed = random_color(images)
+    assert len(changed.flatten(1).mean(1).unique()) > 390
+    brightness = changed.mean((1, 2, 3)) - images.mean((1, 2, 3))
+    assert -0.5 <= brightness.min() < -0.45
+    assert 0.45 < brightness.max() <= 0.5
+    grey = changed.mean(1).flatten(1)
+    contrast = grey.std(1) / images.mean(1).flatten(1).std(1)
+    assert 0.5 <= contrast.min() < 0.55
+    assert 1.45 < contrast.max() <= 1.5
+    saturation = (changed - changed.mean(1, keepdim=True)).std((1, 2, 3)) / contrast
+    own = (images - images.mean(1, keepdim=True)).std((1, 2, 3))
+    assert (saturation / own).min() < 0.05
+    assert 1.9 < (saturation / own).max() <= 2.001

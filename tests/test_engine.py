@@ -190,9 +190,10 @@ def test_a_module_that_is_updated_twice_is_logged_by_its_means(make_trainer):
 def test_each_module_has_its_own_learning_rate(make_trainer, monkeypatch):
     monkeypatch.setattr(DDPMConfig, "learning_rate_of", lambda self, name: {"first": 0.3, "second": 0.05}[name])
     trainer = make_trainer(TwoModules(), values=[255])
-    trainer._optimizer_step(0.0)
+    logs = trainer._optimizer_step(0.0)
     for name, rate in {"first": 0.3, "second": 0.05}.items():
         assert trainer.originals[name].weight.item() == pytest.approx(rate, rel=1e-4), name
+        assert logs[f"learning_rate/{name}"] == rate
 
 
 def test_grids_of_epochs_make_a_film_and_classes_a_picture(make_trainer, tmp_path):
@@ -205,12 +206,12 @@ def test_grids_of_epochs_make_a_film_and_classes_a_picture(make_trainer, tmp_pat
     assert [path.stem for path in sorted((tmp_path / "samples").iterdir())] == [
         "step-000001", "step-000004", "step-000008",
     ]  # fmt: skip
-    film = PIL.Image.open(tmp_path / "figures" / "training.gif")
-    assert film.n_frames > 1
+    with PIL.Image.open(tmp_path / "figures" / "training.gif") as film:
+        assert film.n_frames > 1
     assert (tmp_path / "figures" / "weights.png").exists()
     assert (tmp_path / "figures" / "classes.png").exists()
     rows = read_rows(tmp_path / "classes.jsonl")
-    assert rows == [{"step": step, "good": 0.25, "bad": 0.75} for step in (4, 8)], "the last one once"
+    assert rows == [{"step": step, "shares": {"good": 0.25, "bad": 0.75}} for step in (4, 8)], "the last one once"
 
 
 def test_rows_of_later_steps_are_forgotten_half_ones_too(tmp_path):

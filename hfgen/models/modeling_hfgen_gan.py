@@ -122,6 +122,7 @@ class _Discriminator(ModelMixin, ConfigMixin):
         self.head = nn.Linear(features, 1)
         if num_classes:
             self.embedding = nn.Embedding(num_classes, features)
+            nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(features))
         if spectral_norm:
             for layer in [*self.modules()]:
                 if isinstance(layer, ResidualBlock):  # zeros cannot be divided by their largest singular value
@@ -144,7 +145,7 @@ class _Discriminator(ModelMixin, ConfigMixin):
         features = self.layers(sample).flatten(1)
         logits = self.head(features)[:, 0]
         if class_labels is not None:
-            logits = logits + (self.embedding(class_labels) * features).sum(1) / math.sqrt(features.shape[1])
+            logits = logits + (self.embedding(class_labels) * features).sum(1)
         return DiscriminatorOutput(logits) if return_dict else (logits,)
 
 

@@ -3,6 +3,7 @@
 This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,7 +107,7 @@ class GANPipeline(DiffusionPipeline):
                 default, if the latents are drawn, all classes in turn.
             truncation: Draw each number of the latents from the part of the normal distribution between −truncation
                 and truncation (Brock et al. 2019): less varied images, nearer to what the generator knows best. By
-                default what the model was saved with, most often the whole distribution.
+                default what the model was saved with, most often `math.inf`, the whole distribution.
             generator: What draws them: one torch generator for all, or one an image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
             return_dict: Return a `GANPipelineOutput` instead of a tuple.
@@ -171,14 +172,14 @@ class GANPipeline(DiffusionPipeline):
 
     def draw_latents(self, batch_size: int, truncation: float | None = None, generator: Generators = None) -> Tensor:
         """Draw latents (B, latent_dim); see `__call__`."""
-        truncation = self.config.truncation if truncation is None else truncation
+        truncation = next((t for t in (truncation, self.config.truncation) if t is not None), math.inf)
         shape = (batch_size, self.generator.config.latent_dim)
         noise = randn_tensor(shape, generator, self._execution_device, torch.float32)
-        if truncation is not None:
-            if truncation <= 0:
-                raise ValueError(f"truncation must be positive, not {truncation}")
-            mass = torch.erf(torch.tensor(truncation / 2**0.5))  # of the normal distribution within it
-            noise = 2**0.5 * torch.erfinv(torch.erf(noise / 2**0.5) * mass)
+        if truncation <= 0:
+            raise ValueError(f"truncation must be positive, not {truncation}")
+        if truncation < math.inf:
+            mass = math.erf(truncation / 2**0.5)  # of the normal distribution within it
+            noise = 2**0.5 * torch.erfinv(torch.erf(noise.double() / 2**0.5) * mass)
         return noise.to(self.generator.dtype)
 
     def _make_images(self, latents: Tensor, labels: Tensor | None, output_type: str) -> GANPipelineOutput:

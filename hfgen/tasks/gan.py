@@ -1,5 +1,6 @@
 """Generative adversarial networks (Goodfellow et al. 2014): a generator against a discriminator, by turns."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.figures import sample_grid
 from hfgen.latents import interpolations_picture, plane_picture, truncations_picture
-from hfgen.metrics.judge import load_judge, shipped_judges_of
+from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
 from hfgen.models.modeling_hfgen_gan import (
     ConvolutionalDiscriminator,
     ConvolutionalGenerator,
@@ -34,14 +35,15 @@ from hfgen.models.modeling_hfgen_gan import (
 )
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.sampling import labels_of, sample
+from hfgen.seeds import derive_seed
 from hfgen.tasks import Diagnosis, Loss
 
 JUDGED_IMAGES = 1000  # that are drawn to see which classes there are
 VANISHED = 0.1  # a class with less than this part of its share of the training images
 AUGMENTATIONS = {
     "color": random_color,
-    "shift": lambda images: random_shift(images, images.shape[-1] // 8),
-    "erase": lambda images: random_erase(images, images.shape[-1] // 2),
+    "shift": lambda images: random_shift(images, min(images.shape[-2:]) // 8),
+    "erase": lambda images: random_erase(images, min(images.shape[-2:]) // 2),
 }
 
 
@@ -153,25 +155,29 @@ class GANTask:
 
     @torch.no_grad()
     def diagnose(self) -> Diagnosis:
-        """Find out which classes are drawn, and name those that have vanished (mode collapse)."""
+        """Find out which classes are drawn, and name those that have vanished (mode collapse).
+
+        Those of as many training images are the measure; a model that is told classes is asked for theirs.
+        """
         if self.judge is None:
             return Diagnosis()
-        draws = sample(self.pipeline(), num_images=JUDGED_IMAGES, seed=self.config.seed, truncation=None)
-        found = self.judge.look_at(torch.cat(list(draws)))[1].argmax(1)
-        shares = found.bincount(minlength=len(self.judge.label_names)) / JUDGED_IMAGES
-        class_shares = dict(zip(self.judge.label_names, shares.tolist(), strict=True))
-        expected = dict.fromkeys(class_shares, 1 / len(class_shares))
-        if self.data.labels is not None and set(self.data.label_names) == class_shares.keys():
-            real = self.data.labels.bincount(minlength=len(self.data.label_names)) / len(self.data)
-            expected = dict(zip(self.data.label_names, real.tolist(), strict=True))
-        vanished = [name for name, share in class_shares.items() if share < VANISHED * expected[name]]
-        if not vanished:
-            return Diagnosis(class_shares=class_shares)
-        named = ", ".join(f"{name} ({class_shares[name]:.1%})" for name in vanished)
-        problem = (
-            f"mode collapse: the judge {self.judge.name} finds next to none of {JUDGED_IMAGES:,} images of {named}"
+        generator = torch.Generator().manual_seed(derive_seed("diagnosis", self.config.seed))
+        chosen = torch.randint(len(self.data), (JUDGED_IMAGES,), generator=generator)
+        labels = self.data.labels[chosen].tolist() if self.label_names else ()
+        draws = sample(
+            self.pipeline(), num_images=JUDGED_IMAGES, seed=self.config.seed, class_labels=labels, truncation=math.inf
         )
-        return Diagnosis([problem], class_shares)
+        real, fake = (self._class_shares(images) for images in (self.data.images[chosen], torch.cat(list(draws))))
+        vanished = [name for name, share in fake.items() if share < VANISHED * real[name]]
+        if not vanished:
+            return Diagnosis(class_shares=fake)
+        judged = f"the judge {self.judge.name}, shown {JUDGED_IMAGES:,} images"
+        return Diagnosis([f"mode collapse: {judged}, finds next to none of {', '.join(vanished)}"], fake)
+
+    def _class_shares(self, images: Tensor) -> dict[str, float]:
+        """Return which share of images, uint8 (N, C, H, W), the judge takes for each class."""
+        found = self.judge.look_at(images)[1].argmax(1).bincount(minlength=len(self.judge.label_names))
+        return dict(zip(self.judge.label_names, (found / len(images)).tolist(), strict=True))
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw a grid of images; of a model that is told classes, a row of each."""
@@ -191,7 +197,7 @@ class GANTask:
             pictures["plane"] = plane_picture(pipeline)
         return pictures
 
-    def _find_judge(self):
+    def _find_judge(self) -> Judge | None:
         shape = tuple(self.data.images.shape[1:])
         if self.config.judge:
             judge = load_judge(self.config.judge)
@@ -212,7 +218,8 @@ def _make_networks(
     made = shared | {"out_channels": channels, "latent_dim": config.latent_dim}
     judged = shared | {"in_channels": channels, "dropout": config.dropout, "spectral_norm": config.spectral_norm}
     if config.architecture == "fully_connected":
-        judging = config.discriminator_hidden_sizes or list(reversed(config.hidden_sizes))
+        judging = config.discriminator_hidden_sizes
+        judging = list(reversed(config.hidden_sizes)) if judging is None else judging
         return (
             FullyConnectedGenerator(**made, hidden_sizes=config.hidden_sizes),
             FullyConnectedDiscriminator(**judged, hidden_sizes=judging),
