@@ -44,7 +44,8 @@ def test_listed_schedulers_work_and_others_are_refused(prediction_type, beta_sch
     assert {"ddpm", "ddim", "dpmsolver", "euler", "heun", "unipc"} <= set(listed)
     for name in listed:
         assert torch.isfinite(images_of(pipeline, scheduler=name, num_images=1).float()).all()
-    for name in {*SHORT_NAMES, "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"} - set(listed):
+    unfit = sorted(SHORT_NAMES.keys() - set(listed))[:1]  # each refusal tries them all anew
+    for name in [*unfit, "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"]:
         with pytest.raises(UserError, match=f"{name} does not fit .*{prediction_type} and .*; these do: .*ddim"):
             make_scheduler(name, pipeline.scheduler)
 
