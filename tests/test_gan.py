@@ -487,3 +487,16 @@ def test_networks_and_judges_that_do_not_fit_are_refused(digits):
         GANTask(config(architecture="convolutional", block_out_channels=[8, 8, 8, 8]), digits)
     with pytest.raises(UserError, match="the judge mnist does not know images of the size"):
         GANTask(config(judge="mnist"), digits)
+
+
+def test_a_sweep_over_a_penalty_shows_it_where_there_is_one(tmp_path):
+    AcceleratorState._reset_state()
+    settings = {"dataset_name": "digits", "architecture": "fully_connected", "hidden_sizes": 8, "r2_gamma": 0}
+    length = {"max_train_steps": 2, "num_samples": 4, "train_batch_size": 8, "mixed_precision": "no"}
+    folder = tmp_path / "sweep"
+    given = flags(**settings, **length, output_dir=folder, sweep="r1_gamma=0,1")
+    assert main(["train", "gan", *given]) == 0
+    page = (folder / "sweep.md").read_text()
+    assert "do not tell which member is best; `hfgen evaluate` does" in page
+    assert "discriminator/r1" in page
+    AcceleratorState._reset_state()
