@@ -204,11 +204,9 @@ class _Member:
     def frechet_distance(self) -> float | None:
         """Return that of its images by the first judge, if it has been measured."""
         found = self._read(report.RECORD)
-        return (
-            next(iter(found["measures"].values()))["frechet_distance"]["value"]
-            if found and "measures" in found
-            else None
-        )
+        if not found or "measures" not in found:
+            return None
+        return next(iter(found["measures"].values()))["frechet_distance"]["value"]
 
     def is_a_game(self) -> bool:
         """Tell whether several networks have losses of their own."""

@@ -242,7 +242,7 @@ class Trainer:
         means = {key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()}
         rates = {name: factor * config.learning_rate_of(name) for name in self.optimizers}
         if len(set(rates.values())) == 1:
-            return means | {"learning_rate": factor * config.learning_rate}
+            return means | {"learning_rate": next(iter(rates.values()))}
         return means | {f"learning_rate/{name}": rate for name, rate in rates.items()}
 
     def seconds(self) -> float:

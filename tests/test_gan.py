@@ -286,7 +286,7 @@ def test_pictures_and_film_are_on_the_page(run, tmp_path):
     assert {"gan", "class-conditional"} <= set(page.data.tags)
 
 
-def test_a_collapsed_generator_is_named(judge_run, digits, capsys):
+def test_a_collapsed_generator_is_named(judge_run, digits):
     task = GANTask(config(judge=str(judge_run)), digits)
     last = task.generator.layers[-2]  # makes one image of all latents
     torch.nn.init.zeros_(last.weight)

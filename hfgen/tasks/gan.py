@@ -1,5 +1,6 @@
 """Generative adversarial networks (Goodfellow et al. 2014): a generator against a discriminator, by turns."""
 
+import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,18 +162,24 @@ class GANTask:
         """
         if self.judge is None:
             return Diagnosis()
-        generator = torch.Generator().manual_seed(derive_seed("diagnosis", self.config.seed))
-        chosen = torch.randint(len(self.data), (JUDGED_IMAGES,), generator=generator)
+        chosen, real = self._judged
         labels = self.data.labels[chosen].tolist() if self.label_names else ()
         draws = sample(
             self.pipeline(), num_images=JUDGED_IMAGES, seed=self.config.seed, class_labels=labels, truncation=math.inf
         )
-        real, fake = (self._class_shares(images) for images in (self.data.images[chosen], torch.cat(list(draws))))
+        fake = self._class_shares(torch.cat(list(draws)))
         vanished = [name for name, share in fake.items() if share < VANISHED * real[name]]
         if not vanished:
             return Diagnosis(class_shares=fake)
         judged = f"the judge {self.judge.name}, shown {JUDGED_IMAGES:,} images"
         return Diagnosis([f"mode collapse: {judged}, finds next to none of {', '.join(vanished)}"], fake)
+
+    @functools.cached_property
+    def _judged(self) -> tuple[Tensor, dict[str, float]]:
+        """Which training images the drawn ones are compared with, int64 (N,), and the shares of their classes."""
+        generator = torch.Generator().manual_seed(derive_seed("diagnosis", self.config.seed))
+        chosen = torch.randint(len(self.data), (JUDGED_IMAGES,), generator=generator)
+        return chosen, self._class_shares(self.data.images[chosen])
 
     def _class_shares(self, images: Tensor) -> dict[str, float]:
         """Return which share of images, uint8 (N, C, H, W), the judge takes for each class."""
