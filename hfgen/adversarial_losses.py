@@ -1,15 +1,26 @@
-"""Objectives of generators and discriminators as pure functions, each with its equation and source.
+"""What generators and discriminators minimise, each with its equation and source, and what keeps them apart.
 
 Discriminators give D, (B,), one number an image; σ is the logistic sigmoid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
 PROBABILITIES = {"minimax", "non_saturating"}  # the losses under which σ(D) is the probability that an image is real
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Keep gradients out of a module's parameters; they still pass through it to what it is given."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
 
 def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from hfgen.binarization import Binarizer
 from hfgen.data import ImageData, public_name
 from hfgen.errors import UserError
-from hfgen.figures import latents_picture, pairs_picture, sample_grid, save_picture
+from hfgen.figures import counterparts_picture, latents_picture, sample_grid, save_picture
 from hfgen.latents import STRIP_STEPS, STRIPS, first_class, plane_picture
 from hfgen.loading import load
 from hfgen.losses import ACTIVE_VARIANCE, count_active_units, log_importance_weights, normal_kl, pixel_error
@@ -252,12 +252,12 @@ def _pictures(pipeline: VAEPipeline, test: ImageData, encoded: _Encoded, seed: i
     """Draw the pictures of the page, of images chosen at random."""
     generator = torch.Generator().manual_seed(derive_seed("shown images", seed))
     chosen = torch.randperm(len(test), generator=generator)
-    pair = (_uint8(part[chosen[:PAIRS]]) for part in (encoded.images, encoded.reconstructions))
+    pairs = {"image": encoded.images, "again": encoded.reconstructions}
     scattered = chosen[:SCATTERED]
     labels = None if test.labels is None else test.labels[scattered]
     planes = _planes(encoded.means[scattered], seed)
     pictures = {
-        "reconstructions": pairs_picture(*pair, ("image", "again")),
+        "reconstructions": counterparts_picture({name: _uint8(part[chosen[:PAIRS]]) for name, part in pairs.items()}),
         "latents": latents_picture(planes, labels, test.label_names),
         "interpolations": _interpolations(pipeline, encoded, chosen, generator),
         "traversals": _traversals(pipeline, encoded),

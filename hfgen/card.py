@@ -12,7 +12,7 @@ from hfgen.config import own_sampler
 from hfgen.figures import save_film
 from hfgen.files import complete_or_absent
 from hfgen.loading import load
-from hfgen.model_kinds import CLASS_CONDITIONAL, DDPM, Kind, sampler_of, tags_and_description, use_of
+from hfgen.model_kinds import CLASS_CONDITIONAL, DDPM, TRANSLATOR, Kind, sampler_of, tags_and_description, use_of
 from hfgen.report import (
     ANALYSIS_PAGE,
     ANALYSIS_PICTURES,
@@ -25,6 +25,7 @@ from hfgen.report import (
     bounds_text,
     duration,
     number,
+    restoration_table,
     sampler_text,
     table,
     with_std,
@@ -155,6 +156,19 @@ def _results(kind: Kind, evaluation: dict[str, Any]) -> list[EvalResult]:
         asked = {key: protocol[key] for key in ("reference_images", "weights_sha256")}
         accuracy = {"metric_type": "accuracy", "metric_name": "accuracy", "metric_value": evaluation["accuracy"]}
         return [EvalResult(**shared, **accuracy, metric_args=asked)]
+    if "restoration" in evaluation:
+        return [
+            EvalResult(
+                **shared,
+                metric_type=name,
+                metric_name=f"{name.upper()} ({setting['title']})",
+                metric_value=setting["made"][name],
+                metric_args={"reference_images": protocol["reference_images"], "seed": protocol["seed"]},
+            )
+            for setting in evaluation["restoration"]
+            for name in ("psnr", "ssim")
+            if name in setting["made"]
+        ]
     names = (
         "num_images", "scheduler", "num_inference_steps", "seed", "guidance_scale", "guidance_interval", "prior",
         "truncation",
@@ -186,7 +200,7 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
         lines += ["", f"![{caption}]({FIGURES}/{SAMPLES})", "", f"*{caption}*"]
     lines += ["", "## Use", "", "```python", *use_of(facts, model).splitlines(), "```"]
     if kind.library == "diffusers":
-        lines += ["", f"`hfgen sample {model} --output grid.png` draws a grid."]
+        lines += ["", _command(kind, model)]
     lines += ["", "## How good it is", *_quality(facts)]
     if facts["analysis"]:
         lines += ["", "## What its latents keep", *_latents(facts["analysis"])]
@@ -206,11 +220,25 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
     return [*lines, "", "## Limits", "", kind.limits.format(size=facts["size"], data=facts["data"])]
 
 
+def _command(kind: Kind, model: str) -> str:
+    if kind is TRANSLATOR:
+        return f"`hfgen translate {model} --input pictures --output made` takes a folder of pictures of any size."
+    return f"`hfgen sample {model} --output grid.png` draws a grid."
+
+
 def _quality(facts: dict[str, Any]) -> list[str]:
     evaluation = facts["evaluation"]
     if evaluation is None:
         return ["", "It has not been measured. `hfgen evaluate` does."]
     protocol = evaluation["protocol"]
+    if "restoration" in evaluation:
+        return [
+            "",
+            f"How near what it is given comes to the {protocol['reference_images']:,} images of the split "
+            f"`{protocol['reference_split']}` of {protocol['dataset']}, and what it makes of that: "
+            f"[pictures]({PAGE}).",
+            *restoration_table(evaluation),
+        ]
     if "accuracy" in evaluation:
         return [
             "",

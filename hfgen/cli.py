@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser
 
 import hfgen
-from hfgen.config import ClassifierConfig, DDPMConfig, GANConfig, TrainingConfig, VAEConfig
+from hfgen.config import ClassifierConfig, DDPMConfig, GANConfig, TrainingConfig, TranslationConfig, VAEConfig
 from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 from hfgen.options import (
     AnalyzeConfig,
@@ -31,7 +31,9 @@ from hfgen.options import (
 )
 
 RECIPES = Path(__file__).parent / "recipes"
-FAMILIES = {config.family: config for config in (DDPMConfig, VAEConfig, GANConfig, ClassifierConfig)}
+FAMILIES = {
+    config.family: config for config in (DDPMConfig, VAEConfig, GANConfig, TranslationConfig, ClassifierConfig)
+}
 USAGE = f"""usage: hfgen COMMAND …
 
 Train, measure and publish small-image generative models.
@@ -39,7 +41,7 @@ Train, measure and publish small-image generative models.
 commands:
   train FAMILY   train a model; FAMILY is {" or ".join(FAMILIES)}
   sample RUN     draw images from a run, a checkpoint, a folder or a Hub id
-  translate RUN  denoise, vary, fill in or change the class of given images
+  translate RUN  change given images: what the model was trained for, or denoise, vary, fill in, change the class
   evaluate RUN   measure how good its images are, or a classifier, or --images from anywhere
   analyze RUN    look into the latents of a VAE: reconstructions, bounds, interpolations
   compare-samplers RUN  find the cheapest scheduler, steps and guidance that draw as well as the best
@@ -108,6 +110,8 @@ def _train(config_class: type[TrainingConfig], arguments: list[str]) -> None:
             from hfgen.tasks.vae import VAETask as Task
         case "gan":
             from hfgen.tasks.gan import GANTask as Task
+        case "translation":
+            from hfgen.tasks.translation import TranslationTask as Task
         case "classifier":
             from hfgen.tasks.classifier import ClassifierTask as Task
     if config.sweep:
@@ -164,19 +168,13 @@ def _sample(arguments: list[str]) -> None:
 
 def _translate(arguments: list[str]) -> None:
     config = parse_config(TranslateConfig, arguments, prog="hfgen translate", positional="run_or_repo")
-    from hfgen import figures
-    from hfgen.translation import translate
+    from hfgen.translation import save_translated, translate
 
-    given, results = translate(config)
-    output = Path(config.output)
-    match output.suffix:
-        case ".png":
-            figures.save_picture(figures.pairs_picture(given, results, ("given", config.task)), output)
-        case ".npz":
-            figures.save_arrays(results, output)
-        case _:
-            figures.save_images(results, output)
-    print(f"{len(results)} images are in {output}")
+    translated = translate(config)
+    save_translated(translated, config.task or "made", Path(config.output))
+    print(f"{len(translated.results)} images are in {config.output}")
+    for file, why in translated.unreadable.items():
+        print(f"hfgen: left out {file}, which cannot be read as a picture ({why})", file=sys.stderr)
 
 
 def _evaluate(arguments: list[str]) -> None:

@@ -2,11 +2,9 @@
 
 import contextlib
 import io
-import json
 import platform
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per
 from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
 from hfgen.metrics.judge import WEIGHTS, Judge, load_judge
 from hfgen.options import EvaluateConfig
-from hfgen.records import RUN_FILE
+from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.references import (
     check_size,
     data_source_of,
@@ -36,8 +34,11 @@ from hfgen.references import (
     name_of,
     run_fields,
     train_split_of,
+    training_of,
+    versions,
 )
 from hfgen.report import PICTURES, RECORD, save_classifier_report, save_pictures, save_report
+from hfgen.restoration import evaluate_translation
 from hfgen.run import train as run_training
 from hfgen.sampling import check_sampling, default_sampler, image_shape_of, is_conditional
 from hfgen.seeds import derive_seed
@@ -48,8 +49,6 @@ DEFAULT_NUM_IMAGES = 10_000
 SCORE_STEPS = 1500  # optimizer steps of the classifiers of the classification accuracy score
 SHOWN_IMAGES = 100
 SHOWN_NEIGHBOURS = 16
-RECORDED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
-RECORDED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetrics"]
 
 
 def evaluate(config: EvaluateConfig) -> Path:
@@ -72,6 +71,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     pipeline = None
     if not given:
         pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        if isinstance(pipeline, ImageTranslationPipeline):
+            return evaluate_translation(pipeline, config)
     run = {} if given else run_fields(source)
     num_images = config.num_images or (len(given) if given else DEFAULT_NUM_IMAGES)
     references = load_references(config, run, config.run_or_repo, num_images)
@@ -162,7 +163,7 @@ def _measure(
             "judges": {reference.judge.name: reference.judge.sha256 for reference in references},
             "device": str(references[0].judge.model.device),
             "python": platform.python_version(),
-            "versions": {name: version(name) for name in RECORDED_PACKAGES},
+            "versions": versions(),
         },
         "measures": {}, "floors": {}, "memorization": {}, "classes": {}, "conditional": {},
         "judge_accuracy": {}, "copies_of_training_images": count_in(train, subject.images),
@@ -192,9 +193,8 @@ def _measure(
             closest = distances.argsort()[:SHOWN_NEIGHBOURS]
             pairs = subject.images[closest], train.images[numbers[closest]]
             planes = features, reference.features(test)
-    if config.run_or_repo and (run_file := Path(config.run_or_repo).expanduser() / RUN_FILE).is_file():
-        training = json.loads(run_file.read_text())
-        record["training"] = {name: training[name] for name in RECORDED_TRAINING}
+    if config.run_or_repo and (training := training_of(Path(config.run_or_repo).expanduser())):
+        record["training"] = training
     record["seconds"] = {
         "drawing_this_time": round(subject.seconds, 1),
         "measuring": round(time.monotonic() - started, 1),
@@ -289,7 +289,7 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
             "reference_images": len(test),
             "reference_sha256": test.fingerprint,
             "seed": run.seed,
-            "versions": {name: version(name) for name in RECORDED_PACKAGES},
+            "versions": versions(),
         },
         "label_names": judge.label_names,
         **accuracy_of(predicted, test.require_labels(), len(judge.label_names)),

@@ -76,12 +76,24 @@ def sample_grid(
     return picture
 
 
-def pairs_picture(above: Tensor, below: Tensor, names: tuple[str, str], columns: int = 16) -> PIL.Image.Image:
-    """Lay out images, each uint8 (N, C, H, W), with its counterpart below it; the names stand at the left."""
+def counterparts_picture(images: dict[str, Tensor], columns: int = 16) -> PIL.Image.Image:
+    """Lay out images, uint8 (N, C, H, W), with their counterparts below them; the names stand at the left.
+
+    Grey ones may stand beside coloured ones, and smaller ones beside larger ones, which they are enlarged to.
+    """
+    kinds = [*images.values()]
+    channels, side = max(len(kind[0]) for kind in kinds), max(kind.shape[-1] for kind in kinds)
+    alike = [
+        kind.expand(-1, channels, -1, -1)
+        .repeat_interleave(side // kind.shape[-1], 2)
+        .repeat_interleave(side // kind.shape[-1], 3)
+        for kind in kinds
+    ]
     parts = []
-    for first in range(0, len(above), columns):
-        pair = [images[first : first + columns] for images in (above, below)]
-        parts.append(sample_grid(torch.cat(pair), [0] * len(pair[0]) + [1] * len(pair[1]), names))
+    for first in range(0, len(kinds[0]), columns):
+        rows = [kind[first : first + columns] for kind in alike]
+        numbers = [number for number, row in enumerate(rows) for _ in row]
+        parts.append(sample_grid(torch.cat(rows), numbers, [*images]))
     width, height = max(part.width for part in parts), sum(part.height for part in parts)
     picture = PIL.Image.new("RGB", (width, height), GAP_COLOUR)
     top = 0

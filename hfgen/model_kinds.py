@@ -42,6 +42,13 @@ pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
 output = pipe({asked})
 output.images[0].save("image.png")
 strip = pipe.interpolate(output.latents[0], output.latents[1], num_steps=10{label}).images"""
+USE_OF_TRANSLATOR = """\
+import PIL.Image
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
+made = pipe(PIL.Image.open("given.png"){noise}).images
+made[0].save("made.png")"""
 USE_OF_CLASSIFIER = """\
 import PIL.Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -121,6 +128,17 @@ GAN = Kind(
         "what is wrong or biased."
     ),
 )
+TRANSLATOR = Kind(
+    library="diffusers",
+    task="image-to-image",
+    tags=("image-restoration",),
+    description="An image-to-image network ({method}).",
+    picture="Training images, what the network is given, and what it makes of that; not selected.",
+    limits=(
+        "It was trained on {size} images like those of {data} and on nothing else. What it fills in or sharpens is "
+        "what is likely among them, not what was there."
+    ),
+)
 CLASSIFIER = Kind(
     library="transformers",
     task="image-classification",
@@ -138,6 +156,10 @@ METHODS = {  # tags, and the method with its source
         (),
         "generative adversarial network ([Goodfellow et al. 2014](https://arxiv.org/abs/1406.2661))",
     ),
+    "translation": (
+        (),
+        "trained on pairs, [Isola et al. 2017](https://arxiv.org/abs/1611.07004)",
+    ),
     "flow_prediction": (
         ("rectified-flow",),
         "rectified flow ([Liu, Gong and Liu 2023](https://arxiv.org/abs/2209.03003))",
@@ -152,12 +174,13 @@ KINDS = {
     "ClassConditionalDiffusionPipeline": CLASS_CONDITIONAL,
     "VAEPipeline": VAE,
     "GANPipeline": GAN,
+    "ImageTranslationPipeline": TRANSLATOR,
     "ResNetForImageClassification": CLASSIFIER,
     "RegNetForImageClassification": CLASSIFIER,
 }
 
 
-ONE_STEP_METHODS = {VAE: "vae", GAN: "gan"}
+ONE_STEP_METHODS = {VAE: "vae", GAN: "gan", TRANSLATOR: "translation"}
 
 
 def use_of(facts: dict[str, Any], model: str) -> str:
@@ -165,6 +188,8 @@ def use_of(facts: dict[str, Any], model: str) -> str:
     if facts["kind"] is CLASSIFIER:
         return USE_OF_CLASSIFIER.format(model=model, mode="L" if facts["channels"] == 1 else "RGB")
     config = facts["config"]
+    if facts["kind"] is TRANSLATOR:
+        return USE_OF_TRANSLATOR.format(model=model, noise=", noise_std=0.1" if config["noise_level_input"] else "")
     if facts["kind"] is VAE:
         template = USE_OF_VAE_OF_CLASSES if facts["labels"] else USE_OF_VAE
         labels = json.dumps(facts["labels"][:2], ensure_ascii=False)

@@ -84,17 +84,23 @@ class SampleConfig(SamplerOptions):
 
 @dataclass(kw_only=True)
 class TranslateConfig:
-    """Change given images with a trained diffusion model.
+    """Change given images with an image-to-image model, or with a diffusion model that was trained to draw.
 
     Args:
-        run_or_repo: A run, a checkpoint, any folder with a diffusion pipeline, or a Hub id.
+        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id.
         revision: Branch, tag or commit of a Hub id.
         trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
-        input: A picture, a folder of pictures, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). They are
-            brought to the model's size and channels as training images are.
-        task: `denoise` (remove white noise), `vary` (make similar images), `inpaint` (fill in what the mask shows) or
+        input: A picture, a folder of pictures, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). An
+            image-to-image model takes each at its own size, and what cannot be read is left out and named. For a
+            diffusion model they are brought to its size and channels as training images are.
+        task: What a diffusion model is to do, while an image-to-image model does what it was trained for: `denoise`
+            (remove white noise), `vary` (make similar images), `inpaint` (fill in what the mask shows) or
             `change_class`.
-        noise_std: Standard deviation of the noise to remove, for pixels from 0 to 1; estimated if not given.
+        noise_std: Standard deviation of the noise to remove, for pixels from 0 to 1; estimated if not given. Of
+            image-to-image models, those that were trained with noise_level_input need it, and others have none.
+        inverse: Go the other way, with an image-to-image model that can.
+        tile_size: Cut what is larger into overlapping squares of so many pixels, for an image-to-image model and large
+            pictures; by default they are taken as a whole.
         mask: Picture that is white where the images are to be filled in.
         strength: How much of an image is given up, from 0 to 1: by default 0.5 to vary it, 0.8 to change its class.
         class_labels: Class of the results, by name or number, of a model that knows classes: one for all, or one an
@@ -110,8 +116,10 @@ class TranslateConfig:
     revision: str | None = None
     trust_remote_code: bool = False
     input: str
-    task: Literal["denoise", "vary", "inpaint", "change_class"]
+    task: Literal["denoise", "vary", "inpaint", "change_class"] | None = None
     noise_std: float | None = None
+    inverse: bool = False
+    tile_size: int | None = None
     mask: str | None = None
     strength: float | None = None
     class_labels: list[str] = field(default_factory=list)
@@ -122,7 +130,7 @@ class TranslateConfig:
 
     def __post_init__(self):
         """Refuse what does not belong to the task, and what it lacks."""
-        _require_positive(self, ["num_inference_steps"])
+        _require_positive(self, ["num_inference_steps", "tile_size"])
         if self.seed < 0:
             raise UserError(f"seed must be zero or more, not {self.seed}")
         for name in ("input", "mask"):
@@ -130,13 +138,16 @@ class TranslateConfig:
                 raise UserError(f"there is no picture, folder or .npz file {value} ({name})")
         own = {"noise_std": {"denoise"}, "mask": {"inpaint"}, "strength": {"vary", "change_class"}}
         for name, tasks in own.items():
-            if getattr(self, name) is not None and self.task not in tasks:
+            if getattr(self, name) is not None and self.task is not None and self.task not in tasks:
                 raise UserError(f"{name} belongs to the task {' or '.join(sorted(tasks))}, not to {self.task}")
         for task, name in (("inpaint", "mask"), ("change_class", "class_labels")):
             if self.task == task and not getattr(self, name):
                 raise UserError(f"the task {task} needs --{name}")
         if Path(self.output).suffix not in {"", ".png", ".npz"}:
             raise UserError(f"output must end in .png or .npz, or be a folder, not {self.output}")
+        source, output = (Path(place).expanduser().resolve() for place in (self.input, self.output))
+        if output.is_relative_to(source) or (source.is_file() and output == source.parent):
+            raise UserError(f"output {self.output} could write over the input; name another place")
 
 
 @dataclass(kw_only=True)

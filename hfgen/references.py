@@ -1,5 +1,7 @@
 """What a model's images are compared with: the real images that it was trained on and others, and the judges."""
 
+import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ from hfgen.errors import UserError
 from hfgen.measures import Reference
 from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
 from hfgen.options import MeasuringOptions, TestingOptions
-from hfgen.records import CONFIG_FILE
+from hfgen.records import CONFIG_FILE, RUN_FILE
 from hfgen.subjects import size_of
+
+REPORTED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
+REPORTED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetrics"]
 
 
 def load_references(options: MeasuringOptions, run: dict[str, Any], owner: str, num_images: int) -> list[Reference]:
@@ -63,6 +68,19 @@ def run_fields(source: Path) -> dict[str, Any]:
 def is_checkpoint(source: Path) -> bool:
     """Tell a checkpoint's folder from a run's."""
     return source.resolve().parent.name == "checkpoints"
+
+
+def training_of(run: Path) -> dict[str, Any]:
+    """Return what a report says of how a model was trained, from the record of its run; nothing without one."""
+    if not (run / RUN_FILE).is_file():
+        return {}
+    training = json.loads((run / RUN_FILE).read_text())
+    return {name: training[name] for name in REPORTED_TRAINING}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a report rests on."""
+    return {name: version(name) for name in REPORTED_PACKAGES}
 
 
 def name_of(run_or_repo: str) -> str:

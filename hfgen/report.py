@@ -73,6 +73,46 @@ def save_classifier_report(record: dict[str, Any], folder: Path) -> Path:
     return save_record(record, _classifier_card(record), folder)
 
 
+def save_restoration_report(record: dict[str, Any], folder: Path) -> Path:
+    """Write the record of what a model makes of test images, and its page; return the path of the record."""
+    return save_record(record, _restoration_page(record), folder)
+
+
+def restoration_table(record: dict[str, Any]) -> list[str]:
+    """Return the lines of a table of what an image-to-image model was given and what it made of that."""
+    judges = list(record["protocol"]["judges"])
+    header = ["given", "PSNR (dB)", "SSIM", *(f"class seen by `{judge}`" for judge in judges)]
+    rows = []
+    for setting in record["restoration"]:
+        before, after = setting["given"], setting["made"]
+        seen = [f"{_seen(before, judge)} → {_seen(after, judge)}" for judge in judges]
+        ssim = f"{before['ssim']:.3f} → {after['ssim']:.3f}" if "ssim" in after else ""
+        rows.append([setting["title"], f"{before['psnr']:.2f} → {after['psnr']:.2f}", ssim, *seen])
+    return table(header, rows)
+
+
+def _seen(found: dict[str, Any], judge: str) -> str:
+    return f"{found['class_seen'][judge]['accuracy']:.1%}"
+
+
+def _restoration_page(record: dict[str, Any]) -> list[str]:
+    protocol = record["protocol"]
+    real = ", ".join(f"`{judge}` of {accuracy_text(found)}" for judge, found in record["judge_accuracy"].items())
+    lines = [
+        f"# What {protocol['model']} makes of images",
+        "",
+        f"{protocol['reference_images']:,} images of the split `{protocol['reference_split']}` of "
+        f"{protocol['dataset']}: how near what is given comes to them, and what is made of it. Both are rounded to 8 "
+        "bits, and where they are smaller or grey, enlarged (bicubic) or grey in all channels.",
+        *(["", f"The class is the right one of the images themselves for {real}."] if real else []),
+        *restoration_table(record),
+    ]
+    for number, setting in enumerate(record["restoration"]):
+        lines += ["", f"## {setting['title']}", ""]
+        lines += [f"![original, given and made]({PICTURES}/restored-{number}.png)"]
+    return [*lines, "", "## Protocol", "", "```json", json.dumps(protocol, indent=1, ensure_ascii=False), "```"]
+
+
 def results_page(folders: list[Path], place: Path) -> str:
     """Return one Markdown page, for the folder `place`, with a row for each `evaluation.json` below some folders.
 
@@ -95,6 +135,7 @@ def results_page(folders: list[Path], place: Path) -> str:
         key=lambda item: (item[1]["protocol"]["dataset"], item[0]),
     )
     judges = [(name, record) for name, record in records if "accuracy" in record]
+    restorers = [(name, record) for name, record in records if "restoration" in record]
     lines = [
         "# Results",
         "",
@@ -104,6 +145,8 @@ def results_page(folders: list[Path], place: Path) -> str:
         lines += _models_table(models)
     if analyses:
         lines += _latents_table(analyses)
+    if restorers:
+        lines += _restorers_table(restorers)
     if judges:
         lines += _judges_table(judges)
     return "\n".join(lines) + "\n"
@@ -430,6 +473,33 @@ def _latents_table(analyses: list[tuple[str, dict[str, Any]]]) -> list[str]:
             [*header, "pixels right", "class kept"],
             (row(*item) for item in sorted(analyses, key=lambda item: item[0])),
         ),
+    ]
+
+
+def _restorers_table(restorers: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    def rows(name: str, record: dict[str, Any]) -> Iterable[list[str]]:
+        protocol, training = record["protocol"], record["training"]
+        judge = next(iter(protocol["judges"]), None)
+        length = f"{duration(training['train_seconds'])}, {training['images_seen']:,} images" if training else ""
+        for setting in record["restoration"]:
+            before, after = setting["given"], setting["made"]
+            yield [
+                name,
+                protocol["dataset"],
+                length,
+                setting["title"],
+                f"{before['psnr']:.2f} → {after['psnr']:.2f}",
+                f"{before['ssim']:.3f} → {after['ssim']:.3f}" if "ssim" in after else "",
+                f"{_seen(before, judge)} → {_seen(after, judge)}" if judge else "",
+            ]
+
+    header = ["model", "data", "training", "given", "PSNR (dB)", "SSIM", "class seen by the first judge"]
+    return [
+        "",
+        "## Image to image",
+        "",
+        "How near what a model is given comes to the test images, and what it makes of that.",
+        *table(header, (row for item in restorers for row in rows(*item))),
     ]
 
 

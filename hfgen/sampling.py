@@ -18,7 +18,7 @@ from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.seeds import derive_seed
 
 # The component of a pipeline that makes the images, by the name of its class; of any other it is the `unet`.
-NETWORKS = {"VAEPipeline": "vae", "GANPipeline": "generator"}
+NETWORKS = {"VAEPipeline": "vae", "GANPipeline": "generator", "ImageTranslationPipeline": "generator"}
 # Pipelines that make images of latents in one step, and what decides how these are drawn.
 ONE_STEP = {VAEPipeline: ("VAE", "prior"), GANPipeline: ("GAN", "truncation")}
 

@@ -121,9 +121,9 @@ def draw(
         asked = sorted(set(class_labels))
         numbers = dict(zip(asked, judges_numbers(asked, model, label_names).tolist(), strict=True))
         labels = torch.tensor([numbers[name] for name in names])
-    sha256 = _sha256_of(network_of(pipeline))
+    sha256 = sha256_of(network_of(pipeline))
     parts = [part for name, part in pipeline.components.items() if name != "discriminator"]  # which draws nothing
-    others = [_sha256_of(part) for part in parts if isinstance(part, torch.nn.Module)]
+    others = [sha256_of(part) for part in parts if isinstance(part, torch.nn.Module)]
     configs = [{name: value for name, value in part.config.items() if not name.startswith("_")} for part in parts]
     key = hashlib.sha256(json.dumps([sampler, class_labels, *others, *configs]).encode()).hexdigest()[:12]
     place = folder / f"images-{key}"
@@ -157,7 +157,8 @@ def draw(
     return Subject(torch.cat(drawn)[:num_images], labels, protocol, time.monotonic() - started)
 
 
-def _sha256_of(module: torch.nn.Module) -> str:
+def sha256_of(module: torch.nn.Module) -> str:
+    """Return the SHA-256 of a network's weights, as a safetensors file has them."""
     weights = save({name: value.cpu().contiguous() for name, value in module.state_dict().items()})
     return hashlib.sha256(weights).hexdigest()
 

@@ -92,6 +92,40 @@ TINY_GAN = {
 }
 
 
+TINY_TRANSLATION = {
+    "dataset_name": "digits",
+    "train_split": "train[:80%]",
+    "degradation": ["gaussian_noise=0.1..0.5"],
+    "architecture": "unet",
+    "block_out_channels": [16, 32],
+    "discriminator_block_out_channels": [8, 16],
+    "adversarial_weight": 0.01,
+    "train_batch_size": 64,
+    "max_train_steps": 300,
+    "checkpointing_steps": 100,
+    "save_images_epochs": 10,
+    "learning_rate": 3e-3,
+    "num_samples": 8,
+    "mixed_precision": "no",
+}
+
+
+def train_translation(folder: Path, **fields) -> Path:
+    """Train a small image-to-image model of digits, in this process."""
+    from hfgen.config import TranslationConfig
+    from hfgen.run import train
+    from hfgen.tasks.translation import TranslationTask
+
+    AcceleratorState._reset_state()
+    return train(TranslationConfig(**(TINY_TRANSLATION | fields | {"output_dir": str(folder)})), TranslationTask)
+
+
+@pytest.fixture(scope="session")
+def translation_run(tmp_path_factory) -> Path:
+    """The run of a small denoiser of digits."""
+    return train_translation(tmp_path_factory.mktemp("runs") / "denoiser")
+
+
 def train_classifier(folder: Path, **fields) -> Path:
     """Train a small judge of digits, in this process."""
     from hfgen.config import ClassifierConfig

@@ -21,7 +21,14 @@ SHRUNK = "--max_train_steps 2 --max_train_samples 200 --num_samples 2"
 SHRUNK_MODEL = f"{SHRUNK} --num_inference_steps 2 --block_out_channels 8"
 SHRUNK_VAE = f"{SHRUNK} --num_mixture_components 1"
 SHRUNK_GAN = f"{SHRUNK} --hidden_sizes 8 --block_out_channels 8 8 --discriminator_block_out_channels 8 8"
+SHRUNK_TRANSLATION = f"{SHRUNK} --block_out_channels 4 8 --discriminator_block_out_channels 4"
 SHRUNK_CLASSIFIER = f"{SHRUNK} --embedding_size 8 --hidden_sizes 16 --depths 1"
+SHRUNK_FAMILIES = {
+    "classifier": SHRUNK_CLASSIFIER,
+    "gan": SHRUNK_GAN,
+    "translation": SHRUNK_TRANSLATION,
+    "vae": SHRUNK_VAE,
+}
 BIN = Path(sys.executable).parent
 GARMENTS = [
     "T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -84,7 +91,7 @@ def shrink(command: str) -> str:
         return command + " --max_train_steps 2"
     if " train" in command or "scripts/train" in command:
         shrunk = SHRUNK_MODEL
-        for family, flags in (("classifier", SHRUNK_CLASSIFIER), ("vae", SHRUNK_VAE), ("gan", SHRUNK_GAN)):
+        for family, flags in SHRUNK_FAMILIES.items():
             shrunk = flags if re.search(rf"train[ _]{family}", command) else shrunk
         return f"{command} {shrunk} --checkpointing_steps 1"
     if "evaluate" in command and "digits" in command:
@@ -95,7 +102,7 @@ def shrink(command: str) -> str:
         return command + " --num_importance_samples 2 --num_bound_images 5"
     if "hfgen compare-samplers" in command:
         return command + " --num_images 140 --scheduler ddim --num_inference_steps 2"
-    if "hfgen translate" in command:
+    if "hfgen translate" in command and "--task" in command:
         return command + " --num_inference_steps 2"
     if re.search("hfgen sample runs/(vae|gan)", command):
         return command + " --num_images 4"

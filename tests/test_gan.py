@@ -15,7 +15,13 @@ from conftest import finish, flags, hfgen, kill_when
 from huggingface_hub import ModelCard
 
 import hfgen as package
-from hfgen.adversarial_losses import discriminator_loss, generator_loss, lipschitz_penalty, squared_gradient_norms
+from hfgen.adversarial_losses import (
+    discriminator_loss,
+    frozen,
+    generator_loss,
+    lipschitz_penalty,
+    squared_gradient_norms,
+)
 from hfgen.batches import Batch
 from hfgen.cli import main
 from hfgen.config import GANConfig
@@ -32,7 +38,7 @@ from hfgen.models.modeling_hfgen_gan import (
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.records import read_rows
 from hfgen.run import train
-from hfgen.tasks.gan import GANTask, frozen
+from hfgen.tasks.gan import GANTask
 from hfgen.training import METRICS_FILE, STATE_FILE
 
 LOSSES = ["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
@@ -111,10 +117,16 @@ def test_the_convolutional_pair_is_that_of_its_specification():
     images, latents = torch.rand(2, 1, 28, 28), torch.randn(2, 100)
     expected = 2 * generator.layers(latents).sigmoid() - 1
     torch.testing.assert_close(generator(latents).sample, expected)
-    inner = discriminator.eval().layers(images)
+    inner = discriminator.eval().layers(images / 2 + 0.5)
     logits = discriminator(images).logits
     torch.testing.assert_close(logits, discriminator.head(inner.flatten(1))[:, 0])
     assert inner.shape == (2, 64, 7, 7)
+
+
+def test_the_convolutional_generator_tells_latents_apart_from_the_beginning():
+    torch.manual_seed(0)
+    images = ConvolutionalGenerator()(torch.randn(16, 100)).sample
+    assert images.std(0).mean() > 0.006, "with torch's own initial weights it is half of that"
 
 
 def test_spectral_norm_bounds_each_layer():

@@ -47,6 +47,17 @@ def leaky() -> nn.Module:
     return nn.LeakyReLU(LEAKY_SLOPE)
 
 
+def initialize_evenly(layer: nn.Module) -> None:
+    """Draw the weights of a convolution or linear layer as Glorot and Bengio (2010) do, biases zero.
+
+    With torch's smaller weights a generator without normalisation tells latents apart less, and its discriminator
+    drives all images to black, from which a saturated sigmoid does not come back.
+    """
+    if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions beside an identity, without normalisation (Zhang et al. 2019); (B, C, H, W) to the same.
 
@@ -118,18 +129,22 @@ class _Generator(ModelMixin, ConfigMixin):
 class _Discriminator(ModelMixin, ConfigMixin):
     """What all discriminators share: features of images, and what they say (projection, Miyato and Koyama 2018)."""
 
-    def _add_head(self, features: int, num_classes: int | None, spectral_norm: bool) -> None:
+    def _add_head(self, features: int, num_classes: int | None) -> None:
         self.head = nn.Linear(features, 1)
         if num_classes:
             self.embedding = nn.Embedding(num_classes, features)
             nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(features))
-        if spectral_norm:
-            for layer in [*self.modules()]:
-                if isinstance(layer, ResidualBlock):  # zeros cannot be divided by their largest singular value
-                    nn.init.kaiming_normal_(layer.layers[-1].weight)
-            for layer in [*self.modules()]:
-                if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
-                    spectrally_normed(layer)
+
+    def _normalize_spectrally(self) -> None:
+        for layer in [*self.modules()]:
+            if isinstance(layer, ResidualBlock):  # zeros cannot be divided by their largest singular value
+                nn.init.kaiming_normal_(layer.layers[-1].weight)
+        for layer in [*self.modules()]:
+            if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
+                spectrally_normed(layer)
+
+    def _features(self, sample: Tensor) -> Tensor:
+        return self.layers(sample).flatten(1)
 
     def forward(
         self, sample: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
@@ -142,7 +157,7 @@ class _Discriminator(ModelMixin, ConfigMixin):
             return_dict: Return a `DiscriminatorOutput` instead of a tuple.
         """
         _check_labels(class_labels, self.config.num_classes)
-        features = self.layers(sample).flatten(1)
+        features = self._features(sample)
         logits = self.head(features)[:, 0]
         if class_labels is not None:
             logits = logits + (self.embedding(class_labels) * features).sum(1)
@@ -202,7 +217,17 @@ class FullyConnectedDiscriminator(_Discriminator):
         super().__init__()
         sizes = [in_channels * math.prod(_height_and_width(sample_size)), *hidden_sizes]
         self.layers = nn.Sequential(nn.Flatten(), *linear_layers(sizes, nn.ReLU, dropout))
-        self._add_head(sizes[-1], num_classes, spectral_norm)
+        self._add_head(sizes[-1], num_classes)
+        if spectral_norm:
+            self._normalize_spectrally()
+
+
+class UnflattenChannelsLast(nn.Unflatten):
+    """`nn.Unflatten` with the channels last in memory, in which transposed convolutions take less time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, H, W) of (B, C · H · W)."""
+        return super().forward(x).contiguous(memory_format=torch.channels_last)
 
 
 class ConvolutionalGenerator(_Generator):
@@ -231,11 +256,12 @@ class ConvolutionalGenerator(_Generator):
         super().__init__()
         inner = (block_out_channels[0], *_halved(sample_size, len(block_out_channels)))
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim + (num_classes or 0), math.prod(inner)), leaky(), nn.Unflatten(1, inner)
+            nn.Linear(latent_dim + (num_classes or 0), math.prod(inner)), leaky(), UnflattenChannelsLast(1, inner)
         )
         for before, after in pairwise([block_out_channels[0], *block_out_channels]):
             self.layers.extend([nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), leaky()])
         self.layers.append(nn.Conv2d(block_out_channels[-1], out_channels, 7, padding=3))
+        self.apply(initialize_evenly)
 
 
 class ConvolutionalDiscriminator(_Discriminator):
@@ -268,7 +294,14 @@ class ConvolutionalDiscriminator(_Discriminator):
         for before, after in pairwise([in_channels, *block_out_channels]):
             self.layers.extend([nn.Conv2d(before, after, 3, stride=2, padding=1), leaky(), nn.Dropout(dropout)])
         inner = _halved(sample_size, len(block_out_channels))
-        self._add_head(block_out_channels[-1] * math.prod(inner), num_classes, spectral_norm)
+        self._add_head(block_out_channels[-1] * math.prod(inner), num_classes)
+        self.apply(initialize_evenly)
+        if spectral_norm:
+            self._normalize_spectrally()
+
+    def _features(self, sample: Tensor) -> Tensor:
+        """Look at pixels from 0 to 1, where black leaves all of a convolution at its bias."""
+        return super()._features(sample / 2 + 0.5)
 
 
 class ResidualGenerator(_Generator):
@@ -346,7 +379,9 @@ class ResidualDiscriminator(_Discriminator):
             self.layers.extend(ResidualBlock(channels, levels * layers_per_block) for _ in range(layers_per_block))
         last = block_out_channels[-1]
         self.layers.extend([leaky(), nn.Conv2d(last, last, inner, groups=last), nn.Dropout(dropout)])
-        self._add_head(last, num_classes, spectral_norm)
+        self._add_head(last, num_classes)
+        if spectral_norm:
+            self._normalize_spectrally()
 
 
 def _height_and_width(sample_size: int | Sequence[int]) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import PIL.Image
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from hfgen.adversarial_losses import (
     PROBABILITIES,
     discriminator_loss,
+    frozen,
     generator_loss,
     lipschitz_penalty,
     squared_gradient_norms,
@@ -46,16 +46,6 @@ AUGMENTATIONS = {
     "shift": lambda images: random_shift(images, min(images.shape[-2:]) // 8),
     "erase": lambda images: random_erase(images, min(images.shape[-2:]) // 2),
 }
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Keep gradients out of a module's parameters; they still pass through it to what it is given."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
 
 
 class GANTask:

@@ -1,0 +1,219 @@
+r"""How well test images are freed from noise, filled in and enlarged: networks beside classical filters and others.
+
+    python benchmarks/restoration.py \
+        --denoisers runs/translation_fashion_mnist runs/translation_fashion_mnist_l1 \
+            runs/translation_fashion_mnist_cpu10min \
+        --inpainter runs/translation_fashion_mnist_inpaint_cpu10min \
+        --upscaler runs/translation_fashion_mnist_upscale_cpu10min \
+        --diffusion runs/ddpm_fashion_mnist --vae runs/vae_fashion_mnist
+
+White noise of standard deviation 0.1, 0.3 and 0.5 (for pixels from 0 to 1), a missing square of 14 pixels, half the
+resolution. The filters know the noise level like the diffusion model does: their strengths are those that are best on
+as many training images. Results go to benchmarks/results/restoration_DATASET.json, .md and .png.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter, median_filter
+from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, inpaint_biharmonic
+from torch import Tensor
+from torch.nn import functional
+
+from hfgen.data import ImageData, load_images
+from hfgen.degradations import Degraded, degrade, parse_degradations
+from hfgen.figures import sample_grid, save_picture
+from hfgen.loading import load
+from hfgen.metrics.judge import load_judge, shipped_judges_of
+from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline
+from hfgen.records import this_command
+from hfgen.restoration import class_seen, restore, similarity
+from hfgen.sampling import to_uint8
+from hfgen.seeds import derive_seed, seed_torch
+
+RESULTS = Path(__file__).parent / "results"
+NOISE = (0.1, 0.3, 0.5)
+SHOWN = 12
+CPU = torch.device("cpu")
+
+
+def gaussian(images: np.ndarray, std: float, width: float) -> np.ndarray:
+    return gaussian_filter(images, width, axes=(2, 3))
+
+
+def median(images: np.ndarray, std: float, size: int) -> np.ndarray:
+    return median_filter(images, size, axes=(2, 3))
+
+
+def non_local_means(images: np.ndarray, std: float, strength: float) -> np.ndarray:
+    options = {"patch_size": 5, "patch_distance": 6, "sigma": std, "h": strength * std, "channel_axis": 0}
+    return np.stack([denoise_nl_means(image, **options) for image in images])
+
+
+def total_variation(images: np.ndarray, std: float, strength: float) -> np.ndarray:
+    return np.stack([denoise_tv_chambolle(image, strength * std, channel_axis=0) for image in images])
+
+
+FILTERS: dict[str, tuple[Callable[..., np.ndarray], tuple[float, ...]]] = {
+    "Gaussian filter": (gaussian, (0.3, 0.5, 0.7, 0.9, 1.1)),
+    "median filter": (median, (2, 3, 5)),
+    "non-local means": (non_local_means, (0.4, 0.7, 1.0, 1.3)),
+    "total variation": (total_variation, (0.3, 0.5, 0.7, 1.0, 1.4)),
+}
+
+
+def degraded(images: Tensor, text: str, purpose: str = "test") -> Degraded:
+    """Return what images, uint8 (N, C, H, W), become; the same each time."""
+    seed_torch(derive_seed("benchmark", purpose, text), CPU)
+    return degrade(images.float() / 127.5 - 1, parse_degradations([text]))
+
+
+def in_parts(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    return torch.cat([function(part) for part in images.split(250)])
+
+
+def denoised(options: argparse.Namespace, std: float, images: Tensor, training: Tensor) -> dict[str, Tensor]:
+    """Return by method what becomes of noisy images, uint8 (N, C, H, W)."""
+    text = f"gaussian_noise={std}"
+    given, known = degraded(images, text), degraded(training, text, "train").images / 2 + 0.5
+    pixels = given.images / 2 + 0.5
+    results = {"noisy": to_uint8(given.images)}
+    for name, (function, strengths) in FILTERS.items():
+        tried = [
+            similarity(to_uint8(torch.from_numpy(function(known.numpy(), std, strength)) * 2 - 1), training)["psnr"]
+            for strength in strengths
+        ]
+        best = strengths[int(np.argmax(tried))]
+        results[name] = to_uint8(torch.from_numpy(function(pixels.numpy(), std, best)) * 2 - 1)
+    if options.vae:
+        vae = load(options.vae)
+        results[Path(options.vae).name] = to_uint8(
+            in_parts(lambda part: vae.reconstruct(part.clamp(0, 1), output_type="pt").images, pixels) * 2 - 1
+        )
+    if options.diffusion:
+        editing = editor(options.diffusion)
+        for steps in (1, 10):
+            fields = {"noise_std": std, "num_inference_steps": steps, "output_type": "pt"}
+            made = in_parts(lambda part, fields=fields: editing.denoise(part, **fields).images, pixels)
+            results[f"{Path(options.diffusion).name}, {steps} step{'s' * (steps > 1)}"] = to_uint8(made * 2 - 1)
+    for run in options.denoisers:
+        results[Path(run).name] = restore(load(run), given)
+    return results
+
+
+def filled_in(options: argparse.Namespace, images: Tensor) -> dict[str, Tensor]:
+    """Return by method what becomes of images of which a square is missing, uint8 (N, C, H, W)."""
+    given = degraded(images, "mask=14")
+    missing = degraded(torch.full_like(images, 255), "mask=14").images == 0
+    results = {"with the square": to_uint8(given.images)}
+    pairs = zip(given.images.numpy(), missing.numpy(), strict=True)
+    smooth = np.stack([inpaint_biharmonic(image[0], hole[0])[None] for image, hole in pairs])
+    results["biharmonic equation"] = to_uint8(torch.from_numpy(smooth))
+    if options.diffusion:
+        editing = editor(options.diffusion)
+        parts = [
+            editing.inpaint(image, hole.float(), num_inference_steps=20, num_resamples=3, output_type="pt",
+                            generator=torch.Generator().manual_seed(number)).images
+            for number, (image, hole) in enumerate(
+                zip((given.images / 2 + 0.5).split(250), missing.split(250), strict=True)
+            )
+        ]  # fmt: skip
+        results[f"{Path(options.diffusion).name}, RePaint"] = to_uint8(torch.cat(parts) * 2 - 1)
+    if options.inpainter:
+        made = restore(load(options.inpainter), given)
+        results[Path(options.inpainter).name] = torch.where(missing, made, images)
+    return results
+
+
+def enlarged(options: argparse.Namespace, images: Tensor) -> dict[str, Tensor]:
+    """Return by method what becomes of images at half their resolution, uint8 (N, C, H, W)."""
+    given = degraded(images, "downscale=2")
+    results = {
+        name: to_uint8(functional.interpolate(given.images, scale_factor=2, mode=mode))
+        for name, mode in (("repeated pixels", "nearest"), ("bilinear", "bilinear"), ("bicubic", "bicubic"))
+    }
+    if options.upscaler:
+        results[Path(options.upscaler).name] = restore(load(options.upscaler), given)
+    return results
+
+
+def editor(run: str) -> DiffusionEditingPipeline:
+    loaded = load(run)
+    return DiffusionEditingPipeline(loaded.unet, loaded.scheduler, loaded.config.get("id2label"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--denoisers", nargs="*", default=[])
+    parser.add_argument("--inpainter")
+    parser.add_argument("--upscaler")
+    parser.add_argument("--diffusion")
+    parser.add_argument("--vae")
+    parser.add_argument("--dataset_name", default="fashion_mnist")
+    parser.add_argument("--num_images", type=int, default=1000)
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    test = load_images(options.dataset_name, split="test")
+    images = test.images[: options.num_images]
+    training = load_images(options.dataset_name, split="train").images[: options.num_images]
+    tasks = {f"noise of {std}": denoised(options, std, images, training) for std in NOISE}
+    tasks |= {"a square of 14 pixels missing": filled_in(options, images)}
+    tasks |= {"half the resolution": enlarged(options, images)}
+    judge = load_judge(shipped_judges_of(options.dataset_name)[0])
+    rows = [
+        {"task": task, "method": method, **measured(made, images, test, judge)}
+        for task, results in {"the images themselves": {"original": images}, **tasks}.items()
+        for method, made in results.items()
+    ]
+    record = {
+        "command": f"python benchmarks/{this_command()}",
+        "num_images": len(images),
+        "judge": judge.name,
+        "rows": rows,
+    }
+    place = RESULTS / f"restoration_{options.dataset_name}.json"
+    place.write_text(json.dumps(record, indent=1) + "\n")
+    place.with_suffix(".md").write_text(page(record))
+    for task, results in tasks.items():
+        shown = {"original": images, **results}
+        if task in ("noise of 0.3", "a square of 14 pixels missing", "half the resolution"):
+            numbers = [row for row in range(len(shown)) for _ in range(SHOWN)]
+            picture = sample_grid(torch.cat([part[:SHOWN] for part in shown.values()]), numbers, [*shown])
+            name = {"n": "noise", "a": "square", "h": "half"}[task[0]]
+            save_picture(picture, place.with_name(f"{place.stem}_{name}.png"))
+
+
+def measured(made: Tensor, images: Tensor, test: ImageData, judge) -> dict[str, float]:
+    found = similarity(made, images)
+    return {"psnr": found["psnr"], "ssim": found["ssim"], "class_seen": class_seen(made, test, judge)["accuracy"]}
+
+
+def page(record: dict) -> str:
+    """Write the record as a page."""
+    known = record["rows"][0]["class_seen"]
+    lines = [
+        f"Written by `{record['command']}`: the first {record['num_images']:,} test images. PSNR in dB, SSIM, and the",
+        f"share of the images whose class the judge `{record['judge']}` sees, which is right on {known:.1%} of the",
+        "images themselves.",
+    ]
+    noises = [f"noise of {std}" for std in NOISE]
+    cells = {(row["task"], row["method"]): row for row in record["rows"][1:]}
+    for tasks in (
+        noises,
+        *([task] for task in dict.fromkeys(row["task"] for row in record["rows"][1:]) if task not in noises),
+    ):
+        lines += ["", "| method | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+        for method in dict.fromkeys(method for task, method in cells if task in tasks):
+            found = [cells[task, method] for task in tasks]
+            lines.append(f"| {method} | " + " | ".join(
+                f"{row['psnr']:.2f}, {row['ssim']:.3f}, {row['class_seen']:.1%}" for row in found
+            ) + " |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What an image-to-image model is given: degraded images, a second column of a data set, or a second folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hfgen.data import ImageData, load_images
+from hfgen.degradations import Degradation, Degraded, check_degradations, degrade, parse_degradations
+from hfgen.errors import UserError
+
+
+class Inputs:
+    """Says for each image of a data set what the network is given to make it.
+
+    Args:
+        run: The fields of a `TranslationConfig`.
+        data: The images that are to be made.
+        split: Which split of their data set they are.
+
+    Attributes:
+        degradations: What is done to the images, if that is how.
+        channels: Of what the network is given.
+        scale_factor: How often smaller that is.
+
+    Raises:
+        UserError: if the images cannot be degraded so, or the second images do not belong to them.
+    """
+
+    def __init__(self, run: Mapping[str, Any], data: ImageData, split: str):
+        self.degradations = parse_degradations(run["degradation"])
+        shape = tuple(data.images.shape[1:])
+        self.images: Tensor | None = None
+        if self.degradations:
+            self.channels, self.scale_factor = check_degradations(self.degradations, shape)
+            return
+        self.images = _load_inputs(run, split).images
+        if len(self.images) != len(data):
+            raise UserError(f"{len(self.images)} images are given to make {len(data)} of {data.source}")
+        height, width = self.images.shape[-2:]
+        self.channels, self.scale_factor = self.images.shape[1], shape[1] // height
+        if (height * self.scale_factor, width * self.scale_factor) != shape[1:]:
+            raise UserError(
+                f"images of {width}×{height} pixels cannot be enlarged by a whole number to the {shape[2]}×{shape[1]} "
+                f"of {data.source}; bring both to one size with --resolution"
+            )
+
+    def __call__(self, images: Tensor, indices: Tensor, degradations: list[Degradation] | None = None) -> Degraded:
+        """Return what the network is given.
+
+        Args:
+            images: What it is to make, float32 (B, C, H, W) in [−1, 1].
+            indices: Which images of the data set they are, (B,).
+            degradations: What is done to them, if not those of training.
+        """
+        if self.images is None:
+            return degrade(images, degradations or self.degradations)
+        given = self.images[indices.cpu()].to(images.device).float() / 127.5 - 1
+        return Degraded(given, images.new_zeros(len(images)))
+
+
+def _load_inputs(run: Mapping[str, Any], split: str) -> ImageData:
+    names = ("label_column", "resolution", "channels", "cache_dir")
+    options = {name: run[name] for name in names} | {"split": split, "max_samples": run["max_train_samples"]}
+    if column := run["input_column"]:
+        source = run["dataset_name"] or str(Path(run["train_data_dir"]).expanduser().absolute())
+        return load_images(source, image_column=column, **options)
+    folders = [Path(run[name]).expanduser().absolute() for name in ("train_data_dir", "input_data_dir")]
+    if not folders[1].is_dir():
+        raise UserError(f"there is no folder {run['input_data_dir']} (input_data_dir)")
+    wanted, found = (
+        {path.relative_to(folder).with_suffix("") for path in folder.rglob("*") if path.is_file()}
+        for folder in folders
+    )
+    if alone := wanted ^ found:
+        raise UserError(
+            f"each picture needs one of the same name in the other of {run['train_data_dir']} and "
+            f"{run['input_data_dir']}; {min(alone)} has none"
+        )
+    return load_images(str(folders[1]), **options)

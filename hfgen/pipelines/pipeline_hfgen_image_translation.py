@@ -1,0 +1,166 @@
+"""Make an image of an image: remove noise, sharpen, fill in, colour, or go from one set of images to another.
+
+This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor
+from torch.nn import functional
+
+Images = PIL.Image.Image | np.ndarray | Tensor | Sequence[PIL.Image.Image | np.ndarray | Tensor]
+
+
+class ImageTranslationPipeline(DiffusionPipeline):
+    """Translates images.
+
+    Args:
+        generator: A network of `modeling_hfgen_translation`.
+        inverse_generator: One for the other direction, of a model that was trained without pairs.
+        degradation: What the network was trained to undo, as hfgen writes it; for readers.
+    """
+
+    model_cpu_offload_seq = "generator->inverse_generator"
+    _optional_components = ("inverse_generator",)
+
+    def __init__(
+        self,
+        generator: ModelMixin,
+        inverse_generator: ModelMixin | None = None,
+        degradation: str = "",
+    ):
+        super().__init__()
+        self.register_modules(generator=generator, inverse_generator=inverse_generator)
+        self.register_to_config(degradation=degradation)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Images,
+        noise_std: float | Sequence[float] | None = None,
+        inverse: bool = False,
+        tile_size: int | None = None,
+        batch_size: int = 64,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Translate images.
+
+        Args:
+            images: One picture, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list
+                of such, which may differ in size. Floating-point pixels are from 0 to 1, and beyond where noise has
+                taken them; whole numbers from 0 to 255. What is no multiple of the network's `multiple` is padded for
+                it. Pictures are brought to the network's channels.
+            noise_std: Standard deviation of the noise for pixels from 0 to 1, one or one an image, of a network that
+                is told (`noise_level_input`).
+            inverse: Go the other way, of a model that can.
+            tile_size: Cut images that are larger into overlapping squares of so many pixels, whose results fade
+                into each other; by default each image is taken as a whole.
+            batch_size: Images of one size that the network is shown at a time.
+            output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]); of images
+                of different sizes the latter two are lists.
+            return_dict: Return an `ImagePipelineOutput` instead of a tuple.
+
+        Raises:
+            ValueError: for images with other channels, a missing noise_std, an unknown direction, too small tiles.
+        """
+        network = self.inverse_generator if inverse else self.generator
+        if network is None:
+            raise ValueError("the model knows one direction only, so that inverse must be False")
+        if tile_size is not None and tile_size < 2 * network.multiple:
+            raise ValueError(f"tile_size must be at least {2 * network.multiple}, not {tile_size}")
+        given = [self._to_tensor(image, network) for image in _single(images)]
+        stds = self._noise_stds(noise_std, len(given), network)
+        results: list[Tensor | None] = [None] * len(given)
+        for shape in dict.fromkeys(image.shape for image in given):
+            alike = [number for number, image in enumerate(given) if image.shape == shape]
+            for first in range(0, len(alike), batch_size):
+                numbers = alike[first : first + batch_size]
+                batch = torch.stack([given[number] for number in numbers]).to(self._execution_device, network.dtype)
+                stds_of_batch = None if stds is None else stds[numbers].to(batch)
+                made = self._translate(network, batch, stds_of_batch, tile_size)
+                for number, image in zip(numbers, made.float().cpu().clamp(-1, 1), strict=True):
+                    results[number] = image
+        self.maybe_free_model_hooks()
+        processed = [VaeImageProcessor().postprocess(image[None], output_type=output_type) for image in results]
+        translated = [image for images in processed for image in images]
+        if output_type in ("np", "pt") and len({image.shape for image in translated}) == 1:
+            translated = np.stack(translated) if output_type == "np" else torch.stack(translated)
+        return ImagePipelineOutput(images=translated) if return_dict else (translated,)
+
+    def _to_tensor(self, image: PIL.Image.Image | np.ndarray | Tensor, network: ModelMixin) -> Tensor:
+        """Convert one image to float32 (C, H, W) around [−1, 1]."""
+        channels = network.config.in_channels
+        if isinstance(image, PIL.Image.Image):
+            image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(image[..., None] if image.ndim == 2 else image).movedim(-1, 0)
+        if len(image) != channels:
+            raise ValueError(f"the model takes images of {channels} channels, not {len(image)}")
+        pixels = image.float() if image.is_floating_point() else image.float() / 255
+        return 2 * pixels - 1
+
+    def _noise_stds(self, noise_std: float | Sequence[float] | None, count: int, network: ModelMixin) -> Tensor | None:
+        if (noise_std is None) == network.config.noise_level_input:
+            raise ValueError("noise_std is " + ("missing" if noise_std is None else "not known to this model"))
+        if noise_std is None:
+            return None
+        stds = torch.as_tensor(noise_std, dtype=torch.float32).reshape(-1)
+        if len(stds) not in (1, count) or (stds < 0).any():
+            raise ValueError(f"noise_std must be one, or one for each of the {count} images, and none below 0")
+        return stds.expand(count)
+
+    def _translate(self, network: ModelMixin, images: Tensor, stds: Tensor | None, tile_size: int | None) -> Tensor:
+        """Translate images (B, C, H, W) of one size."""
+        height, width = images.shape[-2:]
+        if tile_size is None or max(height, width) <= tile_size:
+            return self._translate_padded(network, images, stds)
+        scale = network.config.scale_factor
+        side, step = tile_size, tile_size - tile_size // 4
+        tops, lefts = (_starts(size, side, step) for size in (height, width))
+        total = images.new_zeros(len(images), network.config.out_channels, height * scale, width * scale)
+        weights = images.new_zeros(height * scale, width * scale)
+        for top in tops:
+            for left in lefts:
+                part = images[..., top : top + side, left : left + side]
+                made = self._translate_padded(network, part, stds)
+                window = _window(made.shape[-2:]).to(made)
+                rows = slice(top * scale, top * scale + made.shape[-2])
+                columns = slice(left * scale, left * scale + made.shape[-1])
+                total[..., rows, columns] += made * window
+                weights[rows, columns] += window
+        return total / weights
+
+    @staticmethod
+    def _translate_padded(network: ModelMixin, images: Tensor, stds: Tensor | None) -> Tensor:
+        """Translate images, filled up to a size that the network takes by repeating their edges."""
+        scale, multiple = network.config.scale_factor, network.multiple
+        height, width = images.shape[-2:]
+        missing = [-size % multiple for size in (height, width)]
+        padded = functional.pad(images, (0, missing[1], 0, missing[0]), mode="replicate")
+        return network(padded, stds).sample[..., : height * scale, : width * scale]
+
+
+def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
+    """Return images one by one."""
+    if isinstance(images, PIL.Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        return [*images] if images.ndim == 4 else [images]
+    return [image for part in images for image in _single(part)]
+
+
+def _starts(size: int, side: int, step: int) -> list[int]:
+    """Return where squares of a side begin that cover a length, the last one at its end."""
+    return sorted({*range(0, max(size - side, 0), step), max(size - side, 0)})
+
+
+def _window(shape: Sequence[int]) -> Tensor:
+    """Return weights (H, W) that fall off from the middle to the edges, and nowhere to nothing."""
+    rows, columns = (1 - (2 * (torch.arange(size) + 0.5) / size - 1).abs() + 1e-3 for size in shape)
+    return rows[:, None] * columns

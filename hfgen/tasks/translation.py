@@ -1,0 +1,148 @@
+"""Image-to-image translation with pairs (Isola et al. 2017): a network makes each image of what became of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import PIL.Image
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from hfgen.adversarial_losses import discriminator_loss, frozen, generator_loss
+from hfgen.batches import Batch
+from hfgen.code_files import save_pipeline
+from hfgen.config import TranslationConfig
+from hfgen.data import ImageData
+from hfgen.degradations import Degraded
+from hfgen.errors import UserError
+from hfgen.figures import counterparts_picture
+from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
+from hfgen.pairs import Inputs
+from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
+from hfgen.sampling import to_uint8
+from hfgen.seeds import derive_seed, seed_torch
+from hfgen.tasks import Diagnosis, Loss
+
+SSIM_PIXELS = 11  # its window
+
+
+class TranslationTask:
+    """A network that translates images, and with an adversarial loss a discriminator of its results.
+
+    Args:
+        config: What images are made of, networks, objective.
+        data: The images that are to be made.
+
+    Raises:
+        UserError: if the networks cannot take such images, or there is nothing to make them of.
+    """
+
+    published = frozenset({"generator"})
+    index_file = ImageTranslationPipeline.config_name
+
+    def __init__(self, config: TranslationConfig, data: ImageData):
+        self.config, self.data = config, data
+        self.inputs = Inputs(config.to_dict(), data, config.train_split)
+        channels, height, width = data.images.shape[1:]
+        if config.ssim_weight and min(height, width) < SSIM_PIXELS:
+            raise UserError(f"ssim_weight needs images of {SSIM_PIXELS} pixels or more, not of {width}×{height}")
+        self.generator = self._make_generator(channels, height, width)
+        if misfits := [size for size in (height, width) if size % self.generator.multiple]:
+            raise UserError(
+                f"block_out_channels {config.block_out_channels} halve images {len(config.block_out_channels) - 1} "
+                f"times, which {misfits[0]} pixels do not fit"
+            )
+        self.modules: dict[str, nn.Module] = {"generator": self.generator}
+        if config.adversarial_weight:
+            shown = channels + (self.inputs.channels if config.conditional_discriminator else 0)
+            self.discriminator = PatchDiscriminator(shown, config.discriminator_block_out_channels)
+            self.modules = {"discriminator": self.discriminator, "generator": self.generator}
+
+    def _make_generator(self, channels: int, height: int, width: int) -> nn.Module:
+        config = self.config
+        options = {
+            "sample_size": height if height == width else (height, width),
+            "in_channels": self.inputs.channels,
+            "out_channels": channels,
+            "block_out_channels": config.block_out_channels,
+            "scale_factor": self.inputs.scale_factor,
+            "noise_level_input": config.noise_level_input,
+            "predict_residual": config.predict_residual,
+        }
+        try:
+            if config.architecture == "unet":
+                return TranslationUNet(**options)
+            return ResidualTranslationUNet(layers_per_block=config.layers_per_block, **options)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Yield the discriminator's loss if there is one, then the generator's."""
+        given = self.inputs(batch.images, batch.indices)
+        made = self._translate(given)
+        if not self.config.adversarial_weight:
+            yield Loss("generator", *self._errors(made, batch.images))
+            return
+        real, fake = self._discriminate(batch.images, given), self._discriminate(made.detach(), given)
+        opinions = {"real": real.detach().sigmoid().mean(), "fake": fake.detach().sigmoid().mean()}
+        yield Loss("discriminator", discriminator_loss(self.config.adversarial_loss, real, fake), opinions)
+        with frozen(self.discriminator):
+            loss, terms = self._errors(made, batch.images)
+            fake = self._discriminate(made, given)
+            real = self._discriminate(batch.images, given) if self.config.adversarial_loss == "relativistic" else fake
+            terms["adversarial"] = generator_loss(self.config.adversarial_loss, real, fake)
+            yield Loss("generator", loss + self.config.adversarial_weight * terms["adversarial"], terms)
+
+    def _translate(self, given: Degraded) -> Tensor:
+        noise_std = given.noise_std if self.config.noise_level_input else None
+        return self.modules["generator"](given.images, noise_std).sample
+
+    def _discriminate(self, images: Tensor, given: Degraded) -> Tensor:
+        """Return D of the patches of images, and of what they were made of where it is shown that."""
+        if self.config.conditional_discriminator:
+            enlarged = functional.interpolate(given.images, images.shape[-2:])
+            images = torch.cat([images, enlarged], 1)
+        return self.modules["discriminator"](images).logits
+
+    def _errors(self, made: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of what is wrong with images, and its terms."""
+        config, made = self.config, made.float()
+        terms = {}
+        if config.l1_weight:
+            terms["l1"] = functional.l1_loss(made, images)
+        if config.mse_weight:
+            terms["mse"] = functional.mse_loss(made, images)
+        if config.ssim_weight:
+            brightness = (made / 2 + 0.5, images / 2 + 0.5)  # what SSIM compares is not the same around 0
+            terms["ssim"] = 1 - structural_similarity_index_measure(*brightness, data_range=1.0)
+        weighted = [getattr(config, f"{name}_weight") * term for name, term in terms.items()]
+        return sum(weighted, made.new_zeros(())), terms
+
+    def pipeline(self) -> ImageTranslationPipeline:
+        """Return the pipeline, whose files travel with the weights."""
+        return ImageTranslationPipeline(self.generator, degradation=" ".join(self.config.degradation))
+
+    def save(self, folder: Path) -> None:
+        """Save the pipeline."""
+        save_pipeline(self.pipeline(), folder)
+
+    def diagnose(self) -> Diagnosis:
+        """Find nothing beyond the losses."""
+        return Diagnosis()
+
+    @torch.no_grad()
+    def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
+        """Draw training images, what the network is given, and what it makes of that."""
+        device = self.generator.device
+        generator = torch.Generator().manual_seed(derive_seed("preview", seed))
+        chosen = torch.randperm(len(self.data), generator=generator)[:num_images]
+        images = self.data.images[chosen]
+        seed_torch(derive_seed("preview", seed), device)
+        given = self.inputs(images.to(device).float() / 127.5 - 1, chosen)
+        made = self.generator(given.images, given.noise_std if self.config.noise_level_input else None).sample
+        return counterparts_picture({"original": images, "given": to_uint8(given.images), "made": to_uint8(made)})
+
+    def pictures(self) -> dict[str, PIL.Image.Image]:
+        """Draw nothing else."""
+        return {}

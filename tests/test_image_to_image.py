@@ -1,0 +1,379 @@
+"""Image-to-image translation: networks, objective, pairs, the pipeline, the command, the report, exact resume."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import TINY_TRANSLATION, finish, flags, hfgen, kill_when, train_translation
+from huggingface_hub import ModelCard
+
+from hfgen.batches import Batch
+from hfgen.cli import main
+from hfgen.config import TranslationConfig
+from hfgen.data import load_images
+from hfgen.errors import UserError
+from hfgen.figures import save_images
+from hfgen.loading import load
+from hfgen.metrics.image_similarity.image_similarity import image_similarity
+from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
+from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
+from hfgen.records import read_rows
+from hfgen.tasks.translation import TranslationTask
+from hfgen.training import METRICS_FILE, STATE_FILE
+
+NETWORKS = [TranslationUNet, ResidualTranslationUNet]
+
+
+def config(**fields) -> TranslationConfig:
+    return TranslationConfig(**TINY_TRANSLATION | {"output_dir": "unused"} | fields)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits")
+
+
+def batch_of(data, count: int = 6) -> Batch:
+    indices = torch.arange(count)
+    return Batch(data.images[indices].float() / 127.5 - 1, None, 0, indices)
+
+
+# --- networks
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("predict_residual", [False, True])
+@pytest.mark.parametrize(("channels", "scale"), [((1, 1), 1), ((1, 3), 1), ((3, 3), 2)])
+def test_shapes_of_whatever_size(network, predict_residual, channels, scale):
+    options = {"in_channels": channels[0], "out_channels": channels[1], "scale_factor": scale}
+    model = network(block_out_channels=(8, 12, 16), predict_residual=predict_residual, **options)
+    for height, width in ((8, 8), (12, 20)):
+        given = torch.rand(2, channels[0], height, width) * 2 - 1
+        made = model(given).sample
+        assert made.shape == (2, channels[1], height * scale, width * scale)
+        assert torch.equal(model(given, return_dict=False)[0], made)
+    made.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_level_of_noise_is_told_or_not(network):
+    told, blind = network(block_out_channels=(8, 8), noise_level_input=True), network(block_out_channels=(8, 8))
+    images = torch.rand(2, 1, 8, 8)
+    assert not torch.equal(
+        told(images, torch.tensor([0.1, 0.1])).sample, told(images, torch.tensor([0.1, 0.5])).sample
+    )
+    with pytest.raises(ValueError, match="noise_std is missing"):
+        told(images)
+    with pytest.raises(ValueError, match="noise_std is not known"):
+        blind(images, torch.tensor([0.1, 0.5]))
+    with pytest.raises(ValueError, match="3 channels cannot be corrected to 1"):
+        network(in_channels=3, out_channels=1, predict_residual=True)
+
+
+def test_the_plain_network_is_that_of_its_specification():
+    layers = [layer for layer in TranslationUNet(block_out_channels=(8, 16, 32)).modules() if not [*layer.children()]]
+    kinds = [type(layer).__name__ for layer in layers]
+    down, up = ["Conv2d", "LeakyReLU"], ["ConvTranspose2d", "ReLU"]
+    assert kinds == [*down, *down, *down, "Identity", *up, *up, "Conv2d", "Tanh"]
+    widths = [layer.in_channels for layer in layers if isinstance(layer, torch.nn.ConvTranspose2d)]
+    assert widths == [32, 32], "the upper one is also given what was there before"
+    made = TranslationUNet(block_out_channels=(8, 16))(10 * torch.randn(4, 1, 8, 8)).sample
+    assert made.abs().max() <= 1
+
+
+def test_the_discriminator_judges_patches():
+    assert PatchDiscriminator(in_channels=2, block_out_channels=(4, 8))(torch.rand(3, 2, 28, 28)).logits.shape == (
+        3, 1, 7, 7,
+    )  # fmt: skip
+
+
+# --- objective
+
+
+def test_the_objective_is_the_sum_of_its_terms(digits):
+    task = TranslationTask(config(l1_weight=2.0, mse_weight=3.0, adversarial_weight=0.5), digits)
+    discriminator, generator = task.losses(batch_of(digits))
+    assert (discriminator.module, generator.module) == ("discriminator", "generator")
+    terms = generator.terms
+    expected = 2 * terms["l1"] + 3 * terms["mse"] + 0.5 * terms["adversarial"]
+    torch.testing.assert_close(generator.value, expected)
+    assert discriminator.terms.keys() == {"real", "fake"}
+    images = torch.rand(2, 1, 28, 28) * 2 - 1
+    large = TranslationTask(config(ssim_weight=1.0), load_images("digits", resolution=28))
+    assert large._errors(images, images)[0].item() == pytest.approx(0, abs=1e-5)
+    other = torch.rand(2, 1, 28, 28) * 2 - 1
+    measured = image_similarity(other / 2 + 0.5, images / 2 + 0.5)["ssim"]
+    assert large._errors(other, images)[1]["ssim"].item() == pytest.approx(1 - measured, abs=1e-4)
+
+
+def test_each_network_is_updated_by_its_own_loss_only(digits):
+    task = TranslationTask(config(), digits)
+    for loss in task.losses(batch_of(digits)):
+        for module in task.modules.values():
+            module.zero_grad()
+        loss.value.backward()
+        moved = {name for name, m in task.modules.items() if any(p.grad is not None for p in m.parameters())}
+        assert moved == {loss.module}
+    assert all(parameter.requires_grad for parameter in task.discriminator.parameters())
+
+
+def test_without_an_adversarial_loss_there_is_no_discriminator(digits):
+    task = TranslationTask(config(adversarial_weight=0.0), digits)
+    assert task.modules.keys() == {"generator"}
+    (loss,) = task.losses(batch_of(digits))
+    assert loss.terms.keys() == {"l1"}
+
+
+def test_a_conditional_discriminator_sees_what_was_given(digits):
+    task = TranslationTask(config(conditional_discriminator=True, degradation=["downscale=2"]), digits)
+    assert task.discriminator.config.in_channels == 2
+    assert [loss.module for loss in task.losses(batch_of(digits))] == ["discriminator", "generator"]
+
+
+# --- what the network is given
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"degradation": []}, "by one of degradation .* not by none"),
+    ({"input_column": "x"}, "not by degradation and input_column"),
+    ({"degradation": [], "input_data_dir": "x"}, "input_data_dir belongs to train_data_dir"),
+    ({"degradation": [], "input_column": "x", "random_flip": True}, "random_flip would part the pairs"),
+    ({"l1_weight": 0.0, "adversarial_weight": 0.0}, "must be above 0, or there is nothing to learn"),
+    ({"l1_weight": -1.0}, "l1_weight must be zero or more, not -1"),
+    ({"noise_level_input": True, "degradation": ["blur=1"]}, "degradation of which the last is gaussian_noise"),
+    ({"block_out_channels": []}, "block_out_channels must have at least one entry"),
+])  # fmt: skip
+def test_contradictions_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        config(**fields)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"ssim_weight": 1.0}, "ssim_weight needs images of 11 pixels or more, not of 8×8"),
+    ({"block_out_channels": [8] * 5}, r"halve images 4 times, which 8 pixels do not fit"),
+    ({"degradation": ["downscale=3"]}, "does not divide"),
+])  # fmt: skip
+def test_what_does_not_fit_the_images_is_refused(digits, fields, message):
+    with pytest.raises(UserError, match=message):
+        TranslationTask(config(**fields), digits)
+
+
+def test_pairs_of_two_folders(tmp_path, digits):
+    save_images(digits.images[:40], tmp_path / "wanted")
+    save_images(255 - digits.images[:40], tmp_path / "given")
+    fields = {"dataset_name": None, "train_data_dir": str(tmp_path / "wanted"), "degradation": [],
+              "input_data_dir": str(tmp_path / "given"), "train_split": "train"}  # fmt: skip
+    task = TranslationTask(config(**fields), load_images(str(tmp_path / "wanted")))
+    indices = torch.tensor([3, 30])
+    given = task.inputs(torch.zeros(2, 1, 8, 8), indices)
+    torch.testing.assert_close(given.images, -(task.data.images[indices].float() / 127.5 - 1))
+    (tmp_path / "given" / "00007.png").rename(tmp_path / "given" / "extra.png")
+    with pytest.raises(UserError, match="each picture needs one of the same name in the other"):
+        TranslationTask(config(**fields), task.data)
+
+
+def test_pairs_of_two_columns_of_two_sizes(tmp_path, digits):
+    import datasets
+
+    def column(images):
+        return [PIL.Image.fromarray(image.numpy()[0]) for image in images]
+
+    halves = torch.nn.functional.avg_pool2d(digits.images[:30].float(), 2).round().to(torch.uint8)
+    features = datasets.Features({"large": datasets.Image(), "small": datasets.Image()})
+    columns = {"large": column(digits.images[:30]), "small": column(halves)}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    fields = {"dataset_name": str(tmp_path / "data"), "image_column": "large", "input_column": "small",
+              "degradation": [], "train_split": "train", "block_out_channels": [8, 8]}  # fmt: skip
+    run = train_translation(tmp_path / "run", **fields, max_train_steps=2)
+    pipeline = load(str(run))
+    assert pipeline.generator.config.scale_factor == 2
+    assert pipeline(column(halves[:2])[0]).images[0].size == (8, 8)
+    with pytest.raises(UserError, match="has no column other"):
+        TranslationTask(config(**fields | {"input_column": "other"}), digits)
+
+
+# --- the pipeline
+
+
+def make_pipeline(**options) -> ImageTranslationPipeline:
+    torch.manual_seed(0)
+    return ImageTranslationPipeline(ResidualTranslationUNet(block_out_channels=(8, 8, 8), **options))
+
+
+def test_images_of_all_kinds_are_taken():
+    pipeline = make_pipeline()
+    pixels = np.random.default_rng(0).integers(256, size=(3, 8, 8, 1), dtype=np.uint8)
+    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    pictures = [PIL.Image.fromarray(image[..., 0]) for image in pixels]
+    kinds = [pictures, pixels, [*pixels], pixels / 255, tensor, [*tensor], tensor.float() / 255, pixels[..., 0:1]]
+    found = [pipeline(images, output_type="np").images for images in kinds]
+    for other in found:
+        assert other.shape == (3, 8, 8, 1)
+        np.testing.assert_allclose(other, found[0], atol=1e-5)
+    single = [pictures[0], pixels[0], pixels[0, ..., 0], tensor[0]]
+    for one in single:
+        np.testing.assert_allclose(pipeline(one, output_type="np").images[0], found[0][0], atol=1e-5)
+    assert isinstance(pipeline(pictures[0]).images[0], PIL.Image.Image)
+    assert pipeline(pictures, return_dict=False)[0][0].size == (8, 8)
+    coloured = pipeline(pictures[0].convert("RGB"), output_type="np").images[0]
+    np.testing.assert_allclose(coloured, found[0][0], atol=1e-5)
+    with pytest.raises(ValueError, match="takes images of 1 channels, not 3"):
+        pipeline(torch.rand(3, 8, 8))
+
+
+def test_images_of_all_sizes_are_taken():
+    pipeline = make_pipeline(scale_factor=2)
+    sizes = [(8, 8), (7, 9), (8, 8), (1, 3)]
+    images = [torch.rand(1, *size) for size in sizes]
+    made = pipeline(images, output_type="pt", batch_size=1).images
+    assert [tuple(image.shape) for image in made] == [(1, 2 * height, 2 * width) for height, width in sizes]
+    torch.testing.assert_close(made[2], pipeline(images[2], output_type="pt").images[0])
+    assert made[0].min() >= 0
+    assert made[0].max() <= 1
+
+
+@pytest.mark.parametrize("scale_factor", [1, 2])
+def test_tiles_fade_into_one_image(scale_factor):
+    pipeline = make_pipeline(scale_factor=scale_factor)  # its last convolution is random, its receptive field small
+    image = torch.rand(1, 40, 56)
+    whole = pipeline(image, output_type="pt").images
+    tiled = pipeline(image, tile_size=24, output_type="pt").images
+    assert tiled.shape == whole.shape
+    assert (tiled - whole).abs().mean() < 0.02
+    cropped = pipeline(image[:, :24, :24], output_type="pt").images
+    torch.testing.assert_close(tiled[..., :4, :4], cropped[..., :4, :4])
+    assert pipeline(image, tile_size=64, output_type="pt").images.equal(whole)
+    with pytest.raises(ValueError, match="tile_size must be at least 8, not 4"):
+        pipeline(image, tile_size=4)
+
+
+def test_the_noise_is_told_for_each_image():
+    pipeline = make_pipeline(noise_level_input=True)
+    images = torch.rand(2, 1, 8, 8)
+    both = pipeline(images, noise_std=[0.1, 0.5], output_type="pt").images
+    torch.testing.assert_close(both[1:], pipeline(images[1:], noise_std=0.5, output_type="pt").images)
+    for given, message in ((None, "missing"), ([0.1] * 3, "one for each of the 2 images"), (-1.0, "none below 0")):
+        with pytest.raises(ValueError, match=message):
+            pipeline(images, noise_std=given)
+    with pytest.raises(ValueError, match="not known"):
+        make_pipeline()(images, noise_std=0.1)
+    with pytest.raises(ValueError, match="one direction only"):
+        pipeline(images, noise_std=0.1, inverse=True)
+
+
+# --- a run
+
+
+def test_a_run_offers_pictures_and_a_model_that_diffusers_loads_alone(translation_run, tmp_path):
+    for name in ("training_curves.png", "training.gif"):
+        assert (translation_run / "figures" / name).exists()
+    losses = [row["generator/l1"] for row in read_rows(translation_run / METRICS_FILE)]
+    assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:3])
+    with PIL.Image.open(max((translation_run / "samples").iterdir())) as picture:
+        assert picture.height == 3 * 68
+    assert not (translation_run / "discriminator").exists()
+    code = (
+        "import sys\nsys.modules['hfgen'] = None\n"
+        "import torch\nfrom diffusers import DiffusionPipeline\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(translation_run)!r}, trust_remote_code=True)\n"
+        "print(pipe.config.degradation, pipe(torch.rand(1, 9, 11)).images[0].size)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "gaussian_noise=0.1..0.5 (11, 9)" in printed
+
+
+def test_test_images_are_measured_and_the_page_says_so(translation_run, judge_run, tmp_path):
+    command = ["evaluate", str(translation_run), "--reference_split", "train[80%:]", "--judge", str(judge_run)]
+    assert main(command) == 0
+    record = json.loads((translation_run / "evaluation.json").read_text())
+    assert [setting["title"] for setting in record["restoration"]] == [
+        "gaussian_noise=0.1", "gaussian_noise=0.3", "gaussian_noise=0.5",
+    ]  # fmt: skip
+    for setting in record["restoration"]:
+        given, made = setting["given"], setting["made"]
+        assert made["psnr"] > given["psnr"] + (1 if setting["title"] != "gaussian_noise=0.1" else -1)
+        seen = [found["class_seen"]["digits_judge"]["accuracy"] for found in (given, made)]
+        assert seen[1] >= seen[0] - 0.02
+    psnrs = [setting["given"]["psnr"] for setting in record["restoration"]]
+    assert psnrs[0] > psnrs[1] > psnrs[2]
+    first = record["restoration"][0]["given"]["psnr"]
+    assert 20 < first < 23, "−20 log10 0.1, but for what is cut off at black and white"
+    assert main(["card", str(translation_run)]) == 0
+    card = ModelCard.load(translation_run / "README.md")
+    assert card.data.pipeline_tag == "image-to-image"
+    assert {result.metric_type for result in card.data.eval_results} == {"psnr"}
+    assert "| gaussian_noise=0.3 |" in card.text
+    assert "hfgen translate" in card.text
+    assert main(["results", str(translation_run), "--output", str(tmp_path / "RESULTS.md")]) == 0
+    assert "## Image to image" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_the_command_translates_files_and_folders_of_any_size(translation_run, tmp_path, capsys):
+    given = tmp_path / "given"
+    (given / "more").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name, size in (("a.png", (9, 8)), ("more/b.png", (20, 30)), ("a.bmp", (8, 8))):
+        PIL.Image.fromarray(generator.integers(256, size=size, dtype=np.uint8)).save(given / name)
+    (given / "broken.png").write_bytes(b"no picture")
+    before = {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
+    command = ["translate", str(translation_run), "--input"]
+    assert main([*command, str(given), "--output", str(tmp_path / "made")]) == 0
+    printed = capsys.readouterr()
+    assert "3 images are in" in printed.out
+    assert "left out" in printed.err
+    assert "broken.png" in printed.err
+    made = {}
+    for path in (tmp_path / "made").rglob("*.png"):
+        with PIL.Image.open(path) as picture:
+            made[str(path.relative_to(tmp_path / "made"))] = np.array(picture)
+    shapes = {name: pixels.shape for name, pixels in made.items()}
+    assert shapes == {"a.png": (8, 8), "a.png.png": (9, 8), "more/b.png": (20, 30)}
+    assert before == {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
+    assert main([*command, str(given / "a.png"), "--output", str(tmp_path / "pair.png")]) == 0
+    with PIL.Image.open(tmp_path / "pair.png") as picture:
+        assert picture.size[1] == 2 * 67
+    pipeline = load(str(translation_run))
+    with PIL.Image.open(given / "more" / "b.png") as picture:
+        assert np.array_equal(np.asarray(pipeline(picture).images[0]), made["more/b.png"])
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--task", "denoise"], "does what it was trained for, so that there is no task to name"),
+    (["--strength", "0.5"], "an image-to-image model has no strength"),
+    (["--noise_std", "0.1"], "noise_std is not known to this model"),
+    (["--inverse"], "one direction only"),
+    (["--output", "GIVEN"], "could write over the input"),
+    (["--output", "GIVEN/made"], "could write over the input"),
+    (["--output", "out.npz"], "the images differ in size"),
+])  # fmt: skip
+def test_mistakes_get_one_message(translation_run, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("a", 8), ("b", 9)):
+        (tmp_path / "GIVEN").mkdir(exist_ok=True)
+        PIL.Image.new("L", (size, size)).save(tmp_path / "GIVEN" / f"{name}.png")
+    output = [] if "--output" in options else ["--output", "made"]
+    assert main(["translate", str(translation_run), "--input", "GIVEN", *output, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_killed_run_goes_on_to_the_bit(tmp_path, num_processes):
+    fields = TINY_TRANSLATION | {"max_train_steps": 24, "checkpointing_steps": 6, "save_images_epochs": 1}
+    fields |= {"cache_dir": str(tmp_path / "cache")}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finish(hfgen("train", "translation", *flags(**fields, output_dir=whole), num_processes=num_processes))
+    command = ["train", "translation", *flags(**fields, output_dir=parts)]
+    process = hfgen(*command, num_processes=num_processes)
+    kill_when(process, lambda: (parts / "checkpoints" / "step-000012" / STATE_FILE).exists(), signal.SIGKILL)
+    process.communicate()
+    finish(hfgen(*command, "--resume_from_checkpoint", "latest", num_processes=num_processes))
+    state = ["checkpoints", "step-000024", STATE_FILE]
+    assert whole.joinpath(*state).read_bytes() == parts.joinpath(*state).read_bytes()
+    assert (whole / METRICS_FILE).read_text() == (parts / METRICS_FILE).read_text()
