@@ -16,7 +16,15 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser
 
 import hfgen
-from hfgen.config import ClassifierConfig, DDPMConfig, GANConfig, TrainingConfig, TranslationConfig, VAEConfig
+from hfgen.config import (
+    ClassifierConfig,
+    CycleGANConfig,
+    DDPMConfig,
+    GANConfig,
+    TrainingConfig,
+    TranslationConfig,
+    VAEConfig,
+)
 from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 from hfgen.options import (
     AnalyzeConfig,
@@ -32,7 +40,8 @@ from hfgen.options import (
 
 RECIPES = Path(__file__).parent / "recipes"
 FAMILIES = {
-    config.family: config for config in (DDPMConfig, VAEConfig, GANConfig, TranslationConfig, ClassifierConfig)
+    config.family: config
+    for config in (DDPMConfig, VAEConfig, GANConfig, TranslationConfig, CycleGANConfig, ClassifierConfig)
 }
 USAGE = f"""usage: hfgen COMMAND …
 
@@ -112,6 +121,8 @@ def _train(config_class: type[TrainingConfig], arguments: list[str]) -> None:
             from hfgen.tasks.gan import GANTask as Task
         case "translation":
             from hfgen.tasks.translation import TranslationTask as Task
+        case "cyclegan":
+            from hfgen.tasks.cyclegan import CycleGANTask as Task
         case "classifier":
             from hfgen.tasks.classifier import ClassifierTask as Task
     if config.sweep:

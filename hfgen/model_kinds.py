@@ -49,6 +49,8 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("{model}", trust_remote_code=True)
 made = pipe(PIL.Image.open("given.png"){noise}).images
 made[0].save("made.png")"""
+USE_OF_INVERSE = """
+again = pipe(made, inverse=True).images"""
 USE_OF_CLASSIFIER = """\
 import PIL.Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -133,7 +135,7 @@ TRANSLATOR = Kind(
     task="image-to-image",
     tags=("image-restoration",),
     description="An image-to-image network ({method}).",
-    picture="Training images, what the network is given, and what it makes of that; not selected.",
+    picture="Images, what the network is given, and what it makes of that; not selected.",
     limits=(
         "It was trained on {size} images like those of {data} and on nothing else. What it fills in or sharpens is "
         "what is likely among them, not what was there."
@@ -159,6 +161,10 @@ METHODS = {  # tags, and the method with its source
     "translation": (
         (),
         "trained on pairs, [Isola et al. 2017](https://arxiv.org/abs/1611.07004)",
+    ),
+    "cyclegan": (
+        ("cyclegan",),
+        "trained without pairs, [Zhu et al. 2017](https://arxiv.org/abs/1703.10593)",
     ),
     "flow_prediction": (
         ("rectified-flow",),
@@ -189,7 +195,9 @@ def use_of(facts: dict[str, Any], model: str) -> str:
         return USE_OF_CLASSIFIER.format(model=model, mode="L" if facts["channels"] == 1 else "RGB")
     config = facts["config"]
     if facts["kind"] is TRANSLATOR:
-        return USE_OF_TRANSLATOR.format(model=model, noise=", noise_std=0.1" if config["noise_level_input"] else "")
+        noise = ", noise_std=0.1" if config.get("noise_level_input") else ""
+        back = USE_OF_INVERSE if "cycle_weight" in config else ""
+        return USE_OF_TRANSLATOR.format(model=model, noise=noise) + back
     if facts["kind"] is VAE:
         template = USE_OF_VAE_OF_CLASSES if facts["labels"] else USE_OF_VAE
         labels = json.dumps(facts["labels"][:2], ensure_ascii=False)
@@ -218,6 +226,8 @@ def use_of(facts: dict[str, Any], model: str) -> str:
 
 def method_of(facts: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     """Return the tags of a generative model's method, and the method with its source."""
+    if "cycle_weight" in facts["config"]:
+        return METHODS["cyclegan"]
     if facts["kind"] in ONE_STEP_METHODS:
         return METHODS[ONE_STEP_METHODS[facts["kind"]]]
     return METHODS.get(facts["config"].get("prediction_type"), METHODS["diffusion"])

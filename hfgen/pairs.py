@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfgen.data import ImageData, load_images
@@ -79,3 +80,40 @@ def _load_inputs(run: Mapping[str, Any], split: str) -> ImageData:
             f"{run['input_data_dir']}; {min(alone)} has none"
         )
     return load_images(str(folders[1]), **options)
+
+
+class SecondKind:
+    """The images that images are to be translated to without pairs, and back from.
+
+    Args:
+        run: The fields of a `CycleGANConfig`.
+        data: The images of the first kind.
+        split: Which split of the second images to take.
+
+    Attributes:
+        data: The second images, before anything is done to them.
+        shape: (C, H, W) afterwards.
+
+    Raises:
+        UserError: if there are none, or they cannot be degraded so.
+    """
+
+    def __init__(self, run: Mapping[str, Any], data: ImageData, split: str):
+        self.degradations = parse_degradations(run["target_degradation"])
+        folder = run["target_data_dir"]
+        source = str(Path(folder).expanduser().absolute()) if folder else run["target_dataset_name"]
+        names = ("resolution", "channels", "on_bad_image", "cache_dir")
+        options = {name: run[name] for name in names}
+        self.data = load_images(source, split=split, **options) if source else data
+        shape = tuple(self.data.images.shape[1:])
+        channels, scale_factor = check_degradations(self.degradations, shape)
+        self.shape = (channels, shape[1] // scale_factor, shape[2] // scale_factor)
+
+    def draw(self, count: int, device: torch.device) -> Tensor:
+        """Draw images by torch's own generator, float32 (count, C, H, W) in [−1, 1]."""
+        return self.take(torch.randint(len(self.data), (count,)), device)
+
+    def take(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Return chosen images, float32 (B, C, H, W) in [−1, 1]."""
+        images = self.data.images[indices].to(device).float() / 127.5 - 1
+        return degrade(images, self.degradations).images

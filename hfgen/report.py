@@ -84,15 +84,22 @@ def restoration_table(record: dict[str, Any]) -> list[str]:
     header = ["given", "PSNR (dB)", "SSIM", *(f"class seen by `{judge}`" for judge in judges)]
     rows = []
     for setting in record["restoration"]:
-        before, after = setting["given"], setting["made"]
-        seen = [f"{_seen(before, judge)} → {_seen(after, judge)}" for judge in judges]
-        ssim = f"{before['ssim']:.3f} → {after['ssim']:.3f}" if "ssim" in after else ""
-        rows.append([setting["title"], f"{before['psnr']:.2f} → {after['psnr']:.2f}", ssim, *seen])
+        seen = [_seen(setting, judge) for judge in judges]
+        rows.append([setting["title"], *_nearness(setting), *seen])
     return table(header, rows)
 
 
-def _seen(found: dict[str, Any], judge: str) -> str:
-    return f"{found['class_seen'][judge]['accuracy']:.1%}"
+def _seen(setting: dict[str, Any], judge: str) -> str:
+    """Say how often a judge sees the class in what was given, and in what was made of it."""
+    before, after = (setting[kind]["class_seen"].get(judge) for kind in ("given", "made"))
+    return f"{before['accuracy']:.1%} → {after['accuracy']:.1%}" if after else ""
+
+
+def _nearness(setting: dict[str, Any]) -> list[str]:
+    """Say how near what was given comes to what should be, in PSNR and SSIM, and what was made of it."""
+    before, after = setting["given"], setting["made"]
+    digits = {"psnr": 2, "ssim": 3}
+    return [f"{before[name]:.{d}f} → {after[name]:.{d}f}" if name in after else "" for name, d in digits.items()]
 
 
 def _restoration_page(record: dict[str, Any]) -> list[str]:
@@ -482,15 +489,13 @@ def _restorers_table(restorers: list[tuple[str, dict[str, Any]]]) -> list[str]:
         judge = next(iter(protocol["judges"]), None)
         length = f"{duration(training['train_seconds'])}, {training['images_seen']:,} images" if training else ""
         for setting in record["restoration"]:
-            before, after = setting["given"], setting["made"]
             yield [
                 name,
                 protocol["dataset"],
                 length,
                 setting["title"],
-                f"{before['psnr']:.2f} → {after['psnr']:.2f}",
-                f"{before['ssim']:.3f} → {after['ssim']:.3f}" if "ssim" in after else "",
-                f"{_seen(before, judge)} → {_seen(after, judge)}" if judge else "",
+                *_nearness(setting),
+                _seen(setting, judge) if judge else "",
             ]
 
     header = ["model", "data", "training", "given", "PSNR (dB)", "SSIM", "class seen by the first judge"]

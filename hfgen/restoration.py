@@ -1,6 +1,7 @@
 """How well an image-to-image model makes test images of what became of them: PSNR, SSIM, the class that is seen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from hfgen.data import ImageData, public_name
-from hfgen.degradations import Degradation, Degraded
+from hfgen.degradations import Degradation, Degraded, to_grey
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture, save_picture
 from hfgen.measures import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
 from hfgen.options import EvaluateConfig
-from hfgen.pairs import Inputs
+from hfgen.pairs import Inputs, SecondKind
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.references import (
     check_size,
@@ -73,7 +74,10 @@ def class_seen(images: Tensor, test: ImageData, judge: Judge) -> dict[str, Any]:
 
 
 def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateConfig) -> Path:
-    """Measure what a model makes of degraded test images, and write the report.
+    """Measure what a model makes of test images, and write the report.
+
+    With pairs, that is how near it comes to the images. Without, it is whether what was translated to the first kind
+    still shows its class, and how near images come to themselves there and back.
 
     Returns:
         The path of `evaluation.json`; `evaluation.md` and its pictures are beside it.
@@ -89,51 +93,115 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
         raise UserError("an image-to-image model draws nothing; what it makes of test images is measured, and no more")
     dataset = config.dataset_name or data_source_of(run)
     test = load_real(config, run, dataset, config.reference_split)
-    count = config.num_images or len(test)
-    if count > len(test):
-        raise UserError(f"num_images is {count}, but {test.source} has {len(test)} images")
-    inputs = Inputs(run, test, config.reference_split)
     judges = [load_judge(name) for name in config.judge or shipped_judges_of(dataset)]
     if not config.judge:
         judges = [judge for judge in judges if judge.image_shape == tuple(test.images.shape[1:])]
     for judge in judges:
         check_size(judge.image_shape, f"the judge {judge.name}", test)
-    if test.labels is None:
-        judges = []
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    if pipeline.inverse_generator is None:
+        compared = _with_pairs(pipeline, config, run, test)
+    else:
+        compared = _without_pairs(pipeline, config, run, test)
     output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
     (output / PICTURES).mkdir(parents=True, exist_ok=True)
-    images = test.images[:count]
+    networks = [part for part in (pipeline.generator, pipeline.inverse_generator) if part is not None]
     record: dict[str, Any] = {
         "protocol": {
             "model": name_of(config.run_or_repo),
             "pipeline": type(pipeline).__name__,
-            "weights_sha256": sha256_of(pipeline.generator),
-            "degradation": [str(degradation) for degradation in inputs.degradations],
+            "weights_sha256": [sha256_of(network) for network in networks],
             "dataset": public_name(test.source),
             "reference_split": config.reference_split,
-            "reference_images": count,
+            "reference_images": config.num_images or len(test),
             "reference_sha256": test.fingerprint,
             "seed": config.seed,
-            "judges": {judge.name: judge.sha256 for judge in judges},
+            "judges": {judge.name: judge.sha256 for judge in judges if test.labels is not None},
             "versions": versions(),
         },
-        "judge_accuracy": {judge.name: class_seen(images, test, judge) for judge in judges},
+        "judge_accuracy": {},
         "restoration": [],
         "training": training_of(source),
     }
-    for number, degradations in enumerate(settings(inputs.degradations)):
+    if test.labels is not None:
+        images = test.images[: config.num_images]
+        record["judge_accuracy"] = {judge.name: class_seen(images, test, judge) for judge in judges}
+    for number, comparison in enumerate(compared):
+        record["restoration"].append({
+            "title": comparison.title,
+            "given": _measure(comparison.given, comparison, judges),
+            "made": _measure(comparison.made, comparison, judges),
+        })  # fmt: skip
+        shown = {name: part[:SHOWN] for name, part in comparison.shown.items()}
+        save_picture(counterparts_picture(shown), output / PICTURES / f"restored-{number}.png")
+    return save_restoration_report(record, output)
+
+
+@dataclass
+class _Comparison:
+    """Images that are compared with what they should be.
+
+    Attributes:
+        title: What they are given.
+        given, made: uint8 (N, C, H, W), of the size and channels of the first kind.
+        wanted: What they should be, likewise, or None where nobody knows.
+        labelled: The set whose first images they were made of.
+        shown: The rows of the picture.
+    """
+
+    title: str
+    given: Tensor
+    made: Tensor
+    wanted: Tensor | None
+    labelled: ImageData
+    shown: dict[str, Tensor]
+
+
+def _measure(images: Tensor, comparison: _Comparison, judges: list[Judge]) -> dict[str, Any]:
+    known = comparison.labelled.labels is not None
+    seen = {judge.name: class_seen(images, comparison.labelled, judge) for judge in judges} if known else {}
+    near = {} if comparison.wanted is None else similarity(images, comparison.wanted)
+    return {**near, "class_seen": seen}
+
+
+def _count(config: EvaluateConfig, data: ImageData) -> int:
+    if config.num_images and config.num_images > len(data):
+        raise UserError(f"num_images is {config.num_images}, but {data.source} has {len(data)} images")
+    return config.num_images or len(data)
+
+
+def _with_pairs(
+    pipeline: ImageTranslationPipeline, config: EvaluateConfig, run: dict[str, Any], test: ImageData
+) -> Iterator[_Comparison]:
+    """Where the amount of a degradation was drawn in training, take the least, the middle and the largest."""
+    inputs = Inputs(run, test, config.reference_split)
+    images = test.images[: _count(config, test)]
+    for degradations in settings(inputs.degradations):
         given = give(inputs, images, degradations, config.seed)
         made = restore(pipeline, given, config.batch_size)
         enlarged = functional.interpolate(given.images, images.shape[-2:], mode="bicubic")
-        kinds = {"given": to_uint8(enlarged.expand(-1, images.shape[1], -1, -1)), "made": made}
-        found = {
-            kind: {**similarity(shown, images), "class_seen": {j.name: class_seen(shown, test, j) for j in judges}}
-            for kind, shown in kinds.items()
-        }
+        enlarged = to_uint8(enlarged.expand(-1, images.shape[1], -1, -1))
         title = ", ".join(str(degradation) for degradation in degradations) or "the pairs of the data set"
-        record["restoration"].append({"title": title, **found})
-        parts = {"original": images, "given": to_uint8(given.images), "made": made}
-        picture = counterparts_picture({name: part[:SHOWN] for name, part in parts.items()})
-        save_picture(picture, output / PICTURES / f"restored-{number}.png")
-    return save_restoration_report(record, output)
+        shown = {"original": images, "given": to_uint8(given.images), "made": made}
+        yield _Comparison(title, enlarged, made, images, test, shown)
+
+
+def _without_pairs(
+    pipeline: ImageTranslationPipeline, config: EvaluateConfig, run: dict[str, Any], test: ImageData
+) -> Iterator[_Comparison]:
+    other = SecondKind(run, test, config.reference_split)
+    seed_torch(derive_seed("degradation", config.seed), torch.device("cpu"))
+    second = other.take(torch.arange(_count(config, other.data)), torch.device("cpu"))
+    options = {"batch_size": config.batch_size, "output_type": "pt"}
+    made = to_uint8(pipeline(second / 2 + 0.5, inverse=True, **options).images * 2 - 1)
+    channels = test.images.shape[1]
+    given = to_uint8(second)
+    as_first = given.expand(-1, channels, -1, -1) if len(given[0]) <= channels else to_uint8(to_grey(second))
+    wanted = test.images[: len(made)] if other.data.fingerprint == test.fingerprint else None
+    shown = {"given": given, "made": made} | ({} if wanted is None else {"wanted": wanted})
+    yield _Comparison("the second kind, made the first", as_first, made, wanted, other.data, shown)
+    first = test.images[: _count(config, test)]
+    there = pipeline(first.float() / 255, **options).images
+    again = to_uint8(pipeline(there, inverse=True, **options).images * 2 - 1)
+    shown = {"given": first, "made": to_uint8(there * 2 - 1), "back": again}
+    yield _Comparison("the first kind, there and back", first, again, first, test, shown)

@@ -25,6 +25,7 @@ SHRUNK_TRANSLATION = f"{SHRUNK} --block_out_channels 4 8 --discriminator_block_o
 SHRUNK_CLASSIFIER = f"{SHRUNK} --embedding_size 8 --hidden_sizes 16 --depths 1"
 SHRUNK_FAMILIES = {
     "classifier": SHRUNK_CLASSIFIER,
+    "cyclegan": SHRUNK_TRANSLATION,
     "gan": SHRUNK_GAN,
     "translation": SHRUNK_TRANSLATION,
     "vae": SHRUNK_VAE,

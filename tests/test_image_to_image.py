@@ -9,23 +9,46 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import TINY_TRANSLATION, finish, flags, hfgen, kill_when, train_translation
 from huggingface_hub import ModelCard
 
 from hfgen.batches import Batch
 from hfgen.cli import main
-from hfgen.config import TranslationConfig
+from hfgen.config import CycleGANConfig, TranslationConfig
 from hfgen.data import load_images
 from hfgen.errors import UserError
 from hfgen.figures import save_images
 from hfgen.loading import load
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
-from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
+from hfgen.models.modeling_hfgen_translation import (
+    PatchDiscriminator,
+    ResidualTranslationUNet,
+    TranslationUNet,
+    TranslatorOutput,
+)
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.records import read_rows
+from hfgen.run import train
+from hfgen.tasks.cyclegan import CycleGANTask, Discriminators, Generators
 from hfgen.tasks.translation import TranslationTask
 from hfgen.training import METRICS_FILE, STATE_FILE
 
+CYCLE = {
+    "dataset_name": "digits",
+    "train_split": "train[:40%]",
+    "target_dataset_name": "digits",
+    "target_split": "train[40%:80%]",
+    "target_degradation": ["invert"],
+    "architecture": "unet",
+    "block_out_channels": [8, 16],
+    "discriminator_block_out_channels": [8, 16],
+    "train_batch_size": 16,
+    "max_train_steps": 24,
+    "checkpointing_steps": 6,
+    "num_samples": 4,
+    "mixed_precision": "no",
+}
 NETWORKS = [TranslationUNet, ResidualTranslationUNet]
 
 
@@ -363,13 +386,13 @@ def test_mistakes_get_one_message(translation_run, tmp_path, capsys, monkeypatch
     assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["a.png", "b.png"]
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_killed_run_goes_on_to_the_bit(tmp_path, num_processes):
-    fields = TINY_TRANSLATION | {"max_train_steps": 24, "checkpointing_steps": 6, "save_images_epochs": 1}
-    fields |= {"cache_dir": str(tmp_path / "cache")}
+@pytest.mark.parametrize(("family", "num_processes"), [("translation", 1), ("cyclegan", 2)])
+def test_a_killed_run_goes_on_to_the_bit(tmp_path, family, num_processes):
+    fields = {"translation": TINY_TRANSLATION, "cyclegan": CYCLE}[family]
+    fields = fields | {"max_train_steps": 24, "checkpointing_steps": 6, "cache_dir": str(tmp_path / "cache")}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    finish(hfgen("train", "translation", *flags(**fields, output_dir=whole), num_processes=num_processes))
-    command = ["train", "translation", *flags(**fields, output_dir=parts)]
+    finish(hfgen("train", family, *flags(**fields, output_dir=whole), num_processes=num_processes))
+    command = ["train", family, *flags(**fields, output_dir=parts)]
     process = hfgen(*command, num_processes=num_processes)
     kill_when(process, lambda: (parts / "checkpoints" / "step-000012" / STATE_FILE).exists(), signal.SIGKILL)
     process.communicate()
@@ -377,3 +400,106 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path, num_processes):
     state = ["checkpoints", "step-000024", STATE_FILE]
     assert whole.joinpath(*state).read_bytes() == parts.joinpath(*state).read_bytes()
     assert (whole / METRICS_FILE).read_text() == (parts / METRICS_FILE).read_text()
+
+
+# --- without pairs
+
+
+def cycle_config(**fields) -> CycleGANConfig:
+    return CycleGANConfig(**CYCLE | {"output_dir": "unused"} | fields)
+
+
+def test_the_objective_of_a_cycle_is_the_sum_of_its_terms(digits):
+    task = CycleGANTask(cycle_config(cycle_weight=3.0, identity_weight=2.0, adversarial_weight=0.5), digits)
+    generators, discriminators = task.losses(batch_of(digits))
+    terms = generators.terms
+    expected = 0.5 * terms["adversarial"] + 3 * terms["cycle"] + 2 * terms["identity"]
+    torch.testing.assert_close(generators.value, expected)
+    assert discriminators.terms.keys() == {"real", "fake"}
+    coloured = CycleGANTask(cycle_config(target_degradation=["tint"]), digits)
+    assert coloured.generators.there.config.out_channels == 3
+    assert coloured.generators.back.config.in_channels == 3
+    assert "identity" not in next(coloured.losses(batch_of(digits))).terms, "a grey image is never a coloured one"
+
+
+def test_there_and_back_are_the_right_way_round(digits):
+    class Marked(torch.nn.Module):
+        def __init__(self, change):
+            super().__init__()
+            self.change = change
+
+        def forward(self, images):
+            return TranslatorOutput(self.change(images))
+
+    first, second = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    made = Generators(Marked(lambda x: x + 1), Marked(lambda x: x * 3), keep=True)(first, second)
+    assert [part.mean().item() for part in made] == [1, 3, 3, 4, 0, 2]
+
+
+def test_generators_and_discriminators_are_updated_apart(digits):
+    task = CycleGANTask(cycle_config(), digits)
+    for loss in task.losses(batch_of(digits)):
+        for module in task.modules.values():
+            module.zero_grad()
+        loss.value.backward()
+        moved = {name for name, m in task.modules.items() if any(p.grad is not None for p in m.parameters())}
+        assert moved == {loss.module}
+        if loss.module == "generators":
+            assert all(parameter.grad is not None for parameter in task.generators.parameters())
+
+
+def test_the_pool_returns_former_results():
+    torch.manual_seed(0)
+    pools = Discriminators(torch.nn.Identity(), torch.nn.Identity(), (1, 1, 1), (2, 1, 1), pool_size=6)
+    batches = [torch.full((4, 1, 1, 1), float(number)) for number in range(1, 40)]
+    shown = [pools.exchange(batch, batch.expand(-1, 2, -1, -1)) for batch in batches]
+    assert shown[0][0].eq(1).all(), "at first there is nothing else"
+    current = torch.stack([(first == batch).float().mean() for (first, _), batch in zip(shown, batches, strict=True)])
+    assert 0.4 < current[1:].mean() < 0.65
+    ages = torch.cat([batch - first for (first, _), batch in zip(shown, batches, strict=True)])
+    assert ages.min() == 0
+    assert ages.max() >= 3
+    assert shown[5][1].shape == (4, 2, 1, 1)
+    assert "first_pool" in pools.state_dict(), "so that a checkpoint has it"
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"target_dataset_name": None, "target_degradation": []}, "say what the second kind of images is"),
+    ({"target_data_dir": "x"}, "by target_dataset_name or by target_data_dir, not by both"),
+    ({"cycle_weight": -1.0}, "cycle_weight must be zero or more"),
+    ({"adversarial_weight": 0.0}, "adversarial_weight must be positive"),
+])  # fmt: skip
+def test_contradictions_of_cycles_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        cycle_config(**fields)
+
+
+def test_kinds_of_different_size_are_refused(digits):
+    with pytest.raises(UserError, match="must be of one size, not 8×8 and 4×4"):
+        CycleGANTask(cycle_config(target_degradation=["downscale=2"]), digits)
+
+
+def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
+    AcceleratorState._reset_state()
+    fields = {"max_train_steps": 400, "learning_rate": 2e-3, "checkpointing_steps": 400, "identity_weight": 0.0}
+    run = train(cycle_config(**fields, output_dir=str(tmp_path / "run")), CycleGANTask)
+    with PIL.Image.open(max((run / "samples").iterdir())) as picture:
+        assert picture.height == 6 * 68
+    command = ["evaluate", str(run), "--reference_split", "train[80%:]", "--judge", str(judge_run)]
+    assert main(command) == 0
+    back, cycle = json.loads((run / "evaluation.json").read_text())["restoration"]
+    seen = [found["class_seen"]["digits_judge"]["accuracy"] for found in (back["given"], back["made"], cycle["made"])]
+    assert seen[0] < 0.3 < 0.7 < min(seen[1:])
+    assert back["made"]["psnr"] > back["given"]["psnr"] + 5
+    assert main(["card", str(run)]) == 0
+    text = (run / "README.md").read_text()
+    assert "inverse=True" in text
+    assert "1703.10593" in text
+    AcceleratorState._reset_state()
+    other = cycle_config(target_dataset_name="digits", target_degradation=["tint"], max_train_steps=2,
+                         output_dir=str(tmp_path / "tint"))  # fmt: skip
+    assert main(["evaluate", str(train(other, CycleGANTask)), "--reference_split", "train[80%:]",
+                 "--judge", str(judge_run), "--num_images", "20"]) == 0  # fmt: skip
+    pipeline = load(str(tmp_path / "tint"))
+    assert pipeline(torch.rand(1, 1, 8, 8), output_type="pt").images.shape == (1, 3, 8, 8)
+    assert pipeline(torch.rand(1, 3, 8, 8), inverse=True, output_type="pt").images.shape == (1, 1, 8, 8)

@@ -97,7 +97,7 @@ class ImageTranslationPipeline(DiffusionPipeline):
         """Convert one image to float32 (C, H, W) around [−1, 1]."""
         channels = network.config.in_channels
         if isinstance(image, PIL.Image.Image):
-            image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            image = np.array(image.convert("L" if channels == 1 else "RGB"))
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(image[..., None] if image.ndim == 2 else image).movedim(-1, 0)
         if len(image) != channels:

@@ -1,0 +1,218 @@
+"""Image-to-image translation without pairs (CycleGAN, Zhu et al. 2017): two networks that undo each other."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL.Image
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hfgen.adversarial_losses import discriminator_loss, frozen, generator_loss
+from hfgen.batches import Batch
+from hfgen.code_files import save_pipeline
+from hfgen.config import CycleGANConfig
+from hfgen.data import ImageData
+from hfgen.errors import UserError
+from hfgen.figures import counterparts_picture
+from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
+from hfgen.pairs import SecondKind
+from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
+from hfgen.sampling import to_uint8
+from hfgen.seeds import derive_seed, seed_torch
+from hfgen.tasks import Diagnosis, Loss
+
+
+class Translations(NamedTuple):
+    """What two networks make of images of both kinds, each (B, C, H, W).
+
+    Attributes:
+        second, first: Images of the other kind made of the first, and of the second.
+        first_again, second_again: What these become on the way back.
+        first_kept, second_kept: What a network makes of images that are already of the kind that it makes, or None.
+    """
+
+    second: Tensor
+    first: Tensor
+    first_again: Tensor
+    second_again: Tensor
+    first_kept: Tensor | None
+    second_kept: Tensor | None
+
+
+class Generators(nn.Module):
+    """Two networks, one for each direction, which are updated together."""
+
+    def __init__(self, there: nn.Module, back: nn.Module, keep: bool):
+        super().__init__()
+        self.there, self.back, self.keep = there, back, keep
+
+    def forward(self, first: Tensor, second: Tensor) -> Translations:
+        """Translate images of both kinds, and translate them back."""
+        made_second, made_first = self.there(first).sample, self.back(second).sample
+        return Translations(
+            made_second,
+            made_first,
+            self.back(made_second).sample,
+            self.there(made_first).sample,
+            self.back(first).sample if self.keep else None,
+            self.there(second).sample if self.keep else None,
+        )
+
+
+class Discriminators(nn.Module):
+    """A discriminator for each kind, which are updated together, and results of former steps.
+
+    The results are buffers, so that a checkpoint has them and a run that was killed goes on with the same.
+
+    Args:
+        first, second: The discriminators.
+        first_shape, second_shape: (C, H, W) of the images.
+        pool_size: How many results of each kind are kept.
+    """
+
+    def __init__(
+        self,
+        first: nn.Module,
+        second: nn.Module,
+        first_shape: tuple[int, int, int],
+        second_shape: tuple[int, int, int],
+        pool_size: int,
+    ):
+        super().__init__()
+        self.first, self.second = first, second
+        self.register_buffer("first_pool", torch.zeros(pool_size, *first_shape))
+        self.register_buffer("second_pool", torch.zeros(pool_size, *second_shape))
+        self.register_buffer("filled", torch.zeros(1))
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of the patches of images of both kinds."""
+        return self.first(first).logits, self.second(second).logits
+
+    def exchange(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep half of the images and return former ones in their place (Shrivastava et al. 2017)."""
+        pools = (self.first_pool, self.second_pool)
+        if not self.filled:
+            for pool, images in zip(pools, (first, second), strict=True):
+                pool.copy_(images[torch.arange(len(pool)) % len(images)])
+            self.filled.fill_(1)
+        return tuple(_exchange(pool, images) for pool, images in zip(pools, (first, second), strict=True))
+
+
+def _exchange(pool: Tensor, images: Tensor) -> Tensor:
+    """Exchange each image with probability one half for one in the pool."""
+    count = min(len(images), len(pool))
+    places = torch.randperm(len(pool), device=pool.device)[:count]
+    chosen = (torch.rand(count, device=pool.device) < 0.5).nonzero()[:, 0]
+    shown = images.clone()
+    shown[chosen] = pool[places[chosen]].to(images)
+    pool[places[chosen]] = images[chosen].to(pool)
+    return shown
+
+
+class CycleGANTask:
+    """Two networks that translate between two kinds of images, and a discriminator of each kind.
+
+    Args:
+        config: The second kind, networks, objective.
+        data: The images of the first kind.
+
+    Raises:
+        UserError: if there are no images of the second kind, or the networks cannot take such images.
+    """
+
+    published = frozenset({"generators"})
+    index_file = ImageTranslationPipeline.config_name
+
+    def __init__(self, config: CycleGANConfig, data: ImageData):
+        self.config, self.data = config, data
+        self.second_kind = SecondKind(config.to_dict(), data, config.target_split)
+        first, second = tuple(data.images.shape[1:]), self.second_kind.shape
+        if first[1:] != second[1:]:
+            raise UserError(
+                f"the images of the two kinds must be of one size, not {first[2]}×{first[1]} and "
+                f"{second[2]}×{second[1]}; bring them to one with --resolution"
+            )
+        keep = config.identity_weight > 0 and first[0] == second[0]
+        there, back = self._make_generator(first, second), self._make_generator(second, first)
+        if misfits := [size for size in first[1:] if size % there.multiple]:
+            raise UserError(
+                f"block_out_channels {config.block_out_channels} halve images {len(config.block_out_channels) - 1} "
+                f"times, which {misfits[0]} pixels do not fit"
+            )
+        self.generators = Generators(there, back, keep)
+        channels = config.discriminator_block_out_channels
+        judges = (PatchDiscriminator(shape[0], channels) for shape in (first, second))
+        self.discriminators = Discriminators(*judges, first, second, config.pool_size)
+        self.modules: dict[str, nn.Module] = {"generators": self.generators, "discriminators": self.discriminators}
+
+    def _make_generator(self, given: tuple[int, int, int], made: tuple[int, int, int]) -> nn.Module:
+        config, (_, height, width) = self.config, made
+        options = {
+            "sample_size": height if height == width else (height, width),
+            "in_channels": given[0],
+            "out_channels": made[0],
+            "block_out_channels": config.block_out_channels,
+        }
+        if config.architecture == "unet":
+            return TranslationUNet(**options)
+        return ResidualTranslationUNet(layers_per_block=config.layers_per_block, **options)
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Yield the generators' loss, then the discriminators'."""
+        config, name = self.config, self.config.adversarial_loss
+        first, second = batch.images, self.second_kind.draw(len(batch.images), batch.images.device)
+        with frozen(self.discriminators):
+            made: Translations = self.modules["generators"](first, second)
+            fakes = self.modules["discriminators"](made.first, made.second)
+            reals = self.modules["discriminators"](first, second) if name == "relativistic" else fakes
+            terms = {
+                "adversarial": sum(generator_loss(name, *pair) for pair in zip(reals, fakes, strict=True)),
+                "cycle": functional.l1_loss(made.first_again, first) + functional.l1_loss(made.second_again, second),
+            }
+            loss = config.adversarial_weight * terms["adversarial"] + config.cycle_weight * terms["cycle"]
+            if made.first_kept is not None:
+                terms["identity"] = functional.l1_loss(made.first_kept, first)
+                terms["identity"] = terms["identity"] + functional.l1_loss(made.second_kept, second)
+                loss = loss + config.identity_weight * terms["identity"]
+            yield Loss("generators", loss, terms)
+        shown = self.discriminators.exchange(made.first.detach(), made.second.detach())
+        real_and_fake = (torch.cat(pair) for pair in zip((first, second), shown, strict=True))
+        scores = [logits.chunk(2) for logits in self.modules["discriminators"](*real_and_fake)]
+        loss = sum(discriminator_loss(name, *pair) for pair in scores)
+        opinions = {
+            kind: torch.stack([pair[number].detach().mean() for pair in scores]).mean()
+            for number, kind in enumerate(("real", "fake"))
+        }
+        yield Loss("discriminators", loss, opinions)
+
+    def pipeline(self) -> ImageTranslationPipeline:
+        """Return the pipeline, whose files travel with the weights."""
+        return ImageTranslationPipeline(self.generators.there, self.generators.back)
+
+    def save(self, folder: Path) -> None:
+        """Save the pipeline."""
+        save_pipeline(self.pipeline(), folder)
+
+    def diagnose(self) -> Diagnosis:
+        """Find nothing beyond the losses."""
+        return Diagnosis()
+
+    @torch.no_grad()
+    def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
+        """Draw images of each kind, what they become, and that on the way back."""
+        device = self.generators.there.device
+        generator = torch.Generator().manual_seed(derive_seed("preview", seed))
+        chosen = torch.randperm(len(self.data), generator=generator)[:num_images]
+        seed_torch(derive_seed("preview", seed), device)
+        first = self.data.images[chosen].to(device).float() / 127.5 - 1
+        second = self.second_kind.draw(len(first), device)
+        made = self.generators(first, second)
+        rows = {"first": first, "to second": made.second, "and back": made.first_again,
+                "second": second, "to first": made.first, "back again": made.second_again}  # fmt: skip
+        return counterparts_picture({name: to_uint8(images) for name, images in rows.items()})
+
+    def pictures(self) -> dict[str, PIL.Image.Image]:
+        """Draw nothing else."""
+        return {}
