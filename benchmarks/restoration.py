@@ -108,10 +108,10 @@ def denoised(options: argparse.Namespace, std: float, images: Tensor, training: 
 def filled_in(options: argparse.Namespace, images: Tensor) -> dict[str, Tensor]:
     """Return by method what becomes of images of which a square is missing, uint8 (N, C, H, W)."""
     given = degraded(images, "mask=14")
-    missing = degraded(torch.full_like(images, 255), "mask=14").images == 0
+    missing = degraded(torch.full_like(images, 255), "mask=14").images[:, :1] == 0
     results = {"with the square": to_uint8(given.images)}
     pairs = zip(given.images.numpy(), missing.numpy(), strict=True)
-    smooth = np.stack([inpaint_biharmonic(image[0], hole[0])[None] for image, hole in pairs])
+    smooth = np.stack([inpaint_biharmonic(image, hole[0], channel_axis=0) for image, hole in pairs])
     results["biharmonic equation"] = to_uint8(torch.from_numpy(smooth))
     if options.diffusion:
         editing = editor(options.diffusion)

@@ -49,6 +49,12 @@ def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
             return softplus(fake - real).mean()
 
 
+def opinions(loss: str, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    """Return the means of D(x) and D(G(z)), of probabilities of being real where the loss makes them such."""
+    as_shown = torch.sigmoid if loss in PROBABILITIES else torch.as_tensor
+    return {"real": as_shown(real.detach()).mean(), "fake": as_shown(fake.detach()).mean()}
+
+
 def generator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
     """Return what a generator minimises, a scalar.
 

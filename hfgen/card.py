@@ -200,7 +200,7 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
         lines += ["", f"![{caption}]({FIGURES}/{SAMPLES})", "", f"*{caption}*"]
     lines += ["", "## Use", "", "```python", *use_of(facts, model).splitlines(), "```"]
     if kind.library == "diffusers":
-        lines += ["", _command(kind, model)]
+        lines += ["", _command(facts, model)]
     lines += ["", "## How good it is", *_quality(facts)]
     if facts["analysis"]:
         lines += ["", "## What its latents keep", *_latents(facts["analysis"])]
@@ -220,9 +220,12 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
     return [*lines, "", "## Limits", "", kind.limits.format(size=facts["size"], data=facts["data"])]
 
 
-def _command(kind: Kind, model: str) -> str:
-    if kind is TRANSLATOR:
-        return f"`hfgen translate {model} --input pictures --output made` takes a folder of pictures of any size."
+def _command(facts: dict[str, Any], model: str) -> str:
+    if facts["kind"] is TRANSLATOR:
+        noise = " --noise_std 0.1" if facts["config"].get("noise_level_input") else ""
+        return (
+            f"`hfgen translate {model} --input pictures --output made{noise}` takes a folder of pictures of any size."
+        )
     return f"`hfgen sample {model} --output grid.png` draws a grid."
 
 
@@ -234,9 +237,8 @@ def _quality(facts: dict[str, Any]) -> list[str]:
     if "restoration" in evaluation:
         return [
             "",
-            f"How near what it is given comes to the {protocol['reference_images']:,} images of the split "
-            f"`{protocol['reference_split']}` of {protocol['dataset']}, and what it makes of that: "
-            f"[pictures]({PAGE}).",
+            f"What it is given → what it makes of that, of {protocol['reference_images']:,} images of the split "
+            f"`{protocol['reference_split']}` of {protocol['dataset']} ([pictures]({PAGE})).",
             *restoration_table(evaluation),
         ]
     if "accuracy" in evaluation:

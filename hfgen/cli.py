@@ -179,12 +179,11 @@ def _sample(arguments: list[str]) -> None:
 
 def _translate(arguments: list[str]) -> None:
     config = parse_config(TranslateConfig, arguments, prog="hfgen translate", positional="run_or_repo")
-    from hfgen.translation import save_translated, translate
+    from hfgen.translation import translate
 
-    translated = translate(config)
-    save_translated(translated, config.task or "made", Path(config.output))
-    print(f"{len(translated.results)} images are in {config.output}")
-    for file, why in translated.unreadable.items():
+    count, unreadable = translate(config)
+    print(f"{count} images are in {config.output}")
+    for file, why in unreadable.items():
         print(f"hfgen: left out {file}, which cannot be read as a picture ({why})", file=sys.stderr)
 
 

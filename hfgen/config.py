@@ -106,6 +106,8 @@ class TrainingConfig:
 
     family: ClassVar[str]
     next_command: ClassVar[str]  # what a finished run is for
+    dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name",)  # that name what images are read from
+    folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir",)  # likewise folders of images
 
     dataset_name: str | None = None
     train_data_dir: str | None = None
@@ -541,6 +543,7 @@ class TranslationConfig(TrainingConfig):
 
     family: ClassVar[str] = "translation"
     next_command: ClassVar[str] = "hfgen evaluate"
+    folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir", "input_data_dir")
 
     checkpointing_steps: int = 1000
     save_images_epochs: int | None = 1
@@ -596,6 +599,7 @@ class CycleGANConfig(TrainingConfig):
         target_dataset_name: Data set with the images of the second kind; not given, it is that of the first.
         target_data_dir: Folder with them, instead of a data set.
         target_split: Split of it.
+        target_image_column: Its column with the images; found by its type if not named.
         target_degradation: What is done to them, as in `hfgen train translation --help`; `invert` and `thicken=1` for
             instance make a second kind out of the first.
         architecture: See `hfgen train translation --help`; of both networks.
@@ -607,13 +611,16 @@ class CycleGANConfig(TrainingConfig):
         identity_weight: Weight of the mean absolute change of images that are already of the kind wanted; only of
             kinds with equally many channels.
         discriminator_block_out_channels: Channels of the discriminators' convolutions of stride 2.
-        pool_size: Results of former steps among which half of what a discriminator sees is drawn (Shrivastava et al.
-            2017).
+        pool_size: Results of former steps among which half of those that a discriminator sees are drawn (Shrivastava
+            et al. 2017); with 0 it sees the newest only.
     """
 
     family: ClassVar[str] = "cyclegan"
     next_command: ClassVar[str] = "hfgen evaluate"
+    dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name", "target_dataset_name")
+    folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir", "target_data_dir")
 
+    train_batch_size: int = 32
     learning_rate: float = 2e-4
     lr_warmup_steps: int = 0
     adam_beta1: float = 0.5
@@ -625,6 +632,7 @@ class CycleGANConfig(TrainingConfig):
     target_dataset_name: str | None = None
     target_data_dir: str | None = None
     target_split: str = "train"
+    target_image_column: str | None = None
     target_degradation: list[str] = field(default_factory=list)
     architecture: Literal["unet", "residual_unet"] = "residual_unet"
     block_out_channels: list[int] = field(default_factory=lambda: [32, 64])
@@ -640,10 +648,14 @@ class CycleGANConfig(TrainingConfig):
         """Refuse values that no networks or objective can be built from (see `TrainingConfig`)."""
         super().__post_init__()
         self._require("positive", [
-            "block_out_channels", "layers_per_block", "discriminator_block_out_channels", "pool_size",
-            "adversarial_weight",
+            "block_out_channels", "layers_per_block", "discriminator_block_out_channels", "adversarial_weight",
         ])  # fmt: skip
-        self._require("zero or more", ["cycle_weight", "identity_weight"])
+        self._require("zero or more", ["cycle_weight", "identity_weight", "pool_size"])
+        if 0 < self.pool_size < self.train_batch_size:
+            raise UserError(
+                f"pool_size must be 0 or at least train_batch_size, which is {self.train_batch_size}, "
+                f"not {self.pool_size}"
+            )
         for name in ("block_out_channels", "discriminator_block_out_channels"):
             if not getattr(self, name):
                 raise UserError(f"{name} must have at least one entry, not none")

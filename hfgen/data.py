@@ -325,7 +325,7 @@ def _decode(
         try:
             content = io.BytesIO(item["bytes"]) if item["bytes"] is not None else item["path"]
             with PIL.Image.open(content) as opened:
-                return _to_array(opened, resolution, channels)
+                return to_array(opened, resolution, channels)
         except (OSError, SyntaxError, ValueError, TypeError, PIL.Image.DecompressionBombError) as error:
             return error
 
@@ -375,7 +375,7 @@ def _chunks(dataset: Any, image_column: str) -> Iterator[list[dict[str, Any]]]:
         yield rows[image_column]
 
 
-def _to_array(image: PIL.Image.Image, resolution: int | None, channels: int | None) -> np.ndarray:
+def to_array(image: PIL.Image.Image, resolution: int | None, channels: int | None) -> np.ndarray:
     """Convert one opened image to uint8 (C, H, W) by the rules that `load_images` states."""
     grey = channels == 1 or (channels is None and image.mode in GREY_MODES)
     image = PIL.ImageOps.exif_transpose(image)

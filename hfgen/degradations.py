@@ -88,7 +88,7 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     padding = (0, -width % JPEG_BLOCK, 0, -height % JPEG_BLOCK)
-    pixels = functional.pad(images * 127.5 + 127.5, padding, mode="replicate").round()
+    pixels = functional.pad(images * 127.5 + 127.5, padding, mode="replicate").round().clamp(0, 255)
     is_colour = images.shape[1] == 3
     to_ycbcr = torch.tensor(TO_YCBCR, device=images.device)
     if is_colour:
@@ -118,9 +118,10 @@ def invert(images: Tensor) -> Tensor:
 
 def thicken(images: Tensor, pixels: Tensor) -> Tensor:
     """Let what is bright grow by a pixel in all eight directions, as often as `pixels` says."""
-    for done in range(int(pixels.max())):
+    times = pixels.round()
+    for done in range(int(times.max())):
         grown = functional.max_pool2d(images, 3, stride=1, padding=1)
-        images = torch.where(done < pixels.round(), grown, images)
+        images = torch.where(done < times, grown, images)
     return images
 
 
@@ -163,7 +164,8 @@ class Degraded(NamedTuple):
 
     Attributes:
         images: float32 (B, C', H', W'), around [−1, 1]; white noise goes beyond.
-        noise_std: Standard deviation of the white noise in each image for pixels from 0 to 1, (B,).
+        noise_std: Standard deviation of the white noise in each image for pixels from 0 to 1, (B,); what something
+            else was done to afterwards is none.
     """
 
     images: Tensor
@@ -236,16 +238,16 @@ def degrade(images: Tensor, degradations: Sequence[Degradation]) -> Degraded:
     variance = images.new_zeros(len(images))
     for degradation in degradations:
         function, expected = FUNCTIONS[degradation.name]
+        drawn = torch.rand(len(images), 1, 1, 1, device=images.device)
+        amount = degradation.low + drawn * (degradation.high - degradation.low)
         if expected is None:
             images = function(images)
         elif degradation.name == "downscale":
             images = function(images, int(degradation.low))
         else:
-            drawn = torch.rand(len(images), 1, 1, 1, device=images.device)
-            amount = degradation.low + drawn * (degradation.high - degradation.low)
             images = function(images, amount)
-            if degradation.name == "gaussian_noise":
-                variance = variance + amount.flatten().square()
+        is_noise = degradation.name == "gaussian_noise"
+        variance = variance + amount.flatten().square() if is_noise else torch.zeros_like(variance)
     return Degraded(images, variance.sqrt())
 
 

@@ -133,7 +133,7 @@ GAN = Kind(
 TRANSLATOR = Kind(
     library="diffusers",
     task="image-to-image",
-    tags=("image-restoration",),
+    tags=(),
     description="An image-to-image network ({method}).",
     picture="Images, what the network is given, and what it makes of that; not selected.",
     limits=(
@@ -159,7 +159,7 @@ METHODS = {  # tags, and the method with its source
         "generative adversarial network ([Goodfellow et al. 2014](https://arxiv.org/abs/1406.2661))",
     ),
     "translation": (
-        (),
+        ("image-restoration",),
         "trained on pairs, [Isola et al. 2017](https://arxiv.org/abs/1611.07004)",
     ),
     "cyclegan": (

@@ -146,7 +146,7 @@ class TranslateConfig:
         if Path(self.output).suffix not in {"", ".png", ".npz"}:
             raise UserError(f"output must end in .png or .npz, or be a folder, not {self.output}")
         source, output = (Path(place).expanduser().resolve() for place in (self.input, self.output))
-        if output.is_relative_to(source) or (source.is_file() and output == source.parent):
+        if output.is_relative_to(source) or (self.mask and output == Path(self.mask).expanduser().resolve()):
             raise UserError(f"output {self.output} could write over the input; name another place")
 
 
@@ -226,6 +226,8 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
             those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
         classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
             as many real ones, and test both on real images.
+        target_reference_split: Of a model that translates between two sets without pairs, the split of the second set;
+            by default called like that of the first.
         inception: Also measure FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
             are downloaded.
         output_dir: Where to write `evaluation.json`, `evaluation.md` and its pictures; by default the run's folder,
@@ -236,6 +238,7 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
     images: str | None = None
     num_images: int | None = None
     classification_accuracy_score: bool = False
+    target_reference_split: str | None = None
     inception: bool = False
 
     def __post_init__(self):

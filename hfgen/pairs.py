@@ -63,23 +63,28 @@ class Inputs:
 
 def _load_inputs(run: Mapping[str, Any], split: str) -> ImageData:
     names = ("label_column", "resolution", "channels", "cache_dir")
-    options = {name: run[name] for name in names} | {"split": split, "max_samples": run["max_train_samples"]}
+    options = {name: run[name] for name in names} | {"split": split}
+    options["max_samples"] = run["max_train_samples"] if split == run["train_split"] else None
     if column := run["input_column"]:
         source = run["dataset_name"] or str(Path(run["train_data_dir"]).expanduser().absolute())
         return load_images(source, image_column=column, **options)
     folders = [Path(run[name]).expanduser().absolute() for name in ("train_data_dir", "input_data_dir")]
     if not folders[1].is_dir():
         raise UserError(f"there is no folder {run['input_data_dir']} (input_data_dir)")
-    wanted, found = (
-        {path.relative_to(folder).with_suffix("") for path in folder.rglob("*") if path.is_file()}
-        for folder in folders
-    )
-    if alone := wanted ^ found:
+    wanted, found = (_names(folder) for folder in folders)
+    if wanted != found or len(set(wanted)) != len(wanted):
+        several = {name for names in (wanted, found) for name in names if names.count(name) > 1}
         raise UserError(
-            f"each picture needs one of the same name in the other of {run['train_data_dir']} and "
-            f"{run['input_data_dir']}; {min(alone)} has none"
+            f"each picture needs one of the same name, and in the same order, in the other of {run['train_data_dir']} "
+            f"and {run['input_data_dir']}; look at {min(several | set(wanted) ^ set(found) or {wanted[0]})}"
         )
     return load_images(str(folders[1]), **options)
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names of the files in a folder without their endings, in the order in which they are loaded."""
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=str)
+    return [str(file.relative_to(folder).with_suffix("")) for file in files]
 
 
 class SecondKind:
@@ -103,15 +108,21 @@ class SecondKind:
         folder = run["target_data_dir"]
         source = str(Path(folder).expanduser().absolute()) if folder else run["target_dataset_name"]
         names = ("resolution", "channels", "on_bad_image", "cache_dir")
-        options = {name: run[name] for name in names}
-        self.data = load_images(source, split=split, **options) if source else data
+        options = {name: run[name] for name in names} | {"split": split, "image_column": run["target_image_column"]}
+        options["max_samples"] = run["max_train_samples"] if split == run["target_split"] else None
+        self.data = load_images(source, **options) if source else data
+        self.random_flip = run["random_flip"]
         shape = tuple(self.data.images.shape[1:])
         channels, scale_factor = check_degradations(self.degradations, shape)
         self.shape = (channels, shape[1] // scale_factor, shape[2] // scale_factor)
 
     def draw(self, count: int, device: torch.device) -> Tensor:
-        """Draw images by torch's own generator, float32 (count, C, H, W) in [−1, 1]."""
-        return self.take(torch.randint(len(self.data), (count,)), device)
+        """Draw training images by torch's own generator, float32 (count, C, H, W) in [−1, 1]."""
+        images = self.take(torch.randint(len(self.data), (count,)), device)
+        if self.random_flip:
+            flipped = torch.rand(count, device=device) < 0.5
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        return images
 
     def take(self, indices: Tensor, device: torch.device) -> Tensor:
         """Return chosen images, float32 (B, C, H, W) in [−1, 1]."""

@@ -99,7 +99,11 @@ def _nearness(setting: dict[str, Any]) -> list[str]:
     """Say how near what was given comes to what should be, in PSNR and SSIM, and what was made of it."""
     before, after = setting["given"], setting["made"]
     digits = {"psnr": 2, "ssim": 3}
-    return [f"{before[name]:.{d}f} → {after[name]:.{d}f}" if name in after else "" for name, d in digits.items()]
+    cells = []
+    for name, count in digits.items():
+        found = [f"{part[name]:.{count}f}" for part in (before, after) if name in part]
+        cells.append(" → ".join(found))
+    return cells
 
 
 def _restoration_page(record: dict[str, Any]) -> list[str]:
@@ -109,14 +113,14 @@ def _restoration_page(record: dict[str, Any]) -> list[str]:
         f"# What {protocol['model']} makes of images",
         "",
         f"{protocol['reference_images']:,} images of the split `{protocol['reference_split']}` of "
-        f"{protocol['dataset']}: how near what is given comes to them, and what is made of it. Both are rounded to 8 "
-        "bits, and where they are smaller or grey, enlarged (bicubic) or grey in all channels.",
+        f"{protocol['dataset']}: what is given → what is made of it, beside what should be. Both are rounded to 8 "
+        "bits; what is smaller is enlarged for that (bicubic), what is grey is the same in all channels.",
         *(["", f"The class is the right one of the images themselves for {real}."] if real else []),
         *restoration_table(record),
     ]
     for number, setting in enumerate(record["restoration"]):
         lines += ["", f"## {setting['title']}", ""]
-        lines += [f"![original, given and made]({PICTURES}/restored-{number}.png)"]
+        lines += [f"![what is given and what is made of it]({PICTURES}/restored-{number}.png)"]
     return [*lines, "", "## Protocol", "", "```json", json.dumps(protocol, indent=1, ensure_ascii=False), "```"]
 
 
@@ -503,7 +507,7 @@ def _restorers_table(restorers: list[tuple[str, dict[str, Any]]]) -> list[str]:
         "",
         "## Image to image",
         "",
-        "How near what a model is given comes to the test images, and what it makes of that.",
+        "What a model is given → what it makes of that, beside what should be, on test images.",
         *table(header, (row for item in restorers for row in rows(*item))),
     ]
 

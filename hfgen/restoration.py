@@ -1,5 +1,6 @@
 """How well an image-to-image model makes test images of what became of them: PSNR, SSIM, the class that is seen."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from hfgen.subjects import judges_numbers, sha256_of
 
 SHARES = (0.0, 0.5, 1.0)  # of the way from the least amount of a degradation to the largest
 SHOWN = 16
+AT_A_TIME = 1000  # images that are degraded together
 
 
 def settings(degradations: Sequence[Degradation]) -> list[list[Degradation]]:
@@ -50,9 +52,12 @@ def settings(degradations: Sequence[Degradation]) -> list[list[Degradation]]:
 
 def give(inputs: Inputs, images: Tensor, degradations: Sequence[Degradation], seed: int) -> Degraded:
     """Return what the first images of a set, uint8 (N, C, H, W), become; what is drawn follows from the seed."""
-    device = torch.device("cpu")
-    seed_torch(derive_seed("degradation", seed), device)
-    return inputs(images.float() / 127.5 - 1, torch.arange(len(images)), degradations)
+    seed_torch(derive_seed("degradation", seed), torch.device("cpu"))
+    parts = [
+        inputs(images[indices].float() / 127.5 - 1, indices, degradations)
+        for indices in torch.arange(len(images)).split(AT_A_TIME)
+    ]
+    return Degraded(*(torch.cat(found) for found in zip(*parts, strict=True)))
 
 
 def restore(pipeline: ImageTranslationPipeline, given: Degraded, batch_size: int = 250) -> Tensor:
@@ -92,17 +97,29 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     if config.inception or config.classification_accuracy_score:
         raise UserError("an image-to-image model draws nothing; what it makes of test images is measured, and no more")
     dataset = config.dataset_name or data_source_of(run)
+    if config.dataset_name and not (run.get("degradation") or "cycle_weight" in run):
+        raise UserError(f"{config.run_or_repo} was trained on pairs, which another data set does not have")
     test = load_real(config, run, dataset, config.reference_split)
+    given = {name: value for name in ("resolution", "channels", "cache_dir") if (value := getattr(config, name))}
     judges = [load_judge(name) for name in config.judge or shipped_judges_of(dataset)]
     if not config.judge:
         judges = [judge for judge in judges if judge.image_shape == tuple(test.images.shape[1:])]
     for judge in judges:
         check_size(judge.image_shape, f"the judge {judge.name}", test)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    images = test.images[: _count(config, test)]
+    protocol: dict[str, Any] = {}
     if pipeline.inverse_generator is None:
-        compared = _with_pairs(pipeline, config, run, test)
+        inputs = Inputs(run | given, test, config.reference_split)
+        protocol["degradation"] = [str(degradation) for degradation in inputs.degradations]
+        compared = _with_pairs(pipeline, config, inputs, test, images)
     else:
-        compared = _without_pairs(pipeline, config, run, test)
+        other = SecondKind(run | given, test, config.target_reference_split or config.reference_split)
+        protocol["target_dataset"] = public_name(other.data.source)
+        protocol["target_reference_split"] = config.target_reference_split or config.reference_split
+        protocol["target_sha256"] = other.data.fingerprint
+        protocol["target_degradation"] = [str(degradation) for degradation in other.degradations]
+        compared = _without_pairs(pipeline, config, other, test, images)
     output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
     (output / PICTURES).mkdir(parents=True, exist_ok=True)
     networks = [part for part in (pipeline.generator, pipeline.inverse_generator) if part is not None]
@@ -113,8 +130,9 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
             "weights_sha256": [sha256_of(network) for network in networks],
             "dataset": public_name(test.source),
             "reference_split": config.reference_split,
-            "reference_images": config.num_images or len(test),
+            "reference_images": len(images),
             "reference_sha256": test.fingerprint,
+            **protocol,
             "seed": config.seed,
             "judges": {judge.name: judge.sha256 for judge in judges if test.labels is not None},
             "versions": versions(),
@@ -124,7 +142,6 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
         "training": training_of(source),
     }
     if test.labels is not None:
-        images = test.images[: config.num_images]
         record["judge_accuracy"] = {judge.name: class_seen(images, test, judge) for judge in judges}
     for number, comparison in enumerate(compared):
         record["restoration"].append({
@@ -145,7 +162,7 @@ class _Comparison:
         title: What they are given.
         given, made: uint8 (N, C, H, W), of the size and channels of the first kind.
         wanted: What they should be, likewise, or None where nobody knows.
-        labelled: The set whose first images they were made of.
+        labelled: The set whose first images they were made of, if judges can tell what they show.
         shown: The rows of the picture.
     """
 
@@ -153,29 +170,29 @@ class _Comparison:
     given: Tensor
     made: Tensor
     wanted: Tensor | None
-    labelled: ImageData
+    labelled: ImageData | None
     shown: dict[str, Tensor]
 
 
 def _measure(images: Tensor, comparison: _Comparison, judges: list[Judge]) -> dict[str, Any]:
-    known = comparison.labelled.labels is not None
-    seen = {judge.name: class_seen(images, comparison.labelled, judge) for judge in judges} if known else {}
-    near = {} if comparison.wanted is None else similarity(images, comparison.wanted)
-    return {**near, "class_seen": seen}
+    labelled, wanted = comparison.labelled, comparison.wanted
+    known = labelled is not None and labelled.labels is not None
+    seen = {judge.name: class_seen(images, labelled, judge) for judge in judges} if known else {}
+    near = {} if wanted is None or images is wanted else similarity(images, wanted)
+    return {name: value for name, value in near.items() if math.isfinite(value)} | {"class_seen": seen}
 
 
 def _count(config: EvaluateConfig, data: ImageData) -> int:
+    """Return how many of the first images to take."""
     if config.num_images and config.num_images > len(data):
         raise UserError(f"num_images is {config.num_images}, but {data.source} has {len(data)} images")
     return config.num_images or len(data)
 
 
 def _with_pairs(
-    pipeline: ImageTranslationPipeline, config: EvaluateConfig, run: dict[str, Any], test: ImageData
+    pipeline: ImageTranslationPipeline, config: EvaluateConfig, inputs: Inputs, test: ImageData, images: Tensor
 ) -> Iterator[_Comparison]:
     """Where the amount of a degradation was drawn in training, take the least, the middle and the largest."""
-    inputs = Inputs(run, test, config.reference_split)
-    images = test.images[: _count(config, test)]
     for degradations in settings(inputs.degradations):
         given = give(inputs, images, degradations, config.seed)
         made = restore(pipeline, given, config.batch_size)
@@ -187,21 +204,27 @@ def _with_pairs(
 
 
 def _without_pairs(
-    pipeline: ImageTranslationPipeline, config: EvaluateConfig, run: dict[str, Any], test: ImageData
+    pipeline: ImageTranslationPipeline, config: EvaluateConfig, other: SecondKind, test: ImageData, first: Tensor
 ) -> Iterator[_Comparison]:
-    other = SecondKind(run, test, config.reference_split)
-    seed_torch(derive_seed("degradation", config.seed), torch.device("cpu"))
-    second = other.take(torch.arange(_count(config, other.data)), torch.device("cpu"))
+    """Translate images of the second kind, and of the first; what they should be is known if both are of one set."""
+    cpu = torch.device("cpu")
     options = {"batch_size": config.batch_size, "output_type": "pt"}
+    is_one_set = other.data.fingerprint == test.fingerprint
+    seed_torch(derive_seed("degradation", config.seed), cpu)
+    count = len(first) if is_one_set else min(len(first), len(other.data))
+    second = other.take(torch.arange(count), cpu)
     made = to_uint8(pipeline(second / 2 + 0.5, inverse=True, **options).images * 2 - 1)
-    channels = test.images.shape[1]
-    given = to_uint8(second)
+    given, channels = to_uint8(second), len(first[0])
     as_first = given.expand(-1, channels, -1, -1) if len(given[0]) <= channels else to_uint8(to_grey(second))
-    wanted = test.images[: len(made)] if other.data.fingerprint == test.fingerprint else None
-    shown = {"given": given, "made": made} | ({} if wanted is None else {"wanted": wanted})
-    yield _Comparison("the second kind, made the first", as_first, made, wanted, other.data, shown)
-    first = test.images[: _count(config, test)]
+    shown = {"given": given, "made": made} | ({"wanted": first} if is_one_set else {})
+    yield _Comparison(
+        "the second kind, made the first", as_first, made, first if is_one_set else None, other.data, shown
+    )
     there = pipeline(first.float() / 255, **options).images
+    if is_one_set and as_first.shape == given.shape:
+        made = to_uint8(there * 2 - 1)
+        shown = {"given": first, "made": made, "wanted": given}
+        yield _Comparison("the first kind, made the second", first, made, given, None, shown)
     again = to_uint8(pipeline(there, inverse=True, **options).images * 2 - 1)
     shown = {"given": first, "made": to_uint8(there * 2 - 1), "back": again}
     yield _Comparison("the first kind, there and back", first, again, first, test, shown)

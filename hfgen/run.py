@@ -50,7 +50,7 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
     config = dataclasses.replace(
         config,
         mixed_precision=config.mixed_precision or native_precision(),
-        dataset_name=config.dataset_name and placed_source(config.dataset_name),
+        **{name: placed_source(value) for name in config.dataset_fields if (value := getattr(config, name))},
     )
     run = Path(config.output_dir)
     checkpoint = _check_run_folder(config, run)
@@ -176,10 +176,10 @@ def _check_run_folder(config: TrainingConfig, run: Path) -> Path | None:
     saved = run / CONFIG_FILE
     if run.exists() and not run.is_dir():
         raise UserError(f"output_dir {run} is a file; name a folder")
-    if config.train_data_dir and run.resolve().is_relative_to(Path(config.train_data_dir).resolve()):
-        raise UserError(
-            f"output_dir {run} is inside train_data_dir, whose images it would add to; name another folder"
-        )
+    for name in config.folder_fields:
+        folder = getattr(config, name)
+        if folder and run.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"output_dir {run} is inside {name}, whose images it would add to; name another folder")
     if not saved.exists():
         if config.resume_from_checkpoint not in (None, "latest"):
             raise UserError(f"cannot resume: {run} holds no run (no {CONFIG_FILE})")

@@ -81,18 +81,23 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
         config = json.loads((run / network / "config.json").read_text())
         size, channels = config["sample_size"], config.get("in_channels") or config["out_channels"]
         height, width = (size, size) if isinstance(size, int) else size
-        weights = run / network / "diffusion_pytorch_model.safetensors"
+        parts = [network, "inverse_generator"] if (run / "inverse_generator").is_dir() else [network]
+        weights = [run / part / "diffusion_pytorch_model.safetensors" for part in parts]
         labels = list(json.loads((run / INDEX).read_text()).get("id2label", {}).values())
     else:
         size = json.loads((run / "preprocessor_config.json").read_text())["size"]
         channels = json.loads((run / "config.json").read_text())["num_channels"]
         height, width = size["height"] // UPSCALE, size["width"] // UPSCALE
-        weights = run / "model.safetensors"
-    with safe_open(weights, "pt") as file:
-        names = [name for name in file.keys() if not name.endswith(STATISTICS)]  # noqa: SIM118
-        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+        weights = [run / "model.safetensors"]
+    parameters = sum(map(_count_parameters, weights))
     kind = "grey" if channels == 1 else "RGB"
     return {"parameters": parameters, "size": f"{kind} {height}×{width}-pixel", "channels": channels, "labels": labels}
+
+
+def _count_parameters(weights: Path) -> int:
+    with safe_open(weights, "pt") as file:
+        names = [name for name in file.keys() if not name.endswith(STATISTICS)]  # noqa: SIM118
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
 def _public(value: Any) -> Any:

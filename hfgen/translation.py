@@ -1,16 +1,15 @@
 """`hfgen translate`: given images, changed by an image-to-image model or by a diffusion model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from hfgen.data import load_images
+from hfgen.data import load_images, to_array
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture, save_arrays, save_picture, to_pil
 from hfgen.loading import load
@@ -21,106 +20,147 @@ from hfgen.sampling import image_shape_of, require_diffusion, to_uint8
 from hfgen.seeds import derive_seed
 
 BATCH_SIZE = 250
+PIXELS_AT_A_TIME = 2**18  # of pictures that a network is shown together
 OF_DIFFUSION = ("noise_std", "strength", "guidance_scale", "num_inference_steps")
 
 
 class Translated(NamedTuple):
-    """Images before and after.
+    """Some images before and after.
 
     Attributes:
         names: What to call the results.
         given: uint8 (C, H, W) each, as the model was shown them.
         results: Likewise.
-        unreadable: The files that could not be read, and why.
     """
 
     names: list[str]
     given: list[Tensor]
     results: list[Tensor]
-    unreadable: dict[Path, str]
 
 
-def translate(config: TranslateConfig) -> Translated:
-    """Change images.
+def translate(config: TranslateConfig) -> tuple[int, dict[Path, str]]:
+    """Change images and write them: a picture (.png, given above results), arrays (.npz), or a folder of pictures.
+
+    A folder is filled as the work goes on.
+
+    Returns:
+        How many images were written, and the files that could not be read, with the reason.
 
     Raises:
-        UserError: if the model cannot do this to these images.
+        UserError: if the model cannot do this to these images, or they cannot be written so.
     """
+    output = Path(config.output).expanduser()
     loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    unreadable: dict[Path, str] = {}
     if isinstance(loaded, ImageTranslationPipeline):
-        return _by_network(loaded, config)
-    if unused := [name for name in ("inverse", "tile_size") if getattr(config, name)]:
-        raise UserError(f"{unused[0]} belongs to image-to-image models, which {config.run_or_repo} is not")
-    if config.task is None:
-        raise UserError("a diffusion model needs --task: denoise, vary, inpaint or change_class")
-    given, results = _by_diffusion(loaded, config)
-    return Translated([f"{number:05d}" for number in range(len(given))], [*given], [*results], {})
-
-
-def save_translated(translated: Translated, title: str, output: Path) -> None:
-    """Write results as a picture (.png, the given images above them), as arrays (.npz), or one by one into a folder.
-
-    Raises:
-        UserError: for images of different sizes where only one size fits.
-    """
-    if not output.suffix:
-        for name, image in zip(translated.names, translated.results, strict=True):
-            save_picture(to_pil(image), output / f"{name}.png")
-        return
-    if len({image.shape for image in translated.results}) > 1:
-        raise UserError(f"the images differ in size, so that {output} cannot hold them; name a folder as output")
-    given, results = torch.stack(translated.given), torch.stack(translated.results)
-    if output.suffix == ".npz":
-        save_arrays(results, output)
+        parts = _by_network(loaded, config, _files(config), unreadable)
     else:
-        save_picture(counterparts_picture({"given": given, title: results}), output)
+        parts = _by_diffusion(loaded, config)
+    count = _save_each(parts, output, config) if not output.suffix else _save_together(parts, output, config)
+    if not count:
+        raise UserError(f"none of the {len(unreadable)} files of {config.input} can be read as a picture")
+    return count, unreadable
 
 
-def _by_network(pipeline: ImageTranslationPipeline, config: TranslateConfig) -> Translated:
-    """Let an image-to-image model translate images of any size."""
+def _save_each(parts: Iterator[Translated], folder: Path, config: TranslateConfig) -> int:
+    """Write each result into a folder as soon as it is there; return how many there were."""
+    protected = {file.resolve() for file in _files(config)}
+    count = 0
+    for part in parts:
+        for name, image in zip(part.names, part.results, strict=True):
+            target = folder / f"{name}.png"
+            if target.resolve() in protected:
+                raise UserError(f"{target} is an input, which would be written over; name another output")
+            save_picture(to_pil(image), target)
+            count += 1
+    return count
+
+
+def _save_together(parts: Iterator[Translated], output: Path, config: TranslateConfig) -> int:
+    """Write all results into one file; return how many there were."""
+    given: list[Tensor] = []
+    results: list[Tensor] = []
+    for part in parts:
+        given, results = given + part.given, results + part.results
+        if len({image.shape for image in results}) > 1:
+            raise UserError(f"the images differ in size, so that {output} cannot hold them; name a folder as output")
+    if results and output.suffix == ".npz":
+        save_arrays(torch.stack(results), output)
+    elif results:
+        rows = {"given": torch.stack(given), config.task or "made": torch.stack(results)}
+        save_picture(counterparts_picture(rows), output)
+    return len(results)
+
+
+def _files(config: TranslateConfig) -> list[Path]:
+    source = Path(config.input).expanduser()
+    return sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+
+
+def _by_network(
+    pipeline: ImageTranslationPipeline, config: TranslateConfig, files: list[Path], unreadable: dict[Path, str]
+) -> Iterator[Translated]:
+    """Let an image-to-image model translate images of any size, some at a time; note what cannot be read."""
     if config.task:
         raise UserError(f"{config.run_or_repo} does what it was trained for, so that there is no task to name")
     unused = [name for name in ("mask", "strength", "guidance_scale", "num_inference_steps") if getattr(config, name)]
     if unused or config.class_labels:
         raise UserError(f"an image-to-image model has no {(unused or ['class_labels'])[0]}")
-    pictures, unreadable = _read(Path(config.input).expanduser())
-    if not pictures:
-        raise UserError(f"none of the {len(unreadable)} files of {config.input} can be read as a picture")
-    options = {name: getattr(config, name) for name in ("noise_std", "inverse", "tile_size")}
-    try:
-        results = pipeline([*pictures.values()], **options, output_type="pt").images
-    except ValueError as error:
-        raise UserError(str(error)) from error
     network = pipeline.inverse_generator if config.inverse else pipeline.generator
-    mode = "L" if network.config.in_channels == 1 else "RGB"
-    shown = [np.array(picture.convert(mode)) for picture in pictures.values()]
-    given = [torch.from_numpy(image if image.ndim == 3 else image[..., None]).permute(2, 0, 1) for image in shown]
-    return Translated([*pictures], given, [to_uint8(image * 2 - 1) for image in results], unreadable)
+    if network is None:
+        raise UserError(f"{config.run_or_repo} knows one direction only, so that there is no inverse")
+    options = {name: getattr(config, name) for name in ("noise_std", "inverse", "tile_size")}
+    source = Path(config.input).expanduser()
+    for part in _at_a_time(_pictures(source, files, network.config.in_channels, unreadable)):
+        given = [image for _, image in part]
+        try:
+            made = pipeline(given, **options, batch_size=len(given), output_type="pt").images
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        yield Translated([name for name, _ in part], given, [to_uint8(image * 2 - 1) for image in made])
 
 
-def _read(source: Path) -> tuple[dict[str, PIL.Image.Image], dict[Path, str]]:
-    """Read a picture, a folder of pictures or an .npz file: the images by their names, and what cannot be read."""
+def _pictures(
+    source: Path, files: list[Path], channels: int, unreadable: dict[Path, str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Read the pictures of files, or the images of an .npz file, as training does: names and uint8 (C, H, W)."""
     if source.suffix == ".npz":
-        images = load_images(str(source)).images
-        return {f"{number:05d}": to_pil(image) for number, image in enumerate(images)}, {}
-    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    pictures: dict[str, PIL.Image.Image] = {}
-    unreadable: dict[Path, str] = {}
+        for number, image in enumerate(load_images(str(source), channels=channels).images):
+            yield f"{number:05d}", image
+        return
+    names: set[str] = set()
     for file in files:
         try:
             with PIL.Image.open(file) as opened:
-                picture = PIL.ImageOps.exif_transpose(opened).convert("RGB" if opened.mode not in "1L" else "L")
+                image = torch.from_numpy(to_array(opened, None, channels).copy())
         except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
             unreadable[file] = str(error)
             continue
         name = str(file.relative_to(source).with_suffix("")) if source.is_dir() else file.stem
-        pictures[name if name not in pictures else f"{name}{file.suffix}"] = picture
-    return pictures, unreadable
+        name = f"{name}{file.suffix}" if name in names else name  # a.png and a.jpg
+        names.add(name)
+        yield name, image
 
 
-def _by_diffusion(loaded: DiffusionPipeline, config: TranslateConfig) -> tuple[Tensor, Tensor]:
-    """Let a diffusion model change images, brought to its size and channels, uint8 (N, C, H, W)."""
+def _at_a_time(images: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+    """Gather images until they have `PIXELS_AT_A_TIME`."""
+    part: list[tuple[str, Tensor]] = []
+    for named in images:
+        part.append(named)
+        if sum(image[0].numel() for _, image in part) >= PIXELS_AT_A_TIME:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _by_diffusion(loaded: DiffusionPipeline, config: TranslateConfig) -> Iterator[Translated]:
+    """Let a diffusion model change images, brought to its size and channels."""
+    if unused := [name for name in ("inverse", "tile_size") if getattr(config, name)]:
+        raise UserError(f"{unused[0]} belongs to image-to-image models, which {config.run_or_repo} is not")
+    if config.task is None:
+        raise UserError("a diffusion model needs --task: denoise, vary, inpaint or change_class")
     require_diffusion(loaded)
     of_classes = {name: loaded.config[name] for name in ("id2label", "learnt_no_class") if name in loaded.config}
     pipeline = DiffusionEditingPipeline(loaded.unet, loaded.scheduler, **of_classes)
@@ -130,7 +170,6 @@ def _by_diffusion(loaded: DiffusionPipeline, config: TranslateConfig) -> tuple[T
     masks = _load(config.mask, (1, *shape[1:])).float() / 255 if config.mask else None
     if masks is not None and len(masks) not in (1, len(given)):
         raise UserError(f"mask must be one picture, or one for each of the {len(given)} images, not {len(masks)}")
-    results = []
     for first in range(0, len(given), BATCH_SIZE):
         images = given[first : first + BATCH_SIZE].float() / 255
         numbers = range(first, first + len(images))
@@ -144,10 +183,10 @@ def _by_diffusion(loaded: DiffusionPipeline, config: TranslateConfig) -> tuple[T
             options["mask_image"] = masks[numbers] if len(masks) == len(given) else masks
         function = pipeline if config.task == "vary" else getattr(pipeline, config.task)
         try:
-            results.append(function(images, **options).images)
+            made = function(images, **options).images
         except ValueError as error:
             raise UserError(str(error)) from error
-    return given, to_uint8(torch.cat(results) * 2 - 1)
+        yield Translated([f"{i:05d}" for i in numbers], [*given[first : numbers.stop]], [*to_uint8(made * 2 - 1)])
 
 
 def _load(source: str, shape: tuple[int, int, int]) -> Tensor:

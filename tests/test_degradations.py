@@ -31,6 +31,8 @@ def test_noise_has_the_standard_deviation_that_is_asked_for_and_told():
     assert (noisy.images / 2 / noisy.noise_std[:, None, None, None]).std().item() == pytest.approx(1, abs=0.01)
     twice = degrade(images[:2], parse_degradations(["gaussian_noise=0.3", "gaussian_noise=0.4"]))
     assert twice.noise_std.tolist() == pytest.approx([0.5, 0.5])
+    blurred = degrade(images[:2], parse_degradations(["gaussian_noise=0.3", "blur=2", "gaussian_noise=0.4"]))
+    assert blurred.noise_std.tolist() == pytest.approx([0.4, 0.4])
 
 
 def test_salt_and_pepper_takes_whole_pixels():
@@ -81,11 +83,18 @@ def test_jpeg_is_what_a_file_does(quality, channels):
     assert np.abs(found - expected).mean() < 0.25 * np.abs(found - pixels).mean()
 
 
+def test_jpeg_cuts_off_what_no_file_can_hold():
+    noisy = degrade(photograph(), parse_degradations(["gaussian_noise=0.6"])).images
+    torch.testing.assert_close(apply("jpeg=30", noisy), apply("jpeg=30", noisy.clamp(-1, 1)))
+
+
 def test_thickening_inverting_and_tinting():
     images = -torch.ones(1, 1, 9, 9)
     images[0, 0, 4, 4] = 1.0
     thick = apply("thicken=2", images)
     assert (thick == 1).sum() == 25
+    both = degrade(images.repeat(2, 1, 1, 1), [Degradation("thicken", 1.6, 1.6)]).images
+    assert (both == 1).sum((1, 2, 3)).tolist() == [25, 25]
     assert apply("invert", images).equal(-images)
     tinted = apply("tint", images.repeat(5, 1, 1, 1))
     assert (tinted[:, :, 0, 0] == -1).all()

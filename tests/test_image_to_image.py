@@ -27,6 +27,7 @@ from hfgen.models.modeling_hfgen_translation import (
     TranslationUNet,
     TranslatorOutput,
 )
+from hfgen.pairs import SecondKind
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.records import read_rows
 from hfgen.run import train
@@ -135,8 +136,9 @@ def test_the_objective_is_the_sum_of_its_terms(digits):
     assert large._errors(other, images)[1]["ssim"].item() == pytest.approx(1 - measured, abs=1e-4)
 
 
-def test_each_network_is_updated_by_its_own_loss_only(digits):
-    task = TranslationTask(config(), digits)
+@pytest.mark.parametrize("l1_weight", [0.0, 1.0])
+def test_each_network_is_updated_by_its_own_loss_only(digits, l1_weight):
+    task = TranslationTask(config(l1_weight=l1_weight), digits)
     for loss in task.losses(batch_of(digits)):
         for module in task.modules.values():
             module.zero_grad()
@@ -179,15 +181,16 @@ def test_contradictions_are_refused(fields, message):
 
 @pytest.mark.parametrize(("fields", "message"), [
     ({"ssim_weight": 1.0}, "ssim_weight needs images of 11 pixels or more, not of 8×8"),
-    ({"block_out_channels": [8] * 5}, r"halve images 4 times, which 8 pixels do not fit"),
+    ({"block_out_channels": [8] * 5}, r"halve images 4 times, which 8×8 pixels do not fit"),
     ({"degradation": ["downscale=3"]}, "does not divide"),
+    ({"discriminator_block_out_channels": [4] * 4}, "halve images 4 times, for which 8×8 pixels are too few"),
 ])  # fmt: skip
 def test_what_does_not_fit_the_images_is_refused(digits, fields, message):
     with pytest.raises(UserError, match=message):
         TranslationTask(config(**fields), digits)
 
 
-def test_pairs_of_two_folders(tmp_path, digits):
+def test_pairs_of_two_folders(tmp_path, digits, capsys):
     save_images(digits.images[:40], tmp_path / "wanted")
     save_images(255 - digits.images[:40], tmp_path / "given")
     fields = {"dataset_name": None, "train_data_dir": str(tmp_path / "wanted"), "degradation": [],
@@ -196,9 +199,31 @@ def test_pairs_of_two_folders(tmp_path, digits):
     indices = torch.tensor([3, 30])
     given = task.inputs(torch.zeros(2, 1, 8, 8), indices)
     torch.testing.assert_close(given.images, -(task.data.images[indices].float() / 127.5 - 1))
+    run = train_translation(tmp_path / "run", **fields, max_train_steps=2, max_train_samples=30)
+    assert main(["evaluate", str(run), "--reference_split", "train"]) == 0
+    record = json.loads((run / "evaluation.json").read_text())
+    assert [setting["title"] for setting in record["restoration"]] == ["the pairs of the data set"]
+    assert record["protocol"]["reference_images"] == 30
+    assert main(["evaluate", str(run), "--dataset_name", "digits"]) == 2
+    assert "trained on pairs, which another data set does not have" in capsys.readouterr().err
     (tmp_path / "given" / "00007.png").rename(tmp_path / "given" / "extra.png")
-    with pytest.raises(UserError, match="each picture needs one of the same name in the other"):
+    with pytest.raises(UserError, match="each picture needs one of the same name"):
         TranslationTask(config(**fields), task.data)
+    command = ["train", "translation", "--train_data_dir", fields["train_data_dir"]]
+    command += ["--input_data_dir", fields["input_data_dir"], "--output_dir", str(tmp_path / "given" / "run")]
+    assert main(command) == 2
+    assert "is inside input_data_dir" in capsys.readouterr().err
+
+
+def test_names_that_sort_otherwise_with_other_endings_are_refused(tmp_path, digits):
+    for folder, ending in (("wanted", "png"), ("given", "bmp")):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "a.c"):
+            PIL.Image.new("L", (8, 8)).save(tmp_path / folder / f"{name}.{ending}")
+    fields = {"dataset_name": None, "train_data_dir": str(tmp_path / "wanted"), "degradation": [],
+              "input_data_dir": str(tmp_path / "given"), "train_split": "train"}  # fmt: skip
+    with pytest.raises(UserError, match="in the same order"):
+        TranslationTask(config(**fields), load_images(str(tmp_path / "wanted")))
 
 
 def test_pairs_of_two_columns_of_two_sizes(tmp_path, digits):
@@ -261,6 +286,14 @@ def test_images_of_all_sizes_are_taken():
     assert made[0].max() <= 1
 
 
+@torch.no_grad()
+def test_what_divides_once_it_is_enlarged_is_not_padded():
+    pipeline = make_pipeline(scale_factor=2)
+    image = torch.rand(1, 1, 6, 10)
+    expected = pipeline.generator(2 * image - 1).sample.clamp(-1, 1) / 2 + 0.5
+    torch.testing.assert_close(pipeline(image, output_type="pt").images, expected)
+
+
 @pytest.mark.parametrize("scale_factor", [1, 2])
 def test_tiles_fade_into_one_image(scale_factor):
     pipeline = make_pipeline(scale_factor=scale_factor)  # its last convolution is random, its receptive field small
@@ -268,7 +301,7 @@ def test_tiles_fade_into_one_image(scale_factor):
     whole = pipeline(image, output_type="pt").images
     tiled = pipeline(image, tile_size=24, output_type="pt").images
     assert tiled.shape == whole.shape
-    assert (tiled - whole).abs().mean() < 0.02
+    assert (tiled - whole).abs().mean() < (0.004 if scale_factor == 1 else 0.002), "without fading, twice as much"
     cropped = pipeline(image[:, :24, :24], output_type="pt").images
     torch.testing.assert_close(tiled[..., :4, :4], cropped[..., :4, :4])
     assert pipeline(image, tile_size=64, output_type="pt").images.equal(whole)
@@ -371,19 +404,36 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
     (["--strength", "0.5"], "an image-to-image model has no strength"),
     (["--noise_std", "0.1"], "noise_std is not known to this model"),
     (["--inverse"], "one direction only"),
+    (["--output", "."], "is an input, which would be written over"),
     (["--output", "GIVEN"], "could write over the input"),
     (["--output", "GIVEN/made"], "could write over the input"),
     (["--output", "out.npz"], "the images differ in size"),
 ])  # fmt: skip
 def test_mistakes_get_one_message(translation_run, tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
-    for name, size in (("a", 8), ("b", 9)):
-        (tmp_path / "GIVEN").mkdir(exist_ok=True)
-        PIL.Image.new("L", (size, size)).save(tmp_path / "GIVEN" / f"{name}.png")
+    for name, size in (("GIVEN/b", 8), ("b", 9)):
+        (tmp_path / "GIVEN" / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("L", (size, size), 200).save(tmp_path / "GIVEN" / f"{name}.png")
+    before = (tmp_path / "GIVEN" / "b.png").read_bytes()
     output = [] if "--output" in options else ["--output", "made"]
     assert main(["translate", str(translation_run), "--input", "GIVEN", *output, *options]) == 2
     assert message in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["a.png", "b.png"]
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["b.png", "b.png"]
+    assert (tmp_path / "GIVEN" / "b.png").read_bytes() == before
+
+
+def test_pictures_are_read_as_in_training(translation_run, tmp_path):
+    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    PIL.Image.fromarray(levels).save(tmp_path / "deep.png")
+    PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    for name in ("deep", "clear"):
+        output = tmp_path / f"{name}_pair.png"
+        command = ["translate", str(translation_run), "--input", str(tmp_path / f"{name}.png"), "--output"]
+        assert main([*command, str(output)]) == 0
+        shown = load_images(str(tmp_path / f"{name}.png"), channels=1).images[0, 0]
+        with PIL.Image.open(output) as picture:
+            given = np.asarray(picture.convert("L"))[:68, -68:][2:-2:8, 2:-2:8]
+        assert np.array_equal(given, shown.numpy())
 
 
 @pytest.mark.parametrize(("family", "num_processes"), [("translation", 1), ("cyclegan", 2)])
@@ -461,6 +511,20 @@ def test_the_pool_returns_former_results():
     assert ages.max() >= 3
     assert shown[5][1].shape == (4, 2, 1, 1)
     assert "first_pool" in pools.state_dict(), "so that a checkpoint has it"
+    none = Discriminators(torch.nn.Identity(), torch.nn.Identity(), (1, 1, 1), (2, 1, 1), pool_size=0)
+    assert none.exchange(batches[3], batches[4].expand(-1, 2, -1, -1))[1].eq(5).all()
+
+
+def test_second_images_are_mirrored_as_the_first_are(digits):
+    kind = SecondKind(cycle_config(random_flip=True, target_degradation=["invert"]).to_dict(), digits, "train")
+    torch.manual_seed(0)
+    flipped = kind.draw(200, torch.device("cpu"))
+    torch.manual_seed(0)
+    indices = torch.randint(len(kind.data), (200,))
+    plain = kind.take(indices, torch.device("cpu"))
+    same = torch.stack([torch.equal(*pair) * torch.ones(()) for pair in zip(flipped, plain, strict=True)])
+    assert 0.4 < same.mean() < 0.6
+    assert all(torch.equal(f, p) or torch.equal(f, p.flip(-1)) for f, p in zip(flipped, plain, strict=True))
 
 
 @pytest.mark.parametrize(("fields", "message"), [
@@ -468,6 +532,7 @@ def test_the_pool_returns_former_results():
     ({"target_data_dir": "x"}, "by target_dataset_name or by target_data_dir, not by both"),
     ({"cycle_weight": -1.0}, "cycle_weight must be zero or more"),
     ({"adversarial_weight": 0.0}, "adversarial_weight must be positive"),
+    ({"pool_size": 8}, "pool_size must be 0 or at least train_batch_size, which is 16, not 8"),
 ])  # fmt: skip
 def test_contradictions_of_cycles_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
@@ -487,10 +552,12 @@ def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
         assert picture.height == 6 * 68
     command = ["evaluate", str(run), "--reference_split", "train[80%:]", "--judge", str(judge_run)]
     assert main(command) == 0
-    back, cycle = json.loads((run / "evaluation.json").read_text())["restoration"]
+    back, there, cycle = json.loads((run / "evaluation.json").read_text())["restoration"]
     seen = [found["class_seen"]["digits_judge"]["accuracy"] for found in (back["given"], back["made"], cycle["made"])]
     assert seen[0] < 0.3 < 0.7 < min(seen[1:])
     assert back["made"]["psnr"] > back["given"]["psnr"] + 5
+    assert there["made"]["psnr"] > there["given"]["psnr"] + 5
+    assert "psnr" not in cycle["given"], "an image is like itself"
     assert main(["card", str(run)]) == 0
     text = (run / "README.md").read_text()
     assert "inverse=True" in text

@@ -38,7 +38,7 @@ FLOORS = [
         "hfgen.metrics",
         "hfgen.pairs",
     },
-    {"hfgen.latents"},
+    {"hfgen.latents", "hfgen.translators"},
     {"hfgen.tasks", "hfgen.measures", "hfgen.report", "hfgen.subjects"},
     {"hfgen.model_kinds"},
     {"hfgen.run_facts"},

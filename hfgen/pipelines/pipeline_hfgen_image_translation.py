@@ -3,6 +3,7 @@
 This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,8 @@ class ImageTranslationPipeline(DiffusionPipeline):
     Args:
         generator: A network of `modeling_hfgen_translation`.
         inverse_generator: One for the other direction, of a model that was trained without pairs.
-        degradation: What the network was trained to undo, as hfgen writes it; for readers.
+        degradation: What the network was trained to undo, or, without pairs, what made the second kind of images, as
+            hfgen writes it; for readers.
     """
 
     model_cpu_offload_seq = "generator->inverse_generator"
@@ -139,7 +141,8 @@ class ImageTranslationPipeline(DiffusionPipeline):
     @staticmethod
     def _translate_padded(network: ModelMixin, images: Tensor, stds: Tensor | None) -> Tensor:
         """Translate images, filled up to a size that the network takes by repeating their edges."""
-        scale, multiple = network.config.scale_factor, network.multiple
+        scale = network.config.scale_factor
+        multiple = network.multiple // math.gcd(network.multiple, scale)  # the enlarged images must divide
         height, width = images.shape[-2:]
         missing = [-size % multiple for size in (height, width)]
         padded = functional.pad(images, (0, missing[1], 0, missing[0]), mode="replicate")

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hfgen.adversarial_losses import discriminator_loss, frozen, generator_loss
+from hfgen.adversarial_losses import discriminator_loss, frozen, generator_loss, opinions
 from hfgen.batches import Batch
 from hfgen.code_files import save_pipeline
 from hfgen.config import CycleGANConfig
 from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture
-from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
 from hfgen.pairs import SecondKind
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling import to_uint8
 from hfgen.seeds import derive_seed, seed_torch
 from hfgen.tasks import Diagnosis, Loss
+from hfgen.translators import make_patch_discriminator, make_translator
 
 
 class Translations(NamedTuple):
@@ -64,7 +64,8 @@ class Generators(nn.Module):
 class Discriminators(nn.Module):
     """A discriminator for each kind, which are updated together, and results of former steps.
 
-    The results are buffers, so that a checkpoint has them and a run that was killed goes on with the same.
+    The results are buffers, so that a checkpoint has them and a run that was killed goes on with the same. Several
+    processes share those of the first, since before each pass the buffers are made alike.
 
     Args:
         first, second: The discriminators.
@@ -135,29 +136,11 @@ class CycleGANTask:
                 f"{second[2]}×{second[1]}; bring them to one with --resolution"
             )
         keep = config.identity_weight > 0 and first[0] == second[0]
-        there, back = self._make_generator(first, second), self._make_generator(second, first)
-        if misfits := [size for size in first[1:] if size % there.multiple]:
-            raise UserError(
-                f"block_out_channels {config.block_out_channels} halve images {len(config.block_out_channels) - 1} "
-                f"times, which {misfits[0]} pixels do not fit"
-            )
+        there, back = make_translator(config, first[0], second), make_translator(config, second[0], first)
         self.generators = Generators(there, back, keep)
-        channels = config.discriminator_block_out_channels
-        judges = (PatchDiscriminator(shape[0], channels) for shape in (first, second))
+        judges = (make_patch_discriminator(config, shape[0], shape) for shape in (first, second))
         self.discriminators = Discriminators(*judges, first, second, config.pool_size)
         self.modules: dict[str, nn.Module] = {"generators": self.generators, "discriminators": self.discriminators}
-
-    def _make_generator(self, given: tuple[int, int, int], made: tuple[int, int, int]) -> nn.Module:
-        config, (_, height, width) = self.config, made
-        options = {
-            "sample_size": height if height == width else (height, width),
-            "in_channels": given[0],
-            "out_channels": made[0],
-            "block_out_channels": config.block_out_channels,
-        }
-        if config.architecture == "unet":
-            return TranslationUNet(**options)
-        return ResidualTranslationUNet(layers_per_block=config.layers_per_block, **options)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the generators' loss, then the discriminators'."""
@@ -181,15 +164,15 @@ class CycleGANTask:
         real_and_fake = (torch.cat(pair) for pair in zip((first, second), shown, strict=True))
         scores = [logits.chunk(2) for logits in self.modules["discriminators"](*real_and_fake)]
         loss = sum(discriminator_loss(name, *pair) for pair in scores)
-        opinions = {
-            kind: torch.stack([pair[number].detach().mean() for pair in scores]).mean()
-            for number, kind in enumerate(("real", "fake"))
-        }
-        yield Loss("discriminators", loss, opinions)
+        found = [opinions(name, *pair) for pair in scores]
+        terms = {kind: (found[0][kind] + found[1][kind]) / 2 for kind in ("real", "fake")}
+        yield Loss("discriminators", loss, terms)
 
     def pipeline(self) -> ImageTranslationPipeline:
         """Return the pipeline, whose files travel with the weights."""
-        return ImageTranslationPipeline(self.generators.there, self.generators.back)
+        return ImageTranslationPipeline(
+            self.generators.there, self.generators.back, " ".join(self.config.target_degradation)
+        )
 
     def save(self, folder: Path) -> None:
         """Save the pipeline."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from hfgen.adversarial_losses import (
-    PROBABILITIES,
     discriminator_loss,
     frozen,
     generator_loss,
     lipschitz_penalty,
+    opinions,
     squared_gradient_norms,
 )
 from hfgen.augmentation import random_color, random_erase, random_shift
@@ -93,7 +93,7 @@ class GANTask:
             images.requires_grad_()
         scores = self._discriminate(images, labels)
         loss = discriminator_loss(config.adversarial_loss, *scores.chunk(2))
-        terms = self._opinions(*scores.detach().chunk(2))
+        terms = opinions(config.adversarial_loss, *scores.chunk(2))
         if config.r1_gamma or config.r2_gamma:
             at_real, at_fake = squared_gradient_norms(scores, images).chunk(2)
             terms |= {"r1": at_real.mean(), "r2": at_fake.mean()}
@@ -127,11 +127,6 @@ class GANTask:
         for name in self.config.augmentation:
             images = AUGMENTATIONS[name](images)
         return images
-
-    def _opinions(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """Return D(x) and D(G(z)), as probabilities of being real where the loss makes them such."""
-        as_shown = torch.sigmoid if self.config.adversarial_loss in PROBABILITIES else torch.as_tensor
-        return {"real": as_shown(real).mean(), "fake": as_shown(fake).mean()}
 
     def pipeline(self) -> GANPipeline:
         """Return the pipeline, whose files travel with the weights."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from hfgen.adversarial_losses import discriminator_loss, frozen, generator_loss
+from hfgen.adversarial_losses import discriminator_loss, frozen, generator_loss, opinions
 from hfgen.batches import Batch
 from hfgen.code_files import save_pipeline
 from hfgen.config import TranslationConfig
@@ -17,12 +17,12 @@ from hfgen.data import ImageData
 from hfgen.degradations import Degraded
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture
-from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
 from hfgen.pairs import Inputs
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling import to_uint8
 from hfgen.seeds import derive_seed, seed_torch
 from hfgen.tasks import Diagnosis, Loss
+from hfgen.translators import make_patch_discriminator, make_translator
 
 SSIM_PIXELS = 11  # its window
 
@@ -47,35 +47,19 @@ class TranslationTask:
         channels, height, width = data.images.shape[1:]
         if config.ssim_weight and min(height, width) < SSIM_PIXELS:
             raise UserError(f"ssim_weight needs images of {SSIM_PIXELS} pixels or more, not of {width}×{height}")
-        self.generator = self._make_generator(channels, height, width)
-        if misfits := [size for size in (height, width) if size % self.generator.multiple]:
-            raise UserError(
-                f"block_out_channels {config.block_out_channels} halve images {len(config.block_out_channels) - 1} "
-                f"times, which {misfits[0]} pixels do not fit"
-            )
+        self.generator = make_translator(
+            config,
+            self.inputs.channels,
+            (channels, height, width),
+            scale_factor=self.inputs.scale_factor,
+            noise_level_input=config.noise_level_input,
+            predict_residual=config.predict_residual,
+        )
         self.modules: dict[str, nn.Module] = {"generator": self.generator}
         if config.adversarial_weight:
             shown = channels + (self.inputs.channels if config.conditional_discriminator else 0)
-            self.discriminator = PatchDiscriminator(shown, config.discriminator_block_out_channels)
+            self.discriminator = make_patch_discriminator(config, shown, (channels, height, width))
             self.modules = {"discriminator": self.discriminator, "generator": self.generator}
-
-    def _make_generator(self, channels: int, height: int, width: int) -> nn.Module:
-        config = self.config
-        options = {
-            "sample_size": height if height == width else (height, width),
-            "in_channels": self.inputs.channels,
-            "out_channels": channels,
-            "block_out_channels": config.block_out_channels,
-            "scale_factor": self.inputs.scale_factor,
-            "noise_level_input": config.noise_level_input,
-            "predict_residual": config.predict_residual,
-        }
-        try:
-            if config.architecture == "unet":
-                return TranslationUNet(**options)
-            return ResidualTranslationUNet(layers_per_block=config.layers_per_block, **options)
-        except ValueError as error:
-            raise UserError(str(error)) from error
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the discriminator's loss if there is one, then the generator's."""
@@ -85,8 +69,8 @@ class TranslationTask:
             yield Loss("generator", *self._errors(made, batch.images))
             return
         real, fake = self._discriminate(batch.images, given), self._discriminate(made.detach(), given)
-        opinions = {"real": real.detach().sigmoid().mean(), "fake": fake.detach().sigmoid().mean()}
-        yield Loss("discriminator", discriminator_loss(self.config.adversarial_loss, real, fake), opinions)
+        loss = discriminator_loss(self.config.adversarial_loss, real, fake)
+        yield Loss("discriminator", loss, opinions(self.config.adversarial_loss, real, fake))
         with frozen(self.discriminator):
             loss, terms = self._errors(made, batch.images)
             fake = self._discriminate(made, given)
