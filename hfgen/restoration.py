@@ -94,7 +94,7 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     run = run_fields(source)
     if not run:
         raise UserError(f"{config.run_or_repo} does not say what it was trained on; evaluate the run that it is from")
-    if config.inception or config.classification_accuracy_score:
+    if config.inception or config.classification_accuracy_score or config.given_sampler():
         raise UserError("an image-to-image model draws nothing; what it makes of test images is measured, and no more")
     dataset = config.dataset_name or data_source_of(run)
     if config.dataset_name and not (run.get("degradation") or "cycle_weight" in run):

@@ -360,6 +360,7 @@ def test_test_images_are_measured_and_the_page_says_so(translation_run, judge_ru
     assert psnrs[0] > psnrs[1] > psnrs[2]
     first = record["restoration"][0]["given"]["psnr"]
     assert 20 < first < 23, "−20 log10 0.1, but for what is cut off at black and white"
+    assert main([*command, "--scheduler", "ddim"]) == 2
     assert main(["card", str(translation_run)]) == 0
     card = ModelCard.load(translation_run / "README.md")
     assert card.data.pipeline_tag == "image-to-image"
