@@ -88,9 +88,9 @@ def shrink(command: str) -> str:
         return f'make -C {REPOSITORY} {made} QUICKSTART_RUN=$PWD/quickstart QUICKSTART_FLAGS="{flags}" quickstart'
     if command in ("make test", "make style", "make results", "make cards", "make judges"):
         return f"make -C {REPOSITORY} --dry-run {command.removeprefix('make ')}"
-    if " train" in command and "/config.yaml" in command:
+    if " train " in command and "/config.yaml" in command:
         return command + " --max_train_steps 2"
-    if " train" in command or "scripts/train" in command:
+    if " train " in command or "scripts/train" in command:
         shrunk = SHRUNK_MODEL
         for family, flags in SHRUNK_FAMILIES.items():
             shrunk = flags if re.search(rf"train[ _]{family}", command) else shrunk
