@@ -49,13 +49,20 @@ def median(images: np.ndarray, std: float, size: int) -> np.ndarray:
     return median_filter(images, size, axes=(2, 3))
 
 
+def of_scikit_image(function: Callable[..., np.ndarray], image: np.ndarray, *arguments, **options) -> np.ndarray:
+    """Filter one image (C, H, W); scikit-image takes a grey one for a row of others unless it has no channels."""
+    if len(image) == 1:
+        return function(image[0], *arguments, **options)[None]
+    return function(image, *arguments, **options, channel_axis=0)
+
+
 def non_local_means(images: np.ndarray, std: float, strength: float) -> np.ndarray:
-    options = {"patch_size": 5, "patch_distance": 6, "sigma": std, "h": strength * std, "channel_axis": 0}
-    return np.stack([denoise_nl_means(image, **options) for image in images])
+    options = {"patch_size": 5, "patch_distance": 6, "sigma": std, "h": strength * std}
+    return np.stack([of_scikit_image(denoise_nl_means, image, **options) for image in images])
 
 
 def total_variation(images: np.ndarray, std: float, strength: float) -> np.ndarray:
-    return np.stack([denoise_tv_chambolle(image, strength * std, channel_axis=0) for image in images])
+    return np.stack([of_scikit_image(denoise_tv_chambolle, image, strength * std) for image in images])
 
 
 FILTERS: dict[str, tuple[Callable[..., np.ndarray], tuple[float, ...]]] = {
@@ -111,7 +118,7 @@ def filled_in(options: argparse.Namespace, images: Tensor) -> dict[str, Tensor]:
     missing = degraded(torch.full_like(images, 255), "mask=14").images[:, :1] == 0
     results = {"with the square": to_uint8(given.images)}
     pairs = zip(given.images.numpy(), missing.numpy(), strict=True)
-    smooth = np.stack([inpaint_biharmonic(image, hole[0], channel_axis=0) for image, hole in pairs])
+    smooth = np.stack([of_scikit_image(inpaint_biharmonic, image, hole[0]) for image, hole in pairs])
     results["biharmonic equation"] = to_uint8(torch.from_numpy(smooth))
     if options.diffusion:
         editing = editor(options.diffusion)
