@@ -23,7 +23,7 @@ from hfgen.loading import load
 from hfgen.losses import ACTIVE_VARIANCE, count_active_units, log_importance_weights, normal_kl, pixel_error
 from hfgen.measures import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
-from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
+from hfgen.metrics.judge import Judge
 from hfgen.metrics.likelihood_bounds.likelihood_bounds import likelihood_bounds
 from hfgen.options import AnalyzeConfig
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
@@ -31,6 +31,7 @@ from hfgen.references import (
     check_size,
     data_source_of,
     default_output,
+    judges_of,
     load_real,
     name_of,
     run_fields,
@@ -96,11 +97,7 @@ def analyze(config: AnalyzeConfig) -> Path:
         raise UserError(f"{config.run_or_repo} does not say what it was trained on; name it with --dataset_name")
     test = load_real(config, run, dataset, config.reference_split)
     check_size(image_shape_of(pipeline), config.run_or_repo, test)
-    judges = [load_judge(name) for name in config.judge or shipped_judges_of(dataset)]
-    if not config.judge:
-        judges = [judge for judge in judges if judge.image_shape == tuple(test.images.shape[1:])]
-    for judge in judges:
-        check_size(judge.image_shape, f"the judge {judge.name}", test)
+    judges = judges_of(config, dataset, test)
     labels = {judge.name: _labels(judge, test) for judge in judges if test.labels is not None}
     if len(test) < 2:
         raise UserError(f"an analysis needs two images or more, and {test.source} has {len(test)}")

@@ -51,6 +51,21 @@ def load_references(options: MeasuringOptions, run: dict[str, Any], owner: str, 
     return [Reference(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
 
 
+def judges_of(options: TestingOptions, dataset: str, test: ImageData) -> list[Judge]:
+    """Load the judges that were named, or those that hfgen ships for a data set and that know images of this size.
+
+    Raises:
+        UserError: if one that was named does not know such images.
+    """
+    if not options.judge:
+        shipped = (load_judge(name) for name in shipped_judges_of(dataset))
+        return [judge for judge in shipped if judge.image_shape == tuple(test.images.shape[1:])]
+    judges = [load_judge(name) for name in options.judge]
+    for judge in judges:
+        check_size(judge.image_shape, f"the judge {judge.name}", test)
+    return judges
+
+
 def train_split_of(options: MeasuringOptions, run: dict[str, Any]) -> str:
     """Return the split that a model was trained on."""
     return options.train_split or run.get("train_split", "train")

@@ -16,14 +16,14 @@ from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture, save_picture
 from hfgen.measures import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
-from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
+from hfgen.metrics.judge import Judge
 from hfgen.options import EvaluateConfig
 from hfgen.pairs import Inputs, SecondKind
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.references import (
-    check_size,
     data_source_of,
     default_output,
+    judges_of,
     load_real,
     name_of,
     run_fields,
@@ -101,11 +101,7 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
         raise UserError(f"{config.run_or_repo} was trained on pairs, which another data set does not have")
     test = load_real(config, run, dataset, config.reference_split)
     given = {name: value for name in ("resolution", "channels", "cache_dir") if (value := getattr(config, name))}
-    judges = [load_judge(name) for name in config.judge or shipped_judges_of(dataset)]
-    if not config.judge:
-        judges = [judge for judge in judges if judge.image_shape == tuple(test.images.shape[1:])]
-    for judge in judges:
-        check_size(judge.image_shape, f"the judge {judge.name}", test)
+    judges = judges_of(config, dataset, test)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     images = test.images[: _count(config, test)]
     protocol: dict[str, Any] = {}
