@@ -416,6 +416,7 @@ class GANConfig(TrainingConfig):
             each resolution, the coarsest first.
         discriminator_block_out_channels: Of its discriminator, the finest first; by default the generator's, reversed.
         layers_per_block: Residual blocks at each resolution.
+        batch_norm: Normalise the layers of a convolutional generator over the batch (Ioffe and Szegedy 2015).
         dropout: Share of the discriminator's features that are left out in training.
         spectral_norm: Divide each weight of the discriminator by its largest singular value (Miyato et al. 2018).
         class_conditional: Tell the generator which class to show, and the discriminator which class is meant
@@ -456,6 +457,7 @@ class GANConfig(TrainingConfig):
     block_out_channels: list[int] = field(default_factory=lambda: [128, 64, 32])
     discriminator_block_out_channels: list[int] | None = None
     layers_per_block: int = 1
+    batch_norm: bool = False
     dropout: float = 0.0
     spectral_norm: bool = False
     class_conditional: bool = False
@@ -485,6 +487,8 @@ class GANConfig(TrainingConfig):
         for name in ("block_out_channels", "discriminator_block_out_channels"):
             if getattr(self, name) == []:
                 raise UserError(f"{name} must have at least one entry, not none")
+        if self.batch_norm and self.architecture != "convolutional":
+            raise UserError(f"batch_norm is of the architecture convolutional, not {self.architecture}")
         penalties = ("r1_gamma", "r2_gamma", "gradient_penalty_weight")
         penalised = [name for name in penalties if getattr(self, name)]
         if self.adversarial_loss == "wasserstein" and not self.gradient_penalty_weight and not self.spectral_norm:

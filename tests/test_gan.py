@@ -123,6 +123,16 @@ def test_the_convolutional_pair_is_that_of_its_specification():
     assert inner.shape == (2, 64, 7, 7)
 
 
+def test_batch_norm_makes_an_image_depend_on_its_batch_in_training_alone(digits):
+    torch.manual_seed(0)
+    settings = config(architecture="convolutional", block_out_channels=[8, 8], batch_norm=True)
+    generator = GANTask(settings, digits).generator
+    latents = torch.randn(4, 3)
+    assert not torch.allclose(generator(latents).sample[:2], generator(latents[:2]).sample, atol=1e-3)
+    generator.eval()
+    torch.testing.assert_close(generator(latents).sample[:2], generator(latents[:2]).sample)
+
+
 def test_the_convolutional_generator_tells_latents_apart_from_the_beginning():
     torch.manual_seed(0)
     images = ConvolutionalGenerator()(torch.randn(16, 100)).sample
@@ -481,6 +491,7 @@ def test_an_evaluation_says_how_images_were_drawn(run, judge_run, tmp_path):
         ({"discriminator_steps": 2, "gradient_accumulation_steps": 2}, "need gradient_accumulation_steps 1"),
         ({"r1_gamma": -1.0}, "r1_gamma must be zero or more, not -1.0"),
         ({"dropout": 1.0}, "dropout must be from 0 to below 1"),
+        ({"batch_norm": True, "architecture": "residual"}, "batch_norm is of the architecture convolutional"),
         ({"block_out_channels": []}, "block_out_channels must have at least one entry"),
         ({"truncation": 0.0}, "truncation must be positive"),
         ({"adversarial_loss": "wasserstein"}, "wasserstein bounds nothing without a gradient_penalty_weight"),

@@ -238,6 +238,8 @@ class ConvolutionalGenerator(_Generator):
         out_channels: 1 for grey, 3 for RGB.
         latent_dim: Numbers in a latent.
         block_out_channels: Channels after each of the transposed convolutions; the linear layer has the first number.
+        batch_norm: Normalise each of these layers over the batch (Ioffe and Szegedy 2015), and in use over what the
+            batches had on average.
         num_classes: Classes that it is told, or None.
 
     Raises:
@@ -251,15 +253,22 @@ class ConvolutionalGenerator(_Generator):
         out_channels: int = 1,
         latent_dim: int = 100,
         block_out_channels: Sequence[int] = (128, 128),
+        batch_norm: bool = False,
         num_classes: int | None = None,
     ):
         super().__init__()
         inner = (block_out_channels[0], *_halved(sample_size, len(block_out_channels)))
+
+        def activation(channels: int) -> list[nn.Module]:
+            return [nn.BatchNorm2d(channels), leaky()] if batch_norm else [leaky()]
+
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim + (num_classes or 0), math.prod(inner)), leaky(), UnflattenChannelsLast(1, inner)
+            nn.Linear(latent_dim + (num_classes or 0), math.prod(inner)),
+            UnflattenChannelsLast(1, inner),
+            *activation(block_out_channels[0]),
         )
         for before, after in pairwise([block_out_channels[0], *block_out_channels]):
-            self.layers.extend([nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), leaky()])
+            self.layers.extend([nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), *activation(after)])
         self.layers.append(nn.Conv2d(block_out_channels[-1], out_channels, 7, padding=3))
         self.apply(initialize_evenly)
 

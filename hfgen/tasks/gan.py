@@ -219,6 +219,6 @@ def _make_networks(
     made["block_out_channels"] = config.block_out_channels
     judged["block_out_channels"] = config.discriminator_block_out_channels or list(reversed(config.block_out_channels))
     if config.architecture == "convolutional":
-        return ConvolutionalGenerator(**made), ConvolutionalDiscriminator(**judged)
+        return ConvolutionalGenerator(**made, batch_norm=config.batch_norm), ConvolutionalDiscriminator(**judged)
     blocks = {"layers_per_block": config.layers_per_block}
     return ResidualGenerator(**made, **blocks), ResidualDiscriminator(**judged, **blocks)
