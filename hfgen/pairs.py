@@ -22,6 +22,7 @@ class Inputs:
 
     Attributes:
         degradations: What is done to the images, if that is how.
+        data: The second images otherwise.
         channels: Of what the network is given.
         scale_factor: How often smaller that is.
 
@@ -32,15 +33,15 @@ class Inputs:
     def __init__(self, run: Mapping[str, Any], data: ImageData, split: str):
         self.degradations = parse_degradations(run["degradation"])
         shape = tuple(data.images.shape[1:])
-        self.images: Tensor | None = None
+        self.data: ImageData | None = None
         if self.degradations:
             self.channels, self.scale_factor = check_degradations(self.degradations, shape)
             return
-        self.images = _load_inputs(run, split).images
-        if len(self.images) != len(data):
-            raise UserError(f"{len(self.images)} images are given to make {len(data)} of {data.source}")
-        height, width = self.images.shape[-2:]
-        self.channels, self.scale_factor = self.images.shape[1], shape[1] // height
+        self.data = _load_inputs(run, split)
+        if len(self.data) != len(data):
+            raise UserError(f"{len(self.data)} images are given to make {len(data)} of {data.source}")
+        given_channels, height, width = self.data.images.shape[1:]
+        self.channels, self.scale_factor = given_channels, shape[1] // height
         if (height * self.scale_factor, width * self.scale_factor) != shape[1:]:
             raise UserError(
                 f"images of {width}×{height} pixels cannot be enlarged by a whole number to the {shape[2]}×{shape[1]} "
@@ -55,9 +56,9 @@ class Inputs:
             indices: Which images of the data set they are, (B,).
             degradations: What is done to them, if not those of training.
         """
-        if self.images is None:
+        if self.data is None:
             return degrade(images, degradations or self.degradations)
-        given = self.images[indices.cpu()].to(images.device).float() / 127.5 - 1
+        given = self.data.images[indices.cpu()].to(images.device).float() / 127.5 - 1
         return Degraded(given, images.new_zeros(len(images)))
 
 

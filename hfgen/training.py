@@ -385,8 +385,11 @@ class Trainer:
             "seconds": self.seconds(),
             "num_processes": self.accelerator.num_processes,
             "scaler": scaler.state_dict() if scaler else None,
-            "data": self.data.fingerprint,
+            "data": self._fingerprint(),
         }
+
+    def _fingerprint(self) -> str:
+        return "+".join(images.fingerprint for images in (self.data, *self.task.further_images))
 
     def resume(self, checkpoint: Path) -> None:
         """Take up where a checkpoint left off.
@@ -395,10 +398,9 @@ class Trainer:
             UserError: if the images are not those that it was trained on.
         """
         position = json.loads((checkpoint / POSITION_FILE).read_text())
-        if position["data"] != self.data.fingerprint:
-            raise UserError(
-                f"cannot resume {self.run}: the images of {self.data.source} are not those of {checkpoint.name}"
-            )
+        if position["data"] != self._fingerprint():
+            sources = " and ".join(images.source for images in (self.data, *self.task.further_images))
+            raise UserError(f"cannot resume {self.run}: the images of {sources} are not those of {checkpoint.name}")
         unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
         self.step, self.seconds_before = position["step"], position["seconds"]
         self.command = position["command"]

@@ -206,6 +206,9 @@ def test_pairs_of_two_folders(tmp_path, digits, capsys):
     assert record["protocol"]["reference_images"] == 30
     assert main(["evaluate", str(run), "--dataset_name", "digits"]) == 2
     assert "trained on pairs, which another data set does not have" in capsys.readouterr().err
+    PIL.Image.new("L", (8, 8), 9).save(tmp_path / "given" / "00007.png")
+    with pytest.raises(UserError, match="wanted and .*given are not those of step-000002"):
+        train_translation(run, **fields, max_train_steps=3, max_train_samples=30, resume_from_checkpoint="latest")
     (tmp_path / "given" / "00007.png").rename(tmp_path / "given" / "extra.png")
     with pytest.raises(UserError, match="each picture needs one of the same name"):
         TranslationTask(config(**fields), task.data)

@@ -9,6 +9,7 @@ import PIL.Image
 from torch import Tensor, nn
 
 from hfgen.batches import Batch
+from hfgen.data import ImageData
 
 
 class Loss(NamedTuple):
@@ -45,11 +46,13 @@ class Task(Protocol):
             `losses` must call these; `save` and `preview` use the original networks.
         published: The names of those that `save` writes; these are averaged under `use_ema`.
         index_file: The file that `save` writes by which a reader finds the rest.
+        further_images: What else it learns from than the training images.
     """
 
     modules: dict[str, nn.Module]
     published: Set[str]
     index_file: str
+    further_images: Sequence[ImageData]
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield a loss; the loop updates its module before it resumes here."""

@@ -39,6 +39,7 @@ class ClassifierTask:
 
     published = frozenset({"classifier"})
     index_file = "config.json"
+    further_images = ()
 
     def __init__(self, config: ClassifierConfig, data: ImageData):
         self.config = config

@@ -129,6 +129,7 @@ class CycleGANTask:
     def __init__(self, config: CycleGANConfig, data: ImageData):
         self.config, self.data = config, data
         self.second_kind = SecondKind(config.to_dict(), data, config.target_split)
+        self.further_images = [self.second_kind.data]
         first, second = tuple(data.images.shape[1:]), self.second_kind.shape
         if first[1:] != second[1:]:
             raise UserError(

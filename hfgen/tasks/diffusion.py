@@ -43,6 +43,7 @@ class DiffusionTask:
 
     published = frozenset({"unet"})
     index_file = DiffusionPipeline.config_name
+    further_images = ()
 
     def __init__(self, config: DDPMConfig, data: ImageData):
         self.config = config

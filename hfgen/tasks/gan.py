@@ -61,6 +61,7 @@ class GANTask:
 
     published = frozenset({"generator"})
     index_file = GANPipeline.config_name
+    further_images = ()
 
     def __init__(self, config: GANConfig, data: ImageData):
         self.config, self.data = config, data

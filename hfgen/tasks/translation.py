@@ -44,6 +44,7 @@ class TranslationTask:
     def __init__(self, config: TranslationConfig, data: ImageData):
         self.config, self.data = config, data
         self.inputs = Inputs(config.to_dict(), data, config.train_split)
+        self.further_images = [] if self.inputs.data is None else [self.inputs.data]
         channels, height, width = data.images.shape[1:]
         if config.ssim_weight and min(height, width) < SSIM_PIXELS:
             raise UserError(f"ssim_weight needs images of {SSIM_PIXELS} pixels or more, not of {width}×{height}")

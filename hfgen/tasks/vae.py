@@ -47,6 +47,7 @@ class VAETask:
 
     published = frozenset({"vae"})
     index_file = VAEPipeline.config_name
+    further_images = ()
 
     def __init__(self, config: VAEConfig, data: ImageData):
         self.config, self.data = config, data
