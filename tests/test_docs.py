@@ -18,7 +18,7 @@ from hub_server import HubServer
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SHRUNK = "--max_train_steps 2 --max_train_samples 200 --num_samples 2"
-SHRUNK_MODEL = f"{SHRUNK} --num_inference_steps 2 --block_out_channels 8"
+SHRUNK_MODEL = f"{SHRUNK} --num_inference_steps 2 --block_out_channels 8 --checkpointing_steps 1"
 SHRUNK_VAE = f"{SHRUNK} --num_mixture_components 1"
 SHRUNK_GAN = f"{SHRUNK} --hidden_sizes 8 --block_out_channels 8 8 --discriminator_block_out_channels 8 8"
 SHRUNK_TRANSLATION = f"{SHRUNK} --block_out_channels 4 8 --discriminator_block_out_channels 4"
@@ -94,7 +94,7 @@ def shrink(command: str) -> str:
         shrunk = SHRUNK_MODEL
         for family, flags in SHRUNK_FAMILIES.items():
             shrunk = flags if re.search(rf"train[ _]{family}", command) else shrunk
-        return f"{command} {shrunk} --checkpointing_steps 1"
+        return f"{command} {shrunk}"
     if "evaluate" in command and "digits" in command:
         return command + " --num_images 300 --num_inference_steps 2"
     if "evaluate" in command:
