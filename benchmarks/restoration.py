@@ -163,7 +163,6 @@ def main() -> None:
     parser.add_argument("--dataset_name", default="fashion_mnist")
     parser.add_argument("--num_images", type=int, default=1000)
     options = parser.parse_args()
-    torch.set_num_threads(2)
     test = load_images(options.dataset_name, split="test")
     images = test.images[: options.num_images]
     training = load_images(options.dataset_name, split="train").images[: options.num_images]
