@@ -31,7 +31,7 @@ FILM_FRAMES = 40
 STRIP_FRAMES = 11
 FILM_FPS = 10
 SLIDES_FPS = 5
-SLIDES = 15
+SLIDES, SLIDE_SIZE = 15, (320, 240)
 
 
 def to_pil(image: Tensor) -> PIL.Image.Image:
@@ -191,12 +191,13 @@ def save_class_shares(classes_file: Path, path: Path) -> None:
 def save_slides(pictures: list[Path], path: Path) -> None:
     """Save pictures one after the other as an animated GIF; the last stays.
 
-    At most `SLIDES` of them, evenly spread, and of each the upper left quarter: a page has no space for more, and
-    no more is needed to see how training goes on.
+    At most `SLIDES` of them, evenly spread, and of each the upper left quarter, `SLIDE_SIZE` at most: a page has no
+    space for more, and no more is needed to see how training goes on.
     """
     chosen = sorted({round(i) for i in np.linspace(0, len(pictures) - 1, SLIDES)})
     slides = [PIL.Image.open(pictures[index]).convert("RGB") for index in chosen]
-    slides = [slide.crop((0, 0, slide.width // 2, slide.height // 2)) for slide in slides]
+    size = [min(side // 2, most) for side, most in zip(slides[0].size, SLIDE_SIZE, strict=True)]
+    slides = [slide.crop((0, 0, *size)) for slide in slides]
     with complete_or_absent(path) as temporary:
         export_to_gif(slides + [slides[-1]] * FILM_FPS, str(temporary), fps=SLIDES_FPS)
 
