@@ -538,6 +538,8 @@ class TranslationConfig(TrainingConfig):
             degradation.
         l1_weight: Weight of the mean absolute error, of pixels from −1 to 1.
         mse_weight: Weight of the mean squared error, which favours the mean of what an image may have been.
+        psnr_weight: Weight of minus the PSNR in dB, the mean over images (Chen et al. 2021): the squared error of each
+            counts in proportion to itself, so that images that are easy to restore matter as much as hard ones.
         ssim_weight: Weight of 1 − SSIM (Wang et al. 2004).
         adversarial_weight: Weight of the generator's adversarial loss; with 0 there is no discriminator.
         adversarial_loss: See `hfgen train gan --help`; of each patch.
@@ -561,6 +563,7 @@ class TranslationConfig(TrainingConfig):
     noise_level_input: bool = False
     l1_weight: float = 1.0
     mse_weight: float = 0.0
+    psnr_weight: float = 0.0
     ssim_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "relativistic"] = "non_saturating"
@@ -570,7 +573,7 @@ class TranslationConfig(TrainingConfig):
     def __post_init__(self):
         """Refuse values that no network or objective can be built from (see `TrainingConfig`)."""
         super().__post_init__()
-        weights = ["l1_weight", "mse_weight", "ssim_weight", "adversarial_weight"]
+        weights = ["l1_weight", "mse_weight", "psnr_weight", "ssim_weight", "adversarial_weight"]
         self._require("positive", ["block_out_channels", "layers_per_block", "discriminator_block_out_channels"])
         self._require("zero or more", weights)
         for name in ("block_out_channels", "discriminator_block_out_channels"):

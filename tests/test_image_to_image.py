@@ -132,8 +132,12 @@ def test_the_objective_is_the_sum_of_its_terms(digits):
     large = TranslationTask(config(ssim_weight=1.0), load_images("digits", resolution=28))
     assert large._errors(images, images)[0].item() == pytest.approx(0, abs=1e-5)
     other = torch.rand(2, 1, 28, 28) * 2 - 1
-    measured = image_similarity(other / 2 + 0.5, images / 2 + 0.5)["ssim"]
-    assert large._errors(other, images)[1]["ssim"].item() == pytest.approx(1 - measured, abs=1e-4)
+    measured = image_similarity(other / 2 + 0.5, images / 2 + 0.5)
+    assert large._errors(other, images)[1]["ssim"].item() == pytest.approx(1 - measured["ssim"], abs=1e-4)
+    large.config.psnr_weight = 0.01
+    value, terms = large._errors(other, images)
+    assert terms["psnr"].item() == pytest.approx(-measured["psnr"], abs=1e-4)
+    torch.testing.assert_close(value - large.config.l1_weight * terms["l1"], terms["ssim"] + 0.01 * terms["psnr"])
 
 
 @pytest.mark.parametrize("l1_weight", [0.0, 1.0])

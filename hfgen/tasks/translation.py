@@ -98,6 +98,9 @@ class TranslationTask:
             terms["l1"] = functional.l1_loss(made, images)
         if config.mse_weight:
             terms["mse"] = functional.mse_loss(made, images)
+        if config.psnr_weight:
+            errors = (made - images).square().flatten(1).mean(1) / 4  # of pixels from 0 to 1
+            terms["psnr"] = 10 * (errors + 1e-8).log10().mean()
         if config.ssim_weight:
             brightness = (made / 2 + 0.5, images / 2 + 0.5)  # what SSIM compares is not the same around 0
             terms["ssim"] = 1 - structural_similarity_index_measure(*brightness, data_range=1.0)
