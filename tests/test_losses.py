@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hfgen.losses import (
     diffusion_target,
@@ -11,6 +12,7 @@ from hfgen.losses import (
     loss_weights,
     prediction_type_of,
     signal_and_noise,
+    structural_similarity,
 )
 
 TIMESTEPS = torch.tensor([0, 1, 500, 998, 999])
@@ -81,6 +83,19 @@ def test_a_wrong_prediction_type_or_weighting_is_an_error():
         implied_image("x", one, one, one, one)
     with pytest.raises(ValueError, match="unknown loss weighting x"):
         loss_weights("x", "sample", one, one, 5.0)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 28, 28), (2, 3, 11, 20)])
+def test_structural_similarity_and_its_gradient_are_those_of_torchmetrics(shape):
+    torch.manual_seed(0)
+    wanted = torch.rand(shape)
+    images = torch.lerp(wanted, torch.rand(shape), 0.3).requires_grad_()
+    expected = structural_similarity_index_measure(images, wanted, data_range=1.0)
+    (expected_gradient,) = torch.autograd.grad(expected, images)
+    found = structural_similarity(images, wanted)
+    (gradient,) = torch.autograd.grad(found, images)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-3)
 
 
 def test_timesteps_are_whole_for_a_diffusion_and_any_for_a_flow():

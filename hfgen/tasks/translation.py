@@ -7,7 +7,6 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hfgen.adversarial_losses import discriminator_loss, frozen, generator_loss, opinions
 from hfgen.batches import Batch
@@ -17,14 +16,13 @@ from hfgen.data import ImageData
 from hfgen.degradations import Degraded
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture
+from hfgen.losses import SSIM_PIXELS, structural_similarity
 from hfgen.pairs import Inputs
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling import to_uint8
 from hfgen.seeds import derive_seed, seed_torch
 from hfgen.tasks import Diagnosis, Loss
 from hfgen.translators import make_patch_discriminator, make_translator
-
-SSIM_PIXELS = 11  # its window
 
 
 class TranslationTask:
@@ -102,8 +100,7 @@ class TranslationTask:
             errors = (made - images).square().flatten(1).mean(1) / 4  # of pixels from 0 to 1
             terms["psnr"] = 10 * (errors + 1e-8).log10().mean()
         if config.ssim_weight:
-            brightness = (made / 2 + 0.5, images / 2 + 0.5)  # what SSIM compares is not the same around 0
-            terms["ssim"] = 1 - structural_similarity_index_measure(*brightness, data_range=1.0)
+            terms["ssim"] = 1 - structural_similarity(made / 2 + 0.5, images / 2 + 0.5)
         weighted = [getattr(config, f"{name}_weight") * term for name, term in terms.items()]
         return sum(weighted, made.new_zeros(())), terms
 
