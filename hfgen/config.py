@@ -489,6 +489,8 @@ class GANConfig(TrainingConfig):
                 raise UserError(f"{name} must have at least one entry, not none")
         if self.batch_norm and self.architecture != "convolutional":
             raise UserError(f"batch_norm is of the architecture convolutional, not {self.architecture}")
+        if self.batch_norm and self.use_ema:
+            raise UserError("batch_norm keeps means of past batches, which use_ema does not average; add --no_use_ema")
         penalties = ("r1_gamma", "r2_gamma", "gradient_penalty_weight")
         penalised = [name for name in penalties if getattr(self, name)]
         if self.adversarial_loss == "wasserstein" and not self.gradient_penalty_weight and not self.spectral_norm:

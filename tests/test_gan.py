@@ -125,7 +125,7 @@ def test_the_convolutional_pair_is_that_of_its_specification():
 
 def test_batch_norm_makes_an_image_depend_on_its_batch_in_training_alone(digits):
     torch.manual_seed(0)
-    settings = config(architecture="convolutional", block_out_channels=[8, 8], batch_norm=True)
+    settings = config(architecture="convolutional", block_out_channels=[8, 8], batch_norm=True, use_ema=False)
     generator = GANTask(settings, digits).generator
     latents = torch.randn(4, 3)
     assert not torch.allclose(generator(latents).sample[:2], generator(latents[:2]).sample, atol=1e-3)
@@ -492,6 +492,10 @@ def test_an_evaluation_says_how_images_were_drawn(run, judge_run, tmp_path):
         ({"r1_gamma": -1.0}, "r1_gamma must be zero or more, not -1.0"),
         ({"dropout": 1.0}, "dropout must be from 0 to below 1"),
         ({"batch_norm": True, "architecture": "residual"}, "batch_norm is of the architecture convolutional"),
+        (
+            {"batch_norm": True, "architecture": "convolutional"},
+            "use_ema does not average; add --no_use_ema",
+        ),
         ({"block_out_channels": []}, "block_out_channels must have at least one entry"),
         ({"truncation": 0.0}, "truncation must be positive"),
         ({"adversarial_loss": "wasserstein"}, "wasserstein bounds nothing without a gradient_penalty_weight"),
