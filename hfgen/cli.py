@@ -64,7 +64,7 @@ hfgen COMMAND --help says more; hfgen --version prints the version."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit status: 0 done, 1 training had to stop, 2 the input cannot work."""
+    """Run a command line and return the exit status: 0 done, 1 not all of it could be, 2 the input cannot work."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(arguments)
@@ -99,7 +99,7 @@ def _run(arguments: list[str]) -> int:
                 f"hfgen train needs a family first ({', '.join(FAMILIES)})" + _suggestion(rest[:1], FAMILIES)
             )
         case [command, *rest] if command in COMMANDS:
-            COMMANDS[command](rest)
+            return COMMANDS[command](rest) or 0
         case [command, *_]:
             raise UserError(
                 f"there is no command {command}" + _suggestion([command], ["train", *COMMANDS]) + "\n\n" + USAGE
@@ -177,14 +177,15 @@ def _sample(arguments: list[str]) -> None:
     print(f"{config.num_images} images are in {output}")
 
 
-def _translate(arguments: list[str]) -> None:
+def _translate(arguments: list[str]) -> int:
     config = parse_config(TranslateConfig, arguments, prog="hfgen translate", positional="run_or_repo")
     from hfgen.translation import translate
 
     count, unreadable = translate(config)
-    print(f"{count} images are in {config.output}")
+    print(f"{count} image{'s are' if count > 1 else ' is'} in {config.output}")
     for file, why in unreadable.items():
         print(f"hfgen: left out {file}, which cannot be read as a picture ({why})", file=sys.stderr)
+    return 1 if unreadable else 0
 
 
 def _evaluate(arguments: list[str]) -> None:

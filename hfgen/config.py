@@ -73,8 +73,8 @@ class TrainingConfig:
         optimizer: `adamw`, or `muon`, which orthogonalises the updates of convolutions and linear layers and leaves
             the rest to AdamW (Jordan et al. 2024).
         learning_rate: Peak learning rate.
-        lr_scheduler: Decay after the warm-up, from the peak to zero unless constant.
-        lr_warmup_steps: Optimizer steps of linear warm-up.
+        lr_scheduler: Decay over the whole run, from the peak to zero unless constant.
+        lr_warmup_steps: Optimizer steps of linear warm-up, which multiplies the decay.
         adam_beta1: Decay of AdamW's first moment.
         adam_beta2: Decay of AdamW's second moment.
         adam_weight_decay: AdamW's decoupled weight decay; with 0 it is Adam.
@@ -89,8 +89,8 @@ class TrainingConfig:
         checkpoints_total_limit: Keep only the newest so many checkpoints; not given, all.
         resume_from_checkpoint: `latest`, or the path of a checkpoint of this run.
         sample_steps: Optimizer steps after which a sample grid is drawn, besides the one at the end.
-        save_images_epochs: Epochs between two further sample grids, of the same latents or noise, of which a film is
-            made in the end.
+        save_images_epochs: Epochs between two further sample grids, of the same latents, noise or given images, of
+            which a film is made in the end.
         num_samples: Images in a sample grid.
         logging_steps: Optimizer steps between two updates of metrics file, progress bar and trackers.
         sweep: Train one run for each value of a field, such as `latent_dim=2,4,16`, in folders below `output_dir`, and

@@ -74,12 +74,22 @@ def _load_inputs(run: Mapping[str, Any], split: str) -> ImageData:
         raise UserError(f"there is no folder {run['input_data_dir']} (input_data_dir)")
     wanted, found = (_names(folder) for folder in folders)
     if wanted != found or len(set(wanted)) != len(wanted):
-        several = {name for names in (wanted, found) for name in names if names.count(name) > 1}
         raise UserError(
-            f"each picture needs one of the same name, and in the same order, in the other of {run['train_data_dir']} "
-            f"and {run['input_data_dir']}; look at {min(several | set(wanted) ^ set(found) or {wanted[0]})}"
+            "each picture of train_data_dir needs one of the same name in input_data_dir, and no other: "
+            + _unpaired(run, wanted, found)
         )
     return load_images(str(folders[1]), **options)
+
+
+def _unpaired(run: Mapping[str, Any], wanted: list[str], found: list[str]) -> str:
+    """Name the first picture that has no partner, or several."""
+    for name, names in (("train_data_dir", wanted), ("input_data_dir", found)):
+        if several := [picture for picture in names if names.count(picture) > 1]:
+            return f"{run[name]} has {several[0]} with several endings"
+    for name, lacking, names in (("input_data_dir", found, wanted), ("train_data_dir", wanted, found)):
+        if missing := sorted({*names} - {*lacking}):
+            return f"{run[name]} has no {missing[0]}"
+    return "they are sorted differently because of their endings; use the same in both"
 
 
 def _names(folder: Path) -> list[str]:

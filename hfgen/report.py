@@ -115,6 +115,7 @@ def _restoration_page(record: dict[str, Any]) -> list[str]:
         f"{protocol['reference_images']:,} images of the split `{protocol['reference_split']}` of "
         f"{protocol['dataset']}: what is given → what is made of it, beside what should be. Both are rounded to 8 "
         "bits; what is smaller is enlarged for that (bicubic), what is grey is the same in all channels.",
+        *_second_kind(protocol),
         *(["", f"The class is the right one of the images themselves for {real}."] if real else []),
         *restoration_table(record),
     ]
@@ -122,6 +123,19 @@ def _restoration_page(record: dict[str, Any]) -> list[str]:
         lines += ["", f"## {setting['title']}", ""]
         lines += [f"![what is given and what is made of it]({PICTURES}/restored-{number}.png)"]
     return [*lines, "", "## Protocol", "", "```json", json.dumps(protocol, indent=1, ensure_ascii=False), "```"]
+
+
+def _second_kind(protocol: dict[str, Any]) -> list[str]:
+    """Say what a model without pairs translates between."""
+    if "target_dataset" not in protocol:
+        return []
+    made = " and ".join(f"`{degradation}`" for degradation in protocol["target_degradation"])
+    return [
+        "",
+        f"The first kind are these images, the second those of the split `{protocol['target_reference_split']}` of "
+        f"{protocol['target_dataset']}{f' after {made}' if made else ''}. PSNR and SSIM are left out where nobody "
+        "knows what an image should become.",
+    ]
 
 
 def results_page(folders: list[Path], place: Path) -> str:

@@ -59,8 +59,17 @@ def translate(config: TranslateConfig) -> tuple[int, dict[Path, str]]:
         parts = _by_diffusion(loaded, config)
     count = _save_each(parts, output, config) if not output.suffix else _save_together(parts, output, config)
     if not count:
-        raise UserError(f"none of the {len(unreadable)} files of {config.input} can be read as a picture")
+        raise UserError(_nothing_read(config.input, unreadable))
     return count, unreadable
+
+
+def _nothing_read(source: str, unreadable: dict[Path, str]) -> str:
+    if not unreadable:
+        return f"there are no files in {source}"
+    file, why = next(iter(unreadable.items()))
+    if len(unreadable) == 1:
+        return f"{file} cannot be read as a picture ({why})"
+    return f"none of the {len(unreadable)} files in {source} can be read as a picture; the first is {file} ({why})"
 
 
 def _save_each(parts: Iterator[Translated], folder: Path, config: TranslateConfig) -> int:
@@ -94,8 +103,12 @@ def _save_together(parts: Iterator[Translated], output: Path, config: TranslateC
 
 
 def _files(config: TranslateConfig) -> list[Path]:
+    """Return the files to read, PNGs before others of the same name, so that it is theirs in the output too."""
     source = Path(config.input).expanduser()
-    return sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    if not source.is_dir():
+        return [source]
+    files = (path for path in source.rglob("*") if path.is_file())
+    return sorted(files, key=lambda path: (path.with_suffix(""), path.suffix.lower() != ".png", path.suffix))
 
 
 def _by_network(

@@ -54,9 +54,10 @@ def workplace(tmp_path, hub) -> tuple[Path, dict[str, str]]:
     folder = tmp_path
     for name in ("hfgen", "scripts"):
         (folder / name).symlink_to(REPOSITORY / name)
-    (folder / "my_pictures").mkdir()
-    for number in range(3):
-        PIL.Image.new("RGB", (40, 50 + number), (80 * number, 0, 99)).save(folder / "my_pictures" / f"{number}.png")
+    for name in ("my_pictures", "my_scans"):
+        (folder / name).mkdir()
+        for number in range(10):
+            PIL.Image.new("RGB", (40, 50 + number), (20 * number, 0, 99)).save(folder / name / f"{number}.png")
     for name, names in {"mnist": list("0123456789"), "fashion_mnist": GARMENTS}.items():
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
         (folder / "data" / name).mkdir(parents=True)

@@ -214,7 +214,7 @@ def test_pairs_of_two_folders(tmp_path, digits, capsys):
     with pytest.raises(UserError, match="wanted and .*given are not those of step-000002"):
         train_translation(run, **fields, max_train_steps=3, max_train_samples=30, resume_from_checkpoint="latest")
     (tmp_path / "given" / "00007.png").rename(tmp_path / "given" / "extra.png")
-    with pytest.raises(UserError, match="each picture needs one of the same name"):
+    with pytest.raises(UserError, match="needs one of the same name in input_data_dir.*given has no 00007"):
         TranslationTask(config(**fields), task.data)
     command = ["train", "translation", "--train_data_dir", fields["train_data_dir"]]
     command += ["--input_data_dir", fields["input_data_dir"], "--output_dir", str(tmp_path / "given" / "run")]
@@ -229,7 +229,7 @@ def test_names_that_sort_otherwise_with_other_endings_are_refused(tmp_path, digi
             PIL.Image.new("L", (8, 8)).save(tmp_path / folder / f"{name}.{ending}")
     fields = {"dataset_name": None, "train_data_dir": str(tmp_path / "wanted"), "degradation": [],
               "input_data_dir": str(tmp_path / "given"), "train_split": "train"}  # fmt: skip
-    with pytest.raises(UserError, match="in the same order"):
+    with pytest.raises(UserError, match="sorted differently because of their endings"):
         TranslationTask(config(**fields), load_images(str(tmp_path / "wanted")))
 
 
@@ -278,8 +278,16 @@ def test_images_of_all_kinds_are_taken():
     assert pipeline(pictures, return_dict=False)[0][0].size == (8, 8)
     coloured = pipeline(pictures[0].convert("RGB"), output_type="np").images[0]
     np.testing.assert_allclose(coloured, found[0][0], atol=1e-5)
-    with pytest.raises(ValueError, match="takes images of 1 channels, not 3"):
-        pipeline(torch.rand(3, 8, 8))
+    for mistake, error, message in (
+        (torch.rand(3, 8, 8), ValueError, "takes images with 1 channel, not 3; PIL images are brought to that"),
+        (np.full((8, 8), 200.0), ValueError, "floating-point pixels are from 0 to 1, give or take noise, not 200"),
+        ("a.png", TypeError, "images must be PIL images, arrays, tensors or a list of them, not str"),
+        ([None], TypeError, "not NoneType"),
+    ):
+        with pytest.raises(error, match=message):
+            pipeline(mistake)
+    with pytest.raises(ValueError, match="output_type must be pil, np or pt, not jpg"):
+        pipeline(pictures, output_type="jpg")
 
 
 def test_images_of_all_sizes_are_taken():
@@ -321,7 +329,13 @@ def test_the_noise_is_told_for_each_image():
     images = torch.rand(2, 1, 8, 8)
     both = pipeline(images, noise_std=[0.1, 0.5], output_type="pt").images
     torch.testing.assert_close(both[1:], pipeline(images[1:], noise_std=0.5, output_type="pt").images)
-    for given, message in ((None, "missing"), ([0.1] * 3, "one for each of the 2 images"), (-1.0, "none below 0")):
+    mistakes = (
+        (None, "missing"),
+        ([0.1] * 3, "one for each of the 2 images"),
+        (-1.0, "from 0 up"),
+        (np.nan, "from 0"),
+    )
+    for given, message in mistakes:
         with pytest.raises(ValueError, match=message):
             pipeline(images, noise_std=given)
     with pytest.raises(ValueError, match="not known"):
@@ -387,7 +401,7 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
     (given / "broken.png").write_bytes(b"no picture")
     before = {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
     command = ["translate", str(translation_run), "--input"]
-    assert main([*command, str(given), "--output", str(tmp_path / "made")]) == 0
+    assert main([*command, str(given), "--output", str(tmp_path / "made")]) == 1, "not all could be read"
     printed = capsys.readouterr()
     assert "3 images are in" in printed.out
     assert "left out" in printed.err
@@ -397,11 +411,15 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
         with PIL.Image.open(path) as picture:
             made[str(path.relative_to(tmp_path / "made"))] = np.array(picture)
     shapes = {name: pixels.shape for name, pixels in made.items()}
-    assert shapes == {"a.png": (8, 8), "a.png.png": (9, 8), "more/b.png": (20, 30)}
+    assert shapes == {"a.png": (9, 8), "a.bmp.png": (8, 8), "more/b.png": (20, 30)}
     assert before == {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
     assert main([*command, str(given / "a.png"), "--output", str(tmp_path / "pair.png")]) == 0
     with PIL.Image.open(tmp_path / "pair.png") as picture:
         assert picture.size[1] == 2 * 67
+    (given / "none").mkdir()
+    for source, message in (("broken.png", "broken.png cannot be read as a picture (cannot"), ("none", "no files in")):
+        assert main([*command, str(given / source), "--output", str(tmp_path / "nothing")]) == 2
+        assert message in capsys.readouterr().err
     pipeline = load(str(translation_run))
     with PIL.Image.open(given / "more" / "b.png") as picture:
         assert np.array_equal(np.asarray(pipeline(picture).images[0]), made["more/b.png"])
@@ -566,6 +584,9 @@ def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
     assert back["made"]["psnr"] > back["given"]["psnr"] + 5
     assert there["made"]["psnr"] > there["given"]["psnr"] + 5
     assert "psnr" not in cycle["given"], "an image is like itself"
+    assert (
+        "the second those of the split `train[80%:]` of digits after `invert`" in (run / "evaluation.md").read_text()
+    )
     assert main(["card", str(run)]) == 0
     text = (run / "README.md").read_text()
     assert "inverse=True" in text

@@ -14,6 +14,8 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 from torch.nn import functional
 
+MOST = 10.0  # of a pixel from 0 to 1 with noise; above it, it was not from 0 to 1
+
 Images = PIL.Image.Image | np.ndarray | Tensor | Sequence[PIL.Image.Image | np.ndarray | Tensor]
 
 
@@ -69,8 +71,12 @@ class ImageTranslationPipeline(DiffusionPipeline):
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
 
         Raises:
-            ValueError: for images with other channels, a missing noise_std, an unknown direction, too small tiles.
+            TypeError: for what is no image, such as the name of a file.
+            ValueError: for arrays with other channels, a missing noise_std, an unknown direction, too small tiles, an
+                unknown output_type.
         """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
         network = self.inverse_generator if inverse else self.generator
         if network is None:
             raise ValueError("the model knows one direction only, so that inverse must be False")
@@ -103,18 +109,29 @@ class ImageTranslationPipeline(DiffusionPipeline):
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(image[..., None] if image.ndim == 2 else image).movedim(-1, 0)
         if len(image) != channels:
-            raise ValueError(f"the model takes images of {channels} channels, not {len(image)}")
+            raise ValueError(
+                f"the model takes images with {channels} channel{'s' * (channels > 1)}, not {len(image)}; PIL "
+                "images are brought to that"
+            )
         pixels = image.float() if image.is_floating_point() else image.float() / 255
+        if pixels.abs().max() > MOST:
+            raise ValueError(f"floating-point pixels are from 0 to 1, give or take noise, not {pixels.abs().max():g}")
         return 2 * pixels - 1
 
     def _noise_stds(self, noise_std: float | Sequence[float] | None, count: int, network: ModelMixin) -> Tensor | None:
-        if (noise_std is None) == network.config.noise_level_input:
-            raise ValueError("noise_std is " + ("missing" if noise_std is None else "not known to this model"))
+        if noise_std is None and network.config.noise_level_input:
+            trained = f" (it was trained with {self.config.degradation})" if self.config.degradation else ""
+            raise ValueError(
+                "noise_std is missing: this model has to be told the standard deviation of the noise, for pixels from "
+                f"0 to 1{trained}"
+            )
+        if noise_std is not None and not network.config.noise_level_input:
+            raise ValueError("noise_std is not known to this model, which finds out by itself; leave it out")
         if noise_std is None:
             return None
         stds = torch.as_tensor(noise_std, dtype=torch.float32).reshape(-1)
-        if len(stds) not in (1, count) or (stds < 0).any():
-            raise ValueError(f"noise_std must be one, or one for each of the {count} images, and none below 0")
+        if len(stds) not in (1, count) or not (stds >= 0).all():
+            raise ValueError(f"noise_std must be a number from 0 up, or one for each of the {count} images")
         return stds.expand(count)
 
     def _translate(self, network: ModelMixin, images: Tensor, stds: Tensor | None, tile_size: int | None) -> Tensor:
@@ -155,6 +172,11 @@ def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
         return [images]
     if isinstance(images, np.ndarray | Tensor):
         return [*images] if images.ndim == 4 else [images]
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        raise TypeError(
+            f"images must be PIL images, arrays, tensors or a list of them, not {type(images).__name__}; "
+            "PIL.Image.open opens files"
+        )
     return [image for part in images for image in _single(part)]
 
 
