@@ -8,7 +8,7 @@ from urllib.parse import quote
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hfgen.config import own_sampler
+from hfgen.config.samplers import own_sampler
 from hfgen.figures import save_film
 from hfgen.files import complete_or_absent
 from hfgen.loading import load

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from hfgen.config import GUIDANCE
+from hfgen.config.samplers import GUIDANCE
 from hfgen.data import public_name
 from hfgen.errors import UserError
 from hfgen.figures import curves_picture, sample_grid, save_picture

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from hfgen.config import own_sampler
+from hfgen.config.samplers import own_sampler
 from hfgen.denoising import SHORT_NAMES
 from hfgen.report import sampler_text
 

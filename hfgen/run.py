@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from hfgen import hub
 from hfgen.checkpoints import find_checkpoint
-from hfgen.config import TrainingConfig, changed_fields
+from hfgen.config.training import TrainingConfig, changed_fields
 from hfgen.data import ImageData, load_images, placed_source
 from hfgen.errors import PublishingError, TrainingError, UserError
 from hfgen.records import CONFIG_FILE

@@ -8,7 +8,8 @@ import torch
 from diffusers import DDPMPipeline, DiffusionPipeline, SchedulerMixin, UNet2DModel
 from torch import Tensor
 
-from hfgen.config import GUIDANCE, PRIORS, own_sampler
+from hfgen.config.samplers import GUIDANCE, own_sampler
+from hfgen.config.vae import PRIORS
 from hfgen.denoising import denoising_states, make_scheduler
 from hfgen.errors import UserError
 from hfgen.losses import FLOW_SCHEDULERS

@@ -16,7 +16,8 @@ import yaml
 from conftest import TINY, TORCHRUN, finish, flags, hfgen, kill_when, start
 
 from hfgen.checkpoints import damage, list_checkpoints, newest_complete
-from hfgen.config import DDPMConfig, changed_fields
+from hfgen.config import DDPMConfig
+from hfgen.config.training import changed_fields
 from hfgen.training import METRICS_FILE, STATE_FILE
 
 

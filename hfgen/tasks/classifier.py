@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from hfgen.augmentation import random_erase, random_shift
 from hfgen.batches import Batch
-from hfgen.config import REGNET_GROUP_WIDTH, ClassifierConfig
+from hfgen.config.classifier import REGNET_GROUP_WIDTH, ClassifierConfig
 from hfgen.data import ImageData, load_images
 from hfgen.errors import UserError
 from hfgen.figures import confusion_picture

@@ -18,7 +18,8 @@ from torch import nn
 
 from hfgen.batches import Batch
 from hfgen.code_files import save_pipeline
-from hfgen.config import DDPMConfig, own_sampler
+from hfgen.config import DDPMConfig
+from hfgen.config.samplers import own_sampler
 from hfgen.data import ImageData
 from hfgen.denoising import make_scheduler
 from hfgen.errors import UserError

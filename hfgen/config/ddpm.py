@@ -1,0 +1,114 @@
+"""What `hfgen train ddpm` takes."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from hfgen.config.training import TrainingConfig
+from hfgen.errors import UserError
+
+
+@dataclass(kw_only=True)
+class DDPMConfig(TrainingConfig):
+    """Denoising diffusion: the network (diffusers' `UNet2DModel`), the noise schedule, what is predicted.
+
+    Args:
+        block_out_channels: Channels of the U-Net at each resolution, the finest first; each further entry halves
+            height and width.
+        layers_per_block: Residual blocks at each resolution.
+        attention_levels: Levels of the U-Net with self-attention, 0 the finest.
+        add_attention: Self-attention in the middle block. On a CPU it costs far more time than its multiplications
+            suggest (`benchmarks/results/choices.md`).
+        attention_head_dim: Channels of an attention head. Not given, there is one head; more heads take longer.
+        norm_num_groups: Groups of the group norms; each entry of block_out_channels must be a multiple.
+        dropout: Dropout probability in the residual blocks.
+        class_conditional: Tell the network the class of each image, so that it can be asked for one.
+        class_dropout_prob: Share of the labels that are withheld from it in training, so that it also learns images
+            of no particular class, which classifier-free guidance needs (Ho and Salimans 2022).
+        num_train_timesteps: Noise levels of the diffusion process, T.
+        beta_schedule: Noise schedule: `linear` (Ho et al. 2020), `squaredcos_cap_v2` (the cosine schedule of
+            Nichol and Dhariwal 2021), or diffusers' others. A flow has none.
+        rescale_betas_zero_snr: Let the noise schedule end in pure noise (Lin et al. 2024).
+        prediction_type: What the network predicts: the noise, the image (`sample`), v = √ᾱ ε − √(1−ᾱ) x₀
+            (Salimans and Ho 2022), or `flow_prediction`, ε − x₀, on straight lines between image and noise (rectified
+            flow, Liu et al. 2023).
+        timestep_sampling: How often each noise level is trained on: all alike, or `logit_normal`, the middle ones more
+            (Esser et al. 2024).
+        loss_weighting: How much an error counts by noise level: `uniform`, `min_snr` (Hang et al. 2023) or `p2`
+            (Choi et al. 2022).
+        snr_gamma: The bound γ of `min_snr`.
+        num_inference_steps: Denoising steps of the sample grids drawn during training; `num_train_timesteps`, with
+            the scheduler ddpm, is the DDPM paper's algorithm 2.
+        scheduler: diffusers scheduler of those grids (see `hfgen sample --help`).
+        guidance_scale: Classifier-free guidance of those grids, if the model is class-conditional; 1 is none.
+        guidance_interval: Part of the denoising in which it is applied, as two shares of the noise levels, 0 the image
+            and 1 pure noise (Kynkäänniemi et al. 2024).
+    """
+
+    family: ClassVar[str] = "ddpm"
+    next_command: ClassVar[str] = "hfgen sample"
+
+    block_out_channels: list[int] = field(default_factory=lambda: [32, 64, 96])
+    layers_per_block: int = 2
+    attention_levels: list[int] = field(default_factory=list)
+    add_attention: bool = True
+    attention_head_dim: int | None = None
+    norm_num_groups: int = 8
+    dropout: float = 0.0
+    class_conditional: bool = False
+    class_dropout_prob: float = 0.1
+    num_train_timesteps: int = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
+    rescale_betas_zero_snr: bool = False
+    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "v_prediction"
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    loss_weighting: Literal["uniform", "min_snr", "p2"] = "uniform"
+    snr_gamma: float = 5.0
+    optimizer: Literal["adamw", "muon"] = "muon"
+    learning_rate: float = 4e-3
+    num_inference_steps: int = 20
+    scheduler: str = "unipc"
+    guidance_scale: float = 2.0
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+
+    def __post_init__(self):
+        """Refuse values that no network or noise schedule can be built from (see `TrainingConfig`)."""
+        super().__post_init__()
+        self._require("positive", [
+            "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups", "num_train_timesteps",
+            "num_inference_steps", "snr_gamma",
+        ])  # fmt: skip
+        self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
+        if self.class_conditional and self.class_dropout_prob == 0 and self.guidance_scale != 1:
+            raise UserError(
+                "guidance leads away from images of no particular class, which are learnt with class_dropout_prob "
+                f"above 0 only; without it guidance_scale must be 1, not {self.guidance_scale:g}"
+            )
+        if self.rescale_betas_zero_snr and self.prediction_type not in ("sample", "v_prediction"):
+            raise UserError(
+                f"rescale_betas_zero_snr needs prediction_type sample or v_prediction, not {self.prediction_type}"
+            )
+        if self.num_inference_steps > self.num_train_timesteps:
+            raise UserError(
+                f"num_inference_steps must be at most num_train_timesteps, which is {self.num_train_timesteps}, "
+                f"not {self.num_inference_steps}"
+            )
+        levels = len(self.block_out_channels)
+        if not levels:
+            raise UserError("block_out_channels must have an entry for each resolution, not none")
+        if any(not 0 <= level < levels for level in self.attention_levels):
+            raise UserError(
+                f"attention_levels must be from 0 to {levels - 1} for block_out_channels {self.block_out_channels}, "
+                f"not {self.attention_levels}"
+            )
+        attended = [self.block_out_channels[level] for level in self.attention_levels]
+        attended += [self.block_out_channels[-1]] if self.add_attention else []
+        if self.attention_head_dim and (misfits := [c for c in attended if c % self.attention_head_dim]):
+            raise UserError(
+                "channels with attention must be multiples of attention_head_dim, "
+                f"which is {self.attention_head_dim}; {misfits} are not"
+            )
+        if misfits := [c for c in self.block_out_channels if c % self.norm_num_groups]:
+            raise UserError(
+                f"block_out_channels must be multiples of norm_num_groups, which is {self.norm_num_groups}; "
+                f"{misfits} are not"
+            )

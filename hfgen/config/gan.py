@@ -1,0 +1,122 @@
+"""What `hfgen train gan` takes."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from hfgen.config.training import TrainingConfig
+from hfgen.errors import UserError
+
+
+@dataclass(kw_only=True)
+class GANConfig(TrainingConfig):
+    """A generative adversarial network (Goodfellow et al. 2014): generator, discriminator, what each is to do.
+
+    Args:
+        architecture: `fully_connected`, `convolutional` (transposed convolutions of stride 2, Radford et al. 2016) or
+            `residual` (residual blocks without normalisation, like those of R3GAN, Huang et al. 2024).
+        latent_dim: Numbers in a latent.
+        hidden_sizes: Features of a fully connected generator's inner layers.
+        discriminator_hidden_sizes: Of its discriminator; by default the generator's, reversed.
+        block_out_channels: Channels of a convolutional generator's transposed convolutions, or of a residual one at
+            each resolution, the coarsest first.
+        discriminator_block_out_channels: Of its discriminator, the finest first; by default the generator's, reversed.
+        layers_per_block: Residual blocks at each resolution.
+        batch_norm: Normalise the layers of a convolutional generator over the batch (Ioffe and Szegedy 2015).
+        dropout: Share of the discriminator's features that are left out in training.
+        spectral_norm: Divide each weight of the discriminator by its largest singular value (Miyato et al. 2018).
+        class_conditional: Tell the generator which class to show, and the discriminator which class is meant
+            (projection, Miyato and Koyama 2018).
+        adversarial_loss: `minimax` (saturating), `non_saturating` (both Goodfellow et al. 2014), `least_squares` (Mao
+            et al. 2017), `hinge` (Lim and Ye 2017), `wasserstein` (Arjovsky et al. 2017) or `relativistic`
+            (Jolicoeur-Martineau 2019).
+        r1_gamma: Weight γ of the penalty γ/2 ‖∇D‖² at real images (Mescheder et al. 2018).
+        r2_gamma: Weight of the same penalty at generated images.
+        gradient_penalty_weight: Weight of the penalty (‖∇D‖ − 1)² between real and generated images (Gulrajani et al.
+            2017).
+        discriminator_steps: Optimizer steps of the discriminator, on so many batches, for each of the generator.
+        discriminator_learning_rate: Peak learning rate of the discriminator; by default that of the generator.
+        augmentation: Change real and generated images alike before the discriminator sees them (DiffAugment, Zhao et
+            al. 2020): `color`, `shift` by up to an eighth, `erase` a square of half the size.
+        save_discriminator: Also put the discriminator into the model that is published. Checkpoints always have it.
+        judge: Classifier that tells during training which classes are drawn: the name of a shipped one or a run of
+            `hfgen train classifier`; by default the first that hfgen ships for the data set, if any.
+        truncation: How far from 0 the latents of sample grids are drawn (Brock et al. 2019); not given, however far.
+    """
+
+    family: ClassVar[str] = "gan"
+    next_command: ClassVar[str] = "hfgen sample"
+
+    learning_rate: float = 2e-4
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup_steps: int = 0
+    adam_beta1: float = 0.5
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1000.0
+    checkpointing_steps: int = 1000
+    save_images_epochs: int | None = 1
+    ema_max_decay: float = 0.999
+    architecture: Literal["fully_connected", "convolutional", "residual"] = "residual"
+    latent_dim: int = 64
+    hidden_sizes: list[int] = field(default_factory=lambda: [256, 512])
+    discriminator_hidden_sizes: list[int] | None = None
+    block_out_channels: list[int] = field(default_factory=lambda: [128, 64, 32])
+    discriminator_block_out_channels: list[int] | None = None
+    layers_per_block: int = 1
+    batch_norm: bool = False
+    dropout: float = 0.0
+    spectral_norm: bool = False
+    class_conditional: bool = False
+    adversarial_loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = (
+        "relativistic"
+    )
+    r1_gamma: float = 0.1
+    r2_gamma: float = 0.1
+    gradient_penalty_weight: float = 0.0
+    discriminator_steps: int = 1
+    discriminator_learning_rate: float | None = None
+    augmentation: list[Literal["color", "shift", "erase"]] = field(default_factory=list)
+    save_discriminator: bool = False
+    judge: str | None = None
+    truncation: float | None = None
+
+    def __post_init__(self):
+        """Refuse values that no networks or objective can be built from (see `TrainingConfig`)."""
+        super().__post_init__()
+        self._require("positive", [
+            "latent_dim", "hidden_sizes", "discriminator_hidden_sizes", "block_out_channels",
+            "discriminator_block_out_channels", "layers_per_block", "discriminator_steps",
+            "discriminator_learning_rate", "truncation",
+        ])  # fmt: skip
+        self._require("zero or more", ["r1_gamma", "r2_gamma", "gradient_penalty_weight"])
+        self._require("from 0 to below 1", ["dropout"])
+        for name in ("block_out_channels", "discriminator_block_out_channels"):
+            if getattr(self, name) == []:
+                raise UserError(f"{name} must have at least one entry, not none")
+        if self.batch_norm and self.architecture != "convolutional":
+            raise UserError(f"batch_norm is of the architecture convolutional, not {self.architecture}")
+        if self.batch_norm and self.use_ema:
+            raise UserError("batch_norm keeps means of past batches, which use_ema does not average; add --no_use_ema")
+        penalties = ("r1_gamma", "r2_gamma", "gradient_penalty_weight")
+        penalised = [name for name in penalties if getattr(self, name)]
+        if self.adversarial_loss == "wasserstein" and not self.gradient_penalty_weight and not self.spectral_norm:
+            raise UserError("the loss wasserstein bounds nothing without a gradient_penalty_weight, or spectral_norm")
+        if self.optimizer == "muon" and self.spectral_norm:
+            raise UserError("spectral_norm needs the optimizer adamw; muon decides on the singular values itself")
+        if self.torch_compile and penalised:
+            raise UserError(f"{penalised[0]} needs gradients of gradients, which torch_compile cannot; leave one out")
+        if self.mixed_precision == "fp16" and penalised:
+            raise UserError(f"{penalised[0]} needs gradients that fp16 cannot hold; use bf16")
+        if self.discriminator_steps > 1 and self.gradient_accumulation_steps > 1:
+            raise UserError(
+                "discriminator_steps above 1 need gradient_accumulation_steps 1, so that each of them is one step"
+            )
+
+    @property
+    def images_per_batch(self) -> int:
+        """How many images a process takes at a time: a batch for each step of the discriminator."""
+        return self.train_batch_size * self.discriminator_steps
+
+    def learning_rate_of(self, module: str) -> float:
+        """Return the peak learning rate of the generator or of the discriminator."""
+        own = self.discriminator_learning_rate if module == "discriminator" else None
+        return own or self.learning_rate

@@ -1,0 +1,228 @@
+"""What all families take, and what of it may change when a run is resumed."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+
+from hfgen.errors import UserError
+
+# What may differ when a run is resumed: where to, what is shown and kept, and how long, which stretches the rest of
+# the learning-rate schedule. Changing anything else half-way would make a model that no configuration describes.
+CHANGEABLE_ON_RESUME = {
+    "cache_dir",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "hub_license",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_strategy",
+    "logging_steps",
+    "max_train_seconds",
+    "max_train_steps",
+    "num_samples",
+    "num_train_epochs",
+    "output_dir",
+    "push_to_hub",
+    "report_to",
+    "resume_from_checkpoint",
+    "sample_steps",
+    "save_images_epochs",
+    "sweep",
+}
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """What every family shares: data, run length, optimizer, checkpoints.
+
+    Args:
+        dataset_name: Data set: a Hub id, `mnist`, `fashion_mnist`, `cifar10`, the built-in `digits`, or a local
+            folder of parquet or arrow files.
+        train_data_dir: Folder of images (one sub-folder a class, or none) to train on instead of a data set.
+        train_split: Split to train on; slices such as `train[:90%]` work.
+        image_column: Column with the images; found by its type if not named.
+        label_column: Column with the class labels; found by its type if not named.
+        resolution: Height and width in pixels: the shorter side is resized to it, then the centre is cropped.
+            Not given, the images keep their size, which must be the same for all.
+        channels: 1 for grey, 3 for RGB; not given, as the first image.
+        max_train_samples: Use the first so many images only.
+        random_flip: Mirror each training image left to right with probability one half.
+        on_bad_image: What a file that cannot be read as an image does: end with an `error` that names it, or
+            `skip` it and report the count.
+        cache_dir: Folder for the decoded images; by default `hfgen` in the Hugging Face home.
+        output_dir: Folder of the run: pipeline, configuration, metrics, samples, checkpoints.
+        seed: Every random choice follows from it.
+        train_batch_size: Images per process and forward pass.
+        gradient_accumulation_steps: Forward passes per optimizer step.
+        num_train_epochs: Passes over the data; the default length of a run.
+        max_train_steps: Optimizer steps, instead of `num_train_epochs`.
+        max_train_seconds: Wall-clock budget in seconds, to which the learning-rate schedule is fitted. With
+            `max_train_steps` too, whichever is reached first ends the run. Such a run can be resumed, but where
+            it ends depends on the machine's speed.
+        optimizer: `adamw`, or `muon`, which orthogonalises the updates of convolutions and linear layers and leaves
+            the rest to AdamW (Jordan et al. 2024).
+        learning_rate: Peak learning rate.
+        lr_scheduler: Decay over the whole run, from the peak to zero unless constant.
+        lr_warmup_steps: Optimizer steps of linear warm-up, which multiplies the decay.
+        adam_beta1: Decay of AdamW's first moment.
+        adam_beta2: Decay of AdamW's second moment.
+        adam_weight_decay: AdamW's decoupled weight decay; with 0 it is Adam.
+        adam_epsilon: AdamW's epsilon.
+        max_grad_norm: Gradients are clipped to this norm, per module.
+        mixed_precision: Precision of the forward passes. Not given, bf16 where the hardware computes in it, else
+            no.
+        torch_compile: Compile the networks (inductor). Pays on a GPU, seldom on a CPU.
+        use_ema: Average the weights exponentially; the average is what is sampled and published.
+        ema_max_decay: Upper bound of the average's decay, which starts at (1 + step) / (10 + step).
+        checkpointing_steps: Optimizer steps between checkpoints.
+        checkpoints_total_limit: Keep only the newest so many checkpoints; not given, all.
+        resume_from_checkpoint: `latest`, or the path of a checkpoint of this run.
+        sample_steps: Optimizer steps after which a sample grid is drawn, besides the one at the end.
+        save_images_epochs: Epochs between two further sample grids, of the same latents, noise or given images, of
+            which a film is made in the end.
+        num_samples: Images in a sample grid.
+        logging_steps: Optimizer steps between two updates of metrics file, progress bar and trackers.
+        sweep: Train one run for each value of a field, such as `latent_dim=2,4,16`, in folders below `output_dir`, and
+            write a page that puts them side by side. The words of a list are parted by spaces
+            (`"hidden_sizes=400,512 256"`); of several fields, every combination is trained.
+        report_to: Trackers to log to, for instance tensorboard, wandb, trackio.
+        push_to_hub: Publish the finished model on the Hub, as `hfgen push` does.
+        hub_model_id: The Hub id to publish it under, `user/name`.
+        hub_private_repo: Make that repo private, if it is not there yet.
+        hub_license: Licence of the weights, as the Hub spells it.
+        hub_strategy: Publish the model at the `end` only, or also in the background at `every_save` of a checkpoint.
+    """
+
+    family: ClassVar[str]
+    next_command: ClassVar[str]  # what a finished run is for
+    dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name",)  # that name what images are read from
+    folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir",)  # likewise folders of images
+
+    dataset_name: str | None = None
+    train_data_dir: str | None = None
+    train_split: str = "train"
+    image_column: str | None = None
+    label_column: str | None = None
+    resolution: int | None = None
+    channels: Literal[1, 3] | None = None
+    max_train_samples: int | None = None
+    random_flip: bool = False
+    on_bad_image: Literal["error", "skip"] = "error"
+    cache_dir: str | None = None
+
+    output_dir: str | None = None
+    seed: int = 0
+    train_batch_size: int = 128
+    gradient_accumulation_steps: int = 1
+    num_train_epochs: int = 10
+    max_train_steps: int | None = None
+    max_train_seconds: float | None = None
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
+    lr_warmup_steps: int = 50
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    adam_weight_decay: float = 0.0
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    torch_compile: bool = False
+    use_ema: bool = True
+    ema_max_decay: float = 0.9999
+
+    checkpointing_steps: int = 500
+    checkpoints_total_limit: int | None = None
+    resume_from_checkpoint: str | None = None
+    sample_steps: list[int] = field(default_factory=list)
+    save_images_epochs: int | None = None
+    num_samples: int = 64
+    logging_steps: int = 10
+    sweep: list[str] = field(default_factory=list)
+    report_to: list[str] = field(default_factory=list)
+
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
+    hub_license: str = "apache-2.0"
+    hub_strategy: Literal["end", "every_save"] = "end"
+
+    def __post_init__(self):
+        """Refuse values that no run can work with.
+
+        Raises:
+            UserError: naming the field, its value and what would work.
+        """
+        if (self.dataset_name is None) == (self.train_data_dir is None):
+            raise UserError(
+                "name the training data by either dataset_name (for instance --dataset_name mnist) or train_data_dir "
+                f"(a folder of images), not {'both' if self.dataset_name else 'neither'}"
+            )
+        if not self.output_dir:
+            raise UserError("output_dir is missing: name the folder for the run, for instance --output_dir runs/first")
+        if self.push_to_hub and not self.hub_model_id:
+            raise UserError("push_to_hub needs the id to publish under, for instance --hub_model_id user/name")
+        self._require("positive", [
+            "resolution", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+            "max_train_steps", "max_train_seconds", "learning_rate", "adam_epsilon", "max_grad_norm",
+            "checkpointing_steps", "checkpoints_total_limit", "num_samples", "logging_steps", "sample_steps",
+            "save_images_epochs",
+        ])  # fmt: skip
+        self._require("zero or more", ["seed", "lr_warmup_steps", "adam_weight_decay"])
+        self._require("from 0 to below 1", ["adam_beta1", "adam_beta2", "ema_max_decay"])
+
+    def _require(self, kind: str, names: list[str]):
+        holds = {
+            "positive": lambda v: v > 0,
+            "zero or more": lambda v: v >= 0,
+            "from 0 to below 1": lambda v: 0 <= v < 1,
+        }
+        for name in names:
+            value = getattr(self, name)
+            for number in value if isinstance(value, list) else [value]:
+                if number is not None and not holds[kind](number):
+                    raise UserError(f"{name} must be {kind}, not {number}")
+
+    @property
+    def images_per_batch(self) -> int:
+        """How many images a process takes at a time."""
+        return self.train_batch_size
+
+    def learning_rate_of(self, module: str) -> float:
+        """Return the peak learning rate of a module."""
+        return self.learning_rate
+
+    def reading_options(self) -> dict[str, Any]:
+        """Return how images are read, as `hfgen.data.load_images` takes it, whatever the split."""
+        names = ("image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir")
+        return {name: getattr(self, name) for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain YAML types."""
+        return dataclasses.asdict(self)
+
+
+def changed_fields(config: TrainingConfig, saved: Path) -> list[str]:
+    """Say which fields differ from a saved `config.yaml` in a way that a resumed run must not.
+
+    A field that is not in the file is newer than the run, which was trained as `TrainingConfig` has it, or else as the
+    field's default does.
+    """
+    before, now = (
+        defaults(type(config)) | defaults(TrainingConfig) | yaml.safe_load(saved.read_text()),
+        config.to_dict(),
+    )
+    names = (before.keys() | now.keys()) - CHANGEABLE_ON_RESUME
+    return [f"{n}: {before.get(n)} → {now.get(n)}" for n in sorted(names) if before.get(n) != now.get(n)]
+
+
+def defaults(config_class: type[TrainingConfig]) -> dict[str, Any]:
+    """Return the default of each field."""
+    return {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(config_class)
+    }
