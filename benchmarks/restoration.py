@@ -182,7 +182,7 @@ def main() -> None:
             "command": f"python benchmarks/{this_command()}",
             "num_images": len(images),
             "judge": judge.name,
-            "original": measured(images, images, test, judge),
+            "judge_accuracy": class_seen(images, test, judge)["accuracy"],
             "results": {
                 setting: {method: measured(made, images, test, judge) for method, made in found.items()}
                 for setting, found in results.items()
@@ -192,7 +192,7 @@ def main() -> None:
         place.write_text(json.dumps(record, indent=1) + "\n")
         place.with_suffix(".md").write_text(page(record))
         shown = {"original": images, **results.get(SHOWN_NOISE, next(iter(results.values())))}
-        numbers = [row for row in range(len(shown)) for _ in range(SHOWN)]
+        numbers = [row for row in range(len(shown)) for _ in images[:SHOWN]]
         picture = sample_grid(torch.cat([part[:SHOWN] for part in shown.values()]), numbers, [*shown])
         save_picture(picture, place.with_suffix(".png"))
 
@@ -208,7 +208,7 @@ def page(record: dict) -> str:
     lines = [
         f"Written by `{record['command']}`: the first {record['num_images']:,} test images. PSNR in dB, SSIM, and the",
         f"share of the images whose class the judge `{record['judge']}` sees, which is right on",
-        f"{record['original']['class_seen']:.1%} of the images themselves.",
+        f"{record['judge_accuracy']:.1%} of the images themselves.",
         "",
         "| method | " + " | ".join(results) + " |",
         "|---|" + "---|" * len(results),

@@ -216,7 +216,7 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
     if CLASSES in pictures:
         lines += ["", f"![share of the images that a judge takes for each class, by step]({FIGURES}/{CLASSES})"]
     if TRAINING_FILM in pictures:
-        lines += ["", f"![what the same latents became in the course of training]({FIGURES}/{TRAINING_FILM})"]
+        lines += ["", f"![samples in the course of training]({FIGURES}/{TRAINING_FILM})"]
     return [*lines, "", "## Limits", "", kind.limits.format(size=facts["size"], data=facts["data"])]
 
 

@@ -135,7 +135,7 @@ TRANSLATOR = Kind(
     task="image-to-image",
     tags=(),
     description="An image-to-image network ({method}).",
-    picture="Images, what the network is given, and what it makes of that; not selected.",
+    picture="Images, what is given and what is made of it, as the rows say; not selected.",
     limits=(
         "It was trained on {size} images like those of {data} and on nothing else. What it fills in or sharpens is "
         "what is likely among them, not what was there."

@@ -1,5 +1,6 @@
 """What an image-to-image model is given: degraded images, a second column of a data set, or a second folder."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ def _load_inputs(run: Mapping[str, Any], split: str) -> ImageData:
 def _unpaired(run: Mapping[str, Any], wanted: list[str], found: list[str]) -> str:
     """Name the first picture that has no partner, or several."""
     for name, names in (("train_data_dir", wanted), ("input_data_dir", found)):
-        if several := [picture for picture in names if names.count(picture) > 1]:
-            return f"{run[name]} has {several[0]} with several endings"
+        for picture, count in Counter(names).most_common(1):
+            if count > 1:
+                return f"{run[name]} has {picture} with several endings"
     for name, lacking, names in (("input_data_dir", found, wanted), ("train_data_dir", wanted, found)):
         if missing := sorted({*names} - {*lacking}):
             return f"{run[name]} has no {missing[0]}"

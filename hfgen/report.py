@@ -97,13 +97,10 @@ def _seen(setting: dict[str, Any], judge: str) -> str:
 
 def _nearness(setting: dict[str, Any]) -> list[str]:
     """Say how near what was given comes to what should be, in PSNR and SSIM, and what was made of it."""
-    before, after = setting["given"], setting["made"]
-    digits = {"psnr": 2, "ssim": 3}
-    cells = []
-    for name, count in digits.items():
-        found = [f"{part[name]:.{count}f}" for part in (before, after) if name in part]
-        cells.append(" → ".join(found))
-    return cells
+    compared = [part for part in (setting["given"], setting["made"]) if "mse" in part]
+    psnrs = [f"{part['psnr']:.2f}" if "psnr" in part else "∞" for part in compared]  # of two equal images
+    ssims = [f"{part['ssim']:.3f}" for part in compared if "ssim" in part]
+    return [" → ".join(psnrs), " → ".join(ssims)]
 
 
 def _restoration_page(record: dict[str, Any]) -> list[str]:

@@ -97,6 +97,8 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     if config.inception or config.classification_accuracy_score or config.given_sampler():
         raise UserError("an image-to-image model draws nothing; what it makes of test images is measured, and no more")
     dataset = config.dataset_name or data_source_of(run)
+    if config.target_reference_split and not (run.get("target_dataset_name") or run.get("target_data_dir")):
+        raise UserError(f"{config.run_or_repo} has no second set of images of which target_reference_split were one")
     if config.dataset_name and not (run.get("degradation") or "cycle_weight" in run):
         raise UserError(f"{config.run_or_repo} was trained on pairs, which another data set does not have")
     test = load_real(config, run, dataset, config.reference_split)
@@ -158,7 +160,7 @@ class _Comparison:
         title: What they are given.
         given, made: uint8 (N, C, H, W), of the size and channels of the first kind.
         wanted: What they should be, likewise, or None where nobody knows.
-        labelled: The set whose first images they were made of, if judges can tell what they show.
+        labelled: The set whose first images they were made of, if judges of the first kind know what they show.
         shown: The rows of the picture.
     """
 
@@ -192,11 +194,16 @@ def _with_pairs(
     for degradations in settings(inputs.degradations):
         given = give(inputs, images, degradations, config.seed)
         made = restore(pipeline, given, config.batch_size)
-        enlarged = functional.interpolate(given.images, images.shape[-2:], mode="bicubic")
-        enlarged = to_uint8(enlarged.expand(-1, images.shape[1], -1, -1))
         title = ", ".join(str(degradation) for degradation in degradations) or "the pairs of the data set"
         shown = {"original": images, "given": to_uint8(given.images), "made": made}
-        yield _Comparison(title, enlarged, made, images, test, shown)
+        yield _Comparison(title, _as_images(given.images, images), made, images, test, shown)
+
+
+def _as_images(given: Tensor, images: Tensor) -> Tensor:
+    """Bring what a network is given, float32 in [−1, 1], to size (bicubic) and channels of what it makes, as uint8."""
+    channels, height, width = images.shape[1:]
+    enlarged = functional.interpolate(given, (height, width), mode="bicubic")
+    return to_uint8(to_grey(enlarged) if given.shape[1] > channels else enlarged.expand(-1, channels, -1, -1))
 
 
 def _without_pairs(
@@ -206,15 +213,16 @@ def _without_pairs(
     cpu = torch.device("cpu")
     options = {"batch_size": config.batch_size, "output_type": "pt"}
     is_one_set = other.data.fingerprint == test.fingerprint
+    classes = [set(data.label_names or ()) for data in (test, other.data)]
+    labelled = other.data if classes[0] == classes[1] else None
     seed_torch(derive_seed("degradation", config.seed), cpu)
     count = len(first) if is_one_set else min(len(first), len(other.data))
     second = other.take(torch.arange(count), cpu)
     made = to_uint8(pipeline(second / 2 + 0.5, inverse=True, **options).images * 2 - 1)
-    given, channels = to_uint8(second), len(first[0])
-    as_first = given.expand(-1, channels, -1, -1) if len(given[0]) <= channels else to_uint8(to_grey(second))
+    given, as_first = to_uint8(second), _as_images(second, first)
     shown = {"given": given, "made": made} | ({"wanted": first} if is_one_set else {})
     yield _Comparison(
-        "the second kind, made the first", as_first, made, first if is_one_set else None, other.data, shown
+        "the second kind, made the first", as_first, made, first if is_one_set else None, labelled, shown
     )
     there = pipeline(first.float() / 255, **options).images
     if is_one_set and as_first.shape == given.shape:

@@ -117,7 +117,8 @@ def _by_network(
     """Let an image-to-image model translate images of any size, some at a time; note what cannot be read."""
     if config.task:
         raise UserError(f"{config.run_or_repo} does what it was trained for, so that there is no task to name")
-    unused = [name for name in ("mask", "strength", "guidance_scale", "num_inference_steps") if getattr(config, name)]
+    of_diffusion = ("mask", "strength", "guidance_scale", "num_inference_steps")
+    unused = [name for name in of_diffusion if getattr(config, name) is not None]
     if unused or config.class_labels:
         raise UserError(f"an image-to-image model has no {(unused or ['class_labels'])[0]}")
     network = pipeline.inverse_generator if config.inverse else pipeline.generator

@@ -1,6 +1,7 @@
 """Image-to-image translation: networks, objective, pairs, the pipeline, the command, the report, exact resume."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from hfgen.models.modeling_hfgen_translation import (
 from hfgen.pairs import SecondKind
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.records import read_rows
+from hfgen.report import _nearness
 from hfgen.run import train
 from hfgen.tasks.cyclegan import CycleGANTask, Discriminators, Generators
 from hfgen.tasks.translation import TranslationTask
@@ -131,7 +133,7 @@ def test_the_objective_is_the_sum_of_its_terms(digits):
     images = torch.rand(2, 1, 28, 28) * 2 - 1
     large = TranslationTask(config(ssim_weight=1.0), load_images("digits", resolution=28))
     assert large._errors(images, images)[0].item() == pytest.approx(0, abs=1e-5)
-    other = torch.rand(2, 1, 28, 28) * 2 - 1
+    other = torch.stack([torch.lerp(image, -image, share) for image, share in zip(images, (0.1, 0.9), strict=True)])
     measured = image_similarity(other / 2 + 0.5, images / 2 + 0.5)
     assert large._errors(other, images)[1]["ssim"].item() == pytest.approx(1 - measured["ssim"], abs=1e-4)
     large.config.psnr_weight = 0.01
@@ -159,6 +161,30 @@ def test_without_an_adversarial_loss_there_is_no_discriminator(digits):
     assert loss.terms.keys() == {"l1"}
 
 
+@pytest.mark.parametrize(("family", "pairs"), [("translation", 1), ("cyclegan", 2)])
+def test_the_relativistic_loss_compares_real_images_with_made_ones(digits, family, pairs):
+    torch.manual_seed(0)
+    fields = {"adversarial_loss": "relativistic"}
+    task = {
+        "translation": lambda: TranslationTask(config(**fields), digits),
+        "cyclegan": lambda: CycleGANTask(cycle_config(**fields), digits),
+    }[family]()
+    losses = {loss.module.rstrip("s"): loss for loss in task.losses(batch_of(digits))}
+    undecided = pytest.approx(pairs * math.log(2), abs=0.1)
+    assert losses["generator"].terms["adversarial"].item() == undecided
+    assert losses["discriminator"].value.item() == undecided
+
+
+def test_the_noise_is_told_in_training_too(digits):
+    told = TranslationTask(config(noise_level_input=True, adversarial_weight=0.0), digits)
+    (loss,) = told.losses(batch_of(digits))
+    loss.value.backward()
+    first = next(iter(told.generator.parameters()))
+    assert first.shape[1] == 2
+    assert first.grad[:, 1].abs().max() > 0
+    assert told.preview(4, 0).height == 3 * 68
+
+
 def test_a_conditional_discriminator_sees_what_was_given(digits):
     task = TranslationTask(config(conditional_discriminator=True, degradation=["downscale=2"]), digits)
     assert task.discriminator.config.in_channels == 2
@@ -175,6 +201,7 @@ def test_a_conditional_discriminator_sees_what_was_given(digits):
     ({"degradation": [], "input_column": "x", "random_flip": True}, "random_flip would part the pairs"),
     ({"l1_weight": 0.0, "adversarial_weight": 0.0}, "must be above 0, or there is nothing to learn"),
     ({"l1_weight": -1.0}, "l1_weight must be zero or more, not -1"),
+    ({"conditional_discriminator": True, "adversarial_weight": 0.0}, "needs an adversarial_weight"),
     ({"noise_level_input": True, "degradation": ["blur=1"]}, "degradation of which the last is gaussian_noise"),
     ({"block_out_channels": []}, "block_out_channels must have at least one entry"),
 ])  # fmt: skip
@@ -281,6 +308,7 @@ def test_images_of_all_kinds_are_taken():
     for mistake, error, message in (
         (torch.rand(3, 8, 8), ValueError, "takes images with 1 channel, not 3; PIL images are brought to that"),
         (np.full((8, 8), 200.0), ValueError, "floating-point pixels are from 0 to 1, give or take noise, not 200"),
+        (np.full((8, 8), 999), ValueError, "whole numbers as pixels are from 0 to 255, not 999"),
         ("a.png", TypeError, "images must be PIL images, arrays, tensors or a list of them, not str"),
         ([None], TypeError, "not NoneType"),
     ):
@@ -390,6 +418,23 @@ def test_test_images_are_measured_and_the_page_says_so(translation_run, judge_ru
     assert "hfgen translate" in card.text
     assert main(["results", str(translation_run), "--output", str(tmp_path / "RESULTS.md")]) == 0
     assert "## Image to image" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_what_is_made_grey_of_colour_and_told_its_noise_is_measured(tmp_path, judge_run):
+    degradation = ["tint", "gaussian_noise=0.2"]
+    run = train_translation(tmp_path / "run", degradation=degradation, noise_level_input=True, max_train_steps=2)
+    command = ["evaluate", str(run), "--reference_split", "train[80%:]", "--judge", str(judge_run)]
+    assert main([*command, "--num_images", "20"]) == 0
+    (setting,) = json.loads((run / "evaluation.json").read_text())["restoration"]
+    assert {"psnr", "class_seen"} <= setting["given"].keys()
+    assert main([*command, "--target_reference_split", "train"]) == 2
+
+
+def test_equal_images_have_an_infinite_psnr():
+    near = {"mse": 0.1, "psnr": 10.0, "ssim": 0.5}
+    equal = {"mse": 0.0, "ssim": 1.0}
+    assert _nearness({"given": near, "made": equal}) == ["10.00 → ∞", "0.500 → 1.000"]
+    assert _nearness({"given": {}, "made": near}) == ["10.00", "0.500"]
 
 
 def test_the_command_translates_files_and_folders_of_any_size(translation_run, tmp_path, capsys):
@@ -556,6 +601,7 @@ def test_second_images_are_mirrored_as_the_first_are(digits):
 @pytest.mark.parametrize(("fields", "message"), [
     ({"target_dataset_name": None, "target_degradation": []}, "say what the second kind of images is"),
     ({"target_data_dir": "x"}, "by target_dataset_name or by target_data_dir, not by both"),
+    ({"target_dataset_name": None}, "target_split and target_image_column belong to target_dataset_name or"),
     ({"cycle_weight": -1.0}, "cycle_weight must be zero or more"),
     ({"adversarial_weight": 0.0}, "adversarial_weight must be positive"),
     ({"pool_size": 8}, "pool_size must be 0 or at least train_batch_size, which is 16, not 8"),
@@ -591,11 +637,20 @@ def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
     text = (run / "README.md").read_text()
     assert "inverse=True" in text
     assert "1703.10593" in text
+
+
+def test_kinds_with_other_channels_and_other_classes_are_measured(tmp_path, judge_run, digits):
     AcceleratorState._reset_state()
-    other = cycle_config(target_dataset_name="digits", target_degradation=["tint"], max_train_steps=2,
-                         output_dir=str(tmp_path / "tint"))  # fmt: skip
-    assert main(["evaluate", str(train(other, CycleGANTask)), "--reference_split", "train[80%:]",
-                 "--judge", str(judge_run), "--num_images", "20"]) == 0  # fmt: skip
+    images = digits.images[:40, 0].numpy()
+    np.savez(tmp_path / "letters.npz", images=images, labels=np.arange(40) % 2, label_names=["a", "b"])
+    other = cycle_config(target_dataset_name=str(tmp_path / "letters.npz"), target_split="train", max_train_steps=2,
+                         target_degradation=["tint"], output_dir=str(tmp_path / "tint"))  # fmt: skip
+    command = ["evaluate", str(train(other, CycleGANTask)), "--reference_split", "train[80%:]", "--num_images", "20"]
+    assert main([*command, "--target_reference_split", "train", "--judge", str(judge_run)]) == 0
+    back, cycle = json.loads((tmp_path / "tint" / "evaluation.json").read_text())["restoration"]
+    assert not back["made"]["class_seen"], "a judge of digits knows no letters"
+    assert "psnr" not in back["made"]
+    assert cycle["made"]["class_seen"]
     pipeline = load(str(tmp_path / "tint"))
     assert pipeline(torch.rand(1, 1, 8, 8), output_type="pt").images.shape == (1, 3, 8, 8)
     assert pipeline(torch.rand(1, 3, 8, 8), inverse=True, output_type="pt").images.shape == (1, 1, 8, 8)

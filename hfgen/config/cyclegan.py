@@ -14,7 +14,7 @@ class CycleGANConfig(TrainingConfig):
     The images of the data set are of the first kind.
 
     Args:
-        target_dataset_name: Data set with the images of the second kind; not given, it is that of the first.
+        target_dataset_name: Data set with the images of the second kind; not given, they are made of the first.
         target_data_dir: Folder with them, instead of a data set.
         target_split: Split of it.
         target_image_column: Its column with the images; found by its type if not named.
@@ -79,7 +79,14 @@ class CycleGANConfig(TrainingConfig):
                 raise UserError(f"{name} must have at least one entry, not none")
         if self.target_dataset_name and self.target_data_dir:
             raise UserError("name the second images by target_dataset_name or by target_data_dir, not by both")
-        if not (self.target_dataset_name or self.target_data_dir or self.target_degradation):
+        if self.target_dataset_name or self.target_data_dir:
+            return
+        if not self.target_degradation:
             raise UserError(
                 "say what the second kind of images is: target_dataset_name, target_data_dir, or target_degradation"
+            )
+        if self.target_split != "train" or self.target_image_column:
+            raise UserError(
+                "target_split and target_image_column belong to target_dataset_name or target_data_dir; name the data "
+                "set once more to take other images of it"
             )

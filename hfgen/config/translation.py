@@ -73,6 +73,8 @@ class TranslationConfig(TrainingConfig):
                 raise UserError(f"{name} must have at least one entry, not none")
         if not any(getattr(self, name) for name in weights):
             raise UserError(f"one of {', '.join(weights)} must be above 0, or there is nothing to learn")
+        if self.conditional_discriminator and not self.adversarial_weight:
+            raise UserError("conditional_discriminator needs an adversarial_weight, without which there is none")
         given = [name for name in ("degradation", "input_column", "input_data_dir") if getattr(self, name)]
         if len(given) != 1:
             raise UserError(

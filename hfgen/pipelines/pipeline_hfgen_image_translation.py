@@ -14,7 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 from torch.nn import functional
 
-MOST = 10.0  # of a pixel from 0 to 1 with noise; above it, it was not from 0 to 1
+MOST = 100.0  # of a pixel from 0 to 1, even with ten times as strong noise; above it, it was not from 0 to 1
 
 Images = PIL.Image.Image | np.ndarray | Tensor | Sequence[PIL.Image.Image | np.ndarray | Tensor]
 
@@ -59,7 +59,8 @@ class ImageTranslationPipeline(DiffusionPipeline):
             images: One picture, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list
                 of such, which may differ in size. Floating-point pixels are from 0 to 1, and beyond where noise has
                 taken them; whole numbers from 0 to 255. What is no multiple of the network's `multiple` is padded for
-                it. Pictures are brought to the network's channels.
+                it. Pictures are brought to the network's channels, as they are: lay transparent ones on a colour
+                before. `diffusers.utils.load_image` opens files.
             noise_std: Standard deviation of the noise for pixels from 0 to 1, one or one an image, of a network that
                 is told (`noise_level_input`).
             inverse: Go the other way, of a model that can.
@@ -113,9 +114,11 @@ class ImageTranslationPipeline(DiffusionPipeline):
                 f"the model takes images with {channels} channel{'s' * (channels > 1)}, not {len(image)}; PIL "
                 "images are brought to that"
             )
+        if image.is_floating_point() and image.abs().max() > MOST:
+            raise ValueError(f"floating-point pixels are from 0 to 1, give or take noise, not {image.abs().max():g}")
+        if not image.is_floating_point() and image.max() > 255:
+            raise ValueError(f"whole numbers as pixels are from 0 to 255, not {image.max()}")
         pixels = image.float() if image.is_floating_point() else image.float() / 255
-        if pixels.abs().max() > MOST:
-            raise ValueError(f"floating-point pixels are from 0 to 1, give or take noise, not {pixels.abs().max():g}")
         return 2 * pixels - 1
 
     def _noise_stds(self, noise_std: float | Sequence[float] | None, count: int, network: ModelMixin) -> Tensor | None:
@@ -175,7 +178,7 @@ def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
     if not isinstance(images, Sequence) or isinstance(images, str | bytes):
         raise TypeError(
             f"images must be PIL images, arrays, tensors or a list of them, not {type(images).__name__}; "
-            "PIL.Image.open opens files"
+            "diffusers.utils.load_image opens files"
         )
     return [image for part in images for image in _single(part)]
 
