@@ -5,7 +5,7 @@
 Each variant differs from the first in what its name says; the first is repeated at the end, and what two equal runs
 differ by is what the machine's noise amounts to. All train for the same wall-clock time on the same machine, one after
 the other, and are then drawn with 15 steps, with and without guidance, and measured as `hfgen compare-samplers` does.
-Results go to benchmarks/results/objectives_DATASET.json and, as a table, .md.
+Results go to benchmarks/results/objectives_DATASET.json and, as a table, .md; with `--only`, the other rows stay.
 """
 
 import argparse
@@ -99,9 +99,12 @@ def main() -> None:
     options = parser.parse_args()
     place = RESULTS / f"objectives_{options.dataset_name}.json"
     command = f"python benchmarks/objectives.py --dataset_name {options.dataset_name} --seconds {options.seconds:g}"
-    record = {"command": command, "threads": torch.get_num_threads(), "num_images": options.num_images, "rows": {}}
+    given = {"command": command, "threads": torch.get_num_threads(), "num_images": options.num_images}
+    record = given | {"rows": {}}
     if place.exists() and options.only:
         record = json.loads(place.read_text())
+        if differing := [name for name, value in given.items() if record[name] != value]:
+            raise SystemExit(f"{place} was made with other {', '.join(differing)}")
     for name, fields in VARIANTS.items():
         if options.only and not name.startswith(tuple(options.only)):
             continue
@@ -117,8 +120,9 @@ def table(record: dict) -> str:
     header = ["variant", "images/s", "steps"]
     header += [f"{what}, guidance {name}" for name in GUIDANCE for what in ("Fréchet", "recall", "right class")]
     lines = [
-        f"Written by `{record['command']}` with {record['threads']} threads; {record['num_images']:,} images each,",
-        "15 steps of UniPC. ± is the deviation over other samples of the same model, not over other trainings.",
+        f"Each row by `{record['command']} --only` and its name,",
+        f"with {record['threads']} threads; {record['num_images']:,} images each, 15 steps of UniPC.",
+        "± is the deviation over other samples of the same model, not over other trainings.",
         "",
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),

@@ -24,7 +24,7 @@ class DDPMConfig(TrainingConfig):
         class_conditional: Tell the network the class of each image, so that it can be asked for one.
         class_dropout_prob: Share of the labels that are withheld from it in training, so that it also learns images
             of no particular class, which classifier-free guidance needs (Ho and Salimans 2022).
-        num_train_timesteps: Noise levels of the diffusion process, T.
+        num_train_timesteps: Noise levels of the diffusion process, T: 25 or more.
         beta_schedule: Noise schedule: `linear` (Ho et al. 2020), `squaredcos_cap_v2` (the cosine schedule of
             Nichol and Dhariwal 2021), or diffusers' others. A flow has none.
         rescale_betas_zero_snr: Let the noise schedule end in pure noise (Lin et al. 2024).
@@ -87,6 +87,8 @@ class DDPMConfig(TrainingConfig):
             raise UserError(
                 f"rescale_betas_zero_snr needs prediction_type sample or v_prediction, not {self.prediction_type}"
             )
+        if self.num_train_timesteps < 25:
+            raise UserError(f"num_train_timesteps must be 25 or more, not {self.num_train_timesteps}")
         if self.num_inference_steps > self.num_train_timesteps:
             raise UserError(
                 f"num_inference_steps must be at most num_train_timesteps, which is {self.num_train_timesteps}, "

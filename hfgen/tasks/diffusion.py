@@ -137,16 +137,23 @@ def make_unet(config: DDPMConfig, image_shape: tuple[int, int, int], num_classes
 
 
 def make_noise_schedule(config: DDPMConfig) -> SchedulerMixin:
-    """Build the scheduler that holds the noise levels of training."""
+    """Build the scheduler that holds the noise levels of training.
+
+    Where betas go from a first to a last one, these are 1e-4 and 0.02 for 1,000 levels (Ho et al. 2020, section 4), and
+    for T levels 1,000/T times that, so that few levels end in noise as well (Nichol and Dhariwal 2021).
+    """
     if config.prediction_type == FLOW_PREDICTION:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps)
-    betas = None
+    levels = {
+        "num_train_timesteps": config.num_train_timesteps,
+        "beta_schedule": config.beta_schedule,
+        "beta_start": 1e-4 * 1000 / config.num_train_timesteps,
+        "beta_end": 0.02 * 1000 / config.num_train_timesteps,
+    }
     if config.beta_schedule == "sigmoid":  # which no other scheduler knows by its name
-        betas = DDPMScheduler(num_train_timesteps=config.num_train_timesteps, beta_schedule="sigmoid").betas.tolist()
+        levels["trained_betas"] = DDPMScheduler(**levels).betas.tolist()
     return DDPMScheduler(
-        num_train_timesteps=config.num_train_timesteps,
-        beta_schedule=config.beta_schedule,
-        trained_betas=betas,
+        **levels,
         rescale_betas_zero_snr=config.rescale_betas_zero_snr,
         prediction_type=config.prediction_type,
         timestep_spacing="trailing",  # begins at pure noise whatever the number of steps
