@@ -40,7 +40,7 @@ FIRST = "channels 16-32-64, batch 64, AdamW 4e-3, v, cosine schedule, uniform we
 FLOW = {"prediction_type": "flow_prediction", "timestep_sampling": "logit_normal"}
 VARIANTS = {
     FIRST: {},
-    "noise prediction": {"prediction_type": "epsilon"},
+    "noise prediction, linear schedule": {"prediction_type": "epsilon", "beta_schedule": "linear"},
     "image prediction": {"prediction_type": "sample"},
     "flow, uniform times": {"prediction_type": "flow_prediction"},
     "flow, logit-normal times": FLOW,

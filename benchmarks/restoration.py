@@ -30,11 +30,11 @@ from hfgen.degradations import Degraded, degrade, parse_degradations
 from hfgen.figures import sample_grid, save_picture
 from hfgen.loading import load
 from hfgen.metrics.judge import load_judge, shipped_judges_of
-from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline
 from hfgen.records import this_command
 from hfgen.restoration import class_seen, restore, similarity
 from hfgen.sampling import to_uint8
 from hfgen.seeds import derive_seed, seed_torch
+from hfgen.translation import editing_pipeline
 
 RESULTS = Path(__file__).parent / "results"
 NOISE = (0.1, 0.3, 0.5)
@@ -104,7 +104,7 @@ def denoised(options: argparse.Namespace, std: float, images: Tensor, training: 
             in_parts(lambda part: vae.reconstruct(part.clamp(0, 1), output_type="pt").images, pixels) * 2 - 1
         )
     if options.diffusion:
-        editing = editor(options.diffusion)
+        editing = editing_pipeline(load(options.diffusion))
         for steps in (1, 10):
             fields = {"noise_std": std, "num_inference_steps": steps, "output_type": "pt"}
             made = in_parts(lambda part, fields=fields: editing.denoise(part, **fields).images, pixels)
@@ -123,7 +123,7 @@ def filled_in(options: argparse.Namespace, images: Tensor) -> dict[str, Tensor]:
     smooth = np.stack([of_scikit_image(inpaint_biharmonic, image, hole[0]) for image, hole in pairs])
     results["biharmonic equation"] = to_uint8(torch.from_numpy(smooth))
     if options.diffusion:
-        editing = editor(options.diffusion)
+        editing = editing_pipeline(load(options.diffusion))
         parts = [
             editing.inpaint(image, hole.float(), num_inference_steps=20, num_resamples=3, output_type="pt",
                             generator=torch.Generator().manual_seed(number)).images
@@ -148,11 +148,6 @@ def enlarged(options: argparse.Namespace, images: Tensor) -> dict[str, Tensor]:
     if options.upscaler:
         results[Path(options.upscaler).name] = restore(load(options.upscaler), given)
     return results
-
-
-def editor(run: str) -> DiffusionEditingPipeline:
-    loaded = load(run)
-    return DiffusionEditingPipeline(loaded.unet, loaded.scheduler, loaded.config.get("id2label"))
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def compare_samplers(config: CompareSamplersConfig) -> Path:
     for model, sampler in settings:
         check_sampling(model.pipeline, class_labels=sorted(set(model.labels)), **sampler)
     for model in models:  # the first drawing takes longer
-        next(sample(model.pipeline, num_images=1, scheduler=settings[0][1]["scheduler"], num_inference_steps=1))
+        next(sample(model.pipeline, num_images=1, **_samplers(config, model)[0]))
     output = Path(config.output_dir) if config.output_dir else default_output(config.runs[0])
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)

@@ -105,6 +105,8 @@ class TranslateConfig:
         strength: How much of an image is given up, from 0 to 1: by default 0.5 to vary it, 0.8 to change its class.
         class_labels: Class of the results, by name or number, of a model that knows classes: one for all, or one an
             image. Needed to change the class.
+        source_class_labels: Class of what is given, likewise, where the class is changed; by default no particular
+            one, which the model has to have learnt.
         guidance_scale: How strongly the class is enforced: by default 2 to change it, else 1.
         num_inference_steps: Denoising steps: by default 1 to denoise (the mean of what the image may have been), 20 to
             vary, 50 for the others.
@@ -123,6 +125,7 @@ class TranslateConfig:
     mask: str | None = None
     strength: float | None = None
     class_labels: list[str] = field(default_factory=list)
+    source_class_labels: list[str] = field(default_factory=list)
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
     seed: int = 0
@@ -136,9 +139,12 @@ class TranslateConfig:
         for name in ("input", "mask"):
             if (value := getattr(self, name)) is not None and not Path(value).expanduser().exists():
                 raise UserError(f"there is no picture, folder or .npz file {value} ({name})")
-        own = {"noise_std": {"denoise"}, "mask": {"inpaint"}, "strength": {"vary", "change_class"}}
+        own = {
+            "noise_std": {"denoise"}, "mask": {"inpaint"}, "strength": {"vary", "change_class"},
+            "source_class_labels": {"change_class"},
+        }  # fmt: skip
         for name, tasks in own.items():
-            if getattr(self, name) is not None and self.task is not None and self.task not in tasks:
+            if getattr(self, name) not in (None, []) and self.task is not None and self.task not in tasks:
                 raise UserError(f"{name} belongs to the task {' or '.join(sorted(tasks))}, not to {self.task}")
         for task, name in (("inpaint", "mask"), ("change_class", "class_labels")):
             if self.task == task and not getattr(self, name):

@@ -201,7 +201,7 @@ def _check_denoising(
             raise UserError(str(error)) from error
     elif class_labels or negative_class_labels or guidance:
         raise UserError("the model knows no classes, so that it cannot be asked for one, nor guided to it")
-    return make_scheduler(scheduler, pipeline.scheduler)
+    return make_scheduler(scheduler, pipeline.scheduler, num_inference_steps)
 
 
 def _guided(

@@ -117,10 +117,11 @@ def _by_network(
     """Let an image-to-image model translate images of any size, some at a time; note what cannot be read."""
     if config.task:
         raise UserError(f"{config.run_or_repo} does what it was trained for, so that there is no task to name")
-    of_diffusion = ("mask", "strength", "guidance_scale", "num_inference_steps")
-    unused = [name for name in of_diffusion if getattr(config, name) is not None]
-    if unused or config.class_labels:
-        raise UserError(f"an image-to-image model has no {(unused or ['class_labels'])[0]}")
+    of_diffusion = (
+        "mask", "strength", "guidance_scale", "num_inference_steps", "class_labels", "source_class_labels"
+    )  # fmt: skip
+    if unused := [name for name in of_diffusion if getattr(config, name) not in (None, [])]:
+        raise UserError(f"an image-to-image model has no {unused[0]}")
     network = pipeline.inverse_generator if config.inverse else pipeline.generator
     if network is None:
         raise UserError(f"{config.run_or_repo} knows one direction only, so that there is no inverse")
@@ -175,19 +176,22 @@ def _by_diffusion(loaded: DiffusionPipeline, config: TranslateConfig) -> Iterato
         raise UserError(f"{unused[0]} belongs to image-to-image models, which {config.run_or_repo} is not")
     if config.task is None:
         raise UserError("a diffusion model needs --task: denoise, vary, inpaint or change_class")
-    require_diffusion(loaded)
-    of_classes = {name: loaded.config[name] for name in ("id2label", "learnt_no_class") if name in loaded.config}
-    pipeline = DiffusionEditingPipeline(loaded.unet, loaded.scheduler, **of_classes)
+    pipeline = editing_pipeline(loaded)
     shape = image_shape_of(loaded)
-    given = _load(config.input, shape)
-    labels = _one_an_image(config.class_labels, len(given))
+    given = _load(config.input, shape, resize=config.task != "denoise")
+    labels = {
+        name: _one_an_image(name, getattr(config, name), len(given))
+        for name in ("class_labels", "source_class_labels")
+        if getattr(config, name)
+    }
     masks = _load(config.mask, (1, *shape[1:])).float() / 255 if config.mask else None
     if masks is not None and len(masks) not in (1, len(given)):
         raise UserError(f"mask must be one picture, or one for each of the {len(given)} images, not {len(masks)}")
     for first in range(0, len(given), BATCH_SIZE):
         images = given[first : first + BATCH_SIZE].float() / 255
         numbers = range(first, first + len(images))
-        options: dict[str, Any] = {"output_type": "pt", "class_labels": labels[first : numbers.stop] or None}
+        options: dict[str, Any] = {name: each[first : numbers.stop] for name, each in labels.items()}
+        options["output_type"] = "pt"
         options |= {name: value for name in OF_DIFFUSION if (value := getattr(config, name)) is not None}
         if config.task in ("vary", "inpaint"):
             options["generator"] = [
@@ -203,18 +207,30 @@ def _by_diffusion(loaded: DiffusionPipeline, config: TranslateConfig) -> Iterato
         yield Translated([f"{i:05d}" for i in numbers], [*given[first : numbers.stop]], [*to_uint8(made * 2 - 1)])
 
 
-def _load(source: str, shape: tuple[int, int, int]) -> Tensor:
-    """Load images, brought to a shape (C, H, W)."""
+def editing_pipeline(loaded: DiffusionPipeline) -> DiffusionEditingPipeline:
+    """Return what edits images with the parts of a pipeline that draws.
+
+    Raises:
+        UserError: if it is no diffusion.
+    """
+    require_diffusion(loaded)
+    of_classes = {name: loaded.config[name] for name in ("id2label", "learnt_no_class") if name in loaded.config}
+    return DiffusionEditingPipeline(loaded.unet, loaded.scheduler, **of_classes)
+
+
+def _load(source: str, shape: tuple[int, int, int], *, resize: bool = True) -> Tensor:
+    """Load images with the channels of a shape (C, H, W), brought to its height and width or refused."""
     channels, height, width = shape
-    images = load_images(source, channels=channels, resolution=height if height == width else None).images
+    images = load_images(source, channels=channels, resolution=height if resize and height == width else None).images
     if tuple(images.shape[1:]) != shape:
         raise UserError(
             f"{source} has images of {images.shape[3]}×{images.shape[2]} pixels, the model {width}×{height}"
+            + ("" if resize else "; resizing would change the noise")
         )
     return images
 
 
-def _one_an_image(labels: list[str], count: int) -> list[str]:
-    if len(labels) not in (0, 1, count):
-        raise UserError(f"class_labels must be one for all or one for each of the {count} images, not {len(labels)}")
+def _one_an_image(name: str, labels: list[str], count: int) -> list[str]:
+    if len(labels) not in (1, count):
+        raise UserError(f"{name} must be one for all or one for each of the {count} images, not {len(labels)}")
     return labels * count if len(labels) == 1 else labels

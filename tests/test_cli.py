@@ -54,6 +54,7 @@ def test_a_saved_configuration_can_be_used_again(tmp_path):
         (["--ema_max_decay", "1"], "ema_max_decay must be from 0 to below 1, not 1"),
         (["--seed", "-1"], "seed must be zero or more"),
         (["--num_inference_steps", "2000"], "num_inference_steps must be at most num_train_timesteps, which is 1000"),
+        (["--num_train_timesteps", "20"], "num_train_timesteps must be 25 or more, not 20"),
         (["--block_out_channels", "12"], r"multiples of norm_num_groups, which is 8; \[12\] are not"),
         (["--attention_levels", "3"], "attention_levels must be from 0 to 2"),
         (["--train_data_dir", "x"], "not both"),

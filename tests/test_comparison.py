@@ -39,10 +39,10 @@ def compare(judge_run, tmp_path):
 
 
 def test_each_setting_has_its_measures_and_its_cost(runs, compare, tmp_path):
-    record = compare(str(runs["plain"]), "--scheduler", "unipc", "heun", "ddpm:6", "--num_inference_steps", "2", "4")
+    record = compare(str(runs["plain"]), "--scheduler", "unipc", "heun", "ddpm:6", "--num_inference_steps", "4", "5")
     found = {(row["scheduler"], row["num_inference_steps"]): row for row in record["settings"]}
     costs = {setting: row["network_evaluations"] for setting, row in found.items()}
-    assert costs == {("unipc", 2): 2, ("unipc", 4): 4, ("heun", 2): 3, ("heun", 4): 7, ("ddpm", 6): 6}
+    assert costs == {("unipc", 4): 4, ("unipc", 5): 5, ("heun", 4): 7, ("heun", 5): 9, ("ddpm", 6): 6}
     assert all(row["milliseconds_per_image"] > 0 for row in record["settings"])
     assert all(row["frechet_distance"]["value"] > 0 for row in record["settings"])
     assert len({row["frechet_distance"]["value"] for row in record["settings"]}) == 5
@@ -87,6 +87,7 @@ def test_the_cheapest_is_the_one_with_the_fewest_evaluations_among_the_good():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--scheduler", "unipc", "flow_euler"], "scheduler flow_euler does not fit"),
+    (["--scheduler", "pndm", "--num_inference_steps", "15", "2"], "scheduler pndm does not fit"),
     (["--num_inference_steps", "5", "2000"], "num_inference_steps must be from 1 to 1000, not 2000"),
     (["--scheduler", "ddpm:x"], "scheduler must be a name, or a name and steps as in ddpm:1000, not ddpm:x"),
     (["--guidance_scale", "2"], "knows no classes, so that there is no guidance to try"),

@@ -80,6 +80,30 @@ def test_what_the_mask_leaves_is_kept_to_the_bit():
         pipeline.inpaint(images, mask[..., :4, :4])
 
 
+def test_what_is_filled_in_is_made_beside_what_is_kept_at_the_same_noise_level():
+    """RePaint: at each level the network sees the kept pixels as noisy as that level, and each step several times."""
+    pipeline, shown = make_pipeline(), []
+    image = torch.cat([torch.ones(1, 1, 8, 4), torch.zeros(1, 1, 8, 4)], dim=3).expand(200, -1, -1, -1)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+
+    def model(x, timestep):
+        shown.append((int(timestep), x))
+        return pipeline.unet(x, timestep).sample
+
+    pipeline._model = lambda *_: model
+    options = {"num_inference_steps": 4, "num_resamples": 3, "generator": torch.Generator().manual_seed(0)}
+    pipeline.inpaint(image, mask, **options)
+    timesteps = [timestep for timestep, _ in shown]
+    assert timesteps == sorted([*timesteps[:9:3]] * 3, reverse=True) + timesteps[-1:], "each step but the last 3 times"
+    assert len(set(timesteps)) == 4
+    for timestep, x in shown[1:]:
+        level = (pipeline.timesteps == timestep).nonzero().item()
+        kept = x[..., :4]  # white
+        assert kept.mean().item() == pytest.approx(pipeline.alphas[level].item(), abs=0.05)
+        assert kept.std().item() == pytest.approx(pipeline.sigmas[level].item(), abs=0.05)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_colour_and_other_shapes_than_squares(dtype):
     unet = UNet2DModel(sample_size=(8, 12), in_channels=3, out_channels=3, block_out_channels=(8, 8),
@@ -131,7 +155,10 @@ def test_the_noise_of_an_image_is_estimated():
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda p, x: p(x, strength=0), "strength must be above 0 and at most 1, not 0"),
-    (lambda p, x: p(x, class_labels=["cow"] * len(x)), r"must be one for each of .* from class 0 \(0\), class"),
+    (lambda p, x: p(x, class_labels=["cow"] * len(x)), r"the model knows no class cow, but class 0 \(0\), class"),
+    (lambda p, x: p(x, num_inference_steps=0), "num_inference_steps must be 1 or more, not 0"),
+    (lambda p, x: p.inpaint(x, x, num_inference_steps=1), "num_inference_steps must be 2 or more, not 1"),
+    (lambda p, x: p((255 * x).byte()), "images must be floats, with pixels from 0 to 1, not torch.uint8"),
     (lambda p, x: p(x, class_labels=[0]), "one for each of the 20 images"),
     (lambda p, x: p.denoise(x, noise_std=1e9), r"noise_std must be from 0 to .* for this model, not 1e\+09"),
     (lambda p, x: p.denoise(x, noise_std=-1), "noise_std must be from 0"),
@@ -154,6 +181,10 @@ def test_classes_by_name_and_number():
         return pipeline(images, class_labels=labels, **options).images
 
     assert varied("class 2", "1", None).equal(varied(2, 1, None))
+    options = {"noise_std": 0.3, "output_type": "pt"}
+    for label in ("class 2", 2):
+        each = pipeline.denoise(images, class_labels=[2] * 3, **options).images
+        assert pipeline.denoise(images, class_labels=label, **options).images.equal(each)
     assert not varied(2, 1, None).equal(varied(2, 1, 1))
 
 
@@ -176,6 +207,9 @@ def test_a_model_that_never_lacked_its_labels_is_always_told_the_class():
     assert by_class.equal(pipeline.denoise(digits(1), class_labels=[1], **options).images)
     with pytest.raises(ValueError, match="class_labels are needed"):
         told.denoise(digits(1), **options)
+    with pytest.raises(ValueError, match="source_class_labels are needed"):
+        told.change_class(digits(1), [2])
+    assert told.change_class(digits(1), 2, 1, output_type="pt").images.shape == (1, 1, 8, 8)
 
 
 def test_a_trained_model_denoises_better_than_a_filter(editing):
@@ -232,9 +266,22 @@ def test_the_command_changes_files_and_folders(run, tmp_path, capsys):
             assert picture.size[0] > 3 * 68, "the names of the rows"
     assert results["inpaint"][..., :4].equal(images[..., :4])
     assert not any(results[task].equal(images) for task in flags)
+    inverted = ["--task", "change_class", "--class_labels", "3", "--num_inference_steps", "3"]
+    from_one = ["translate", str(run), *inverted, "--source_class_labels", "1", "--input", str(tmp_path / "given")]
+    assert main([*from_one, "--output", str(tmp_path / "from_one.npz")]) == 0
+    assert not np.array_equal(np.load(tmp_path / "from_one.npz")["images"], results["change_class"][:, 0].numpy())
     single = ["translate", str(run), "--task", "denoise", "--input", str(tmp_path / "given" / "00000.png")]
     assert main([*single, "--noise_std", "0.1", "--output", str(tmp_path / "single.npz")]) == 0
     assert np.array_equal(np.load(tmp_path / "single.npz")["images"], results["denoise"][:1, 0].numpy())
+
+
+def test_noise_is_not_resized(conditional_run, tmp_path, capsys):
+    PIL.Image.new("L", (16, 16), 128).save(tmp_path / "larger.png")
+    command = ["translate", str(conditional_run("v_prediction")), "--input", str(tmp_path / "larger.png")]
+    options = ["--num_inference_steps", "2", "--output", str(tmp_path / "out.png")]
+    assert main([*command, "--task", "denoise", *options]) == 2
+    assert "has images of 16×16 pixels, the model 8×8; resizing would change the noise" in capsys.readouterr().err
+    assert main([*command, "--task", "vary", *options]) == 0
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -243,7 +290,8 @@ def test_the_command_changes_files_and_folders(run, tmp_path, capsys):
     (["--task", "vary", "--noise_std", "1"], "noise_std belongs to the task denoise, not to vary"),
     (["--task", "denoise", "--strength", "1"], "strength belongs to the task change_class or vary, not to denoise"),
     (["--task", "vary", "--class_labels", "1", "2"], "one for each of the 3 images, not 2"),
-    (["--task", "vary", "--class_labels", "cow"], "from 0 (0), 1 (1)"),
+    (["--task", "vary", "--class_labels", "cow"], "knows no class cow, but 0 (0), 1 (1)"),
+    (["--task", "vary", "--source_class_labels", "1"], "source_class_labels belongs to the task change_class, not to"),
     (["--task", "vary", "--strength", "2"], "strength must be above 0 and at most 1, not 2"),
     (["--task", "vary", "--num_inference_steps", "0"], "num_inference_steps must be positive, not 0"),
     (["--task", "vary", "--output", "x.gif"], "output must end in .png or .npz, or be a folder, not x.gif"),

@@ -8,7 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ImagePipelineOutput,
+    SchedulerMixin,
+    UNet2DModel,
+)
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -57,7 +63,14 @@ class GuidedModel:
 
 def start_denoising(scheduler: SchedulerMixin, num_inference_steps: int, noise: Tensor) -> Tensor:
     """Set a scheduler to some steps, and scale noise, N(0, 1), to what it begins with."""
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # whose own steps end with one across the last level
+        levels = [1 - step / num_inference_steps for step in range(num_inference_steps)]
+        scheduler.set_timesteps(sigmas=levels, device=noise.device)
+    else:
+        scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    steps = scheduler.timesteps
+    if steps[-1] < 0:  # diffusers rounds "trailing" steps to one too many, for instance where 61 are asked for
+        scheduler.timesteps = steps.clamp(min=0) if hasattr(scheduler, "sigmas") else steps[:-1]
     return noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has no such attribute
 
 
@@ -211,8 +224,13 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
             The images.
 
         Raises:
-            ValueError: for an unknown class, or a guidance that cannot be.
+            ValueError: for an unknown class, a guidance or a number of steps that cannot be, another output type.
         """
+        most = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= most:
+            raise ValueError(f"num_inference_steps must be from 1 to {most}, not {num_inference_steps}")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
         if class_labels is None:
             class_labels = list(self.labels.values())
         elif isinstance(class_labels, int | str):

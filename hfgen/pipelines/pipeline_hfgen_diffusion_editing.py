@@ -90,7 +90,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         self,
         image: Images,
         strength: float = 0.5,
-        class_labels: Sequence[ClassLabel] | None = None,
+        class_labels: ClassLabel | Sequence[ClassLabel] = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -99,9 +99,9 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         """Vary images: mix them with noise and denoise that (SDEdit, Meng et al. 2022).
 
         Args:
-            image: PIL images, arrays (B, H, W, C) or tensors (B, C, H, W) in [0, 1].
-            strength: How much of the noise, from 0 to 1; 1 leaves nothing of the image.
-            class_labels: One an image, of a model that knows classes; by default no particular one.
+            image: PIL images, or arrays (B, H, W, C) or tensors (B, C, H, W) of floats, from 0 to 1 but for noise.
+            strength: How much of the noise, from 0 to 1; 1 leaves next to nothing of the image.
+            class_labels: One for all or one an image, of a model that knows classes; by default no particular one.
             guidance_scale: See `ClassConditionalDiffusionPipeline`.
             num_inference_steps: Denoising steps.
             generator: Where the noise comes from.
@@ -125,7 +125,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         self,
         image: Images,
         noise_std: float | None = None,
-        class_labels: Sequence[ClassLabel] | None = None,
+        class_labels: ClassLabel | Sequence[ClassLabel] = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 1,
         output_type: str = "pil",
@@ -157,10 +157,11 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             if not 0 <= std <= ratios[-1]:
                 raise ValueError(f"noise_std must be from 0 to {ratios[-1] / 2:.3g} for this model, not {std / 2:.3g}")
         levels = (ratios - stds.cpu()[:, None]).abs().argmin(1)
+        each = self._one_an_image(class_labels, len(images))
         results = torch.empty_like(images)
         for level in levels.unique().tolist():
             same = (levels == level).nonzero()[:, 0]
-            labels = None if class_labels is None else [class_labels[index] for index in same]
+            labels = None if each is None else [each[index] for index in same]
             model = self._model(labels, len(same), guidance_scale)
             results[same] = self._descend(model, self.alphas[level] * images[same], level, num_inference_steps)
         return self._postprocess(results, output_type)
@@ -170,7 +171,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         self,
         image: Images,
         mask_image: Images,
-        class_labels: Sequence[ClassLabel] | None = None,
+        class_labels: ClassLabel | Sequence[ClassLabel] = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
         num_resamples: int = 5,
@@ -184,7 +185,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             mask_image: White where the images are to be filled in, black where they are kept; one, or one an image.
             class_labels: See `__call__`.
             guidance_scale: See `__call__`.
-            num_inference_steps: Denoising steps.
+            num_inference_steps: Denoising steps, two or more.
             num_resamples: How often each step is taken; between two times noise is added again, so that what is filled
                 in can adapt to what is kept.
             generator: Where the noise comes from.
@@ -194,7 +195,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             The images.
 
         Raises:
-            ValueError: if the mask has another size, or for an unknown class.
+            ValueError: if the mask has another size, for fewer than two steps, or for an unknown class.
         """
         images = self._preprocess(image)
         mask = (self._preprocess(mask_image, 1).mean(1, keepdim=True) > 0).to(images.dtype)
@@ -204,6 +205,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             )
         if len(mask) not in (1, len(images)):
             raise ValueError(f"mask_image must be one, or one for each of the {len(images)} images, not {len(mask)}")
+        if num_inference_steps < 2:  # what is filled in would never have seen what is kept
+            raise ValueError(f"num_inference_steps must be 2 or more, not {num_inference_steps}")
         model = self._model(class_labels, len(images), guidance_scale)
         x = randn_tensor(images.shape, generator, images.device)
         levels = self._levels(len(self.timesteps) - 1, num_inference_steps)
@@ -221,8 +224,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
     def change_class(
         self,
         image: Images,
-        class_labels: Sequence[ClassLabel],
-        source_class_labels: Sequence[ClassLabel] | None = None,
+        class_labels: ClassLabel | Sequence[ClassLabel],
+        source_class_labels: ClassLabel | Sequence[ClassLabel] = None,
         strength: float = 0.8,
         guidance_scale: float | None = None,
         num_inference_steps: int = 50,
@@ -230,13 +233,14 @@ class DiffusionEditingPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput:
         """Make images of another class out of images, keeping style and place (DDIM inversion, Song et al. 2021).
 
-        The image is followed to the noise that it would be drawn from, as an image of its own class, and from there
-        drawn as one of another class.
+        The image is followed to the noise that it would be drawn from, as an image of its own class if that is said,
+        and from there drawn as one of another class.
 
         Args:
             image: See `__call__`.
-            class_labels: What they are to become, one an image.
-            source_class_labels: What they are, one an image; by default of no particular class.
+            class_labels: What they are to become, one for all or one an image.
+            source_class_labels: What they are, likewise; by default of no particular class, which the model has to
+                have learnt.
             strength: How far towards noise, from 0 to 1: more changes more.
             guidance_scale: How strongly the new class is enforced: by default 2, or 1 of a model that has not learnt
                 images of no particular class.
@@ -256,6 +260,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         x = self._preprocess(image)
         first = self._level_of_strength(strength)
         upwards = [0, *self._levels(first, num_inference_steps)[::-1]]
+        if source_class_labels is None and not self.config.learnt_no_class:
+            raise ValueError("the model has not learnt images of no particular class: source_class_labels are needed")
         inverting = self._model(source_class_labels, len(x), 1.0)
         x = self.alphas[0] * x  # nearly the image itself
         for level, above in itertools.pairwise(upwards):
@@ -265,13 +271,19 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         return self._postprocess(self._descend(model, x, first, num_inference_steps), output_type)
 
     def _preprocess(self, image: Images, channels: int | None = None) -> Tensor:
-        """Convert to float32 (B, C, H, W) in [−1, 1], and beyond where noise has taken the pixels."""
+        """Convert to float32 (B, C, H, W) in [−1, 1], and beyond where noise has taken the pixels.
+
+        Raises:
+            ValueError: for arrays and tensors of whole numbers, whose range would be another.
+        """
         if isinstance(image, PIL.Image.Image | list):
             pictures = [image] if isinstance(image, PIL.Image.Image) else image
             mode = "L" if (channels or self.unet.config.in_channels) == 1 else "RGB"
             image = VaeImageProcessor.pil_to_numpy([picture.convert(mode) for picture in pictures])
         if isinstance(image, np.ndarray):
             image = VaeImageProcessor.numpy_to_pt(image)
+        if not image.is_floating_point():
+            raise ValueError(f"images must be floats, with pixels from 0 to 1, not {image.dtype}")
         return 2 * image.to(self._execution_device, torch.float32) - 1
 
     def _postprocess(self, images: Tensor, output_type: str) -> ImagePipelineOutput:
@@ -286,10 +298,22 @@ class DiffusionEditingPipeline(DiffusionPipeline):
 
     def _levels(self, first: int, num_inference_steps: int) -> list[int]:
         """Return the noise levels to visit from one down, evenly; below the last one is the image."""
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
         spaced = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().int().tolist()
         return sorted(set(spaced), reverse=True)
 
-    def _model(self, class_labels: Sequence[ClassLabel] | None, count: int, guidance_scale: float) -> Model:
+    def _one_an_image(
+        self, class_labels: ClassLabel | Sequence[ClassLabel], count: int
+    ) -> Sequence[ClassLabel] | None:
+        """Return a label for each image, or None if none is given."""
+        if isinstance(class_labels, int | str):
+            return [class_labels] * count
+        if class_labels is not None and len(class_labels) != count:
+            raise ValueError(f"class_labels must be one for all or one for each of the {count} images")
+        return class_labels
+
+    def _model(self, class_labels: ClassLabel | Sequence[ClassLabel], count: int, guidance_scale: float) -> Model:
         """Return the network as a function of x and timestep, for these classes."""
         nothing = self.unet.config.num_class_embeds
         if class_labels is None and guidance_scale != 1:
@@ -307,15 +331,15 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             known |= {number: number, str(number): number}
         names = {name: number for number, name in self.config.id2label.items()}
         known |= {name.lower(): number for name, number in names.items()} | names
-        asked = [None] * count if class_labels is None else class_labels
+        asked = self._one_an_image(class_labels, count) or [None] * count
 
         def find(label: ClassLabel) -> int | None:
             return known.get(label, known.get(label.lower()) if isinstance(label, str) else None)
 
         found = [find(label) for label in asked]
-        if None in found or len(found) != count:
+        if None in found:
             listed = ", ".join(f"{name} ({number})" for name, number in names.items())
-            raise ValueError(f"class_labels must be one for each of the {count} images, from {listed}, not {asked}")
+            raise ValueError(f"the model knows no class {asked[found.index(None)]}, but {listed}")
         classes = torch.tensor(found, device=self._execution_device)
         both = torch.cat([classes, torch.full_like(classes, nothing - 1)])
 

@@ -77,7 +77,8 @@ class DiffusionTask:
     def pipeline(self) -> DiffusionPipeline:
         """Return the pipeline, which loads anywhere with diffusers alone."""
         if self.config.class_conditional:
-            solver = make_scheduler(self.config.scheduler, self.scheduler)  # draws well in few steps, as it comes
+            # one that draws well in few steps, as it comes
+            solver = make_scheduler(self.config.scheduler, self.scheduler, self.config.num_inference_steps)
             names = dict(enumerate(self.label_names))
             return ClassConditionalDiffusionPipeline(self.unet, solver, names, self.config.class_dropout_prob > 0)
         return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
@@ -139,8 +140,8 @@ def make_unet(config: DDPMConfig, image_shape: tuple[int, int, int], num_classes
 def make_noise_schedule(config: DDPMConfig) -> SchedulerMixin:
     """Build the scheduler that holds the noise levels of training.
 
-    Where betas go from a first to a last one, these are 1e-4 and 0.02 for 1,000 levels (Ho et al. 2020, section 4), and
-    for T levels 1,000/T times that, so that few levels end in noise as well (Nichol and Dhariwal 2021).
+    Where betas go from a first to a last one, these are 1e-4 and 0.02 for 1,000 levels (Ho et al. 2020, section 4),
+    and for T levels 1,000/T times that, so that few levels end in noise as well (Nichol and Dhariwal 2021).
     """
     if config.prediction_type == FLOW_PREDICTION:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps)
