@@ -59,11 +59,12 @@ def require_diffusion(pipeline: DiffusionPipeline) -> None:
 
 
 def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[str, Any]:
-    """Return how a run draws its own grids, as `sample` takes it; of a model without a run, what it was saved with.
+    """Return how a run draws its own grids, as `sample` takes it.
 
     Args:
         pipeline: What draws.
-        run: The fields of its configuration, or none.
+        run: The fields of its configuration. Without any, a VAE and a GAN are drawn from as they were saved, and a
+            diffusion by the scheduler, the steps and the guidance that a configuration has by default.
     """
     saved = {}
     if type(pipeline) in ONE_STEP:
