@@ -226,7 +226,13 @@ def _command(facts: dict[str, Any], model: str) -> str:
         return (
             f"`hfgen translate {model} --input pictures --output made{noise}` takes a folder of pictures of any size."
         )
-    return f"`hfgen sample {model} --output grid.png` draws a grid."
+    sampler = own_sampler(facts["class_name"], facts["config"])
+    flags = "".join(
+        f" --{name} {sampler[name]}"  # the others are saved with the model
+        for name in ("scheduler", "num_inference_steps", "guidance_scale")
+        if name in sampler
+    )
+    return f"`hfgen sample {model}{flags} --output grid.png` draws a grid."
 
 
 def _quality(facts: dict[str, Any]) -> list[str]:

@@ -351,8 +351,13 @@ def test_the_code_in_the_page_fits_the_sampler_of_its_picture(ask, run, tmp_path
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     answer = ask(arguments=["card", str(copy), "--repo_id", str(copy)])
     assert answer["status"] == 0, answer["output"]
-    (code,) = re.findall(r"```python\n(.*?)```", (copy / "README.md").read_text(), re.DOTALL)
+    page = (copy / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert ask(code=f"import os; os.chdir({str(tmp_path)!r})\n" + code)["status"] == 0
+    assert (
+        f"`hfgen sample {copy} --scheduler {scheduler} --num_inference_steps {config['num_inference_steps']} --"
+        in page
+    )
     assert ("DPMSolverMultistepScheduler" in code, "DDIMScheduler" in code) == (
         scheduler == "dpmsolver",
         scheduler == "ddim",
