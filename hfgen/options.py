@@ -90,9 +90,9 @@ class TranslateConfig:
         run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id.
         revision: Branch, tag or commit of a Hub id.
         trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
-        input: A picture, a folder of pictures, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). An
-            image-to-image model takes each at its own size, and what cannot be read is left out and named. For a
-            diffusion model they are brought to its size and channels as training images are.
+        input: A picture, a folder of pictures, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). What
+            cannot be read is left out and named. An image-to-image model takes each at its own size; for a diffusion
+            model they are brought to its size and channels as training images are, but not to denoise them.
         task: What a diffusion model is to do, while an image-to-image model does what it was trained for: `denoise`
             (remove white noise), `vary` (make similar images), `inpaint` (fill in what the mask shows) or
             `change_class`.

@@ -53,10 +53,8 @@ def translate(config: TranslateConfig) -> tuple[int, dict[Path, str]]:
     loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
     loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     unreadable: dict[Path, str] = {}
-    if isinstance(loaded, ImageTranslationPipeline):
-        parts = _by_network(loaded, config, _files(config), unreadable)
-    else:
-        parts = _by_diffusion(loaded, config)
+    by_what = _by_network if isinstance(loaded, ImageTranslationPipeline) else _by_diffusion
+    parts = by_what(loaded, config, unreadable)
     count = _save_each(parts, output, config) if not output.suffix else _save_together(parts, output, config)
     if not count:
         raise UserError(_nothing_read(config.input, unreadable))
@@ -112,7 +110,7 @@ def _files(config: TranslateConfig) -> list[Path]:
 
 
 def _by_network(
-    pipeline: ImageTranslationPipeline, config: TranslateConfig, files: list[Path], unreadable: dict[Path, str]
+    pipeline: ImageTranslationPipeline, config: TranslateConfig, unreadable: dict[Path, str]
 ) -> Iterator[Translated]:
     """Let an image-to-image model translate images of any size, some at a time; note what cannot be read."""
     if config.task:
@@ -126,8 +124,7 @@ def _by_network(
     if network is None:
         raise UserError(f"{config.run_or_repo} knows one direction only, so that there is no inverse")
     options = {name: getattr(config, name) for name in ("noise_std", "inverse", "tile_size")}
-    source = Path(config.input).expanduser()
-    for part in _at_a_time(_pictures(source, files, network.config.in_channels, unreadable)):
+    for part in _at_a_time(_pictures(config, network.config.in_channels, None, unreadable)):
         given = [image for _, image in part]
         try:
             made = pipeline(given, **options, batch_size=len(given), output_type="pt").images
@@ -137,18 +134,19 @@ def _by_network(
 
 
 def _pictures(
-    source: Path, files: list[Path], channels: int, unreadable: dict[Path, str]
+    config: TranslateConfig, channels: int, resolution: int | None, unreadable: dict[Path, str]
 ) -> Iterator[tuple[str, Tensor]]:
     """Read the pictures of files, or the images of an .npz file, as training does: names and uint8 (C, H, W)."""
+    source = Path(config.input).expanduser()
     if source.suffix == ".npz":
-        for number, image in enumerate(load_images(str(source), channels=channels).images):
+        for number, image in enumerate(load_images(str(source), channels=channels, resolution=resolution).images):
             yield f"{number:05d}", image
         return
     names: set[str] = set()
-    for file in files:
+    for file in _files(config):
         try:
             with PIL.Image.open(file) as opened:
-                image = torch.from_numpy(to_array(opened, None, channels).copy())
+                image = torch.from_numpy(to_array(opened, resolution, channels).copy())
         except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
             unreadable[file] = str(error)
             continue
@@ -170,23 +168,33 @@ def _at_a_time(images: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str,
         yield part
 
 
-def _by_diffusion(loaded: DiffusionPipeline, config: TranslateConfig) -> Iterator[Translated]:
+def _by_diffusion(
+    loaded: DiffusionPipeline, config: TranslateConfig, unreadable: dict[Path, str]
+) -> Iterator[Translated]:
     """Let a diffusion model change images, brought to its size and channels."""
     if unused := [name for name in ("inverse", "tile_size") if getattr(config, name)]:
         raise UserError(f"{unused[0]} belongs to image-to-image models, which {config.run_or_repo} is not")
     if config.task is None:
         raise UserError("a diffusion model needs --task: denoise, vary, inpaint or change_class")
     pipeline = editing_pipeline(loaded)
-    shape = image_shape_of(loaded)
-    given = _load(config.input, shape, resize=config.task != "denoise")
+    channels, height, width = image_shape_of(loaded)
+    resolution = height if height == width and config.task != "denoise" else None
+    pictures = dict(_pictures(config, channels, resolution, unreadable))
+    for name, picture in pictures.items():
+        if picture.shape[1:] != (height, width):
+            raise UserError(
+                f"{name} has {picture.shape[2]}×{picture.shape[1]} pixels, the model {width}×{height}"
+                + ("; resizing would change the noise" if config.task == "denoise" else "")
+            )
+    if not pictures:
+        return
+    names, given = [*pictures], torch.stack([*pictures.values()])
     labels = {
         name: _one_an_image(name, getattr(config, name), len(given))
         for name in ("class_labels", "source_class_labels")
         if getattr(config, name)
     }
-    masks = _load(config.mask, (1, *shape[1:])).float() / 255 if config.mask else None
-    if masks is not None and len(masks) not in (1, len(given)):
-        raise UserError(f"mask must be one picture, or one for each of the {len(given)} images, not {len(masks)}")
+    masks = _masks(config.mask, height, width, len(given)) if config.mask else None
     for first in range(0, len(given), BATCH_SIZE):
         images = given[first : first + BATCH_SIZE].float() / 255
         numbers = range(first, first + len(images))
@@ -204,7 +212,8 @@ def _by_diffusion(loaded: DiffusionPipeline, config: TranslateConfig) -> Iterato
             made = function(images, **options).images
         except ValueError as error:
             raise UserError(str(error)) from error
-        yield Translated([f"{i:05d}" for i in numbers], [*given[first : numbers.stop]], [*to_uint8(made * 2 - 1)])
+        part = slice(first, numbers.stop)
+        yield Translated(names[part], [*given[part]], [*to_uint8(made * 2 - 1)])
 
 
 def editing_pipeline(loaded: DiffusionPipeline) -> DiffusionEditingPipeline:
@@ -218,16 +227,14 @@ def editing_pipeline(loaded: DiffusionPipeline) -> DiffusionEditingPipeline:
     return DiffusionEditingPipeline(loaded.unet, loaded.scheduler, **of_classes)
 
 
-def _load(source: str, shape: tuple[int, int, int], *, resize: bool = True) -> Tensor:
-    """Load images with the channels of a shape (C, H, W), brought to its height and width or refused."""
-    channels, height, width = shape
-    images = load_images(source, channels=channels, resolution=height if resize and height == width else None).images
-    if tuple(images.shape[1:]) != shape:
-        raise UserError(
-            f"{source} has images of {images.shape[3]}×{images.shape[2]} pixels, the model {width}×{height}"
-            + ("" if resize else "; resizing would change the noise")
-        )
-    return images
+def _masks(source: str, height: int, width: int, count: int) -> Tensor:
+    """Load masks, one or as many as there are images, brought to their size: float (N, 1, H, W) in [0, 1]."""
+    masks = load_images(source, channels=1, resolution=height if height == width else None).images
+    if masks.shape[2:] != (height, width):
+        raise UserError(f"the mask has {masks.shape[3]}×{masks.shape[2]} pixels, the images {width}×{height}")
+    if len(masks) not in (1, count):
+        raise UserError(f"mask must be one picture, or one for each of the {count} images, not {len(masks)}")
+    return masks.float() / 255
 
 
 def _one_an_image(name: str, labels: list[str], count: int) -> list[str]:

@@ -159,6 +159,17 @@ def test_classes_by_name_and_by_number(pipeline):
     assert len(pipeline(num_inference_steps=2).images) == 3, "one of each"
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    ({"num_inference_steps": 0}, "num_inference_steps must be from 1 to 1000, not 0"),
+    ({"num_inference_steps": 2000}, "num_inference_steps must be from 1 to 1000, not 2000"),
+    ({"output_type": "numpy"}, "output_type must be pil, np or pt, not numpy"),
+    ({"class_labels": []}, "class_labels must be one class or more"),
+])  # fmt: skip
+def test_impossible_requests_are_refused(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**options)
+
+
 def test_negative_classes_and_their_number(pipeline):
     plain = drawn(pipeline, "cat", "dog", guidance_scale=5.0)
     other = drawn(pipeline, "cat", "dog", guidance_scale=5.0, negative_class_labels="7")

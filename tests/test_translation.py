@@ -156,7 +156,8 @@ def test_the_noise_of_an_image_is_estimated():
 @pytest.mark.parametrize(("call", "message"), [
     (lambda p, x: p(x, strength=0), "strength must be above 0 and at most 1, not 0"),
     (lambda p, x: p(x, class_labels=["cow"] * len(x)), r"the model knows no class cow, but class 0 \(0\), class"),
-    (lambda p, x: p(x, num_inference_steps=0), "num_inference_steps must be 1 or more, not 0"),
+    (lambda p, x: p(x, num_inference_steps=0), "num_inference_steps must be from 1 to 1000, not 0"),
+    (lambda p, x: p.inpaint(x, 0 * x), "mask_image is white nowhere"),
     (lambda p, x: p.inpaint(x, x, num_inference_steps=1), "num_inference_steps must be 2 or more, not 1"),
     (lambda p, x: p((255 * x).byte()), "images must be floats, with pixels from 0 to 1, not torch.uint8"),
     (lambda p, x: p(x, class_labels=[0]), "one for each of the 20 images"),
@@ -275,12 +276,22 @@ def test_the_command_changes_files_and_folders(run, tmp_path, capsys):
     assert np.array_equal(np.load(tmp_path / "single.npz")["images"], results["denoise"][:1, 0].numpy())
 
 
+def test_what_cannot_be_read_is_left_out_and_named(conditional_run, tmp_path, capsys):
+    save_images((digits(2) * 255).to(torch.uint8), tmp_path / "given")
+    (tmp_path / "given" / "00000.png").rename(tmp_path / "given" / "seven.png")
+    (tmp_path / "given" / "broken.png").write_bytes(b"no picture")
+    command = ["translate", str(conditional_run("v_prediction")), "--input", str(tmp_path / "given")]
+    assert main([*command, "--task", "vary", "--num_inference_steps", "2", "--output", str(tmp_path / "made")]) == 1
+    assert "broken.png" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["00001.png", "seven.png"]
+
+
 def test_noise_is_not_resized(conditional_run, tmp_path, capsys):
     PIL.Image.new("L", (16, 16), 128).save(tmp_path / "larger.png")
     command = ["translate", str(conditional_run("v_prediction")), "--input", str(tmp_path / "larger.png")]
     options = ["--num_inference_steps", "2", "--output", str(tmp_path / "out.png")]
     assert main([*command, "--task", "denoise", *options]) == 2
-    assert "has images of 16×16 pixels, the model 8×8; resizing would change the noise" in capsys.readouterr().err
+    assert "larger has 16×16 pixels, the model 8×8; resizing would change the noise" in capsys.readouterr().err
     assert main([*command, "--task", "vary", *options]) == 0
 
 

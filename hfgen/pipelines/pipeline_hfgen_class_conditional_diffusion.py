@@ -235,6 +235,8 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
             class_labels = list(self.labels.values())
         elif isinstance(class_labels, int | str):
             class_labels = [class_labels]
+        if not len(class_labels):
+            raise ValueError("class_labels must be one class or more, not none")
         model = self.guided(class_labels, guidance_scale, guidance_interval, negative_class_labels)
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size

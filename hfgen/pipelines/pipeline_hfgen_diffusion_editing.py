@@ -195,7 +195,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             The images.
 
         Raises:
-            ValueError: if the mask has another size, for fewer than two steps, or for an unknown class.
+            ValueError: if the mask has another size or no white, for fewer than two steps, or for an unknown class.
         """
         images = self._preprocess(image)
         mask = (self._preprocess(mask_image, 1).mean(1, keepdim=True) > 0).to(images.dtype)
@@ -205,6 +205,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             )
         if len(mask) not in (1, len(images)):
             raise ValueError(f"mask_image must be one, or one for each of the {len(images)} images, not {len(mask)}")
+        if not mask.any():
+            raise ValueError("mask_image is white nowhere, so that there is nothing to fill in")
         if num_inference_steps < 2:  # what is filled in would never have seen what is kept
             raise ValueError(f"num_inference_steps must be 2 or more, not {num_inference_steps}")
         model = self._model(class_labels, len(images), guidance_scale)
@@ -298,8 +300,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
 
     def _levels(self, first: int, num_inference_steps: int) -> list[int]:
         """Return the noise levels to visit from one down, evenly; below the last one is the image."""
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
+        if not 1 <= num_inference_steps <= len(self.timesteps):
+            raise ValueError(f"num_inference_steps must be from 1 to {len(self.timesteps)}, not {num_inference_steps}")
         spaced = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().int().tolist()
         return sorted(set(spaced), reverse=True)
 
