@@ -26,6 +26,7 @@ SHORT_NAMES = {
     "ddpm": "DDPMScheduler",
     "deis": "DEISMultistepScheduler",
     "dpmsolver": "DPMSolverMultistepScheduler",
+    "dpmsolver_sde": "DPMSolverMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler_a": "EulerAncestralDiscreteScheduler",
     "flow_euler": "FlowMatchEulerDiscreteScheduler",
@@ -33,6 +34,11 @@ SHORT_NAMES = {
     "heun": "HeunDiscreteScheduler",
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
+}
+# What a short name says besides the class.
+SETTINGS = {
+    "dpmsolver": {"algorithm_type": "dpmsolver++"},
+    "dpmsolver_sde": {"algorithm_type": "sde-dpmsolver++"},  # adds noise in every step, as ddpm does
 }
 # Solvers of diffusion models that also follow a flow, if they are told.
 FLOW_SOLVERS = {
@@ -65,7 +71,7 @@ def make_scheduler(name: str, own: SchedulerMixin, num_inference_steps: int) -> 
             f"there is no scheduler {name}{f'; did you mean {near[0]}?' if near else '.'} These fit the model: "
             + ", ".join(suitable_schedulers(own, num_inference_steps))
         )
-    scheduler = _from_config(SHORT_NAMES.get(name, name), own)
+    scheduler = _from_config(name, own)
     if scheduler is None or not recovers_known_image(scheduler, own, num_inference_steps):
         fitting = ", ".join(suitable_schedulers(own, num_inference_steps))
         raise UserError(
@@ -78,13 +84,15 @@ def make_scheduler(name: str, own: SchedulerMixin, num_inference_steps: int) -> 
 
 def suitable_schedulers(own: SchedulerMixin, num_inference_steps: int) -> list[str]:
     """List the schedulers that fit a model in so many steps: short names where there is one, else class names."""
-    short = {class_name: name for name, class_name in SHORT_NAMES.items()}
+    classes = _class_names(own)
+    names = [name for name, class_name in SHORT_NAMES.items() if class_name in classes]
+    names += sorted(classes - set(SHORT_NAMES.values()))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # those that do not fit complain
     try:
-        built = {name: _from_config(name, own) for name in sorted(_class_names(own))}
+        built = {name: _from_config(name, own) for name in names}
         return [
-            short.get(name, name)
+            name
             for name, scheduler in built.items()
             if scheduler is not None and recovers_known_image(scheduler, own, num_inference_steps)
         ]
@@ -98,7 +106,8 @@ def _class_names(own: SchedulerMixin) -> set[str]:
     return {type(own).__name__, *(c.__name__ for c in own.compatibles)}
 
 
-def _from_config(class_name: str, own: SchedulerMixin) -> SchedulerMixin | None:
+def _from_config(name: str, own: SchedulerMixin) -> SchedulerMixin | None:
+    class_name = SHORT_NAMES.get(name, name)
     if class_name not in _class_names(own):
         return None
     config = dict(own.config)
@@ -109,7 +118,7 @@ def _from_config(class_name: str, own: SchedulerMixin) -> SchedulerMixin | None:
             "use_flow_sigmas": True,
         }
     try:
-        return getattr(diffusers, class_name).from_config(config, **levels)
+        return getattr(diffusers, class_name).from_config(config, **levels, **SETTINGS.get(name, {}))
     except (ImportError, NotImplementedError, ValueError):  # needs a package that is not there, or does not fit
         return None
 

@@ -13,7 +13,7 @@ class SamplerOptions:
 
     Args:
         num_inference_steps: Denoising steps of a diffusion.
-        scheduler: ddpm, ddim, deis, dpmsolver, euler, euler_a, heun, pndm, unipc, for a flow also flow_euler and
+        scheduler: ddpm, ddim, deis, dpmsolver, dpmsolver_sde, euler, euler_a, heun, pndm, unipc, for a flow also flow_euler and
             flow_heun, or the class name of any diffusers scheduler that fits the model.
         guidance_scale: How strongly a diffusion enforces the class (classifier-free guidance); 1 is the model's own
             distribution, more gives clearer and less varied images.
@@ -306,7 +306,7 @@ class CompareSamplersConfig(MeasuringOptions):
     """
 
     runs: list[str] = field(default_factory=list)
-    scheduler: list[str] = field(default_factory=lambda: ["ddim", "dpmsolver", "unipc"])
+    scheduler: list[str] = field(default_factory=lambda: ["ddim", "dpmsolver", "dpmsolver_sde", "unipc"])
     num_inference_steps: list[int] = field(default_factory=lambda: [5, 10, 15, 20, 50])
     guidance_scale: list[float] = field(default_factory=list)
     guidance_interval: list[float] = field(default_factory=list)

@@ -110,6 +110,16 @@ def test_a_number_of_steps_that_diffusers_rounds_wrongly_asks_for_no_level_below
     torch.testing.assert_close(made, image, atol=0.03, rtol=0)
 
 
+def test_a_short_name_says_what_kind_of_solver():
+    own = make_pipeline().scheduler
+    stochastic = make_scheduler("dpmsolver_sde", own, 4)
+    assert stochastic.config.algorithm_type == "sde-dpmsolver++"
+    assert make_scheduler("dpmsolver", stochastic, 4).config.algorithm_type == "dpmsolver++", "whatever was saved"
+    first, second, other = (images_of(make_pipeline(), scheduler="dpmsolver_sde", seed=seed) for seed in (0, 0, 1))
+    assert first.equal(second)
+    assert not first.equal(other)
+
+
 def test_too_few_steps_for_a_scheduler_are_refused():
     with pytest.raises(UserError, match="pndm does not fit .*, in 2 steps; these do: ddim"):
         images_of(make_pipeline(), scheduler="pndm", num_inference_steps=2)
