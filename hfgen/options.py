@@ -13,8 +13,8 @@ class SamplerOptions:
 
     Args:
         num_inference_steps: Denoising steps of a diffusion.
-        scheduler: ddpm, ddim, deis, dpmsolver, dpmsolver_sde, euler, euler_a, heun, pndm, unipc, for a flow also flow_euler and
-            flow_heun, or the class name of any diffusers scheduler that fits the model.
+        scheduler: ddpm, ddim, deis, dpmsolver, dpmsolver_sde, euler, euler_a, heun, pndm, unipc, for a flow also
+            flow_euler and flow_heun, or the class name of any diffusers scheduler that fits the model.
         guidance_scale: How strongly a diffusion enforces the class (classifier-free guidance); 1 is the model's own
             distribution, more gives clearer and less varied images.
         guidance_interval: Part of the denoising in which guidance is applied, as two shares of the noise levels, 0 the
