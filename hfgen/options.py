@@ -92,7 +92,7 @@ class TranslateConfig:
         trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
         input: A picture, a folder of pictures, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). What
             cannot be read is left out and named. An image-to-image model takes each at its own size; for a diffusion
-            model they are brought to its size and channels as training images are, but not to denoise them.
+            model they are brought to its size and channels as training images are, but not if noise_std is given.
         task: What a diffusion model is to do, while an image-to-image model does what it was trained for: `denoise`
             (remove white noise), `vary` (make similar images), `inpaint` (fill in what the mask shows) or
             `change_class`.

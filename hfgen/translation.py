@@ -178,13 +178,13 @@ def _by_diffusion(
         raise UserError("a diffusion model needs --task: denoise, vary, inpaint or change_class")
     pipeline = editing_pipeline(loaded)
     channels, height, width = image_shape_of(loaded)
-    resolution = height if height == width and config.task != "denoise" else None
+    resolution = height if height == width and config.noise_std is None else None
     pictures = dict(_pictures(config, channels, resolution, unreadable))
     for name, picture in pictures.items():
         if picture.shape[1:] != (height, width):
             raise UserError(
                 f"{name} has {picture.shape[2]}×{picture.shape[1]} pixels, the model {width}×{height}"
-                + ("; resizing would change the noise" if config.task == "denoise" else "")
+                + ("" if config.noise_std is None else "; resizing would change noise_std")
             )
     if not pictures:
         return
