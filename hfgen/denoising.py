@@ -110,7 +110,7 @@ def _from_config(name: str, own: SchedulerMixin) -> SchedulerMixin | None:
     class_name = SHORT_NAMES.get(name, name)
     if class_name not in _class_names(own):
         return None
-    config = dict(own.config)
+    config = own.config
     levels = {name: config[name] for name in NOISE_LEVELS if name in config}
     if class_name in FLOW_SOLVERS and prediction_type_of(own) == FLOW_PREDICTION:
         config = {
