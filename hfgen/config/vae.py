@@ -20,6 +20,8 @@ class VAEConfig(TrainingConfig):
         decoder_block_out_channels: Channels after each of the decoder's transposed convolutions but the last, which
             makes the image; by default the encoder's, reversed.
         decoder_hidden_sizes: Features of the decoder's linear layers; by default the encoder's, reversed.
+        activate_decoder_input: Apply the activation between the decoder's last linear layer and its first transposed
+            convolution.
         layers_per_block: Residual blocks after each convolution of the encoder and before each of the decoder.
         norm_num_groups: Groups of the group norms in these blocks.
         act_fn: Activation, `relu` or `silu` for instance.
@@ -51,6 +53,7 @@ class VAEConfig(TrainingConfig):
     hidden_sizes: list[int] = field(default_factory=lambda: [400])
     decoder_block_out_channels: list[int] | None = None
     decoder_hidden_sizes: list[int] | None = None
+    activate_decoder_input: bool = True
     layers_per_block: int = 0
     norm_num_groups: int = 8
     act_fn: str = "relu"

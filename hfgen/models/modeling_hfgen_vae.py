@@ -115,18 +115,25 @@ class Downsampling(nn.Sequential):
 
 
 class Upsampling(nn.Sequential):
-    """An activation, then transposed convolutions with activations between them; (B, C, H, W) to (B, C', 2ⁿ H, 2ⁿ W).
+    """Transposed convolutions, before each an activation; (B, C, H, W) to (B, C', 2ⁿ H, 2ⁿ W).
 
-    The first n of them have stride 2, the rest stride 1; before each are residual blocks.
+    The first n of them have stride 2, the rest stride 1; before each are residual blocks. The first activation may be
+    left out.
     """
 
     def __init__(
-        self, channels: Sequence[int], doublings: int, layers_per_block: int, norm_num_groups: int, act_fn: str
+        self,
+        channels: Sequence[int],
+        doublings: int,
+        activate_input: bool,
+        layers_per_block: int,
+        norm_num_groups: int,
+        act_fn: str,
     ):
         super().__init__()
         for index, (before, after) in enumerate(pairwise(channels)):
             stride = {"stride": 2, "output_padding": 1} if index < doublings else {}
-            self.append(get_activation(act_fn))
+            self.append(get_activation(act_fn) if index or activate_input else nn.Identity())
             self.extend(ResidualBlock(before, norm_num_groups, act_fn) for _ in range(layers_per_block))
             self.append(nn.ConvTranspose2d(before, after, 3, padding=1, **stride))
 
@@ -153,6 +160,8 @@ class VAEModel(ModelMixin, ConfigMixin):
         pixel_distribution: p(x | z) of a pixel in [0, 1]: `bernoulli`, `gaussian` (one standard deviation for all
             pixels, learnt; Rybkin et al. 2021) or `logistic` (discretised, with a scale for each pixel).
         num_classes: Classes that encoder and decoder are told, or None.
+        activate_decoder_input: Apply the activation between the decoder's last linear layer and its first transposed
+            convolution.
 
     Raises:
         ValueError: if the convolutions do not fit the images, or each other.
@@ -173,6 +182,7 @@ class VAEModel(ModelMixin, ConfigMixin):
         act_fn: str = "relu",
         pixel_distribution: str = "bernoulli",
         num_classes: int | None = None,
+        activate_decoder_input: bool = True,
     ):
         super().__init__()
         if pixel_distribution not in ("bernoulli", "gaussian", "logistic"):
@@ -203,7 +213,7 @@ class VAEModel(ModelMixin, ConfigMixin):
         decoder_channels = [encoder_channels[-1], *decoder_block_out_channels] if halvings else []
         self.inner_shape = ([*decoder_channels, out_channels][0], *inner)
         self.from_latents = mlp([latent_dim + classes, *decoder_hidden_sizes, math.prod(self.inner_shape)], act_fn)
-        self.up = Upsampling([*decoder_channels, out_channels], halvings, *blocks)
+        self.up = Upsampling([*decoder_channels, out_channels], halvings, activate_decoder_input, *blocks)
         if pixel_distribution == "gaussian":
             self.log_std = nn.Parameter(torch.zeros(()))
 

@@ -71,6 +71,7 @@ class VAETask:
                 act_fn=config.act_fn,
                 pixel_distribution=config.pixel_distribution.removesuffix("_analytic"),
                 num_classes=len(self.label_names) or None,
+                activate_decoder_input=config.activate_decoder_input,
             )
         except ValueError as error:
             raise UserError(str(error)) from error
