@@ -8,6 +8,7 @@ from urllib.parse import quote
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hfgen.checkpoints import list_steps
 from hfgen.config.samplers import own_sampler
 from hfgen.figures import save_film
 from hfgen.files import complete_or_absent
@@ -108,7 +109,7 @@ def write_gallery(folder: Path) -> Path:
 
 def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str]:
     """Put the pictures of a page beside it, and return their names."""
-    samples = sorted((run / "samples").glob("step-*.png"))
+    samples = list_steps(run / "samples", ".png")
     if samples:
         _copy(samples[-1], folder / FIGURES / SAMPLES)
     if facts["kind"] in (DDPM, CLASS_CONDITIONAL):

@@ -25,6 +25,7 @@ from hfgen.config import (
     TranslationConfig,
     VAEConfig,
 )
+from hfgen.config.training import CONFIG_FILE
 from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 from hfgen.options import (
     AnalyzeConfig,
@@ -345,6 +346,8 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str, positio
         file = parser.parse_args(arguments).config
         if file is not None:
             values = _read_config_file(file)
+            if folder := _run_of(file):
+                values["output_dir"] = folder
             if unknown := [key for key in values if key not in known]:
                 raise UserError(f"{file} has an unknown field {unknown[0]}" + _suggestion(unknown[:1], sorted(known)))
             parser.set_defaults(parser.parse_object(values, defaults=False).as_dict())
@@ -404,6 +407,13 @@ def _read_config_file(name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold fields and their values, one `field: value` a line")
     return values
+
+
+def _run_of(file: str) -> str | None:
+    """Return the folder of the run whose configuration a file is: there it goes on, wherever it was begun."""
+    path = Path(file)
+    of_run = path.name == CONFIG_FILE and any((path.parent / name).exists() for name in ("checkpoints", ".lock"))
+    return str(path.parent) if of_run else None
 
 
 def _suggestion(words: Sequence[str], known: Iterable[str], prefix: str = "") -> str:

@@ -18,6 +18,7 @@ from hfgen.figures import (
     save_picture,
 )
 from hfgen.files import complete_or_absent
+from hfgen.records import OUTDATED
 
 RECORD = "evaluation.json"
 PAGE = "evaluation.md"
@@ -146,6 +147,7 @@ def results_page(folders: list[Path], place: Path) -> str:
             (_link(file.resolve().parent, place), json.loads(file.read_text()))
             for folder in folders
             for file in sorted(folder.rglob(name))
+            if OUTDATED not in file.relative_to(folder).parts
         ]
         for name in (RECORD, ANALYSIS_RECORD)
     )

@@ -4,26 +4,28 @@ import contextlib
 import ctypes
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from hfgen import hub
-from hfgen.checkpoints import find_checkpoint
-from hfgen.config.training import TrainingConfig, changed_fields
+from hfgen.checkpoints import find_checkpoint, list_checkpoints, read_position
+from hfgen.config.training import CONFIG_FILE, TrainingConfig, changed_fields, read_fields
 from hfgen.data import ImageData, load_images, placed_source
 from hfgen.errors import PublishingError, TrainingError, UserError
-from hfgen.records import CONFIG_FILE
+from hfgen.files import INCOMPLETE
 from hfgen.seeds import derive_seed
 from hfgen.tasks import Task
 from hfgen.training import Trainer
+
+T = TypeVar("T")
 
 
 def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task]) -> Path:
@@ -50,10 +52,11 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
     config = dataclasses.replace(
         config,
         mixed_precision=config.mixed_precision or native_precision(),
-        **{name: placed_source(value) for name in config.dataset_fields if (value := getattr(config, name))},
+        **placed_fields(config, config.to_dict()),
     )
-    run = Path(config.output_dir)
-    checkpoint = _check_run_folder(config, run)
+    run = Path(config.output_dir).expanduser()
+    with _usable(run):
+        _check_run_folder(config, run)
     accelerator = _make_accelerator(config)
     keep_freed_memory()
     data = _load_data(config, accelerator)
@@ -62,6 +65,10 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
     if config.push_to_hub:
         _prepare_repo(config, accelerator, task.index_file)
     with _only_training_in(run, accelerator):
+        # Again, since another run may have come and gone in it meanwhile.
+        checkpoint = _on_all_processes(accelerator, lambda: _check_run_folder(config, run, accelerator.print))
+        if config.resume_from_checkpoint and checkpoint is None:
+            accelerator.print(f"There is nothing to resume in {run}, so training begins at step 0")
         trainer = Trainer(config, task, data, accelerator, run)
         try:
             if checkpoint:
@@ -130,9 +137,19 @@ def _prepare_repo(config: TrainingConfig, accelerator: Accelerator, index_file: 
 
 
 @contextlib.contextmanager
+def _usable(run: Path) -> Iterator[None]:
+    """Say of a folder that cannot be read or made that it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"output_dir {run} cannot be used ({error.strerror}); name another folder") from error
+
+
+@contextlib.contextmanager
 def _only_training_in(run: Path, accelerator: Accelerator) -> Iterator[None]:
     """Keep a second training out of a run folder."""
-    run.mkdir(parents=True, exist_ok=True)
+    with _usable(run):
+        run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock", timeout=0)
     taken = torch.zeros(1, device=accelerator.device)
     if accelerator.is_main_process:
@@ -171,8 +188,21 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def _check_run_folder(config: TrainingConfig, run: Path) -> Path | None:
-    """Return the checkpoint to resume from, if any; refuse to overwrite a run or to resume another one."""
+def placed_fields(config: TrainingConfig, fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fields that name places on this machine, so that they mean the same in whatever folder."""
+    data = {name: placed_source(fields[name]) for name in config.dataset_fields if fields.get(name)}
+    folders = {name: fields[name] for name in config.folder_fields if fields.get(name)}
+    return data | {name: str(Path(folder).expanduser().absolute()) for name, folder in folders.items()}
+
+
+def _check_run_folder(
+    config: TrainingConfig, run: Path, report: Callable[[str], None] = lambda message: None
+) -> Path | None:
+    """Find the checkpoint to resume from, if any.
+
+    Raises:
+        UserError: if something else than a run is in the folder, or a run that is not to be resumed or is another one.
+    """
     saved = run / CONFIG_FILE
     if run.exists() and not run.is_dir():
         raise UserError(f"output_dir {run} is a file; name a folder")
@@ -183,18 +213,60 @@ def _check_run_folder(config: TrainingConfig, run: Path) -> Path | None:
     if not saved.exists():
         if config.resume_from_checkpoint not in (None, "latest"):
             raise UserError(f"cannot resume: {run} holds no run (no {CONFIG_FILE})")
+        if list_checkpoints(run / "checkpoints"):
+            raise UserError(
+                f"{run} holds checkpoints of a run, but not its {CONFIG_FILE}; bring that back to resume it, "
+                "or choose another --output_dir"
+            )
+        if others := _files_in(run):
+            raise UserError(
+                f"output_dir {run} is not empty and holds no run ({', '.join(others[:3])}"
+                f"{', …' * (len(others) > 3)}); name a new or empty folder, and nothing there is touched"
+            )
         return None
     if config.resume_from_checkpoint is None:
         raise UserError(
             f"{run} already holds a run; continue it with --resume_from_checkpoint latest, "
             "or choose another --output_dir"
         )
-    if changed := changed_fields(config, saved):
+    before = read_fields(saved)
+    if changed := changed_fields(config, before | placed_fields(config, before)):
         raise UserError(
             f"cannot resume {run} with another configuration ({'; '.join(changed)}); use its own, --config {saved}, "
             "or start a new run in another --output_dir"
         )
-    return find_checkpoint(run / "checkpoints", config.resume_from_checkpoint)
+    checkpoint = find_checkpoint(run / "checkpoints", config.resume_from_checkpoint, report)
+    trained = read_position(checkpoint).get("config") if checkpoint else None  # older ones do not have it
+    if trained and (changed := changed_fields(config, trained)):
+        raise UserError(
+            f"cannot resume {run}: {saved} is not what {checkpoint.name} was trained with ({'; '.join(changed)}); "
+            "undo the change, or start a new run in another --output_dir"
+        )
+    return checkpoint
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Name what is in a folder, but for empty folders and what a training leaves before it begins."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    ours = (".lock", INCOMPLETE)
+    full = (entry for entry in entries if entry.is_symlink() or not entry.is_dir() or any(entry.iterdir()))
+    return [entry.name for entry in full if not entry.name.startswith(ours)]
+
+
+def _on_all_processes(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Do something on each process; where it fails on one, the error is raised on all, so that none waits for another.
+
+    Raises:
+        UserError: the first one.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except UserError as user_error:
+        error = user_error
+    if errors := [error for error in gather_object([error]) if error]:
+        raise errors[0]
+    return result
 
 
 def _make_accelerator(config: TrainingConfig) -> Accelerator:

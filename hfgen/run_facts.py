@@ -6,15 +6,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import safe_open
 
+from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.data import public_name
 from hfgen.errors import UserError
 from hfgen.loading import INDEX
 from hfgen.metrics.judge import UPSCALE
 from hfgen.model_kinds import KINDS
-from hfgen.records import CONFIG_FILE, RUN_FILE
+from hfgen.records import RUN_FILE
 from hfgen.report import ANALYSIS_RECORD, RECORD
 from hfgen.sampling import NETWORKS
 
@@ -53,7 +53,7 @@ def read_run(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} holds no finished run of hfgen train")
     if class_name not in KINDS:
         raise UserError(f"{run} holds a {class_name}, of which hfgen can write no page")
-    config = yaml.safe_load((run / CONFIG_FILE).read_text())
+    config = read_fields(run / CONFIG_FILE)
     folder = config["train_data_dir"]
     training = json.loads((run / RUN_FILE).read_text())
     shown = {name: value for name, value in config.items() if name not in NOT_SHOWN and value not in (None, [])}

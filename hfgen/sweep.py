@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hfgen import report
+from hfgen.checkpoints import list_steps
 from hfgen.config import TrainingConfig
+from hfgen.config.training import CONFIG_FILE
 from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.figures import members_curves_picture, named_pictures, save_picture
 from hfgen.files import complete_or_absent
-from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, read_rows, this_command
+from hfgen.records import METRICS_FILE, RUN_FILE, read_rows, this_command
 from hfgen.report import duration, number, table, with_std
 from hfgen.run import train
 from hfgen.run_facts import public_command
@@ -84,20 +86,25 @@ def train_members(
         raise UserError("a sweep cannot be pushed to one repo; hfgen publish-all publishes its members")
     if (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} holds a run; choose another --output_dir for the sweep")
+    begun = _read_record(folder)["members"] if (folder / RECORD).is_file() else {}
+    if not begun and folder.is_dir() and any(not (entry / CONFIG_FILE).is_file() for entry in folder.iterdir()):
+        raise UserError(f"output_dir {folder} is not empty and holds no sweep; name a new or empty folder")
     members = {}
     for words in parse_sweep(config.sweep):
         chosen = parse([word for name, values in words.items() for word in _flag(type(config), name, values)])
         settings = {name: "_".join(values) for name, values in words.items()}
-        name = "-".join([folder.name, *(f"{field}_{value}" for field, value in settings.items())])
+        name = "-".join([folder.resolve().name, *(f"{field}_{value}" for field, value in settings.items())])
+        name = next((old for old, known in begun.items() if known == settings), name)  # from before it was moved
         members[name] = (
             settings,
             dataclasses.replace(chosen, sweep=[], output_dir=str(folder / name)),
         )
-    for _, member in members.values():
-        train(member, make_task)
     record = {"command": this_command(), "members": {name: settings for name, (settings, _) in members.items()}}
+    folder.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
+    for _, member in members.values():
+        train(member, make_task)
     write_page(folder)
     return folder / PAGE
 
@@ -115,12 +122,16 @@ def members_of(run: str) -> list[str]:
     folder = Path(run).expanduser()
     if not (folder / RECORD).is_file():
         return [run]
-    return [str(folder / name) for name in json.loads((folder / RECORD).read_text())["members"]]
+    return [str(folder / name) for name in _read_record(folder)["members"]]
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RECORD).read_text())
 
 
 def write_page(folder: Path) -> None:
     """Write the page of a sweep anew, with what its members know of themselves by now."""
-    record = json.loads((folder / RECORD).read_text())
+    record = _read_record(folder)
     members = {name: _Member(folder / name, settings) for name, settings in record["members"].items()}
     (folder / PICTURES).mkdir(exist_ok=True)
     pictures = {
@@ -189,7 +200,7 @@ class _Member:
 
     def samples(self) -> Path:
         """Return the picture of the last samples."""
-        return max((self.run / "samples").glob("step-*.png"))
+        return list_steps(self.run / "samples", ".png")[-1]
 
     def last(self, prefix: str) -> float:
         """Return the mean over the last epoch of the metrics whose names begin so, added up."""

@@ -1,8 +1,10 @@
 """The one training loop, for every family: it knows tasks, not networks."""
 
 import contextlib
+import hashlib
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -16,6 +18,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -24,24 +27,29 @@ from tqdm import tqdm
 from hfgen.batches import ImageBatches
 from hfgen.card import README
 from hfgen.checkpoints import (
+    POSITION_FILE,
     list_checkpoints,
+    list_steps,
     newest_complete,
     pack_state,
+    read_position,
     save_checkpoint,
     step_of,
     unpack_state,
+    unusable,
 )
 from hfgen.config import TrainingConfig
+from hfgen.config.training import CONFIG_FILE
 from hfgen.data import ImageData
-from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
+from hfgen.errors import InterruptedTrainingError, TrainingError, UserError, first_line
 from hfgen.figures import save_class_shares, save_picture, save_slides, save_training_curves
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
 from hfgen.hub import CheckpointUploads
 from hfgen.optimizers import Muon
 from hfgen.records import (
     CLASSES_FILE,
-    CONFIG_FILE,
     METRICS_FILE,
+    OUTDATED,
     RUN_FILE,
     MetricsFile,
     add_row,
@@ -55,7 +63,6 @@ from hfgen.seeds import derive_seed, seed_torch
 from hfgen.tasks import Diagnosis, Task
 
 STATE_FILE = "training_state.safetensors"
-POSITION_FILE = "training_position.json"
 PREVIEW_SEED = 0
 
 
@@ -138,31 +145,50 @@ class Trainer:
     def is_finished(self) -> bool:
         """Tell whether the run folder already holds all that this run would end with."""
         offered = (self.run / self.task.index_file).exists() and (self.run / RUN_FILE).exists()
-        return self._progress(self.seconds_before) >= 1 and offered
+        newest = max(map(step_of, list_checkpoints(self.run / "checkpoints")), default=0)
+        return self._progress(self.seconds_before) >= 1 and offered and newest == self.step
 
     def prepare_run_folder(self) -> None:
-        """Make the folders, forget what a resumed run will do again, write down the configuration."""
+        """Write down the configuration, make the folders, put away what a resumed run will do again."""
         if self.accelerator.is_main_process:
+            with complete_or_absent(self.run / CONFIG_FILE) as temporary:
+                temporary.write_text(yaml.safe_dump(self._fields(), sort_keys=False))
             for folder in (self.run, self.run / "checkpoints", self.run / "samples", self.run / "figures"):
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(folder)
-            for kept in [*list_checkpoints(self.run / "checkpoints"), *(self.run / "samples").glob("step-*.png")]:
-                if step_of(kept) > self.step:  # of a future that this run may not have
-                    remove(kept)
-            (self.run / self.task.index_file).unlink(missing_ok=True)  # until there is a newer model
-            for outdated in (*REPORTS, README):  # what was said of the older one
-                remove(self.run / outdated)
-            with complete_or_absent(self.run / CONFIG_FILE) as temporary:
-                fields = self.config.to_dict() | {"resume_from_checkpoint": None}
-                temporary.write_text(yaml.safe_dump(fields, sort_keys=False))
             for file in (METRICS_FILE, CLASSES_FILE):
                 forget_rows(self.run / file, self.step)
+            (self.run / self.task.index_file).unlink(missing_ok=True)  # until there is a newer model
+            self._put_away_outdated()
         if self.config.report_to:
             fields = {
                 key: value for key, value in self.config.to_dict().items() if isinstance(value, int | float | str)
             }
             self.accelerator.init_trackers("hfgen", config=fields)
         self.accelerator.wait_for_everyone()
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the fields of the configuration as they are saved: the folder by its absolute path."""
+        return self.config.to_dict() | {"output_dir": str(self.run.absolute()), "resume_from_checkpoint": None}
+
+    def _put_away_outdated(self) -> None:
+        """Move what belongs to a later step than this, and what was said of an older model, to a folder of its own."""
+        checkpoints = [path for path in list_checkpoints(self.run / "checkpoints") if step_of(path) > self.step]
+        pictures = [path for path in list_steps(self.run / "samples", ".png") if step_of(path) > self.step]
+        if not checkpoints:  # the run was stopped after its last save, and draws them again
+            for picture in pictures:
+                remove(picture)
+            pictures = []
+        pages = [self.run / name for name in (*REPORTS, README) if (self.run / name).exists()]
+        if outdated := [*checkpoints, *pictures, *pages]:
+            taken = [int(path.name) for path in (self.run / OUTDATED).glob("*") if path.name.isdigit()]
+            folder = self.run / OUTDATED / str(max(taken, default=0) + 1)
+            for path in outdated:
+                place = folder / path.relative_to(self.run)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+            names = ", ".join(str(path.relative_to(self.run)) for path in outdated)
+            self.accelerator.print(f"The run goes on from step {self.step}; outdated, and now in {folder}: {names}")
 
     def run_loop(self) -> None:
         """Train until the steps or the seconds are used up."""
@@ -358,7 +384,7 @@ class Trainer:
         if (self.run / CLASSES_FILE).exists():
             save_class_shares(self.run / CLASSES_FILE, figures / "classes.png")
         if self.config.save_images_epochs:
-            save_slides(sorted((self.run / "samples").glob("step-*.png")), figures / "training.gif")
+            save_slides(list_steps(self.run / "samples", ".png"), figures / "training.gif")
         with self._published_weights():
             pictures = self.task.pictures()
         for name, picture in pictures.items():
@@ -386,22 +412,36 @@ class Trainer:
             "num_processes": self.accelerator.num_processes,
             "scaler": scaler.state_dict() if scaler else None,
             "data": self._fingerprint(),
+            "classes": [_digest_of_classes(images) for images in self._sources()],
+            "config": self._fields(),
         }
 
+    def _sources(self) -> list[ImageData]:
+        return [self.data, *self.task.further_images]
+
     def _fingerprint(self) -> str:
-        return "+".join(images.fingerprint for images in (self.data, *self.task.further_images))
+        return "+".join(images.fingerprint for images in self._sources())
 
     def resume(self, checkpoint: Path) -> None:
         """Take up where a checkpoint left off.
 
         Raises:
-            UserError: if the images are not those that it was trained on.
+            UserError: if the images or their classes are not those that it was trained on, or its state is damaged.
         """
-        position = json.loads((checkpoint / POSITION_FILE).read_text())
+        position = read_position(checkpoint)
+        sources = " and ".join(images.source for images in self._sources())
         if position["data"] != self._fingerprint():
-            sources = " and ".join(images.source for images in (self.data, *self.task.further_images))
             raise UserError(f"cannot resume {self.run}: the images of {sources} are not those of {checkpoint.name}")
-        unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
+        now = [_digest_of_classes(images) for images in self._sources()]
+        if position.get("classes", now) != now:  # older checkpoints do not say
+            raise UserError(
+                f"cannot resume {self.run}: the labels or the names of the classes of {sources} are not those of "
+                f"{checkpoint.name}"
+            )
+        try:
+            unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
+        except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{unusable(checkpoint)} ({STATE_FILE}: {first_line(error)})") from error
         self.step, self.seconds_before = position["step"], position["seconds"]
         self.command = position["command"]
         for average in self.averages.values():
@@ -415,6 +455,13 @@ class Trainer:
                 f"{self.accelerator.num_processes}: batches and noise differ from an uninterrupted run's"
             )
         self.accelerator.print(f"Resuming {self.run} from {checkpoint.name}")
+
+
+def _digest_of_classes(images: ImageData) -> str | None:
+    """Return the SHA-256 of the labels and the names of their classes, if the images have any."""
+    if images.labels is None:
+        return None
+    return hashlib.sha256(repr((images.label_names, images.labels.tolist())).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ class ClassifierConfig(TrainingConfig):
 
     family: ClassVar[str] = "classifier"
     next_command: ClassVar[str] = "hfgen evaluate"
+    dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name", "test_dataset_name")
 
     test_dataset_name: str | None = None
     test_split: str = "test"

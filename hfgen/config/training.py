@@ -9,6 +9,8 @@ import yaml
 
 from hfgen.errors import UserError
 
+CONFIG_FILE = "config.yaml"  # that a run keeps of itself
+
 # What may differ when a run is resumed: where to, what is shown and kept, and how long, which stretches the rest of
 # the learning-rate schedule. Changing anything else half-way would make a model that no configuration describes.
 CHANGEABLE_ON_RESUME = {
@@ -206,16 +208,31 @@ class TrainingConfig:
         return dataclasses.asdict(self)
 
 
-def changed_fields(config: TrainingConfig, saved: Path) -> list[str]:
-    """Say which fields differ from a saved `config.yaml` in a way that a resumed run must not.
+def read_fields(file: Path) -> dict[str, Any]:
+    """Read the fields that a run keeps of its configuration (`config.yaml`).
 
-    A field that is not in the file is newer than the run, which was trained as `TrainingConfig` has it, or else as the
-    field's default does.
+    Raises:
+        UserError: if the file is damaged.
     """
-    before, now = (
-        defaults(type(config)) | defaults(TrainingConfig) | yaml.safe_load(saved.read_text()),
-        config.to_dict(),
-    )
+    try:
+        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise UserError(f"{file} is damaged: it must hold the fields of a run, one `field: value` a line")
+    return fields
+
+
+def changed_fields(config: TrainingConfig, saved: dict[str, Any]) -> list[str]:
+    """Say which fields differ from those of a saved configuration in a way that a resumed run must not.
+
+    A field that was not saved is newer than the run, which was trained as `TrainingConfig` has it, or else as the
+    field's default does. Local data may lie elsewhere by now: what is in them is compared when they are read.
+    """
+    before, now = defaults(type(config)) | defaults(TrainingConfig) | saved, config.to_dict()
+    for name in (*config.dataset_fields, *config.folder_fields):
+        if all(Path(str(fields.get(name))).is_absolute() for fields in (before, now)):
+            before[name] = now[name]
     names = (before.keys() | now.keys()) - CHANGEABLE_ON_RESUME
     return [f"{n}: {before.get(n)} → {now.get(n)}" for n in sorted(names) if before.get(n) != now.get(n)]
 
