@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hfgen.binarization import Binarizer
 from hfgen.data import ImageData, public_name
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture, latents_picture, sample_grid, save_picture
 from hfgen.latents import STRIP_STEPS, STRIPS, first_class, plane_picture
@@ -104,7 +105,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     method = config.binarization or pipeline.config.binarization
     if method != "none" and pipeline.vae.config.pixel_distribution != "bernoulli":
         raise UserError(f"{config.run_or_repo} is no model of black-and-white pixels; leave binarization out")
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     encoded = _encode(pipeline, test, Binarizer(method, test), config)
     output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
     (output / PICTURES).mkdir(parents=True, exist_ok=True)

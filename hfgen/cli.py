@@ -143,12 +143,13 @@ def _sample(arguments: list[str]) -> None:
     import torch
 
     from hfgen import figures
+    from hfgen.devices import default_device
     from hfgen.loading import load
     from hfgen.references import run_fields
     from hfgen.sampling import default_sampler, film, is_conditional, labels_of, sample
 
     pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code).to(
-        "cuda" if torch.cuda.is_available() else "cpu"
+        default_device()
     )
     output = Path(config.output)
     own = default_sampler(pipeline, run_fields(Path(config.run_or_repo).expanduser()))
@@ -367,7 +368,7 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> Argum
     for field in dataclasses.fields(config_class):
         hint, default = hints[field.name], field.default
         options: dict[str, Any] = {"help": " ".join(help_texts[field.name].split())}
-        if hint is bool:
+        if hint in (bool, bool | None):
             options["action"] = ActionYesNo(no_prefix="no_")
         elif item := _item_type(hint):
             options |= {"nargs": "*" if field.name == positional else "+", "type": item}

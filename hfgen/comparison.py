@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hfgen.config.samplers import GUIDANCE
 from hfgen.data import public_name
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import curves_picture, sample_grid, save_picture
 from hfgen.files import complete_or_absent, remove_leftovers
@@ -87,7 +88,7 @@ def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     require_diffusion(pipeline)
     if (config.guidance_scale or config.guidance_interval) and not is_conditional(pipeline):
         raise UserError(f"{run} knows no classes, so that there is no guidance to try")
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     return _Model(name_of(run), pipeline, run_fields(Path(run).expanduser()))
 
 

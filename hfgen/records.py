@@ -3,7 +3,6 @@
 import json
 import math
 import platform
-import resource
 import shlex
 import sys
 from importlib.metadata import version
@@ -13,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hfgen.devices import device_name, peak_memory_bytes
 from hfgen.files import complete_or_absent
 
 METRICS_FILE = "metrics.jsonl"
@@ -133,13 +133,10 @@ def describe_run(
     problems: list[str],
 ) -> None:
     """Write `run.json`: command, versions, hardware, time and memory of a finished training, and what went wrong."""
-    on_gpu = accelerator.device.type == "cuda"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     record = {
         "command": command,
         "device_type": accelerator.device.type,
-        "device": torch.cuda.get_device_name() if on_gpu else processor,
+        "device": device_name(accelerator.device),
         "threads": torch.get_num_threads(),
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
@@ -148,7 +145,7 @@ def describe_run(
         "images_seen": steps * images_per_step,
         "train_seconds": round(seconds, 1),
         "images_per_second": round(steps * images_per_step / seconds, 1),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak,
+        "peak_memory_bytes": peak_memory_bytes(accelerator.device),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
         "problems": problems,

@@ -111,7 +111,9 @@ def train_members(
 
 def _flag(config_class: type[TrainingConfig], name: str, values: list[str]) -> list[str]:
     """Return the flag that sets a field; those of what is true or false take no value."""
-    is_bool = any(field.name == name and field.type in (bool, "bool") for field in dataclasses.fields(config_class))
+    is_bool = any(
+        field.name == name and field.type in (bool, bool | None) for field in dataclasses.fields(config_class)
+    )
     if is_bool and values in (["true"], ["false"]):
         return [f"--{name}" if values == ["true"] else f"--no_{name}"]
     return [f"--{name}", *values]

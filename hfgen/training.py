@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 from hfgen.batches import ImageBatches
@@ -46,6 +48,7 @@ from hfgen.figures import save_class_shares, save_picture, save_slides, save_tra
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
 from hfgen.hub import CheckpointUploads
 from hfgen.optimizers import Muon
+from hfgen.processes import SpeedWatch
 from hfgen.records import (
     CLASSES_FILE,
     METRICS_FILE,
@@ -60,10 +63,11 @@ from hfgen.records import (
 )
 from hfgen.report import REPORTS
 from hfgen.seeds import derive_seed, seed_torch
-from hfgen.tasks import Diagnosis, Task
+from hfgen.tasks import Diagnosis, Loss, Task
 
 STATE_FILE = "training_state.safetensors"
 PREVIEW_SEED = 0
+AGREEMENT_SECONDS = 3  # between two at which several processes find out that one was asked to stop
 
 
 def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> float:
@@ -99,6 +103,8 @@ class Trainer:
         self.seconds_before = 0.0  # trained before this process started
         self.command = this_command()  # that began the run
         self.started = time.monotonic()
+        self.agreed = 0, 0.0  # the step and the seconds at which the processes last agreed
+        self.next_agreement = 1  # a step, at the latest
         self.batches = ImageBatches(
             self.data,
             train_batch_size=config.images_per_batch,
@@ -192,17 +198,21 @@ class Trainer:
 
     def run_loop(self) -> None:
         """Train until the steps or the seconds are used up."""
-        config = self.config
+        config, alone = self.config, self.accelerator.num_processes == 1
         seconds = self.seconds_before
+        stop_signal, speed = 0, SpeedWatch(self.step)
         with _stop_signals() as stop_signals, self._progress_bar() as bar:
             while (progress := self._progress(seconds)) < 1:
                 self.metrics.add(self.step + 1, self._optimizer_step(progress))
                 self.step += 1
                 save = self.step % config.checkpointing_steps == 0
                 draw = self.step in config.sample_steps or self._ends_shown_epoch()
-                stop = bool(stop_signals) and self.accelerator.num_processes == 1  # several have to agree first
-                if save or draw or stop or self.step % config.logging_steps == 0 or self.step == self.max_steps:
+                due = save or draw or self.step % config.logging_steps == 0 or self.step == self.max_steps
+                if due or (stop_signals if alone else self.step >= self.next_agreement):
                     seconds, stop_signal = self._agree(self.seconds(), stop_signals)
+                if due or stop_signal:
+                    if (slower := speed.slower(self.step)) and self.accelerator.is_main_process:
+                        tqdm.write(f"hfgen: {slower}", file=sys.stderr)
                     latest = self._write_metrics()
                     self._show(bar, latest, seconds)
                     if draw:
@@ -215,6 +225,7 @@ class Trainer:
                         name = signal.Signals(stop_signal).name
                         message = f"stopped by {name} after step {self.step}, which is saved. {self.how_to_go_on()}"
                         raise InterruptedTrainingError(message, stop_signal)
+                    speed.begin(self.step)
 
     def _ends_shown_epoch(self) -> bool:
         epochs = self.config.save_images_epochs
@@ -243,26 +254,22 @@ class Trainer:
         All random numbers of the step follow from (seed, step, process), none from what ran before; this is what
         makes resuming exact.
         """
-        config, accelerator, task = self.config, self.accelerator, self.task
+        config, accelerator = self.config, self.accelerator
         seed_torch(derive_seed("step", config.seed, self.step, accelerator.process_index), accelerator.device)
         factor = learning_rate_factor(config, self.step, progress)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = factor * config.learning_rate_of(name)
         found: dict[str, list[Tensor]] = {}
-        for micro_step in range(config.gradient_accumulation_steps):
-            with accelerator.accumulate(*task.modules.values()):
-                for name, loss, terms in task.losses(self.batches(self.step, micro_step)):
-                    accelerator.backward(loss)
-                    named = {f"loss/{name}": loss} | {f"{name}/{term}": value for term, value in terms.items()}
-                    if accelerator.sync_gradients:
-                        accelerator.unscale_gradients(self.optimizers[name])
-                        parameters = task.modules[name].parameters()
-                        named[f"grad_norm/{name}"] = clip_grad_norm_(parameters, config.max_grad_norm)
+        passes = [self._gradients(micro_step) for micro_step in range(config.gradient_accumulation_steps)]
+        with self._exchanging_once():
+            for losses in zip(*passes, strict=True):  # each loss of all passes before the next
+                name = losses[0].module
+                for loss in losses:
+                    named = {f"loss/{name}": loss.value} | {f"{name}/{term}": v for term, v in loss.terms.items()}
                     for key, value in named.items():
                         found.setdefault(key, []).append(value.detach())
-                    self.optimizers[name].step()
-                    self.optimizers[name].zero_grad()
+                found.setdefault(f"grad_norm/{name}", []).append(self._update(name))
         for name, average in self.averages.items():
             average.step(self.originals[name].parameters())
         means = {key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()}
@@ -271,14 +278,51 @@ class Trainer:
             return means | {"learning_rate": next(iter(rates.values()))}
         return means | {f"learning_rate/{name}": rate for name, rate in rates.items()}
 
+    def _gradients(self, micro_step: int) -> Iterator[Loss]:
+        """Add the gradients of each loss of a forward pass to those of its module, then yield it."""
+        for loss in self.task.losses(self.batches(self.step, micro_step)):
+            self.accelerator.backward(loss.value)
+            yield loss
+
+    @contextlib.contextmanager
+    def _exchanging_once(self) -> Iterator[None]:
+        """With accumulation, exchange gradients between processes in `_update` only.
+
+        Modules that do it themselves take the backward pass after a forward pass for its own, which it need not be
+        here. Neither do they then make buffers alike before a forward pass, which is done here.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.config.gradient_accumulation_steps > 1:
+                for name, module in self.originals.items():
+                    stack.enter_context(self.accelerator.no_sync(self.task.modules[name]))
+                    broadcast(list(module.buffers()))
+            yield
+
+    def _update(self, name: str) -> Tensor:
+        """Update a module by its gradients, clipped, and return their norm, a scalar."""
+        accelerator, optimizer = self.accelerator, self.optimizers[name]
+        parameters = list(self.originals[name].parameters())
+        if self.config.gradient_accumulation_steps > 1 and accelerator.num_processes > 1:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            mean = accelerator.reduce(parameters_to_vector(gradients), "mean")
+            vector_to_parameters(mean, gradients)
+        accelerator.unscale_gradients(optimizer)
+        norm = clip_grad_norm_(parameters, self.config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm.detach()
+
     def seconds(self) -> float:
         """Return the wall-clock seconds trained so far, those before a resume included."""
         return self.seconds_before + time.monotonic() - self.started
 
     def _agree(self, seconds: float, stop_signals: list[int]) -> tuple[float, int]:
-        """Let all processes see the same clock and the same stop signal (0 for none)."""
+        """Let all processes see the same clock and the same stop signal (0 for none), and when to do so again."""
         state = torch.tensor([seconds, float(stop_signals[0] if stop_signals else 0)], device=self.accelerator.device)
         seconds, stop_signal = self.accelerator.gather(state).view(-1, 2).max(0).values.tolist()
+        steps, elapsed = self.step - self.agreed[0], max(seconds - self.agreed[1], 1e-3)
+        self.agreed = self.step, seconds
+        self.next_agreement = self.step + max(1, int(steps / elapsed * AGREEMENT_SECONDS))
         return seconds, int(stop_signal)
 
     def how_to_go_on(self) -> str:
@@ -443,6 +487,7 @@ class Trainer:
         except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{unusable(checkpoint)} ({STATE_FILE}: {first_line(error)})") from error
         self.step, self.seconds_before = position["step"], position["seconds"]
+        self.agreed, self.next_agreement = (self.step, self.seconds_before), self.step + 1
         self.command = position["command"]
         for average in self.averages.values():
             average.to(self.accelerator.device)
@@ -466,7 +511,11 @@ def _digest_of_classes(images: ImageData) -> str | None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that is yielded; a second one acts as it would without this."""
+    """Collect signals that ask to stop in the list that is yielded; a second one acts as it would without this.
+
+    SIGHUP (a terminal that closes) and SIGUSR1 (a cluster whose time is up) are left alone where they are ignored, as
+    by nohup, or handled. Only the main thread can receive signals; in another one there are none.
+    """
     received: list[int] = []
     before = {}
 
@@ -475,8 +524,11 @@ def _stop_signals() -> Iterator[list[int]]:
         for other, handler in before.items():
             signal.signal(other, handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, receive)
+    if threading.current_thread() is threading.main_thread():
+        further = [number for name in ("SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None))]
+        unhandled = [number for number in further if signal.getsignal(number) is signal.SIG_DFL]
+        for number in (signal.SIGINT, signal.SIGTERM, *unhandled):
+            before[number] = signal.signal(number, receive)
     try:
         yield received
     finally:

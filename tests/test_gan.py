@@ -10,7 +10,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import finish, flags, hfgen, kill_when
 from huggingface_hub import ModelCard
 
@@ -332,7 +331,6 @@ def test_colour_pictures_that_are_not_square(tmp_path):
     for number, picture in enumerate(pixels):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         PIL.Image.fromarray(picture).save(tmp_path / "pictures" / f"{number}.png")
-    AcceleratorState._reset_state()
     settings = {
         "dataset_name": None,
         "train_data_dir": str(tmp_path / "pictures"),
@@ -343,7 +341,6 @@ def test_colour_pictures_that_are_not_square(tmp_path):
     run = train(config(**settings, **networks, **objective, max_train_steps=2, num_samples=4), GANTask)
     assert package.load(str(run))(batch_size=2, output_type="np").images.shape == (2, 8, 12, 3)
     assert not (run / "classes.jsonl").exists()
-    AcceleratorState._reset_state()
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -436,7 +433,6 @@ def test_interpolations_begin_and_end_where_they_should(run):
 
 
 def test_it_loads_with_diffusers_alone(tmp_path, digits):
-    AcceleratorState._reset_state()
     fields = {"output_dir": str(tmp_path / "run"), "max_train_steps": 2, "num_samples": 4, "save_discriminator": True}
     settings = {"architecture": "residual", "block_out_channels": [8, 8], "spectral_norm": True, "truncation": 1.0}
     run = train(config(**fields, **settings), GANTask)
@@ -517,7 +513,6 @@ def test_networks_and_judges_that_do_not_fit_are_refused(digits):
 
 
 def test_a_sweep_over_a_penalty_shows_it_where_there_is_one(tmp_path):
-    AcceleratorState._reset_state()
     settings = {"dataset_name": "digits", "architecture": "fully_connected", "hidden_sizes": 8, "r2_gamma": 0}
     length = {"max_train_steps": 2, "num_samples": 4, "train_batch_size": 8, "mixed_precision": "no"}
     folder = tmp_path / "sweep"
@@ -526,4 +521,3 @@ def test_a_sweep_over_a_penalty_shows_it_where_there_is_one(tmp_path):
     page = (folder / "sweep.md").read_text()
     assert "do not tell which member is best; `hfgen evaluate` does" in page
     assert "discriminator/r1" in page
-    AcceleratorState._reset_state()

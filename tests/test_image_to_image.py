@@ -10,7 +10,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import TINY_TRANSLATION, finish, flags, hfgen, kill_when, train_translation
 from huggingface_hub import ModelCard
 
@@ -617,7 +616,6 @@ def test_kinds_of_different_size_are_refused(digits):
 
 
 def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
-    AcceleratorState._reset_state()
     fields = {"max_train_steps": 400, "learning_rate": 2e-3, "checkpointing_steps": 400, "identity_weight": 0.0}
     run = train(cycle_config(**fields, output_dir=str(tmp_path / "run")), CycleGANTask)
     with PIL.Image.open(max((run / "samples").iterdir())) as picture:
@@ -640,7 +638,6 @@ def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
 
 
 def test_kinds_with_other_channels_and_other_classes_are_measured(tmp_path, judge_run, digits):
-    AcceleratorState._reset_state()
     images = digits.images[:40, 0].numpy()
     np.savez(tmp_path / "letters.npz", images=images, labels=np.arange(40) % 2, label_names=["a", "b"])
     other = cycle_config(target_dataset_name=str(tmp_path / "letters.npz"), target_split="train", max_train_steps=2,

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from hfgen import run as running
 from hfgen.checkpoints import MANIFEST, POSITION_FILE, _fingerprints, list_checkpoints
 from hfgen.cli import main
-from hfgen.errors import UserError
 from hfgen.files import complete_or_absent, remove_leftovers
 from hfgen.training import STATE_FILE
 
@@ -340,12 +339,3 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path, capsys, name):
     (tmp_path / "file").write_text("mine")
     assert train(tmp_path / name) == 2
     assert f"output_dir {tmp_path / name} cannot be used" in capsys.readouterr().err
-
-
-def test_one_process_that_cannot_go_on_stops_all(monkeypatch):
-    errors = [None, UserError("node B has no checkpoint")]
-    monkeypatch.setattr(running, "gather_object", lambda own: [*own, *errors])
-    with pytest.raises(UserError, match="node B has no checkpoint"):
-        running._on_all_processes(None, lambda: 1)
-    errors.pop()
-    assert running._on_all_processes(None, lambda: 1) == 1

@@ -58,7 +58,9 @@ class TrainingConfig:
         output_dir: Folder of the run: pipeline, configuration, metrics, samples, checkpoints.
         seed: Every random choice follows from it.
         train_batch_size: Images per process and forward pass.
-        gradient_accumulation_steps: Forward passes per optimizer step.
+        gradient_accumulation_steps: Forward passes per optimizer step, which is that of one batch so many times as
+            large. Of several networks each is updated over all of it before the next one's loss is computed, for which
+            an image-to-image network with a discriminator keeps in memory what all passes left.
         num_train_epochs: Passes over the data; the default length of a run.
         max_train_steps: Optimizer steps, instead of `num_train_epochs`.
         max_train_seconds: Wall-clock budget in seconds, to which the learning-rate schedule is fitted. With
@@ -74,9 +76,11 @@ class TrainingConfig:
         adam_weight_decay: AdamW's decoupled weight decay; with 0 it is Adam.
         adam_epsilon: AdamW's epsilon.
         max_grad_norm: Gradients are clipped to this norm, per module.
-        mixed_precision: Precision of the forward passes. Not given, bf16 where the hardware computes in it, else
-            no.
-        torch_compile: Compile the networks (inductor). Pays on a GPU, seldom on a CPU.
+        mixed_precision: Precision of the forward passes. Not given, as `accelerate launch` or `accelerate config`
+            says, else bf16 where the hardware computes in it, else no.
+        torch_compile: Compile the networks (inductor). Pays on a GPU, seldom on a CPU. Not given, as
+            `accelerate launch` or `accelerate config` says, else no.
+        deterministic: Let a GPU give the same bits each time, which takes longer. A CPU does anyway.
         use_ema: Average the weights exponentially; the average is what is sampled and published.
         ema_max_decay: Upper bound of the average's decay, which starts at (1 + step) / (10 + step).
         checkpointing_steps: Optimizer steps between checkpoints.
@@ -133,7 +137,8 @@ class TrainingConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    torch_compile: bool = False
+    torch_compile: bool | None = None
+    deterministic: bool = False
     use_ema: bool = True
     ema_max_decay: float = 0.9999
 

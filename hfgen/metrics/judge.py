@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.utils import logging as transformers_logging
 
 from hfgen.data import SHORT_NAMES
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 
 JUDGES = Path(__file__).parent / "judges"
@@ -98,8 +99,7 @@ def load_judge(name_or_folder: str) -> Judge:
         size = AutoImageProcessor.from_pretrained(folder).size
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot load the judge {name_or_folder}: {str(error).splitlines()[0]}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.eval().to(device, memory_format=torch.channels_last)
+    model = model.eval().to(default_device(), memory_format=torch.channels_last)
     return Judge(folder.resolve().name, model, (size["height"], size["width"]), sha256)
 
 
