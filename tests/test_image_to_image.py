@@ -544,7 +544,7 @@ def test_the_objective_of_a_cycle_is_the_sum_of_its_terms(digits):
 
 
 def test_the_default_weights_of_a_cycle_are_those_of_the_paper(digits):
-    """E (D(G(x)) − 1)² without a half, and λ = 10, with 0.5 λ for the identity (Zhu et al. 2017, sections 4 and 5.2)."""
+    """E (D(G(x)) − 1)² without a half, and λ = 10, 0.5 λ for the identity (Zhu et al. 2017, sections 4, 5.2)."""
     fields = CYCLE.keys() - {"adversarial_weight", "cycle_weight", "identity_weight"}
     task = CycleGANTask(CycleGANConfig(output_dir="unused", **{name: CYCLE[name] for name in fields}), digits)
     batch = batch_of(digits)

@@ -20,6 +20,9 @@ MAX_DEPTH = 1_000  # layers
 MAX_TIMESTEPS = 100_000  # noise levels, and denoising steps
 MAX_SAMPLES = 10_000  # images in a sample grid
 MAX_WARMUP_STEPS = 10_000_000
+MAX_IMAGES = 10_000_000  # drawn
+MAX_LATENTS = 1_000_000  # drawn of one image for a bound
+MAX_GUIDANCE = 1_000
 
 # What may differ when a run is resumed: where to, what is shown and kept, and how long, which stretches the rest of
 # the learning-rate schedule. Changing anything else half-way would make a model that no configuration describes.

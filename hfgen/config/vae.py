@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import MAX_DEPTH, MAX_WIDTH, TrainingConfig
+from hfgen.config.training import MAX_DEPTH, MAX_LATENTS, MAX_WIDTH, TrainingConfig
 from hfgen.errors import UserError
 
-MAX_IMPORTANCE_SAMPLES = 10_000
 MAX_COMPONENTS = 1_000
 PRIORS = ("normal", "mixture")  # from which latents are drawn
 
@@ -78,7 +77,7 @@ class VAEConfig(TrainingConfig):
             "latent_dim", "block_out_channels", "hidden_sizes", "decoder_block_out_channels", "decoder_hidden_sizes",
             "norm_num_groups",
         ], at_most=MAX_WIDTH)  # fmt: skip
-        self._require("positive", ["num_importance_samples"], at_most=MAX_IMPORTANCE_SAMPLES)
+        self._require("positive", ["num_importance_samples"], at_most=MAX_LATENTS)
         self._require("positive", ["num_mixture_components"], at_most=MAX_COMPONENTS)
         self._require("zero or more", ["layers_per_block"], at_most=MAX_DEPTH)
         self._require("zero or more", ["beta", "free_bits"])
