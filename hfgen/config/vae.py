@@ -7,6 +7,7 @@ from hfgen.config.training import MAX_DEPTH, MAX_LATENTS, MAX_WIDTH, TrainingCon
 from hfgen.errors import UserError
 
 MAX_COMPONENTS = 1_000
+MAX_LATENT_DIM = 4_096  # each component of the mixture has a covariance of that times that
 PRIORS = ("normal", "mixture")  # from which latents are drawn
 
 
@@ -74,9 +75,10 @@ class VAEConfig(TrainingConfig):
         """Refuse values that no network or objective can be built from (see `TrainingConfig`)."""
         super().__post_init__()
         self._require("positive", [
-            "latent_dim", "block_out_channels", "hidden_sizes", "decoder_block_out_channels", "decoder_hidden_sizes",
+            "block_out_channels", "hidden_sizes", "decoder_block_out_channels", "decoder_hidden_sizes",
             "norm_num_groups",
         ], at_most=MAX_WIDTH)  # fmt: skip
+        self._require("positive", ["latent_dim"], at_most=MAX_LATENT_DIM)
         self._require("positive", ["num_importance_samples"], at_most=MAX_LATENTS)
         self._require("positive", ["num_mixture_components"], at_most=MAX_COMPONENTS)
         self._require("zero or more", ["layers_per_block"], at_most=MAX_DEPTH)
