@@ -55,7 +55,7 @@ class SamplerOptions(Options):
         """Refuse numbers that nothing can be drawn with."""
         super().__post_init__()
         require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
-        require(self, "zero or more", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         require(self, "positive", ["truncation"])
 
     def given_sampler(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class TranslateConfig(Options):
         """Refuse what does not belong to the task, and what it lacks."""
         super().__post_init__()
         require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
-        require(self, "zero or more", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         require(self, "positive", ["tile_size"])
         require(self, "zero or more", ["seed"])
         for name in ("input", "mask"):
@@ -338,7 +338,7 @@ class CompareSamplersConfig(MeasuringOptions):
     def __post_init__(self):
         """Refuse values that nothing can be compared with."""
         super().__post_init__()
-        require(self, "zero or more", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         if not self.runs:
             raise UserError("name the runs to compare the samplers of")
         require(self, "positive", ["num_inference_steps"])

@@ -77,7 +77,7 @@ class DDPMConfig(TrainingConfig):
         self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
         self._require("positive", ["num_train_timesteps", "num_inference_steps"], at_most=MAX_TIMESTEPS)
         self._require("positive", ["snr_gamma"])
-        self._require("zero or more", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
         if self.class_conditional and self.class_dropout_prob == 0 and self.guidance_scale != 1:
             raise UserError(

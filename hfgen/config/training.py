@@ -222,9 +222,9 @@ def require(options: Any, kind: str, names: Iterable[str], at_most: float = math
 
     Args:
         options: Any dataclass.
-        kind: `positive`, `zero or more` or `from 0 to below 1`.
+        kind: `positive`, `zero or more`, `from 0 to below 1` or `any`.
         names: The fields.
-        at_most: The largest number.
+        at_most: The largest amount.
 
     Raises:
         UserError: naming the field and its value.
@@ -233,12 +233,13 @@ def require(options: Any, kind: str, names: Iterable[str], at_most: float = math
         "positive": lambda v: v > 0,
         "zero or more": lambda v: v >= 0,
         "from 0 to below 1": lambda v: 0 <= v < 1,
+        "any": lambda v: True,
     }[kind]
     for name in names:
         for number in _values(options, name):
             if number is not None and not holds(number):
                 raise UserError(f"{name} must be {kind}, not {number}")
-            if number is not None and number > at_most:
+            if number is not None and abs(number) > at_most:
                 raise UserError(f"{name} must be at most {at_most:,}, not {number:,}")
 
 
