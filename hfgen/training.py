@@ -83,6 +83,12 @@ def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> 
     return warm_up * decay[config.lr_scheduler]
 
 
+def endless_warmups(config: TrainingConfig, steps: int) -> list[str]:
+    """Say which warm-ups do not end within a run of so many optimizer steps."""
+    longer = {name: value for name in config.warmup_fields if (value := getattr(config, name)) > steps}
+    return [f"{name} {value:,} is more than the {steps:,} steps of the run" for name, value in longer.items()]
+
+
 @dataclass
 class Trainer:
     """One run of the loop: what it trains, where it stands, what it keeps.
@@ -201,6 +207,8 @@ class Trainer:
         config, alone = self.config, self.accelerator.num_processes == 1
         seconds = self.seconds_before
         stop_signal, speed = 0, SpeedWatch(self.step)
+        for endless in endless_warmups(config, self.max_steps) if self.max_steps else ():
+            self.accelerator.print(f"hfgen: warning: {endless}, which ends before the warm-up", file=sys.stderr)
         with _stop_signals() as stop_signals, self._progress_bar() as bar:
             while (progress := self._progress(seconds)) < 1:
                 self.metrics.add(self.step + 1, self._optimizer_step(progress))

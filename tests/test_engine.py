@@ -13,14 +13,14 @@ import yaml
 from accelerate import Accelerator
 from torch import nn
 
-from hfgen.config import DDPMConfig
+from hfgen.config import DDPMConfig, VAEConfig
 from hfgen.data import ImageData
 from hfgen.errors import InterruptedTrainingError, TrainingError
 from hfgen.processes import SpeedWatch, as_found
 from hfgen.records import add_row, forget_rows, read_rows
 from hfgen.seeds import derive_seed, seed_torch
 from hfgen.tasks import Diagnosis, Loss
-from hfgen.training import Trainer, learning_rate_factor
+from hfgen.training import Trainer, endless_warmups, learning_rate_factor
 
 
 class TwoModules:
@@ -413,6 +413,14 @@ def test_learning_rate_schedules():
     assert cosine[0] == 1.0
     assert cosine[5] == pytest.approx(0.5)
     assert cosine == sorted(cosine, reverse=True)
+
+
+def test_a_warm_up_that_outlasts_the_run_is_said(make_trainer, capsys):
+    trainer = make_trainer(TwoModules(), values=range(4), num_train_epochs=2, lr_warmup_steps=9)
+    trainer.run_loop()
+    assert "warning: lr_warmup_steps 9 is more than the 8 steps of the run, which ends" in capsys.readouterr().err
+    fields = {"dataset_name": "digits", "output_dir": "x", "kl_warmup_steps": 8, "lr_warmup_steps": 7}
+    assert endless_warmups(VAEConfig(**fields), 7) == ["kl_warmup_steps 8 is more than the 7 steps of the run"]
 
 
 def test_the_configuration_is_saved_resolved(make_trainer, tmp_path):

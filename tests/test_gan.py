@@ -210,6 +210,17 @@ def test_each_loss_moves_its_own_network_only(digits, loss):
     assert all(parameter.requires_grad for parameter in task.discriminator.parameters())
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_by_itself_is_the_published_objective(digits, loss):
+    """R3GAN penalises gradients at real and generated images, WGAN-GP between them, the others nowhere."""
+    published = {"relativistic": {"r1", "r2"}, "wasserstein": {"gradient_penalty"}}.get(loss, set())
+    settings = {"adversarial_loss": loss, "gradient_penalty_weight": 10.0 if loss == "wasserstein" else 0.0}
+    computed = next(GANTask(config(**settings), digits).losses(batch_of(digits))).terms
+    assert computed.keys() - {"real", "fake"} == published
+    asked = next(GANTask(config(**settings, r1_gamma=3.0), digits).losses(batch_of(digits))).terms
+    assert "r1" in asked, "a weight that is given holds for every loss"
+
+
 def test_frozen_passes_gradients_through():
     discriminator = FullyConnectedDiscriminator(sample_size=8, hidden_sizes=(8,))
     images = torch.rand(2, 1, 8, 8, requires_grad=True)

@@ -542,6 +542,22 @@ def test_the_objective_of_a_cycle_is_the_sum_of_its_terms(digits):
     assert "identity" not in next(coloured.losses(batch_of(digits))).terms, "a grey image is never a coloured one"
 
 
+def test_the_default_weights_of_a_cycle_are_those_of_the_paper(digits):
+    """E (D(G(x)) − 1)² without a half, and λ = 10, 0.5 λ for the identity (Zhu et al. 2017, sections 4, 5.2)."""
+    fields = CYCLE.keys() - {"adversarial_weight", "cycle_weight", "identity_weight"}
+    task = CycleGANTask(CycleGANConfig(output_dir="unused", **{name: CYCLE[name] for name in fields}), digits)
+    batch = batch_of(digits)
+    torch.manual_seed(0)
+    loss = next(task.losses(batch)).value
+    torch.manual_seed(0)
+    second = task.second_kind.draw(len(batch.images), torch.device("cpu"))
+    made = task.generators(batch.images, second)
+    expected = sum((logits - 1).square().mean() for logits in task.discriminators(made.first, made.second))
+    expected += 10 * ((made.first_again - batch.images).abs().mean() + (made.second_again - second).abs().mean())
+    expected += 5 * ((made.first_kept - batch.images).abs().mean() + (made.second_kept - second).abs().mean())
+    torch.testing.assert_close(loss, expected)
+
+
 def test_there_and_back_are_the_right_way_round(digits):
     class Marked(torch.nn.Module):
         def __init__(self, change):

@@ -1,6 +1,8 @@
 """What all families take, and what of it may change when a run is resumed."""
 
 import dataclasses
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,6 +12,19 @@ import yaml
 from hfgen.errors import UserError
 
 CONFIG_FILE = "config.yaml"  # that a run keeps of itself
+
+# Upper bounds, far above what anyone has trained with. They catch slips that would otherwise fill the memory or never
+# end, not every size that is too large for a machine.
+MAX_RESOLUTION = 4096  # pixels
+MAX_BATCH_SIZE = 1_000_000
+MAX_WIDTH = 16_384  # channels, features or latent dimensions
+MAX_DEPTH = 1_000  # layers
+MAX_TIMESTEPS = 100_000  # noise levels, and denoising steps
+MAX_SAMPLES = 10_000  # images in a sample grid
+MAX_WARMUP_STEPS = 10_000_000
+MAX_IMAGES = 10_000_000  # drawn
+MAX_LATENTS = 1_000_000  # drawn of one image for a bound
+MAX_GUIDANCE = 1_000
 
 # What may differ when a run is resumed: where to, what is shown and kept, and how long, which stretches the rest of
 # the learning-rate schedule. Changing anything else half-way would make a model that no configuration describes.
@@ -106,6 +121,7 @@ class TrainingConfig:
     next_command: ClassVar[str]  # what a finished run is for
     dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name",)  # that name what images are read from
     folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir",)  # likewise folders of images
+    warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps",)  # steps in which something grows to its full size
 
     dataset_name: str | None = None
     train_data_dir: str | None = None
@@ -173,26 +189,21 @@ class TrainingConfig:
             raise UserError("output_dir is missing: name the folder for the run, for instance --output_dir runs/first")
         if self.push_to_hub and not self.hub_model_id:
             raise UserError("push_to_hub needs the id to publish under, for instance --hub_model_id user/name")
+        require_values(self)
         self._require("positive", [
-            "resolution", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
-            "max_train_steps", "max_train_seconds", "learning_rate", "adam_epsilon", "max_grad_norm",
-            "checkpointing_steps", "checkpoints_total_limit", "num_samples", "logging_steps", "sample_steps",
-            "save_images_epochs",
+            "max_train_samples", "num_train_epochs", "max_train_steps", "max_train_seconds", "learning_rate",
+            "adam_epsilon", "max_grad_norm", "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
+            "sample_steps", "save_images_epochs",
         ])  # fmt: skip
-        self._require("zero or more", ["seed", "lr_warmup_steps", "adam_weight_decay"])
+        self._require("positive", ["resolution"], at_most=MAX_RESOLUTION)
+        self._require("positive", ["train_batch_size", "gradient_accumulation_steps"], at_most=MAX_BATCH_SIZE)
+        self._require("positive", ["num_samples"], at_most=MAX_SAMPLES)
+        self._require("zero or more", ["seed", "adam_weight_decay"])
+        self._require("zero or more", self.warmup_fields, at_most=MAX_WARMUP_STEPS)
         self._require("from 0 to below 1", ["adam_beta1", "adam_beta2", "ema_max_decay"])
 
-    def _require(self, kind: str, names: list[str]):
-        holds = {
-            "positive": lambda v: v > 0,
-            "zero or more": lambda v: v >= 0,
-            "from 0 to below 1": lambda v: 0 <= v < 1,
-        }
-        for name in names:
-            value = getattr(self, name)
-            for number in value if isinstance(value, list) else [value]:
-                if number is not None and not holds[kind](number):
-                    raise UserError(f"{name} must be {kind}, not {number}")
+    def _require(self, kind: str, names: Iterable[str], at_most: float = math.inf):
+        require(self, kind, names, at_most)
 
     @property
     def images_per_batch(self) -> int:
@@ -211,6 +222,51 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain YAML types."""
         return dataclasses.asdict(self)
+
+
+def require(options: Any, kind: str, names: Iterable[str], at_most: float = math.inf) -> None:
+    """Refuse numbers in fields, or in the lists that these hold, that are not of a kind; None is left alone.
+
+    Args:
+        options: Any dataclass.
+        kind: `positive`, `zero or more`, `from 0 to below 1` or `any`.
+        names: The fields.
+        at_most: The largest amount.
+
+    Raises:
+        UserError: naming the field and its value.
+    """
+    holds = {
+        "positive": lambda v: v > 0,
+        "zero or more": lambda v: v >= 0,
+        "from 0 to below 1": lambda v: 0 <= v < 1,
+        "any": lambda v: True,
+    }[kind]
+    for name in names:
+        for number in _values(options, name):
+            if number is not None and not holds(number):
+                raise UserError(f"{name} must be {kind}, not {number}")
+            if number is not None and abs(number) > at_most:
+                raise UserError(f"{name} must be at most {at_most:,}, not {number:,}")
+
+
+def require_values(options: Any) -> None:
+    """Refuse numbers that are not finite, and None where it is not the default of a field.
+
+    Raises:
+        UserError: naming the field.
+    """
+    for each in dataclasses.fields(options):
+        if getattr(options, each.name) is None and each.default is not None:
+            raise UserError(f"{each.name} must have a value")
+        for number in _values(options, each.name):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{each.name} must be a finite number, not {number}")
+
+
+def _values(options: Any, name: str) -> list[Any]:
+    value = getattr(options, name)
+    return value if isinstance(value, list) else [value]
 
 
 def read_fields(file: Path) -> dict[str, Any]:
