@@ -276,6 +276,25 @@ def test_the_command_changes_files_and_folders(run, tmp_path, capsys):
     assert np.array_equal(np.load(tmp_path / "single.npz")["images"], results["denoise"][:1, 0].numpy())
 
 
+@pytest.mark.parametrize("task", ["vary", "inpaint"])
+def test_images_of_hfgen_sample_are_changed_by_noise_other_than_their_own(run, tmp_path, task):
+    """Mixed again with the noise that they were drawn from, they would hardly change."""
+    PIL.Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
+    options = {"vary": ["--strength", "0.9"], "inpaint": ["--mask", str(tmp_path / "mask.png")]}[task]
+    drawn = ["sample", str(run), "--num_images", "20", "--scheduler", "ddim" if "v_pred" in run.name else "flow_euler"]
+    assert main([*drawn, "--output", str(tmp_path / "drawn.npz")]) == 0
+    given = np.load(tmp_path / "drawn.npz")
+    labels = [str(label) for label in given["labels"]]
+    command = ["translate", str(run), "--task", task, *options, "--class_labels", *labels, "--num_inference_steps", "8"]
+    changes = []
+    for seed in ([], ["--seed", "1"]):
+        output = tmp_path / f"{len(seed)}.npz"
+        assert main([*command, "--input", str(tmp_path / "drawn.npz"), *seed, "--output", str(output)]) == 0
+        difference = np.load(output)["images"] / 255 - given["images"] / 255
+        changes.append(np.square(difference).mean())
+    assert changes[0] == pytest.approx(changes[1], rel=0.2)
+
+
 def test_what_cannot_be_read_is_left_out_and_named(conditional_run, tmp_path, capsys):
     save_images((digits(2) * 255).to(torch.uint8), tmp_path / "given")
     (tmp_path / "given" / "00000.png").rename(tmp_path / "given" / "seven.png")
