@@ -284,8 +284,8 @@ def test_images_of_hfgen_sample_are_changed_by_noise_other_than_their_own(run, t
     drawn = ["sample", str(run), "--num_images", "20", "--scheduler", "ddim" if "v_pred" in run.name else "flow_euler"]
     assert main([*drawn, "--output", str(tmp_path / "drawn.npz")]) == 0
     given = np.load(tmp_path / "drawn.npz")
-    labels = [str(label) for label in given["labels"]]
-    command = ["translate", str(run), "--task", task, *options, "--class_labels", *labels, "--num_inference_steps", "8"]
+    options += ["--num_inference_steps", "8", "--class_labels", *(str(label) for label in given["labels"])]
+    command = ["translate", str(run), "--task", task, *options]
     changes = []
     for seed in ([], ["--seed", "1"]):
         output = tmp_path / f"{len(seed)}.npz"
