@@ -333,9 +333,9 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
 
     def set_parameters(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         """Take weights (K,), means (K, D) and covariances (K, D, D), best in double precision."""
-        self.weights.copy_(weights)
-        self.means.copy_(means)
-        self.scale_trils.copy_(torch.linalg.cholesky(covariances))
+        self.weights.copy_(weights.float())  # before it reaches a device that may have no double precision
+        self.means.copy_(means.float())
+        self.scale_trils.copy_(torch.linalg.cholesky(covariances).float())
 
     def forward(
         self, noise: Tensor, uniform: Tensor, return_dict: bool = True

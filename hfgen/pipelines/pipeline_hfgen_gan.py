@@ -188,8 +188,9 @@ class GANPipeline(DiffusionPipeline):
             raise ValueError(f"truncation must be positive, not {truncation}")
         if truncation < math.inf:
             mass = math.erf(truncation / 2**0.5)  # of the normal distribution within it
-            noise = 2**0.5 * torch.erfinv(torch.erf(noise.double() / 2**0.5) * mass)
-        return noise.to(self.generator.dtype)
+            exact = noise.cpu().double()  # which Apple GPUs do not have
+            noise = 2**0.5 * torch.erfinv(torch.erf(exact / 2**0.5) * mass)
+        return noise.to(self.generator.dtype).to(self._execution_device)
 
     def _make_images(self, latents: Tensor, labels: Tensor | None, output_type: str) -> GANPipelineOutput:
         if latents.ndim != 2 or latents.shape[1] != self.generator.config.latent_dim:
