@@ -203,9 +203,9 @@ def _by_diffusion(
         options["output_type"] = "pt"
         options |= {name: value for name in OF_DIFFUSION if (value := getattr(config, name)) is not None}
         if config.task in ("vary", "inpaint"):
-            options["generator"] = [
-                torch.Generator().manual_seed(derive_seed("image", config.seed, i)) for i in numbers
-            ]
+            # Not the purpose of `sample`: these images may be its own, and this noise must be independent of theirs.
+            seeds = [derive_seed("translate", config.task, config.seed, i) for i in numbers]
+            options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
         if masks is not None:
             options["mask_image"] = masks[numbers] if len(masks) == len(given) else masks
         function = pipeline if config.task == "vary" else getattr(pipeline, config.task)

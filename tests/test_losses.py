@@ -111,14 +111,14 @@ def test_structural_similarity_and_its_gradient_are_those_of_torchmetrics(shape)
 
 def test_timesteps_are_whole_for_a_diffusion_and_any_for_a_flow():
     torch.manual_seed(0)
-    diffusion, flow = (draw_timesteps("uniform", s, 100_000, torch.device("cpu")) for s in (DDPMScheduler(), FLOW))
+    diffusion, flow = (draw_timesteps("uniform", s, 100_000) for s in (DDPMScheduler(), FLOW))
     assert diffusion.dtype == torch.int64
     assert (diffusion.min(), diffusion.max()) == (0, 999)
     assert (diffusion.bincount() - 100).abs().max() < 60, "all alike"
     assert flow.is_floating_point()
     assert 0 <= flow.min() < 1
     assert 999 < flow.max() <= 1000
-    middle = draw_timesteps("logit_normal", FLOW, 100_000, torch.device("cpu"))
+    middle = draw_timesteps("logit_normal", FLOW, 100_000)
     inner = ((middle > 250) & (middle < 750)).float().mean().item()
     assert inner == pytest.approx(0.7281, abs=0.01), "where a standard normal number is between ±log 3"
     assert prediction_type_of(FLOW) == "flow_prediction"

@@ -1,5 +1,7 @@
 """Any fitting scheduler draws from the model; what does not fit is refused; the same seed gives the same images."""
 
+import json
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -37,6 +39,18 @@ def make_pipeline(channels=1, prediction_type="epsilon", beta_schedule="linear",
 def images_of(pipeline, **options):
     settings = {"num_images": 3, "num_inference_steps": 4, "scheduler": "ddim"} | options
     return torch.cat(list(sample(pipeline, **settings)))
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "flow_prediction"])
+def test_a_model_is_drawn_from_alike_before_and_after_it_was_saved(prediction_type, beta_schedule, tmp_path):
+    fields = {"output_dir": "x", "dataset_name": "digits", "prediction_type": prediction_type}
+    fresh = make_noise_schedule(DDPMConfig(**fields, beta_schedule=beta_schedule))
+    fresh.save_pretrained(tmp_path)
+    loaded = type(fresh).from_pretrained(tmp_path)
+    for name in suitable_schedulers(loaded, 20):
+        settings = [json.loads(make_scheduler(name, own, 20).to_json_string()) for own in (fresh, loaded)]
+        assert settings[0] == settings[1], name
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])

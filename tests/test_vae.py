@@ -123,7 +123,7 @@ def test_draws_of_a_mixture_have_its_moments():
     covariances = torch.tensor([[[1.0, 0.8], [0.8, 1.0]], [[0.1, 0.0], [0.0, 0.1]]])
     mixture.set_parameters(torch.tensor([0.25, 0.75]), torch.tensor([[0.0, 0.0], [10.0, 10.0]]), covariances)
     generator = torch.Generator().manual_seed(0)
-    drawn = mixture(torch.randn(20_000, 2, generator=generator), torch.rand(20_000, generator=generator))
+    drawn = mixture(torch.randn(20_000, 2, generator=generator), torch.rand(20_000, generator=generator)).sample
     first = drawn[drawn[:, 0] < 6]
     assert len(first) / len(drawn) == pytest.approx(0.25, abs=0.01)
     torch.testing.assert_close(first.T.cov(), covariances[0], atol=0.05, rtol=0)
