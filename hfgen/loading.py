@@ -194,7 +194,7 @@ def _assemble(
     parts = {}
     for name, (library, class_name) in components.items():
         part_class = own_class(library, class_name) or getattr(diffusers, class_name, object)
-        if not issubclass(part_class, ModelMixin | SchedulerMixin):
+        if not isinstance(part_class, type) or not issubclass(part_class, ModelMixin | SchedulerMixin):
             raise UserError(f"{source} has a {class_name} as its {name}, which is neither a model nor a scheduler")
         is_model = issubclass(part_class, ModelMixin)
         options = (
@@ -203,9 +203,7 @@ def _assemble(
         config = _fetch(source, revision, f"{name}/{part_class.config_name}")
         check_numbers(read_json(config), config)
         with _explained(source):
-            part, found = part_class.from_pretrained(
-                source, subfolder=name, revision=revision, **(of_model if is_model else of_scheduler)
-            )
+            part, found = part_class.from_pretrained(source, subfolder=name, revision=revision, **options)
         if missing := found.get("missing_keys"):
             raise UserError(f"cannot load a pipeline from {source}: the weights of {name} lack {missing[0]}")
         parts[name] = part
