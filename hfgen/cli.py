@@ -240,10 +240,12 @@ def _results(arguments: list[str]) -> None:
 
 def _card(arguments: list[str]) -> None:
     config = parse_config(CardConfig, arguments, prog="hfgen card", positional="run")
-    from hfgen.card import write_card, write_gallery
+    from hfgen.card import gallery_folder, write_card, write_gallery
+    from hfgen.loading import require_folder
 
+    require_folder(config.run)
     run = Path(config.run)
-    folder = Path(config.gallery, run.resolve().name) if config.gallery else run
+    folder = gallery_folder(Path(config.gallery), run) if config.gallery else run
     print(f"The page is in {write_card(run, folder, repo_id=config.repo_id, spdx_license=config.license)}")
     if config.gallery:
         print(f"The wall of pictures is in {write_gallery(Path(config.gallery))}")
@@ -279,8 +281,10 @@ def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:
 def _publish_all(arguments: list[str]) -> None:
     config = parse_config(PublishAllConfig, arguments, prog="hfgen publish-all", positional="folder")
     from hfgen import hub
+    from hfgen.loading import require_folder
     from hfgen.records import RUN_FILE
 
+    require_folder(config.folder)
     runs = [file.parent for file in sorted(Path(config.folder).rglob(RUN_FILE))]
     if not runs:
         raise UserError(f"there is no finished run in {config.folder}; hfgen push publishes a single one")

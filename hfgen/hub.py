@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import shlex
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +16,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_token
 
-from hfgen.card import FIGURES, README, write_card
+from hfgen.card import FIGURES, README, copy_own, write_card
 from hfgen.errors import PublishingError, UserError, first_line
 from hfgen.loading import INDEX
 from hfgen.report import REPORTS
+from hfgen.run_facts import require_run
+from hfgen.untrusted import check_content, components_of, own_file, read_index
 
 T = TypeVar("T")
 
@@ -33,8 +34,12 @@ def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
     """Write what is published of a finished run: its model, its page with pictures, its evaluation.
 
     Raises:
-        UserError: if there is no finished run, or its model is not in safetensors.
+        UserError: if there is no finished run, its model is not in safetensors, or a file is a symbolic link or not
+            what its name says.
     """
+    require_run(run)
+    for file in _model_files(run):  # before anything is drawn
+        check_content(own_file(run, file))
     write_card(run, folder, repo_id=repo_id, spdx_license=spdx_license)
     _copy_model(run, folder)
 
@@ -46,27 +51,26 @@ def index_file_of(folder: Path) -> str:
 
 def _model_files(source: Path) -> list[Path]:
     """List the files of a folder's model, relative to it: safetensors, JSON, and the code that the index names."""
-    code: set[Path] = set()
-    if index_file_of(source) == INDEX:
-        index = json.loads((source / INDEX).read_text())
-        modules = {name: value[0] for name, value in index.items() if isinstance(value, list) and value[0]}
-        parts = [name for name in modules if not name.startswith("_")]
-        code = {source / part / f"{modules[part]}.py" for part in parts}
-        files = [source / INDEX, *(p for part in parts for p in sorted((source / part).rglob("*")) if p.is_file())]
-        if "_class_name" in modules:
-            code.add(source / f"{modules['_class_name']}.py")
-            files.append(source / f"{modules['_class_name']}.py")
-    else:
-        files = [source / name for name in CLASSIFIER_FILES]
+    if index_file_of(source) != INDEX:
+        return [Path(name) for name in CLASSIFIER_FILES]
+    index = read_index(own_file(source, INDEX))
+    modules = {name: value[0] for name, value in components_of(index).items() if value[0]}
+    code = {Path(part, f"{module}.py") for part, module in modules.items()}
+    files = [Path(INDEX)]
+    for part in modules:
+        found = sorted(own_file(source, part).rglob("*"))
+        files += [path.relative_to(source) for path in found if path.is_symlink() or not path.is_dir()]
+    if isinstance(index["_class_name"], list):
+        files.append(Path(f"{index['_class_name'][0]}.py"))
+        code.add(files[-1])
     if others := [file for file in files if file.suffix not in {".json", ".safetensors"} and file not in code]:
-        raise UserError(f"{others[0]} is no safetensors file, and nothing else is published")
-    return [file.relative_to(source) for file in files]
+        raise UserError(f"{source / others[0]} is no safetensors file, and nothing else is published")
+    return files
 
 
 def _copy_model(source: Path, folder: Path) -> None:
     for file in _model_files(source):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / file, folder / file)
+        copy_own(source, file, folder, file)
 
 
 def push(
@@ -218,7 +222,7 @@ class CheckpointUploads:
         folder = tempfile.TemporaryDirectory()
         try:
             _copy_model(checkpoint, Path(folder.name))  # now, since the checkpoint may soon be removed
-        except OSError as error:
+        except (OSError, UserError) as error:
             print(f"{checkpoint.name} was not published: {error}. Training goes on")
             return
         self.upload = HfApi().run_as_future(self._push, folder, checkpoint.name)
