@@ -1,6 +1,7 @@
 """Publish on the Hub: turn a run into what is published, and push it."""
 
 import contextlib
+import difflib
 import functools
 import json
 import shlex
@@ -13,8 +14,8 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import get_token, validate_repo_id
 
 from hfgen.card import FIGURES, README, copy_own, write_card
 from hfgen.errors import PublishingError, UserError, first_line
@@ -25,9 +26,46 @@ from hfgen.untrusted import check_content, components_of, own_file, read_index
 
 T = TypeVar("T")
 
+# As the Hub knows them: https://huggingface.co/docs/hub/repositories-licenses
+LICENSES = [
+    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
+    "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
+    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "creativeml-openrail-m",
+    "deepfloyd-if-license", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2",
+    "fair-noncommercial-research-license", "gemma", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "grok2-community",
+    "h-research", "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "llama2", "llama3",
+    "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by",
+    "ofl-1.1", "open-mdw", "openmdw-1.0", "openrail", "openrail++", "osl-3.0", "other", "pddl", "postgresql",
+    "unknown", "unlicense", "wtfpl", "zlib",
+]  # fmt: skip
+
 CLASSIFIER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 TRIES = 3  # of an upload, beside those that the client makes of each request
 PAUSE_SECONDS = 5
+
+
+def check_address(repo_id: str, spdx_license: str) -> None:
+    """Refuse an id or a licence that the Hub does not take, without asking it.
+
+    Raises:
+        UserError: naming it, and what would work.
+    """
+    if repo_id.count("/") != 1:
+        raise UserError(f"{repo_id} is no Hub id, which has the form user/name")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error
+    if spdx_license not in LICENSES:
+        near = difflib.get_close_matches(spdx_license, LICENSES, n=3)
+        some = near or ["apache-2.0", "mit", "cc-by-4.0", "other"]
+        raise UserError(
+            f'{repo_id} cannot be published: "license" must be one of those that the Hub knows, such as '
+            f"{', '.join(some)}, not {spdx_license}"
+        )
 
 
 def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
@@ -99,6 +137,7 @@ def push(
         UserError: if the run, the token or the repo do not allow it; nothing has been uploaded.
         PublishingError: if the upload failed, repeatedly; the message names the command that tries again.
     """
+    check_address(repo_id, spdx_license)
     _require_token()
     command = ["hfgen", "push", str(run), "--repo_id", repo_id]
     command += ["--private"] * private + ["--create_pr"] * create_pr
@@ -124,7 +163,12 @@ def push(
 
 
 def list_published(run: Path, repo_id: str, spdx_license: str) -> list[tuple[str, int]]:
-    """List what `push` would upload, with sizes in bytes, and send nothing."""
+    """List what `push` would upload, with sizes in bytes, and send nothing.
+
+    Raises:
+        UserError: see `export`; or for an id or a licence that the Hub does not take.
+    """
+    check_address(repo_id, spdx_license)
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder), repo_id=repo_id, spdx_license=spdx_license)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
@@ -145,9 +189,8 @@ def prepare_repo(repo_id: str, index_file: str, *, spdx_license: str, private: b
         UserError: if the token or what is in the repo does not allow it, or the Hub does not know the licence.
         PublishingError: if the Hub fails.
     """
+    check_address(repo_id, spdx_license)
     _require_token()
-    if repo_id.count("/") != 1:
-        raise UserError(f"{repo_id} is no Hub id, which has the form user/name")
     api = HfApi()
     with _explained(repo_id):
         ModelCard(f"---\nlicense: {spdx_license}\n---\n").validate()

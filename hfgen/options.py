@@ -6,6 +6,20 @@ from typing import Any, Literal
 
 from hfgen.errors import UserError
 
+MOST = {  # of what is given on a command line: beyond, nothing but a slip of the finger, or no image
+    "batch_size": 10**6,
+    "guidance_scale": 1000,
+    "noise_std": 100,
+    "num_bound_images": 10**9,
+    "num_images": 10**9,
+    "num_importance_samples": 10**9,
+    "num_inference_steps": 10**5,
+    "resolution": 10**4,
+    "seed": 2**63 - 1,
+    "tile_size": 10**6,
+    "truncation": 1000,
+}
+
 
 @dataclass(kw_only=True)
 class SamplerOptions:
@@ -71,10 +85,11 @@ class SampleConfig(SamplerOptions):
 
     def __post_init__(self):
         """Refuse values that nothing can be drawn with."""
+        _require_bounded(self)
         _require_positive(self, ["num_images", "num_inference_steps", "batch_size"])
         if self.seed < 0:
             raise UserError(f"seed must be zero or more, not {self.seed}")
-        suffix = Path(self.output).suffix
+        suffix = Path(self.output).suffix.lower()
         if suffix not in {"", ".png", ".gif", ".npz"}:
             raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
         self.film |= suffix == ".gif"
@@ -133,6 +148,7 @@ class TranslateConfig:
 
     def __post_init__(self):
         """Refuse what does not belong to the task, and what it lacks."""
+        _require_bounded(self)
         _require_positive(self, ["num_inference_steps", "tile_size"])
         if self.seed < 0:
             raise UserError(f"seed must be zero or more, not {self.seed}")
@@ -149,7 +165,7 @@ class TranslateConfig:
         for task, name in (("inpaint", "mask"), ("change_class", "class_labels")):
             if self.task == task and not getattr(self, name):
                 raise UserError(f"the task {task} needs --{name}")
-        if Path(self.output).suffix not in {"", ".png", ".npz"}:
+        if Path(self.output).suffix.lower() not in {"", ".png", ".npz"}:
             raise UserError(f"output must end in .png or .npz, or be a folder, not {self.output}")
         source, output = (Path(place).expanduser().resolve() for place in (self.input, self.output))
         if output.is_relative_to(source) or (self.mask and output == Path(self.mask).expanduser().resolve()):
@@ -190,6 +206,7 @@ class TestingOptions:
 
     def __post_init__(self):
         """Refuse values that nothing can be tested with."""
+        _require_bounded(self)
         _require_positive(self, ["batch_size", "resolution"])
         if self.seed < 0:
             raise UserError(f"seed must be zero or more, not {self.seed}")
@@ -209,6 +226,15 @@ class MeasuringOptions(TestingOptions):
         """Refuse values that nothing can be measured with."""
         super().__post_init__()
         _require_positive(self, ["num_images", "num_inference_steps"])
+
+
+def _require_bounded(options: Any) -> None:
+    """Refuse absurd numbers, NaN and infinity among them, whichever such option it is."""
+    for name, most in MOST.items():
+        value = getattr(options, name, None)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not abs(number) <= most:
+                raise UserError(f"{name} must be at most {most:,}, not {number:,}")
 
 
 def _require_positive(options: Any, names: list[str]) -> None:

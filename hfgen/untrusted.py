@@ -111,7 +111,9 @@ def own_file(folder: Path, name: str | Path) -> Path:
     for part in Path(name).parts:
         path = path / part
         if path.is_symlink():
-            raise UserError(f"{path} is a symbolic link; what it leads to is not published")
+            raise UserError(
+                f"{path} is a symbolic link, which is not followed here: what it leads to need not be the run's"
+            )
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is neither a file nor a folder")
     if not path.resolve().is_relative_to(folder.resolve()):

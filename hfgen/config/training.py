@@ -1,6 +1,7 @@
 """What all families take, and what of it may change when a run is resumed."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -166,6 +167,9 @@ class TrainingConfig:
             raise UserError("output_dir is missing: name the folder for the run, for instance --output_dir runs/first")
         if self.push_to_hub and not self.hub_model_id:
             raise UserError("push_to_hub needs the id to publish under, for instance --hub_model_id user/name")
+        for option in dataclasses.fields(self):
+            if isinstance(value := getattr(self, option.name), float) and not math.isfinite(value):
+                raise UserError(f"{option.name} must be a finite number, not {value}")
         self._require("positive", [
             "resolution", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
             "max_train_steps", "max_train_seconds", "learning_rate", "adam_epsilon", "max_grad_norm",
