@@ -9,7 +9,10 @@ from hfgen.config.training import (
     MAX_GUIDANCE,
     MAX_IMAGES,
     MAX_LATENTS,
+    MAX_NOISE,
     MAX_RESOLUTION,
+    MAX_SEED,
+    MAX_TILE,
     MAX_TIMESTEPS,
     require,
     require_values,
@@ -56,7 +59,7 @@ class SamplerOptions(Options):
         super().__post_init__()
         require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
         require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
-        require(self, "positive", ["truncation"])
+        require(self, "positive", ["truncation"], at_most=MAX_TRUNCATION)
 
     def given_sampler(self) -> dict[str, Any]:
         """Return what was given."""
@@ -100,8 +103,8 @@ class SampleConfig(SamplerOptions):
         super().__post_init__()
         require(self, "positive", ["num_images"], at_most=MAX_IMAGES)
         require(self, "positive", ["batch_size"], at_most=MAX_BATCH_SIZE)
-        require(self, "zero or more", ["seed"])
-        suffix = Path(self.output).suffix
+        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
+        suffix = Path(self.output).suffix.lower()
         if suffix not in {"", ".png", ".gif", ".npz"}:
             raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
         self.film |= suffix == ".gif"
@@ -163,8 +166,9 @@ class TranslateConfig(Options):
         super().__post_init__()
         require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
         require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
-        require(self, "positive", ["tile_size"])
-        require(self, "zero or more", ["seed"])
+        require(self, "any", ["noise_std"], at_most=MAX_NOISE)
+        require(self, "positive", ["tile_size"], at_most=MAX_TILE)
+        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
         for name in ("input", "mask"):
             if (value := getattr(self, name)) is not None and not Path(value).expanduser().exists():
                 raise UserError(f"there is no picture, folder or .npz file {value} ({name})")
@@ -178,7 +182,7 @@ class TranslateConfig(Options):
         for task, name in (("inpaint", "mask"), ("change_class", "class_labels")):
             if self.task == task and not getattr(self, name):
                 raise UserError(f"the task {task} needs --{name}")
-        if Path(self.output).suffix not in {"", ".png", ".npz"}:
+        if Path(self.output).suffix.lower() not in {"", ".png", ".npz"}:
             raise UserError(f"output must end in .png or .npz, or be a folder, not {self.output}")
         source, output = (Path(place).expanduser().resolve() for place in (self.input, self.output))
         if output.is_relative_to(source) or (self.mask and output == Path(self.mask).expanduser().resolve()):
@@ -222,7 +226,7 @@ class TestingOptions(Options):
         super().__post_init__()
         require(self, "positive", ["batch_size"], at_most=MAX_BATCH_SIZE)
         require(self, "positive", ["resolution"], at_most=MAX_RESOLUTION)
-        require(self, "zero or more", ["seed"])
+        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
 
 
 @dataclass(kw_only=True)

@@ -93,7 +93,7 @@ def _save_together(parts: Iterator[Translated], output: Path, config: TranslateC
         given, results = given + part.given, results + part.results
         if len({image.shape for image in results}) > 1:
             raise UserError(f"the images differ in size, so that {output} cannot hold them; name a folder as output")
-    if results and output.suffix == ".npz":
+    if results and output.suffix.lower() == ".npz":
         save_arrays(torch.stack(results), output)
     elif results:
         rows = {"given": torch.stack(given), config.task or "made": torch.stack(results)}

@@ -15,6 +15,7 @@ FAMILIES = ["ddpm", "vae", "gan", "translation", "cyclegan", "classifier"]
 # From the ground up; a module may import from lower floors and, within `tasks`, the contract only.
 FLOORS = [
     {"hfgen", "hfgen.errors"},
+    {"hfgen.untrusted"},
     {"hfgen.models", "hfgen.devices", "hfgen.files", "hfgen.seeds", "hfgen.optimizers", "hfgen.config.training"},
     {
         "hfgen.pipelines",

@@ -79,6 +79,8 @@ class DDPMConfig(TrainingConfig):
         self._require("positive", ["snr_gamma"])
         self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
+        if abs(self.guidance_scale) > 1000:
+            raise UserError(f"guidance_scale must be at most 1,000, not {self.guidance_scale:g}")
         if self.class_conditional and self.class_dropout_prob == 0 and self.guidance_scale != 1:
             raise UserError(
                 "guidance leads away from images of no particular class, which are learnt with class_dropout_prob "

@@ -25,6 +25,10 @@ MAX_WARMUP_STEPS = 10_000_000
 MAX_IMAGES = 10_000_000  # drawn
 MAX_LATENTS = 1_000_000  # drawn of one image for a bound
 MAX_GUIDANCE = 1_000
+MAX_NOISE = 100  # standard deviation, for pixels from 0 to 1
+MAX_TILE = 1_000_000  # pixels
+MAX_TRUNCATION = 1_000
+MAX_SEED = 2**63 - 1
 
 # What may differ when a run is resumed: where to, what is shown and kept, and how long, which stretches the rest of
 # the learning-rate schedule. Changing anything else half-way would make a model that no configuration describes.
@@ -198,7 +202,8 @@ class TrainingConfig:
         self._require("positive", ["resolution"], at_most=MAX_RESOLUTION)
         self._require("positive", ["train_batch_size", "gradient_accumulation_steps"], at_most=MAX_BATCH_SIZE)
         self._require("positive", ["num_samples"], at_most=MAX_SAMPLES)
-        self._require("zero or more", ["seed", "adam_weight_decay"])
+        self._require("zero or more", ["seed"], at_most=MAX_SEED)
+        self._require("zero or more", ["adam_weight_decay"])
         self._require("zero or more", self.warmup_fields, at_most=MAX_WARMUP_STEPS)
         self._require("from 0 to below 1", ["adam_beta1", "adam_beta2", "ema_max_decay"])
 
