@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from hfgen import hub
 from hfgen.checkpoints import find_checkpoint
 from hfgen.config.training import TrainingConfig, changed_fields
-from hfgen.data import ImageData, load_images, placed_source
+from hfgen.data import ImageData, load_images, placed_folder, placed_source
 from hfgen.errors import PublishingError, TrainingError, UserError
 from hfgen.records import CONFIG_FILE
 from hfgen.seeds import derive_seed
@@ -51,6 +51,7 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
         config,
         mixed_precision=config.mixed_precision or native_precision(),
         **{name: placed_source(value) for name in config.dataset_fields if (value := getattr(config, name))},
+        **{name: placed_folder(value) for name in config.folder_fields if (value := getattr(config, name))},
     )
     run = Path(config.output_dir)
     checkpoint = _check_run_folder(config, run)
@@ -86,13 +87,13 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
 
 def _load_data(config: TrainingConfig, accelerator: Accelerator) -> ImageData:
     """Load the images, on the first process of a machine before the others, which then find them decoded."""
-    if config.train_data_dir and not Path(config.train_data_dir).expanduser().is_dir():
+    if config.train_data_dir and not Path(placed_folder(config.train_data_dir)).is_dir():
         raise UserError(f"there is no folder {config.train_data_dir} (train_data_dir)")
     error = None
     with accelerator.local_main_process_first():
         try:
             data = load_images(
-                config.dataset_name or str(Path(config.train_data_dir).expanduser().absolute()),
+                config.dataset_name or placed_folder(config.train_data_dir),
                 split=config.train_split,
                 max_samples=config.max_train_samples,
                 **config.reading_options(),
@@ -101,6 +102,8 @@ def _load_data(config: TrainingConfig, accelerator: Accelerator) -> ImageData:
             error = user_error
     if error:
         raise error
+    if len(data) == 1:
+        accelerator.print(f"{data.source} has one image; a model of it can do no more than repeat it")
     return data
 
 

@@ -16,6 +16,7 @@ FAMILIES = ["ddpm", "vae", "gan", "translation", "cyclegan", "classifier"]
 FLOORS = [
     {"hfgen", "hfgen.errors"},
     {"hfgen.models", "hfgen.files", "hfgen.seeds", "hfgen.optimizers", "hfgen.config.training"},
+    {"hfgen.parts"},
     {
         "hfgen.pipelines",
         "hfgen.losses",

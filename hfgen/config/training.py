@@ -1,6 +1,7 @@
 """What all families take, and what of it may change when a run is resumed."""
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -8,6 +9,9 @@ from typing import Any, ClassVar, Literal
 import yaml
 
 from hfgen.errors import UserError
+
+MAX_RESOLUTION = 4096  # pixels
+MAX_BATCH_SIZE = 1_000_000
 
 # What may differ when a run is resumed: where to, what is shown and kept, and how long, which stretches the rest of
 # the learning-rate schedule. Changing anything else half-way would make a model that no configuration describes.
@@ -42,7 +46,11 @@ class TrainingConfig:
         dataset_name: Data set: a Hub id, `mnist`, `fashion_mnist`, `cifar10`, the built-in `digits`, or a local
             folder of parquet or arrow files.
         train_data_dir: Folder of images (one sub-folder a class, or none) to train on instead of a data set.
-        train_split: Split to train on; slices such as `train[:90%]` work.
+        train_split: Split to train on; slices such as `train[:90%]` work if they have images of all classes.
+        validation_fraction: Hold this part of each class out of train_split, chosen at random but always alike; it is
+            then the split `validation`. For data without such a split.
+        test_fraction: Likewise for the split `test`, with which `hfgen evaluate` compares. A model and its judge need
+            the same fractions.
         image_column: Column with the images; found by its type if not named.
         label_column: Column with the class labels; found by its type if not named.
         resolution: Height and width in pixels: the shorter side is resized to it, then the centre is cropped.
@@ -104,6 +112,8 @@ class TrainingConfig:
     dataset_name: str | None = None
     train_data_dir: str | None = None
     train_split: str = "train"
+    validation_fraction: float = 0.0
+    test_fraction: float = 0.0
     image_column: str | None = None
     label_column: str | None = None
     resolution: int | None = None
@@ -157,6 +167,9 @@ class TrainingConfig:
         Raises:
             UserError: naming the field, its value and what would work.
         """
+        for name in (*self.dataset_fields, *self.folder_fields):
+            if (value := getattr(self, name)) is not None and not value.strip():
+                raise UserError(f"{name} must not be empty; leave it out, or name the images")
         if (self.dataset_name is None) == (self.train_data_dir is None):
             raise UserError(
                 "name the training data by either dataset_name (for instance --dataset_name mnist) or train_data_dir "
@@ -173,7 +186,17 @@ class TrainingConfig:
             "save_images_epochs",
         ])  # fmt: skip
         self._require("zero or more", ["seed", "lr_warmup_steps", "adam_weight_decay"])
-        self._require("from 0 to below 1", ["adam_beta1", "adam_beta2", "ema_max_decay"])
+        self._require("from 0 to below 1", [
+            "adam_beta1", "adam_beta2", "ema_max_decay", "validation_fraction", "test_fraction",
+        ])  # fmt: skip
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise UserError(
+                "validation_fraction and test_fraction must leave something to train on: together below 1, not "
+                f"{self.validation_fraction} and {self.test_fraction}"
+            )
+        for name, most in (("resolution", MAX_RESOLUTION), ("train_batch_size", MAX_BATCH_SIZE)):
+            if (value := getattr(self, name)) is not None and value > most:
+                raise UserError(f"{name} must be at most {most:,}, not {value:,}")
 
     def _require(self, kind: str, names: list[str]):
         holds = {
@@ -198,8 +221,11 @@ class TrainingConfig:
 
     def reading_options(self) -> dict[str, Any]:
         """Return how images are read, as `hfgen.data.load_images` takes it, whatever the split."""
-        names = ("image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir")
-        return {name: getattr(self, name) for name in names}
+        names = (
+            "image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir",
+            "validation_fraction", "test_fraction",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {"held_out_of": self.train_split}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain YAML types."""
@@ -216,6 +242,9 @@ def changed_fields(config: TrainingConfig, saved: Path) -> list[str]:
         defaults(type(config)) | defaults(TrainingConfig) | yaml.safe_load(saved.read_text()),
         config.to_dict(),
     )
+    for name in (*config.dataset_fields, *config.folder_fields):  # older runs kept a folder as it was typed
+        if (value := before.get(name)) and str(Path(os.path.expanduser(value)).absolute()) == now[name]:
+            before[name] = now[name]
     names = (before.keys() | now.keys()) - CHANGEABLE_ON_RESUME
     return [f"{n}: {before.get(n)} → {now.get(n)}" for n in sorted(names) if before.get(n) != now.get(n)]
 
