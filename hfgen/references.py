@@ -127,12 +127,7 @@ def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split:
         UserError: if there are none.
     """
     own = placed_source(dataset) == data_source_of(run)
-    held_out = {"held_out_of": train_split_of(options, run if own else {})}
-    for name in ("validation_fraction", "test_fraction"):
-        trained, asked = run.get(name, 0.0) if own else 0.0, getattr(options, name)
-        if own and asked not in (None, trained):
-            raise UserError(f"the model was trained with {name} {trained:g}, so that {asked:g} would mix the parts")
-        held_out[name] = trained if asked is None else asked
+    held_out = held_out_by(options, run, dataset)
     try:
         return load_images(
             dataset,
@@ -144,6 +139,7 @@ def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split:
             max_samples=run.get("max_train_samples") if own and split == run.get("train_split") else None,
             on_bad_image=run.get("on_bad_image", "error"),
             cache_dir=options.cache_dir,
+            held_out_of=train_split_of(options, run if own else {}),
             **held_out,
         )
     except UserError as error:
@@ -153,6 +149,22 @@ def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split:
                 "--reference_split names another split, and --dataset_name another data set"
             ) from error
         raise
+
+
+def held_out_by(options: TestingOptions, run: dict[str, Any], dataset: str) -> dict[str, float]:
+    """Return which fractions of a data set are held out: as a model of it was trained, else as was asked.
+
+    Raises:
+        UserError: if others are asked for, with some of which the model was trained.
+    """
+    own = placed_source(dataset) == data_source_of(run)
+    fractions = {}
+    for name in ("validation_fraction", "test_fraction"):
+        trained, asked = run.get(name, 0.0) if own else 0.0, getattr(options, name)
+        if own and asked not in (None, trained):
+            raise UserError(f"the model was trained with {name} {trained:g}, so that {asked:g} would mix the parts")
+        fractions[name] = trained if asked is None else asked
+    return fractions
 
 
 def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test: ImageData, train: ImageData) -> None:
