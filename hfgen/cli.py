@@ -198,10 +198,11 @@ def _say_if_replaced(output: Path) -> None:
 
 def _translate(arguments: list[str]) -> int:
     config = parse_config(TranslateConfig, arguments, prog="hfgen translate", positional="run_or_repo")
+    from hfgen.references import run_fields
     from hfgen.translation import translate
 
     _say_if_replaced(Path(config.output).expanduser())
-    count, unreadable = translate(config)
+    count, unreadable = translate(config, run_fields(Path(config.run_or_repo).expanduser()))
     print(f"{count} image{'s are' if count > 1 else ' is'} in {config.output}")
     for file, why in unreadable.items():
         print(f"hfgen: left out {file}, which cannot be read as a picture ({why})", file=sys.stderr)

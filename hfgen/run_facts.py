@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from hfgen.config.training import CONFIG_FILE
+from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.data import public_name
 from hfgen.errors import UserError
 from hfgen.loading import INDEX, require_folder
