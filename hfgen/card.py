@@ -27,6 +27,7 @@ from hfgen.report import (
     bounds_table,
     bounds_text,
     code,
+    code_cell,
     duration,
     escaped,
     fenced,
@@ -381,7 +382,7 @@ def _training(facts: dict[str, Any]) -> list[str]:
     known = training["device_type"] in ("cpu", "cuda")  # of others, such as a laptop's, nobody here knows the power
     machine = escaped(training["device"]) + (f", {cores} thread" + "s" * (cores > 1) if on_cpu else "")
     rows = [
-        ["command", code(training["command"])],
+        ["command", code_cell(training["command"])],
         ["hardware", f"{machine}, {training['num_processes']} process" + "es" * (training["num_processes"] > 1)],
         ["precision", escaped({"no": "float32"}.get(training["mixed_precision"], training["mixed_precision"]))],
         ["time", f"{duration(training['train_seconds'])}, {training['images_per_second']:,} images a second"],

@@ -101,6 +101,8 @@ def _model_files(source: Path) -> list[Path]:
     if isinstance(index["_class_name"], list):
         files.append(Path(f"{index['_class_name'][0]}.py"))
         code.add(files[-1])
+    for file in files:
+        own_file(source, file)
     if others := [file for file in files if file.suffix not in {".json", ".safetensors"} and file not in code]:
         raise UserError(f"{source / others[0]} is no safetensors file, and nothing else is published")
     return files
@@ -266,6 +268,7 @@ class CheckpointUploads:
         try:
             _copy_model(checkpoint, Path(folder.name))  # now, since the checkpoint may soon be removed
         except (OSError, UserError) as error:
+            folder.cleanup()
             print(f"{checkpoint.name} was not published: {error}. Training goes on")
             return
         self.upload = HfApi().run_as_future(self._push, folder, checkpoint.name)
