@@ -59,12 +59,19 @@ def check_address(repo_id: str, spdx_license: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error
+    check_license(spdx_license)
+
+
+def check_license(spdx_license: str) -> None:
+    """Refuse a licence that the Hub does not take, without asking it.
+
+    Raises:
+        UserError: naming it, and similar ones.
+    """
     if spdx_license not in LICENSES:
-        near = difflib.get_close_matches(spdx_license, LICENSES, n=3)
-        some = near or ["apache-2.0", "mit", "cc-by-4.0", "other"]
+        near = difflib.get_close_matches(spdx_license, LICENSES, n=3) or ["apache-2.0", "mit", "cc-by-4.0", "other"]
         raise UserError(
-            f'{repo_id} cannot be published: "license" must be one of those that the Hub knows, such as '
-            f"{', '.join(some)}, not {spdx_license}"
+            f'"license" must be one of those that the Hub knows, such as {", ".join(near)}, not {spdx_license!r}'
         )
 
 

@@ -734,7 +734,8 @@ def test_a_page_without_results_has_no_name_of_a_model(run):
     [
         ("run.json", "[]"), ("run.json", "{}"), ("run.json", "{"), ("config.yaml", ""), ("config.yaml", "- 1"),
         ("config.yaml", "a: ["), ("config.yaml", "\xff"), ("config.yaml", "1: 2"), ("config.yaml", "seed: 1"),
-        ("config.yaml", "seed: 1\ndataset_name: 5"), ("preprocessor_config.json", "x"),
+        ("config.yaml", "seed: 1\ndataset_name: 5"),
+        ("config.yaml", "seed: 1\ndataset_name: x\nprior: '\")'"), ("preprocessor_config.json", "x"),
     ],
 )  # fmt: skip
 def test_a_broken_file_of_a_run_is_named(run, judge, capsys, name, content):
@@ -742,6 +743,28 @@ def test_a_broken_file_of_a_run_is_named(run, judge, capsys, name, content):
     (folder / name).write_bytes(content.encode("latin-1"))
     assert main(["card", str(folder)]) == 2
     assert str(folder / name) in capsys.readouterr().err
+
+
+def test_more_classes_than_the_network_knows_are_refused(run):
+    change(run / "model_index.json", id2label={"0": "a"})
+    with pytest.raises(UserError, match="model_index.json names 1 classes, and the network knows fewer"):
+        hfgen.load(str(run))
+
+
+def test_a_table_of_results_writes_over_its_like_only(tmp_path, capsys):
+    (tmp_path / "evaluation.json").write_text(json.dumps(record_of(*RECORDS["evaluation"])))
+    results = ["results", str(tmp_path), "--output", str(tmp_path / "R.md")]
+    assert main(results) == main(results) == 0
+    (tmp_path / "R.md").write_text("# My own")
+    assert main(results) == 2
+    assert "R.md is not by hfgen results" in capsys.readouterr().err
+
+
+def test_a_run_that_was_trained_for_no_id_forges_no_code(run):
+    fields = yaml.safe_load((run / "config.yaml").read_text()) | {"hub_model_id": 'a/b"); import os; ("'}
+    (run / "config.yaml").write_text(yaml.safe_dump(fields))
+    assert main(["card", str(run)]) == 0
+    assert "import os" not in (run / "README.md").read_text()
 
 
 def test_a_command_that_is_none_is_named(run, capsys):
@@ -779,7 +802,7 @@ def test_numbers_that_are_not_finite_are_refused_in_training():
 
 
 def test_absurd_numbers_are_refused_from_python_too(run, conditional_like):
-    with pytest.raises(UserError, match="guidance_scale must be at most 1000"):
+    with pytest.raises(UserError, match="guidance_scale must be a number of at most 1000"):
         check_sampling(conditional_like, num_inference_steps=3, scheduler="ddim", guidance_scale=float("nan"))
 
 
