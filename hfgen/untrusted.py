@@ -110,6 +110,8 @@ def own_file(folder: Path, name: str | Path) -> Path:
     path = folder
     for part in Path(name).parts:
         path = path / part
+        if part != one_line(part):
+            raise UserError(f"{str(path)!r} has a name with letters that cannot be seen")
         if path.is_symlink():
             raise UserError(
                 f"{path} is a symbolic link, which is not followed here: what it leads to need not be the run's"

@@ -27,6 +27,7 @@ from hfgen.config import DDPMConfig
 from hfgen.errors import UserError
 from hfgen.metrics.judge import load_judge
 from hfgen.options import EvaluateConfig, SampleConfig, TranslateConfig
+from hfgen.references import default_output
 from hfgen.run_facts import public_command, public_text
 from hfgen.sampling import check_sampling
 from hfgen.sweep import parse_sweep
@@ -142,6 +143,20 @@ def test_a_link_to_a_folder_is_refused(run, tmp_path, capsys, name):
     if name == "figures":
         assert main(["card", str(run)]) == 2, "the page's pictures would be written there"
         assert [path.name for path in elsewhere.iterdir()] == ["step-1.png"]
+
+
+def test_no_report_is_written_through_a_link(run, tmp_path):
+    (run / "evaluation").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"{run}/evaluation is a symbolic link"):
+        default_output(str(run))
+
+
+@pytest.mark.parametrize("name", ["evaluation/a\nb.png", "evaluation/a\u202eb.png", "vae/ a.json"])
+def test_a_name_that_cannot_be_seen_is_not_published(run, capsys, name):
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text("{}")
+    assert dry_push(run) == 2
+    assert "has a name with letters that cannot be seen" in capsys.readouterr().err
 
 
 def test_a_run_may_itself_be_reached_by_a_link(run, tmp_path):
