@@ -491,9 +491,12 @@ def pictures():
          for name in NAMES[:2]}
     )  # fmt: skip
     yield lambda: figures.measures_picture(
-        dict.fromkeys(NAMES[:3], found), dict.fromkeys(NAMES[:3], floor), report.MEASURES, report.FLOORS
+        dict.fromkeys(NAMES[:2], found),
+        dict.fromkeys(NAMES[:2], floor),
+        {"recall": ("recall", "higher")},
+        report.FLOORS,
     )
-    yield lambda: figures.curves_picture([row] * 6, {}, [f"{name}, 5 steps" for name in NAMES])
+    yield lambda: figures.curves_picture([row] * 2, {}, [f"{name}, 5 steps" for name in NAMES[:2]])
     yield lambda: figures.latents_picture({"z": np.random.default_rng(0).normal(size=(6, 2))}, labels, NAMES)
     yield lambda: figures.members_curves_picture({name: {"loss": ([1.0, 2.0], [1.0, 2.0])} for name in NAMES})
 
@@ -831,7 +834,7 @@ def conditional_like(stock):
     [
         ("1: 2", "has an unknown field 1"),
         ("~: 2", "has an unknown field None"),
-        ("a: " + "[" * 5000 + "]" * 5000, "is not valid YAML"),
+        ("a: " + "[" * 2000 + "]" * 2000, "is not valid YAML"),
         ("learning_rate: null", "learning_rate must have a value, not null"),
         ("block_out_channels: '8 16'", r"must be a list, as in block_out_channels: \[8, 16\], not '8 16'"),
         ("sample_steps: 3", r"must be a list, as in sample_steps: \[3\], not 3"),
