@@ -281,6 +281,8 @@ def _classification_accuracy_score(subject: Subject, test: ImageData, train: Ima
 
 def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
     """Measure a classifier's accuracy on its test images."""
+    if config.revision:
+        raise UserError(f"{source} is a folder, and a revision ({config.revision}) is one of a Hub id; leave it out")
     if config.judge or config.num_images or config.classification_accuracy_score or config.inception:
         raise UserError(f"{config.run_or_repo} is a classifier, of which only the accuracy is measured, on all images")
     judge = load_judge(str(source))

@@ -13,6 +13,7 @@ from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
 from hfgen.options import MeasuringOptions, TestingOptions
 from hfgen.records import RUN_FILE
 from hfgen.subjects import size_of
+from hfgen.untrusted import own_file
 
 REPORTED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
 REPORTED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetrics"]
@@ -112,8 +113,11 @@ def name_of(run_or_repo: str) -> str:
 def default_output(run_or_repo: str) -> Path:
     """Return the folder for reports on a model: its run, or one in `evaluations` for what should stay as it is."""
     source = Path(run_or_repo).expanduser()
-    elsewhere = Path("evaluations", name_of(run_or_repo).replace("/", "--"))
-    return source if source.is_dir() and not is_checkpoint(source) else elsewhere
+    if not source.is_dir() or is_checkpoint(source):
+        return Path("evaluations", name_of(run_or_repo).replace("/", "--"))
+    for name in ("analysis", "comparison", "evaluation"):
+        own_file(source, name)  # what a link leads to would be written over
+    return source
 
 
 def data_source_of(run: dict[str, Any]) -> str | None:
