@@ -264,7 +264,7 @@ class VAEModel(ModelMixin, ConfigMixin):
             case "bernoulli":
                 return logits, None
             case "gaussian":
-                return logits, self.log_std
+                return logits, self.log_std.float()
             case "logistic":
                 mean, log_scale = logits.chunk(2, dim=1)
                 return mean, log_scale - 3  # which begins with a twentieth of the range

@@ -119,8 +119,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
 
         Raises:
             TypeError: for what is no image, such as the name of a file.
-            ValueError: for a strength outside of 0 to 1, an unknown class, pixels that are not in the range of their
-                type, or images of different sizes.
+            ValueError: for a strength outside of 0 to 1, an unknown class or output_type, pixels that are not in the
+                range of their type, or images of different sizes.
         """
         images = self._preprocess(image)
         first = self._level_of_strength(strength)
@@ -307,6 +307,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         return torch.stack(pictures).to(self._execution_device)
 
     def _postprocess(self, images: Tensor, output_type: str) -> ImagePipelineOutput:
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
         images = VaeImageProcessor().postprocess(images.clamp(-1, 1).cpu(), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images)

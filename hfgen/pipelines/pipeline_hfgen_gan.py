@@ -124,7 +124,8 @@ class GANPipeline(DiffusionPipeline):
             The images and their latents.
 
         Raises:
-            ValueError: for an unknown class, a truncation that leaves nothing, or latents of another shape.
+            ValueError: for an unknown class or output_type, a truncation that leaves nothing, or latents of another
+                shape.
         """
         class_labels = _plain(class_labels)
         if latents is not None:
@@ -193,6 +194,8 @@ class GANPipeline(DiffusionPipeline):
         return noise.to(self.generator.dtype).to(self._execution_device)
 
     def _make_images(self, latents: Tensor, labels: Tensor | None, output_type: str) -> GANPipelineOutput:
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
         if latents.ndim != 2 or latents.shape[1] != self.generator.config.latent_dim:
             raise ValueError(f"latents must be (B, {self.generator.config.latent_dim}), not {tuple(latents.shape)}")
         latents = latents.to(self._execution_device, self.generator.dtype)

@@ -113,7 +113,7 @@ class VAEPipeline(DiffusionPipeline):
             The images: the means of their pixels.
 
         Raises:
-            ValueError: for an unknown class or prior, or latents of another shape.
+            ValueError: for an unknown class, prior or output_type, or latents of another shape.
         """
         class_labels = _plain(class_labels)
         if latents is not None:
@@ -286,6 +286,8 @@ class VAEPipeline(DiffusionPipeline):
         return 2 * torch.stack(pictures).to(self._execution_device, self.vae.dtype) - 1
 
     def _postprocess(self, images: Tensor, output_type: str) -> ImagePipelineOutput:
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
         images = VaeImageProcessor().postprocess(images.float().clamp(-1, 1).cpu(), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images)
