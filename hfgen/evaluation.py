@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hfgen.config import ClassifierConfig
 from hfgen.data import ImageData, load_images, public_name
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
 from hfgen.files import remove_leftovers
@@ -119,7 +120,7 @@ def _draw_images(
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
     check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     sampler["seed"] = config.seed
     folder = output / PICTURES
     return draw(

@@ -98,7 +98,8 @@ def loss_weights(weighting: str, prediction_type: str, alpha: Tensor, sigma: Ten
     `uniform`: 1. `min_snr`: the error of the image that is implied counts min(SNR, γ) times, where SNR = α² / σ² (Hang
     et al. 2023). `p2`: the error of the noise that is implied counts 1 / (1 + SNR) times (Choi et al. 2022, k = γ =
     1). At a given x_t, the squared error of the image is σ² times that of v or the flow, and σ² / α² times that of the
-    noise.
+    noise. Where SNR is 0, both would leave out the level at which drawing begins; the weight there is 1, as in the
+    code of Hang et al.
 
     Args:
         weighting: One of these.
@@ -121,7 +122,7 @@ def loss_weights(weighting: str, prediction_type: str, alpha: Tensor, sigma: Ten
         case other:
             raise ValueError(f"unknown loss weighting {other}")
     of_image_error = {"epsilon": 1 / snr, "sample": torch.ones_like(snr)}
-    return of_image * of_image_error.get(prediction_type, sigma.square())
+    return torch.where(snr > 0, of_image * of_image_error.get(prediction_type, sigma.square()), 1.0)
 
 
 def draw_timesteps(sampling: Literal["uniform", "logit_normal"], scheduler: SchedulerMixin, batch_size: int) -> Tensor:

@@ -5,14 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.measures import Reference
 from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
 from hfgen.options import MeasuringOptions, TestingOptions
-from hfgen.records import CONFIG_FILE, RUN_FILE
+from hfgen.records import RUN_FILE
 from hfgen.subjects import size_of
 
 REPORTED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
@@ -72,11 +71,14 @@ def train_split_of(options: MeasuringOptions, run: dict[str, Any]) -> str:
 
 
 def run_fields(source: Path) -> dict[str, Any]:
-    """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints."""
+    """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     for folder in (source, source.resolve().parents[1] if is_checkpoint(source) else source):
         if (folder / CONFIG_FILE).is_file():
-            fields = yaml.safe_load((folder / CONFIG_FILE).read_text())
-            return fields if isinstance(fields, dict) else {}
+            return read_fields(folder / CONFIG_FILE)
     return {}
 
 

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from hfgen.data import load_images, to_array
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture, save_arrays, save_picture, to_pil
 from hfgen.loading import load
@@ -51,7 +52,7 @@ def translate(config: TranslateConfig) -> tuple[int, dict[Path, str]]:
     """
     output = Path(config.output).expanduser()
     loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.to(default_device())
     unreadable: dict[Path, str] = {}
     by_what = _by_network if isinstance(loaded, ImageTranslationPipeline) else _by_diffusion
     parts = by_what(loaded, config, unreadable)
@@ -92,7 +93,7 @@ def _save_together(parts: Iterator[Translated], output: Path, config: TranslateC
         given, results = given + part.given, results + part.results
         if len({image.shape for image in results}) > 1:
             raise UserError(f"the images differ in size, so that {output} cannot hold them; name a folder as output")
-    if results and output.suffix == ".npz":
+    if results and output.suffix.lower() == ".npz":
         save_arrays(torch.stack(results), output)
     elif results:
         rows = {"given": torch.stack(given), config.task or "made": torch.stack(results)}
