@@ -41,16 +41,12 @@ def images_of(pipeline, **options):
     return torch.cat(list(sample(pipeline, **settings)))
 
 
-@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "flow_prediction"])
-def test_a_model_is_drawn_from_alike_before_and_after_it_was_saved(prediction_type, beta_schedule, tmp_path):
-    fields = {"output_dir": "x", "dataset_name": "digits", "prediction_type": prediction_type}
-    fresh = make_noise_schedule(DDPMConfig(**fields, beta_schedule=beta_schedule))
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver", "euler_a", "heun", "unipc"])
+def test_a_model_is_drawn_from_alike_before_and_after_it_was_saved(name, tmp_path):
+    fresh = make_pipeline(prediction_type="v_prediction").scheduler
     fresh.save_pretrained(tmp_path)
-    loaded = type(fresh).from_pretrained(tmp_path)
-    for name in suitable_schedulers(loaded, 20):
-        settings = [json.loads(make_scheduler(name, own, 20).to_json_string()) for own in (fresh, loaded)]
-        assert settings[0] == settings[1], name
+    made = [make_scheduler(name, own, 4) for own in (fresh, DDPMScheduler.from_pretrained(tmp_path))]
+    assert json.loads(made[0].to_json_string()) == json.loads(made[1].to_json_string())
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
