@@ -448,6 +448,7 @@ class Trainer:
         self.accelerator.free_memory()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        self.accelerator.trackers.clear()
         if self.uploads:
             self.uploads.wait()
 

@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,21 @@ def train(run: Path, *extra: str, num_processes: int = 1, **fields) -> subproces
         TINY | {"output_dir": run, "checkpointing_steps": 4, "logging_steps": 1, "max_train_samples": 100} | fields
     )
     return hfgen("train", "ddpm", *flags(**settings), *extra, num_processes=num_processes)
+
+
+def train_two(runs: tuple[Path, Path], *extra: str, **fields) -> list[subprocess.Popen]:
+    """Start two processes without a launcher, which would end the one when the other ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank, run in enumerate(runs):
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (variables | {"MASTER_ADDR": "127.0.0.1"}).items():
+                patch.setenv(name, str(value))
+            processes.append(train(run, *extra, **fields))
+    return processes
 
 
 def steps_done(run: Path) -> int:
@@ -121,6 +137,38 @@ def test_the_number_of_processes_is_recorded_and_a_change_is_told(tmp_path):
     assert (record["num_processes"], record["images_seen"]) == (2, 4 * 32)
     output = finish(train(tmp_path, "--resume_from_checkpoint", "latest", max_train_steps=6))
     assert "The run had 2 processes and goes on with 1" in output
+
+
+def test_of_two_processes_one_signal_stops_both_and_one_death_ends_the_other(tmp_path):
+    """They do not speak to each other in the metrics, which come once in 100,000 steps."""
+    fields = {
+        "max_train_steps": 100_000,
+        "checkpointing_steps": 100_000,
+        "logging_steps": 100_000,
+        "sample_steps": [2],
+    }
+    first, second = train_two((tmp_path, tmp_path), **fields)
+    kill_when(second, lambda: (tmp_path / "samples" / "step-000002.png").exists(), signal.SIGUSR1)
+    for process in (first, second):
+        assert "stopped by SIGUSR1 after step" in finish(process, 128 + signal.SIGUSR1)
+    (checkpoint,) = list_checkpoints(tmp_path / "checkpoints")
+    fields["sample_steps"] = [int(checkpoint.name.removeprefix("step-")) + 2]
+    first, second = train_two((tmp_path, tmp_path), "--resume_from_checkpoint", "latest", **fields)
+    kill_when(second, lambda: len(list((tmp_path / "samples").iterdir())) == 2)
+    output = finish(first, 1)
+    assert "Another process of this training ended" in output
+    assert "Traceback" not in output
+    second.communicate()
+
+
+def test_machines_that_hold_different_runs_do_not_train_together(finished_run, tmp_path):
+    """The one has a checkpoint, the other nothing; without agreement both would train, the one from the beginning."""
+    before = (finished_run / METRICS_FILE).read_bytes()
+    for process in train_two((finished_run, tmp_path), "--resume_from_checkpoint", "latest", max_train_steps=12):
+        output = finish(process, 2)
+        assert re.search(r"process 0 \(on .*\) step-000008 and process 1 \(on .*\) none", output), output
+        assert "Traceback" not in output
+    assert (finished_run / METRICS_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
