@@ -241,7 +241,7 @@ def test_classification_accuracy_score(digits_file, options, tmp_path, monkeypat
     [
         ({"num_images": 16}, "needs more than 16 images; images: 16"),
         ({"reference_split": "train[:10]"}, "needs more than 16 images; reference images: 10"),
-        ({"reference_split": "nope"}, "--reference_split and --train_split name others"),
+        ({"reference_split": "nope"}, "--test_fraction 0.2 has test images; --reference_split names another split"),
         ({"judge": ["nope"]}, "there is no judge nope"),
         ({"judge": []}, "hfgen ships no judge of digits"),
         ({"resolution": 12}, "knows images of 8×8 pixels in 1 channel, and digits has 12×12"),
