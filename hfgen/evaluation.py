@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from hfgen.config import ClassifierConfig
 from hfgen.data import ImageData, border_brightness, is_inverse, load_images, placed_folder, public_name
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
 from hfgen.files import remove_leftovers
@@ -131,7 +132,7 @@ def _draw_images(
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
     check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     sampler["seed"] = config.seed
     folder = output / PICTURES
     return draw(
@@ -280,6 +281,8 @@ def _classification_accuracy_score(subject: Subject, test: ImageData, train: Ima
 
 def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
     """Measure a classifier's accuracy on its test images."""
+    if config.revision:
+        raise UserError(f"{source} is a folder, and a revision ({config.revision}) is one of a Hub id; leave it out")
     if config.judge or config.num_images or config.classification_accuracy_score or config.inception:
         raise UserError(f"{config.run_or_repo} is a classifier, of which only the accuracy is measured, on all images")
     judge = load_judge(str(source))

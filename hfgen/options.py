@@ -4,13 +4,35 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from hfgen.config.training import MAX_RESOLUTION
+from hfgen.config.training import (
+    MAX_BATCH_SIZE,
+    MAX_GUIDANCE,
+    MAX_IMAGES,
+    MAX_LATENTS,
+    MAX_NOISE,
+    MAX_RESOLUTION,
+    MAX_SEED,
+    MAX_TILE,
+    MAX_TIMESTEPS,
+    MAX_TRUNCATION,
+    require,
+    require_values,
+)
 from hfgen.errors import UserError
 from hfgen.files import local_path
 
 
 @dataclass(kw_only=True)
-class SamplerOptions:
+class Options:
+    """What every command takes alike."""
+
+    def __post_init__(self):
+        """Refuse numbers that are not finite."""
+        require_values(self)
+
+
+@dataclass(kw_only=True)
+class SamplerOptions(Options):
     """How images are drawn from a model; what is not given is as in the sample grids of its own run.
 
     Args:
@@ -33,6 +55,13 @@ class SamplerOptions:
     guidance_interval: list[float] = field(default_factory=list)
     prior: Literal["normal", "mixture"] | None = None
     truncation: float | None = None
+
+    def __post_init__(self):
+        """Refuse numbers that nothing can be drawn with."""
+        super().__post_init__()
+        require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
+        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        require(self, "positive", ["truncation"], at_most=MAX_TRUNCATION)
 
     def given_sampler(self) -> dict[str, Any]:
         """Return what was given."""
@@ -73,10 +102,11 @@ class SampleConfig(SamplerOptions):
 
     def __post_init__(self):
         """Refuse values that nothing can be drawn with."""
-        _require_positive(self, ["num_images", "num_inference_steps", "batch_size"])
-        if self.seed < 0:
-            raise UserError(f"seed must be zero or more, not {self.seed}")
-        suffix = Path(self.output).suffix
+        super().__post_init__()
+        require(self, "positive", ["num_images"], at_most=MAX_IMAGES)
+        require(self, "positive", ["batch_size"], at_most=MAX_BATCH_SIZE)
+        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
+        suffix = Path(self.output).suffix.lower()
         if suffix not in {"", ".png", ".gif", ".npz"}:
             raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
         self.film |= suffix == ".gif"
@@ -85,7 +115,7 @@ class SampleConfig(SamplerOptions):
 
 
 @dataclass(kw_only=True)
-class TranslateConfig:
+class TranslateConfig(Options):
     """Change given images with an image-to-image model, or with a diffusion model that was trained to draw.
 
     Args:
@@ -138,9 +168,12 @@ class TranslateConfig:
 
     def __post_init__(self):
         """Refuse what does not belong to the task, and what it lacks."""
-        _require_positive(self, ["num_inference_steps", "tile_size"])
-        if self.seed < 0:
-            raise UserError(f"seed must be zero or more, not {self.seed}")
+        super().__post_init__()
+        require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
+        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        require(self, "any", ["noise_std"], at_most=MAX_NOISE)
+        require(self, "positive", ["tile_size"], at_most=MAX_TILE)
+        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
         for name in ("input", "mask"):
             if (value := getattr(self, name)) is not None and not local_path(value).exists():
                 raise UserError(f"there is no picture, folder or .npz file {value} ({name})")
@@ -154,7 +187,7 @@ class TranslateConfig:
         for task, name in (("inpaint", "mask"), ("change_class", "class_labels")):
             if self.task == task and not getattr(self, name):
                 raise UserError(f"the task {task} needs --{name}")
-        if Path(self.output).suffix not in {"", ".png", ".npz"}:
+        if Path(self.output).suffix.lower() not in {"", ".png", ".npz"}:
             raise UserError(f"output must end in .png or .npz, or be a folder, not {self.output}")
         source, output = (local_path(place).resolve() for place in (self.input, self.output))
         if output.is_relative_to(source) or (self.mask and output == local_path(self.mask).resolve()):
@@ -162,7 +195,7 @@ class TranslateConfig:
 
 
 @dataclass(kw_only=True)
-class TestingOptions:
+class TestingOptions(Options):
     """With what real images, and by which judges, a model is tested.
 
     Args:
@@ -200,14 +233,11 @@ class TestingOptions:
 
     def __post_init__(self):
         """Refuse values that nothing can be tested with."""
-        _require_positive(self, ["batch_size", "resolution"])
-        if self.resolution and self.resolution > MAX_RESOLUTION:
-            raise UserError(f"resolution must be at most {MAX_RESOLUTION:,}, not {self.resolution:,}")
-        for name in ("validation_fraction", "test_fraction"):
-            if (value := getattr(self, name)) is not None and not 0 <= value < 1:
-                raise UserError(f"{name} must be from 0 to below 1, not {value}")
-        if self.seed < 0:
-            raise UserError(f"seed must be zero or more, not {self.seed}")
+        super().__post_init__()
+        require(self, "positive", ["batch_size"], at_most=MAX_BATCH_SIZE)
+        require(self, "positive", ["resolution"], at_most=MAX_RESOLUTION)
+        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
+        require(self, "from 0 to below 1", ["validation_fraction", "test_fraction"])
 
 
 @dataclass(kw_only=True)
@@ -223,15 +253,7 @@ class MeasuringOptions(TestingOptions):
     def __post_init__(self):
         """Refuse values that nothing can be measured with."""
         super().__post_init__()
-        _require_positive(self, ["num_images", "num_inference_steps"])
-
-
-def _require_positive(options: Any, names: list[str]) -> None:
-    for name in names:
-        value = getattr(options, name)
-        for number in value if isinstance(value, list) else [value]:
-            if number is not None and number < 1:
-                raise UserError(f"{name} must be positive, not {number}")
+        require(self, "positive", ["num_images"], at_most=MAX_IMAGES)
 
 
 @dataclass(kw_only=True)
@@ -305,7 +327,8 @@ class AnalyzeConfig(TestingOptions):
     def __post_init__(self):
         """Refuse values that nothing can be found out with."""
         super().__post_init__()
-        _require_positive(self, ["num_importance_samples"])
+        require(self, "positive", ["num_importance_samples"], at_most=MAX_LATENTS)
+        require(self, "positive", ["num_bound_images"], at_most=MAX_IMAGES)
         if self.num_bound_images < 2:
             raise UserError(f"num_bound_images must be two or more, for a standard error, not {self.num_bound_images}")
 
@@ -335,8 +358,10 @@ class CompareSamplersConfig(MeasuringOptions):
     def __post_init__(self):
         """Refuse values that nothing can be compared with."""
         super().__post_init__()
+        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         if not self.runs:
             raise UserError("name the runs to compare the samplers of")
+        require(self, "positive", ["num_inference_steps"])
         for name in ("scheduler", "num_inference_steps"):
             if not getattr(self, name):
                 raise UserError(f"{name} must have at least one entry, not none")
@@ -344,6 +369,8 @@ class CompareSamplersConfig(MeasuringOptions):
             name, colon, steps = scheduler.partition(":")
             if not name or (colon and not (steps.isdecimal() and int(steps))):
                 raise UserError(f"scheduler must be a name, or a name and steps as in ddpm:1000, not {scheduler}")
+        if most := max((steps for _, steps in self.settings() if steps > MAX_TIMESTEPS), default=0):
+            raise UserError(f"num_inference_steps must be at most {MAX_TIMESTEPS:,}, not {most:,}")
 
     def settings(self) -> list[tuple[str, int]]:
         """Return the schedulers with the numbers of steps to try."""

@@ -5,15 +5,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images, placed_folder, placed_source
 from hfgen.errors import UserError
 from hfgen.measures import Reference
 from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
 from hfgen.options import MeasuringOptions, TestingOptions
-from hfgen.records import CONFIG_FILE, RUN_FILE
+from hfgen.records import RUN_FILE
 from hfgen.subjects import size_of
+from hfgen.untrusted import own_file
 
 REPORTED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
 REPORTED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetrics"]
@@ -72,11 +72,14 @@ def train_split_of(options: TestingOptions, run: dict[str, Any]) -> str:
 
 
 def run_fields(source: Path) -> dict[str, Any]:
-    """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints."""
+    """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     for folder in (source, source.resolve().parents[1] if is_checkpoint(source) else source):
         if (folder / CONFIG_FILE).is_file():
-            fields = yaml.safe_load((folder / CONFIG_FILE).read_text())
-            return fields if isinstance(fields, dict) else {}
+            return read_fields(folder / CONFIG_FILE)
     return {}
 
 
@@ -110,8 +113,11 @@ def name_of(run_or_repo: str) -> str:
 def default_output(run_or_repo: str) -> Path:
     """Return the folder for reports on a model: its run, or one in `evaluations` for what should stay as it is."""
     source = Path(run_or_repo).expanduser()
-    elsewhere = Path("evaluations", name_of(run_or_repo).replace("/", "--"))
-    return source if source.is_dir() and not is_checkpoint(source) else elsewhere
+    if not source.is_dir() or is_checkpoint(source):
+        return Path("evaluations", name_of(run_or_repo).replace("/", "--"))
+    for name in ("analysis", "comparison", "evaluation"):
+        own_file(source, name)  # what a link leads to would be written over
+    return source
 
 
 def data_source_of(run: dict[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ from hfgen.data import (
     placed_folder,
     to_array,
 )
+from hfgen.devices import default_device
 from hfgen.errors import UserError, first_line
 from hfgen.figures import counterparts_picture, save_arrays, save_picture, to_pil
 from hfgen.files import local_path
@@ -69,7 +70,7 @@ def translate(config: TranslateConfig, run: Mapping[str, Any] = MappingProxyType
     """
     output = local_path(config.output)
     loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.to(default_device())
     unreadable: dict[Path, str] = {}
     by_what = _by_network if isinstance(loaded, ImageTranslationPipeline) else _by_diffusion
     borders: list[float] = []
@@ -149,7 +150,7 @@ def _save_together(parts: Iterator[Translated], output: Path, config: TranslateC
         given, results = given + part.given, results + part.results
         if len({image.shape for image in results}) > 1:
             raise UserError(f"the images differ in size, so that {output} cannot hold them; name a folder as output")
-    if results and output.suffix == ".npz":
+    if results and output.suffix.lower() == ".npz":
         save_arrays(torch.stack(results), output)
     elif results:
         rows = {"given": torch.stack(given), config.task or "made": torch.stack(results)}
@@ -259,9 +260,9 @@ def _by_diffusion(
         options["output_type"] = "pt"
         options |= {name: value for name in OF_DIFFUSION if (value := getattr(config, name)) is not None}
         if config.task in ("vary", "inpaint"):
-            options["generator"] = [
-                torch.Generator().manual_seed(derive_seed("image", config.seed, i)) for i in numbers
-            ]
+            # Not the purpose of `sample`: these images may be its own, and this noise must be independent of theirs.
+            seeds = [derive_seed("translate", config.task, config.seed, i) for i in numbers]
+            options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
         if masks is not None:
             options["mask_image"] = masks[numbers] if len(masks) == len(given) else masks
         function = pipeline if config.task == "vary" else getattr(pipeline, config.task)

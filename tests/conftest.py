@@ -15,7 +15,6 @@ os.environ["MPLBACKEND"] = "agg"
 import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 REPOSITORY = Path(__file__).parents[1]
 # `accelerate launch` starts several CPU processes through MPI only; torchrun does with gloo.
@@ -116,7 +115,6 @@ def train_translation(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.translation import TranslationTask
 
-    AcceleratorState._reset_state()
     return train(TranslationConfig(**(TINY_TRANSLATION | fields | {"output_dir": str(folder)})), TranslationTask)
 
 
@@ -132,7 +130,6 @@ def train_classifier(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.classifier import ClassifierTask
 
-    AcceleratorState._reset_state()
     return train(ClassifierConfig(**(TINY_JUDGE | fields | {"output_dir": str(folder)})), ClassifierTask)
 
 
@@ -142,7 +139,6 @@ def train_vae(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.vae import VAETask
 
-    AcceleratorState._reset_state()
     return train(VAEConfig(**(TINY_VAE | fields | {"output_dir": str(folder)})), VAETask)
 
 
@@ -152,7 +148,6 @@ def train_gan(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.gan import GANTask
 
-    AcceleratorState._reset_state()
     return train(GANConfig(**(TINY_GAN | fields | {"output_dir": str(folder)})), GANTask)
 
 
@@ -183,7 +178,6 @@ def conditional_run(tmp_path_factory):
 
     @functools.cache
     def make(prediction_type: str) -> Path:
-        AcceleratorState._reset_state()
         fields = {"output_dir": str(tmp_path_factory.mktemp("runs") / prediction_type)}
         return train(DDPMConfig(**CONDITIONAL | fields, prediction_type=prediction_type), DiffusionTask)
 

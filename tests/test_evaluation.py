@@ -9,7 +9,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, TINY, finish, hfgen
 
 from hfgen import evaluation, subjects
@@ -32,7 +31,6 @@ SPLITS = {"reference_split": "train[:50%]", "train_split": "train[50%:]"}
 
 @pytest.fixture(scope="module")
 def model_run(tmp_path_factory):
-    AcceleratorState._reset_state()
     folder = tmp_path_factory.mktemp("runs") / "tiny_model"
     return train(DDPMConfig(**TINY, output_dir=str(folder), max_train_steps=3), DiffusionTask)
 
@@ -193,7 +191,6 @@ def test_labels_are_matched_by_name(tmp_path):
 
 
 def test_what_a_run_was_trained_on_is_what_it_is_compared_with(options, tmp_path):
-    AcceleratorState._reset_state()
     folder = tmp_path / "few"
     train(DDPMConfig(**TINY, output_dir=str(folder), max_train_steps=1, max_train_samples=100), DiffusionTask)
     fields = options | {"train_split": None, "reference_split": "train[60%:]"}
@@ -224,7 +221,6 @@ def test_classification_accuracy_score(digits_file, options, tmp_path, monkeypat
     with np.load(digits_file) as arrays:
         images, labels = arrays["images"], arrays["labels"]
     np.savez(tmp_path / "mislabelled.npz", images=images, labels=(labels + 1) % 10)
-    AcceleratorState._reset_state()
     config = EvaluateConfig(
         images=str(tmp_path / "mislabelled.npz"), dataset_name="digits", output_dir=str(tmp_path / "report"),
         classification_accuracy_score=True, **(options | {"num_images": 300}),

@@ -17,7 +17,7 @@ from conftest import TINY, TORCHRUN, finish, flags, hfgen, kill_when, start
 
 from hfgen.checkpoints import damage, list_checkpoints, newest_complete
 from hfgen.config import DDPMConfig
-from hfgen.config.training import changed_fields
+from hfgen.config.training import changed_fields, read_fields
 from hfgen.training import METRICS_FILE, STATE_FILE
 
 
@@ -74,7 +74,7 @@ from hfgen.training import Trainer
 
 folder, tests = sys.argv[1:]
 sys.path.insert(0, tests)
-from test_engine import TwoModules
+from test_engine import PROPORTIONAL, Game
 
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 config = DDPMConfig(
@@ -83,23 +83,28 @@ config = DDPMConfig(
     gradient_accumulation_steps=2,
     train_batch_size=8 // accelerator.num_processes,
     learning_rate=0.1,
+    lr_warmup_steps=0,
     max_train_steps=9,
+    **PROPORTIONAL,
 )
 images = torch.arange(0, 96, 3, dtype=torch.uint8).view(-1, 1, 1, 1)
 data = ImageData(images, None, None, "test", "fingerprint")
-trainer = Trainer(config, TwoModules(), data, accelerator, Path(folder))
+task = Game()
+trainer = Trainer(config, task, data, accelerator, Path(folder))
 trainer.prepare_run_folder()
 trainer.run_loop()
 weights = torch.cat([module.weight.detach().flatten() for module in trainer.originals.values()])
 everyones = accelerator.gather(weights[None])
 assert everyones.shape == (accelerator.num_processes, 2) and (everyones == weights).all(), everyones
+remembered = accelerator.gather(torch.tensor(task.remembered[::2])[None])  # before the first pass of each step
+assert remembered.shape == (accelerator.num_processes, 9) and (remembered == remembered[0]).all(), remembered
 accelerator.print("weights", *weights.tolist())
 trainer.release()
 """
 
 
 def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
-    """On a task without noise, gradients averaged over two halves are those of the whole batch."""
+    """On a game without noise, gradients averaged over two halves are those of the whole batch, and buffers alike."""
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS)
     weights = {}
@@ -107,6 +112,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
         process = start(*launcher, str(script), str(tmp_path / name), str(Path(__file__).parent))
         weights[name] = [float(w) for w in re.search("^weights (.*) (.*)$", finish(process), re.MULTILINE).groups()]
     assert weights["two"] == pytest.approx(weights["one"], rel=1e-5)
+    assert all(abs(weight) > 0.01 for weight in weights["one"])
 
 
 def test_the_number_of_processes_is_recorded_and_a_change_is_told(tmp_path):
@@ -220,9 +226,9 @@ def test_a_field_that_is_newer_than_the_run_is_what_it_was_trained_with(tmp_path
     fields = config.to_dict()
     saved = tmp_path / "config.yaml"
     saved.write_text(yaml.safe_dump(fields))
-    assert changed_fields(config, saved) == []
+    assert changed_fields(config, read_fields(saved)) == []
     for newer in ("optimizer", "timestep_sampling"):
         del fields[newer]
     saved.write_text(yaml.safe_dump(fields))
-    assert changed_fields(config, saved) == ["optimizer: adamw → muon"]
-    assert changed_fields(dataclasses.replace(config, optimizer="adamw"), saved) == []
+    assert changed_fields(config, read_fields(saved)) == ["optimizer: adamw → muon"]
+    assert changed_fields(dataclasses.replace(config, optimizer="adamw"), read_fields(saved)) == []

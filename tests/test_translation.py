@@ -161,7 +161,6 @@ def test_the_noise_of_an_image_is_estimated():
     (lambda p, x: p(x, num_inference_steps=0), "num_inference_steps must be from 1 to 1000, not 0"),
     (lambda p, x: p.inpaint(x, 0 * x), "mask_image is white nowhere"),
     (lambda p, x: p.inpaint(x, x, num_inference_steps=1), "num_inference_steps must be 2 or more, not 1"),
-    (lambda p, x: p((255 * x).byte()), "images must be floats, with pixels from 0 to 1, not torch.uint8"),
     (lambda p, x: p(x, class_labels=[0]), "one for each of the 20 images"),
     (lambda p, x: p.denoise(x, noise_std=1e9), r"noise_std must be from 0 to .* for this model, not 1e\+09"),
     (lambda p, x: p.denoise(x, noise_std=-1), "noise_std must be from 0"),
@@ -276,6 +275,25 @@ def test_the_command_changes_files_and_folders(run, tmp_path, capsys):
     single = ["translate", str(run), "--task", "denoise", "--input", str(tmp_path / "given" / "00000.png")]
     assert main([*single, "--noise_std", "0.1", "--output", str(tmp_path / "single.npz")]) == 0
     assert np.array_equal(np.load(tmp_path / "single.npz")["images"], results["denoise"][:1, 0].numpy())
+
+
+@pytest.mark.parametrize("task", ["vary", "inpaint"])
+def test_images_of_hfgen_sample_are_changed_by_noise_other_than_their_own(run, tmp_path, task):
+    """Mixed again with the noise that they were drawn from, they would hardly change."""
+    PIL.Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
+    options = {"vary": ["--strength", "0.9"], "inpaint": ["--mask", str(tmp_path / "mask.png")]}[task]
+    drawn = ["sample", str(run), "--num_images", "20", "--scheduler", "ddim" if "v_pred" in run.name else "flow_euler"]
+    assert main([*drawn, "--output", str(tmp_path / "drawn.npz")]) == 0
+    given = np.load(tmp_path / "drawn.npz")
+    options += ["--num_inference_steps", "8", "--class_labels", *(str(label) for label in given["labels"])]
+    command = ["translate", str(run), "--task", task, *options]
+    changes = []
+    for seed in ([], ["--seed", "1"]):
+        output = tmp_path / f"{len(seed)}.npz"
+        assert main([*command, "--input", str(tmp_path / "drawn.npz"), *seed, "--output", str(output)]) == 0
+        difference = np.load(output)["images"] / 255 - given["images"] / 255
+        changes.append(np.square(difference).mean())
+    assert changes[0] == pytest.approx(changes[1], rel=0.2)
 
 
 def test_what_cannot_be_read_is_left_out_and_named(conditional_run, tmp_path, capsys):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import TrainingConfig
+from hfgen.config.training import MAX_DEPTH, MAX_RESOLUTION, MAX_WIDTH, TrainingConfig
 from hfgen.errors import UserError
 
 REGNET_GROUP_WIDTH = 16  # channels that one grouped convolution mixes
@@ -48,8 +48,9 @@ class ClassifierConfig(TrainingConfig):
     def __post_init__(self):
         """Refuse values that no network can be built from (see `TrainingConfig`)."""
         super().__post_init__()
-        self._require("positive", ["embedding_size", "hidden_sizes", "depths"])
-        self._require("zero or more", ["random_shift", "random_erase"])
+        self._require("positive", ["embedding_size", "hidden_sizes"], at_most=MAX_WIDTH)
+        self._require("positive", ["depths"], at_most=MAX_DEPTH)
+        self._require("zero or more", ["random_shift", "random_erase"], at_most=MAX_RESOLUTION)
         self._require("from 0 to below 1", ["label_smoothing"])
         if self.test_dataset_name and self.test_fraction:
             raise UserError("test_dataset_name names the test images, so that none are held out; drop test_fraction")
