@@ -151,7 +151,7 @@ def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split:
     except UserError as error:
         if "cannot open split" in str(error):
             raise UserError(
-                f"{str(error).rstrip('.')}. A model that was trained with --test_fraction 0.2 has such images; "
+                f"{str(error).rstrip('.')}. A model that was trained with --test_fraction 0.2 has test images; "
                 "--reference_split names another split, and --dataset_name another data set"
             ) from error
         raise

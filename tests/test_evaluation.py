@@ -138,6 +138,25 @@ def test_images_with_labels_from_a_file_and_from_a_folder(digits_file, options, 
             assert records[1]["measures"]["digits_judge"][name]["value"] == pytest.approx(measure["value"], rel=1e-3)
 
 
+def test_images_in_black_on_white_are_mentioned_and_can_be_inverted(options, tmp_path, capsys):
+    images = load_images("digits", split="train[50%:]").images[:200, 0].numpy()
+    np.savez(tmp_path / "usual.npz", images=images)
+    np.savez(tmp_path / "drawn.npz", images=255 - images)
+    found = []
+    for name, invert in (("usual", False), ("drawn", True), ("drawn", False)):
+        fields = options | {"images": str(tmp_path / f"{name}.npz"), "dataset_name": "digits", "invert": invert}
+        output = str(tmp_path / f"{name} {invert}")
+        record = json.loads(evaluate(EvaluateConfig(**fields | {"output_dir": output})).read_text())
+        warned = "--invert turns the images round" in capsys.readouterr().err
+        found.append((record["measures"], record["protocol"]["images"], warned))
+    assert [part[1:] for part in found] == [
+        ("usual.npz", False), ("drawn.npz, inverted", False), ("drawn.npz", True),
+    ]  # fmt: skip
+    assert found[0][0] == found[1][0] != found[2][0]
+    with pytest.raises(UserError, match="invert is for --images"):
+        EvaluateConfig(run_or_repo="x", invert=True)
+
+
 def test_images_sorted_by_class_are_measured_in_another_order(options, tmp_path):
     data = load_images("digits", split="train[50%:]")
     order = data.labels.argsort()
@@ -218,7 +237,7 @@ def test_classification_accuracy_score(digits_file, options, tmp_path, monkeypat
     [
         ({"num_images": 16}, "needs more than 16 images; images: 16"),
         ({"reference_split": "train[:10]"}, "needs more than 16 images; reference images: 10"),
-        ({"reference_split": "nope"}, "--reference_split and --train_split name others"),
+        ({"reference_split": "nope"}, "--test_fraction 0.2 has test images; --reference_split names another split"),
         ({"judge": ["nope"]}, "there is no judge nope"),
         ({"judge": []}, "hfgen ships no judge of digits"),
         ({"resolution": 12}, "knows images of 8×8 pixels in 1 channel, and digits has 12×12"),

@@ -8,12 +8,14 @@ from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteSc
 from scipy.ndimage import gaussian_filter
 
 from hfgen.cli import main
+from hfgen.config import TranslationConfig
 from hfgen.data import load_images
 from hfgen.figures import save_images
 from hfgen.loading import load
 from hfgen.losses import diffusion_target
 from hfgen.metrics.judge import load_judge
 from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline, estimate_noise_std
+from hfgen.translation import _usual_border
 
 KINDS = ["epsilon", "sample", "v_prediction", "flow_prediction"]
 
@@ -332,3 +334,38 @@ def test_mistakes_get_one_message(conditional_run, tmp_path, capsys, options, me
     assert main([*command, *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
+
+
+def test_drawings_in_black_on_white_are_mentioned_and_can_be_inverted(conditional_run, tmp_path, capsys):
+    images = (digits(2) * 255).to(torch.uint8)
+    save_images(images, tmp_path / "usual")
+    save_images(255 - images, tmp_path / "drawn")
+    np.savez(tmp_path / "drawn.npz", images=255 - images[:, 0].numpy())
+    command = ["translate", str(conditional_run("v_prediction")), "--task", "vary", "--num_inference_steps", "2"]
+    made, warned = {}, {}
+    for name, source in {
+        "usual": ["usual"], "drawn": ["drawn"], "inverted": ["drawn", "--invert"], "npz": ["drawn.npz", "--invert"],
+    }.items():  # fmt: skip
+        source[0] = str(tmp_path / source[0])
+        assert main([*command, "--input", *source, "--output", str(tmp_path / f"{name}-made.npz")]) == 0
+        made[name] = np.load(tmp_path / f"{name}-made.npz")["images"]
+        warned[name] = "--invert turns the input round" in capsys.readouterr().err
+    assert warned == {"usual": False, "drawn": True, "inverted": False, "npz": False}
+    assert np.array_equal(made["usual"], made["inverted"])
+    assert np.array_equal(made["usual"], made["npz"])
+    assert not np.array_equal(made["usual"], made["drawn"])
+
+
+def test_what_models_are_usually_given_is_known_without_a_network(tmp_path, monkeypatch):
+    save_images(torch.full((3, 1, 8, 8), 204, dtype=torch.uint8), tmp_path / "bright")
+    fields = {"dataset_name": None, "train_data_dir": str(tmp_path / "bright"), "cache_dir": str(tmp_path / "cache")}
+    bright = TranslationConfig(output_dir="x", degradation=["blur=1"], **fields).to_dict()
+    assert _usual_border(bright) == pytest.approx(0.8)
+    assert _usual_border(bright | {"degradation": ["invert"]}) == pytest.approx(0.2)
+    assert _usual_border(bright | {"input_column": "other"}) is None
+    assert _usual_border(bright | {"train_data_dir": str(tmp_path / "gone")}) is None
+    monkeypatch.setattr("hfgen.translation.load_images", lambda *_, **__: pytest.fail("asked for the images"))
+    assert _usual_border({"dataset_name": "mnist"}) == 0
+    assert [_usual_border(run) for run in ({}, {"dataset_name": "cifar10"}, {"dataset_name": "user/set"})] == [
+        None
+    ] * 3
