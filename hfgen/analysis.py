@@ -40,7 +40,18 @@ from hfgen.references import (
 from hfgen.report import ANALYSIS_PAGE as PAGE
 from hfgen.report import ANALYSIS_PICTURES as PICTURES
 from hfgen.report import ANALYSIS_RECORD as RECORD
-from hfgen.report import accuracy_text, bounds_table, bounds_text, code, escaped, fenced, number, save_record, table
+from hfgen.report import (
+    accuracy_text,
+    bounds_table,
+    bounds_text,
+    code,
+    code_cell,
+    escaped,
+    fenced,
+    number,
+    save_record,
+    table,
+)
 from hfgen.sampling import image_shape_of
 from hfgen.seeds import derive_seed
 from hfgen.subjects import judges_numbers
@@ -332,7 +343,7 @@ def _page(record: dict[str, Any]) -> list[str]:
         lines += table(
             ["judge", "reconstructions taken for the class of their image", "images taken for their class"],
             (
-                [code(judge), accuracy_text(found["reconstructions"]), accuracy_text(found["images"])]
+                [code_cell(judge), accuracy_text(found["reconstructions"]), accuracy_text(found["images"])]
                 for judge, found in record["class_kept"].items()
             ),
         )

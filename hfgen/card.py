@@ -27,6 +27,7 @@ from hfgen.report import (
     bounds_table,
     bounds_text,
     code,
+    code_cell,
     duration,
     escaped,
     fenced,
@@ -83,7 +84,7 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     if facts["kind"] in (DDPM, CLASS_CONDITIONAL):
         _draw_film(run, facts["config"], folder / FIGURES / FILM)
     pictures = {path.name for path in (folder / FIGURES).iterdir()} if (folder / FIGURES).exists() else set()
-    model = repo_id or facts["hub_model_id"] or f"user/{re.sub(r'[^A-Za-z0-9._-]+', '-', run.resolve().name)}"
+    model = repo_id or _id_of(run, facts["hub_model_id"])
     try:
         metadata, page = _metadata(facts, model, spdx_license).to_yaml(), _page(facts, model, pictures)
     except (KeyError, TypeError) as error:  # of a record that lacks something, or has it otherwise
@@ -96,6 +97,13 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     with complete_or_absent(folder / README) as temporary:
         card.save(temporary)
     return folder / README
+
+
+def _id_of(run: Path, hub_model_id: object) -> str:
+    """Return the Hub id that a run was trained for, or a placeholder, which Python and Markdown take for a name."""
+    if isinstance(hub_model_id, str) and re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", hub_model_id):
+        return hub_model_id
+    return f"user/{re.sub(r'[^A-Za-z0-9._-]+', '-', run.resolve().name)}"
 
 
 def gallery_folder(gallery: Path, run: Path) -> Path:
@@ -381,7 +389,7 @@ def _training(facts: dict[str, Any]) -> list[str]:
     known = training["device_type"] in ("cpu", "cuda")  # of others, such as a laptop's, nobody here knows the power
     machine = escaped(training["device"]) + (f", {cores} thread" + "s" * (cores > 1) if on_cpu else "")
     rows = [
-        ["command", code(training["command"])],
+        ["command", code_cell(training["command"])],
         ["hardware", f"{machine}, {training['num_processes']} process" + "es" * (training["num_processes"] > 1)],
         ["precision", escaped({"no": "float32"}.get(training["mixed_precision"], training["mixed_precision"]))],
         ["time", f"{duration(training['train_seconds'])}, {training['images_per_second']:,} images a second"],

@@ -198,10 +198,11 @@ def _say_if_replaced(output: Path) -> None:
 
 def _translate(arguments: list[str]) -> int:
     config = parse_config(TranslateConfig, arguments, prog="hfgen translate", positional="run_or_repo")
+    from hfgen.references import run_fields
     from hfgen.translation import translate
 
     _say_if_replaced(Path(config.output).expanduser())
-    count, unreadable = translate(config)
+    count, unreadable = translate(config, run_fields(Path(config.run_or_repo).expanduser()))
     print(f"{count} image{'s are' if count > 1 else ' is'} in {config.output}")
     for file, why in unreadable.items():
         print(f"hfgen: left out {file}, which cannot be read as a picture ({why})", file=sys.stderr)
@@ -252,6 +253,8 @@ def _results(arguments: list[str]) -> None:
     from hfgen.report import results_page
 
     output = Path(config.output)
+    if output.is_file() and "`hfgen results`" not in output.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{output} is not by hfgen results, and would be written over; name another --output")
     page = results_page([Path(folder) for folder in config.folders], output.parent)
     with complete_or_absent(output) as temporary:
         temporary.write_text(page)
@@ -261,9 +264,11 @@ def _results(arguments: list[str]) -> None:
 def _card(arguments: list[str]) -> None:
     config = parse_config(CardConfig, arguments, prog="hfgen card", positional="run")
     from hfgen.card import gallery_folder, write_card, write_gallery
+    from hfgen.hub import check_license
     from hfgen.loading import require_folder
 
     require_folder(config.run)
+    check_license(config.license)
     run = Path(config.run)
     folder = gallery_folder(Path(config.gallery), run) if config.gallery else run
     print(f"The page is in {write_card(run, folder, repo_id=config.repo_id, spdx_license=config.license)}")

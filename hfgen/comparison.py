@@ -208,8 +208,8 @@ def _page(record: dict[str, Any]) -> list[str]:
     for model, row in record["cheapest"].items():
         lines.append(
             f"- **{escaped(model)}**: the cheapest setting within {TOLERANCE:.0%} of the best Fréchet distance is "
-            f"**{sampler_text(row)}**: {number(row['network_evaluations'])} network evaluations an image, Fréchet "
-            f"distance {with_std(row['frechet_distance'])}."
+            f"**{escaped(sampler_text(row))}**: {number(row['network_evaluations'])} network evaluations an image, "
+            f"Fréchet distance {with_std(row['frechet_distance'])}."
         )
     lines += ["", f"![quality against cost]({PICTURES}/curves.png)"]
     names = [name for name in MEASURES if name != "kernel_distance"]

@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from hfgen.data import open_picture
 from hfgen.files import complete_or_absent
 from hfgen.records import read_rows
 from hfgen.untrusted import one_line
@@ -216,7 +217,7 @@ def save_slides(pictures: list[Path], path: Path) -> None:
     space for more, and no more is needed to see how training goes on.
     """
     chosen = sorted({round(i) for i in np.linspace(0, len(pictures) - 1, SLIDES)})
-    slides = [PIL.Image.open(pictures[index]).convert("RGB") for index in chosen]
+    slides = [open_picture(pictures[index]).convert("RGB") for index in chosen]
     size = [min(side // 2, most) for side, most in zip(slides[0].size, SLIDE_SIZE, strict=True)]
     slides = [slide.crop((0, 0, *size)) for slide in slides]
     with complete_or_absent(path) as temporary:
@@ -250,7 +251,7 @@ def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[
 
 def named_pictures(pictures: dict[str, Path]) -> PIL.Image.Image:
     """Lay out pictures from left to right, each below its name."""
-    loaded = {name: PIL.Image.open(path).convert("RGB") for name, path in pictures.items()}
+    loaded = {name: open_picture(path).convert("RGB") for name, path in pictures.items()}
     font = PIL.ImageFont.load_default(TILE_PIXELS // 3)
     top = TILE_PIXELS // 2
     width = sum(picture.width + GAP_PIXELS for picture in loaded.values()) - GAP_PIXELS
@@ -304,7 +305,7 @@ def to_picture(figure: Figure) -> PIL.Image.Image:
     """Render a matplotlib figure."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=80)
-    return PIL.Image.open(content).convert("RGB")
+    return open_picture(content).convert("RGB")
 
 
 def measures_picture(

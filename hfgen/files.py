@@ -12,6 +12,11 @@ import psutil
 INCOMPLETE = ".incomplete-"
 
 
+def local_path(name: str) -> Path:
+    """Return the path of a name in which `~` is a home folder; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(name))
+
+
 @contextlib.contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write a file or a folder to; it takes the name `path` at the end.

@@ -59,12 +59,19 @@ def check_address(repo_id: str, spdx_license: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error
+    check_license(spdx_license)
+
+
+def check_license(spdx_license: str) -> None:
+    """Refuse a licence that the Hub does not take, without asking it.
+
+    Raises:
+        UserError: naming it, and similar ones.
+    """
     if spdx_license not in LICENSES:
-        near = difflib.get_close_matches(spdx_license, LICENSES, n=3)
-        some = near or ["apache-2.0", "mit", "cc-by-4.0", "other"]
+        near = difflib.get_close_matches(spdx_license, LICENSES, n=3) or ["apache-2.0", "mit", "cc-by-4.0", "other"]
         raise UserError(
-            f'{repo_id} cannot be published: "license" must be one of those that the Hub knows, such as '
-            f"{', '.join(some)}, not {spdx_license}"
+            f'"license" must be one of those that the Hub knows, such as {", ".join(near)}, not {spdx_license!r}'
         )
 
 
@@ -101,6 +108,8 @@ def _model_files(source: Path) -> list[Path]:
     if isinstance(index["_class_name"], list):
         files.append(Path(f"{index['_class_name'][0]}.py"))
         code.add(files[-1])
+    for file in files:
+        own_file(source, file)
     if others := [file for file in files if file.suffix not in {".json", ".safetensors"} and file not in code]:
         raise UserError(f"{source / others[0]} is no safetensors file, and nothing else is published")
     return files
@@ -266,6 +275,7 @@ class CheckpointUploads:
         try:
             _copy_model(checkpoint, Path(folder.name))  # now, since the checkpoint may soon be removed
         except (OSError, UserError) as error:
+            folder.cleanup()
             print(f"{checkpoint.name} was not published: {error}. Training goes on")
             return
         self.upload = HfApi().run_as_future(self._push, folder, checkpoint.name)

@@ -207,5 +207,10 @@ def _assemble(
         if missing := found.get("missing_keys"):
             raise UserError(f"cannot load a pipeline from {source}: the weights of {name} lack {missing[0]}")
         parts[name] = part
+    known = [
+        n for part in parts.values() for n in (part.config.get("num_classes"), part.config.get("num_class_embeds"))
+    ]
+    if (named := len(index.get("id2label", {}))) > min([n for n in known if n], default=0):
+        raise UserError(f"{source}: {INDEX} names {named} classes, and the network knows fewer")
     with _explained(source):
         return pipeline_class(**parts, **{name: index[name] for name in optional if name in index})

@@ -14,10 +14,12 @@ from hfgen.config.training import (
     MAX_SEED,
     MAX_TILE,
     MAX_TIMESTEPS,
+    MAX_TRUNCATION,
     require,
     require_values,
 )
 from hfgen.errors import UserError
+from hfgen.files import local_path
 
 
 @dataclass(kw_only=True)
@@ -123,6 +125,8 @@ class TranslateConfig(Options):
         input: A picture, a folder of pictures, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). What
             cannot be read is left out and named. An image-to-image model takes each at its own size; for a diffusion
             model they are brought to its size and channels as training images are, but not if noise_std is given.
+        invert: Turn the input's black to white and white to black, for a drawing in black on white and a model of
+            images that are white on black, such as MNIST.
         task: What a diffusion model is to do, while an image-to-image model does what it was trained for: `denoise`
             (remove white noise), `vary` (make similar images), `inpaint` (fill in what the mask shows) or
             `change_class`.
@@ -148,6 +152,7 @@ class TranslateConfig(Options):
     revision: str | None = None
     trust_remote_code: bool = False
     input: str
+    invert: bool = False
     task: Literal["denoise", "vary", "inpaint", "change_class"] | None = None
     noise_std: float | None = None
     inverse: bool = False
@@ -170,7 +175,7 @@ class TranslateConfig(Options):
         require(self, "positive", ["tile_size"], at_most=MAX_TILE)
         require(self, "zero or more", ["seed"], at_most=MAX_SEED)
         for name in ("input", "mask"):
-            if (value := getattr(self, name)) is not None and not Path(value).expanduser().exists():
+            if (value := getattr(self, name)) is not None and not local_path(value).exists():
                 raise UserError(f"there is no picture, folder or .npz file {value} ({name})")
         own = {
             "noise_std": {"denoise"}, "mask": {"inpaint"}, "strength": {"vary", "change_class"},
@@ -184,8 +189,8 @@ class TranslateConfig(Options):
                 raise UserError(f"the task {task} needs --{name}")
         if Path(self.output).suffix.lower() not in {"", ".png", ".npz"}:
             raise UserError(f"output must end in .png or .npz, or be a folder, not {self.output}")
-        source, output = (Path(place).expanduser().resolve() for place in (self.input, self.output))
-        if output.is_relative_to(source) or (self.mask and output == Path(self.mask).expanduser().resolve()):
+        source, output = (local_path(place).resolve() for place in (self.input, self.output))
+        if output.is_relative_to(source) or (self.mask and output == local_path(self.mask).resolve()):
             raise UserError(f"output {self.output} could write over the input; name another place")
 
 
@@ -198,7 +203,10 @@ class TestingOptions(Options):
         trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
         dataset_name: Data set to compare with (see `hfgen train ddpm --help`); by default the one that the run was
             trained on.
-        reference_split: Split to compare with: images that the model has not seen.
+        reference_split: Split to compare with: images that the model has not seen, by default the test split, be it
+            the data set's own or what was held out in training.
+        validation_fraction: Hold this part of the data set out, as `hfgen train` does; by default as in training.
+        test_fraction: Likewise; for images and models that are not from a run.
         resolution: Pixels to which the data set is brought; by default as in training.
         channels: 1 for grey, 3 for RGB; by default as in training.
         judge: Classifiers by whose features and decisions images are judged: names of shipped ones, or runs of `hfgen
@@ -213,6 +221,8 @@ class TestingOptions(Options):
     trust_remote_code: bool = False
     dataset_name: str | None = None
     reference_split: str = "test"
+    validation_fraction: float | None = None
+    test_fraction: float | None = None
     resolution: int | None = None
     channels: Literal[1, 3] | None = None
     judge: list[str] = field(default_factory=list)
@@ -227,6 +237,7 @@ class TestingOptions(Options):
         require(self, "positive", ["batch_size"], at_most=MAX_BATCH_SIZE)
         require(self, "positive", ["resolution"], at_most=MAX_RESOLUTION)
         require(self, "zero or more", ["seed"], at_most=MAX_SEED)
+        require(self, "from 0 to below 1", ["validation_fraction", "test_fraction"])
 
 
 @dataclass(kw_only=True)
@@ -254,6 +265,8 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
             is measured.
         images: Images to measure instead of a model: an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3), and
             optionally `labels`, int (N,)) or a folder of pictures (one sub-folder a class, or none).
+        invert: Turn black to white and white to black in `images` first, where the data set is white on black and they
+            are not, or the other way round.
         num_images: How many images to draw and measure; by default 10,000, or all of `images`; a smaller number of
             those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
         classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
@@ -268,6 +281,7 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
 
     run_or_repo: str | None = None
     images: str | None = None
+    invert: bool = False
     num_images: int | None = None
     classification_accuracy_score: bool = False
     target_reference_split: str | None = None
@@ -282,8 +296,10 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
             raise UserError(
                 "--images also needs --dataset_name, the data set to compare with, and --output_dir for the report"
             )
+        if self.invert and not self.images:
+            raise UserError("invert is for --images; what a model draws is measured as it is")
         super().__post_init__()
-        images = Path(self.images or "").expanduser()
+        images = local_path(self.images or "")
         if not images.is_dir() and not (images.is_file() and images.suffix == ".npz"):
             raise UserError(f"there is no folder and no .npz file {self.images} (images)")
 

@@ -85,7 +85,7 @@ def save_restoration_report(record: dict[str, Any], folder: Path) -> Path:
 def restoration_table(record: dict[str, Any]) -> list[str]:
     """Return the lines of a table of what an image-to-image model was given and what it made of that."""
     judges = list(record["protocol"]["judges"])
-    header = ["given", "PSNR (dB)", "SSIM", *(f"class seen by {code(judge)}" for judge in judges)]
+    header = ["given", "PSNR (dB)", "SSIM", *(f"class seen by {code_cell(judge)}" for judge in judges)]
     rows = []
     for setting in record["restoration"]:
         seen = [_seen(setting, judge) for judge in judges]
@@ -229,11 +229,16 @@ def escaped(text: object) -> str:
 
 
 def code(text: object) -> str:
-    """Write a text as code in a line or a cell of Markdown, whatever it holds."""
+    """Write a text as code in a line of Markdown, whatever it holds."""
     line = one_line(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     space = " " if line.startswith("`") or line.endswith("`") or not line else ""
-    return f"{fence}{space}{line}{space}{fence}".replace("|", r"\|")
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def code_cell(text: object) -> str:
+    """Write a text as code in a cell of a table."""
+    return code(text).replace("|", r"\|")
 
 
 def fenced(text: str, language: str) -> list[str]:
@@ -408,7 +413,7 @@ def _page(record: dict[str, Any]) -> list[str]:
             ["judge", "images", "memorisation gap (nats per image)", "nearer to a training image"],
             (
                 [
-                    code(judge),
+                    code_cell(judge),
                     {"generated": "generated", "real": "other training images"}[kind],
                     f"{found['gap']:.2f} ± {found['gap_std']:.2f}",
                     f"{found['nearer_to_training']:.1%} ± {found['nearer_to_training_std']:.1%}",
@@ -580,7 +585,7 @@ def _judges_table(judges: list[tuple[str, dict[str, Any]]]) -> list[str]:
                     f"{record['protocol']['num_parameters']:,}",
                     str(record["protocol"]["num_features"]),
                     accuracy_text(record),
-                    code(f"{record['protocol']['weights_sha256'][:16]}…"),
+                    code_cell(f"{record['protocol']['weights_sha256'][:16]}…"),
                 ]
                 for name, record in judges
             ),

@@ -27,10 +27,10 @@ from safetensors import SafetensorError
 from hfgen import hub
 from hfgen.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, read_position
 from hfgen.config.training import CONFIG_FILE, TrainingConfig, changed_fields, read_fields
-from hfgen.data import ImageData, load_images, placed_source
+from hfgen.data import ImageData, load_images, placed_folder, placed_source
 from hfgen.devices import forget_peak_memory, training_device
 from hfgen.errors import PublishingError, TrainingError, UserError, first_line
-from hfgen.files import INCOMPLETE
+from hfgen.files import INCOMPLETE, local_path
 from hfgen.launcher import decide, refuse_distribution, refuse_split_networks
 from hfgen.processes import as_found, on_all_processes, saying_what_is_waited_for
 from hfgen.seeds import derive_seed, seed_torch
@@ -77,7 +77,7 @@ def _train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageDat
         torch_compile=decided.torch_compile,
         **placed_fields(config, config.to_dict()),
     )
-    run = Path(config.output_dir).expanduser()
+    run = local_path(config.output_dir)
     with _usable(run):
         _check_run_folder(config, run)
     accelerator = _make_accelerator(config)
@@ -86,6 +86,8 @@ def _train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageDat
     keep_freed_memory()
     forget_peak_memory(accelerator.device)
     data = on_all_processes(accelerator, lambda: _load_data(config), "which read the images")
+    if len(data) == 1:
+        accelerator.print(f"{data.source} has one image; a model of it can do no more than repeat it")
     seed_torch(derive_seed("initial weights", config.seed), accelerator.device)
     task = on_all_processes(accelerator, lambda: make_task(config, data), "which make the networks")
     if config.push_to_hub:
@@ -125,10 +127,10 @@ def _train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageDat
 
 def _load_data(config: TrainingConfig) -> ImageData:
     """Load the images; of several processes on a machine the first decodes them, and the others wait for its lock."""
-    if config.train_data_dir and not Path(config.train_data_dir).expanduser().is_dir():
+    if config.train_data_dir and not Path(config.train_data_dir).is_dir():
         raise UserError(f"there is no folder {config.train_data_dir} (train_data_dir)")
     return load_images(
-        config.dataset_name or str(Path(config.train_data_dir).expanduser().absolute()),
+        config.dataset_name or config.train_data_dir,
         split=config.train_split,
         max_samples=config.max_train_samples,
         **config.reading_options(),
@@ -277,7 +279,7 @@ def placed_fields(config: TrainingConfig, fields: Mapping[str, Any]) -> dict[str
     """Return the fields that name places on this machine, so that they mean the same in whatever folder."""
     data = {name: placed_source(fields[name]) for name in config.dataset_fields if fields.get(name)}
     folders = {name: fields[name] for name in config.folder_fields if fields.get(name)}
-    return data | {name: str(Path(folder).expanduser().absolute()) for name, folder in folders.items()}
+    return data | {name: placed_folder(folder) for name, folder in folders.items()}
 
 
 def _check_run_folder(

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from hfgen.config.training import CONFIG_FILE
+from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.data import public_name
 from hfgen.errors import UserError
 from hfgen.loading import INDEX, require_folder
@@ -17,7 +17,7 @@ from hfgen.model_kinds import KINDS
 from hfgen.records import RUN_FILE
 from hfgen.report import ANALYSIS_RECORD, RECORD, read_record
 from hfgen.sampling import NETWORKS
-from hfgen.untrusted import check_content, one_line, own_file, read_index, read_json, shown
+from hfgen.untrusted import check_content, is_word, one_line, own_file, read_index, read_json, shown
 
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # of batch normalisation: no parameters
 # What begins a path of any machine: /a, \\a, C:\a, ~, file:; not what stands within a word or an address.
@@ -35,6 +35,13 @@ TRAINING = {
     "threads": int,
     "train_seconds": int | float,
     "versions": dict,
+}
+USED_IN_CODE = {  # fields that stand in the code of a page, and what they may be
+    "guidance_scale": lambda value: isinstance(value, int | float),
+    "num_inference_steps": lambda value: isinstance(value, int),
+    "num_train_timesteps": lambda value: isinstance(value, int),
+    "prior": is_word,
+    "scheduler": is_word,
 }
 # What concerns the machine or the publishing, not the model.
 NOT_SHOWN = {
@@ -111,6 +118,9 @@ def _read_config(file: Path) -> dict[str, Any]:
     places = [config.get("train_data_dir"), config.get("dataset_name")]
     if "seed" not in config or not any(isinstance(place, str) and place for place in places):
         raise UserError(f"{file} does not say what the run was trained on, with which seed")
+    for name, fits in USED_IN_CODE.items():
+        if config.get(name) is not None and not fits(config[name]):
+            raise UserError(f"{file}: {name} cannot be {shown(config[name])}")
     return config
 
 

@@ -193,10 +193,11 @@ def _check_denoising(
 ) -> SchedulerMixin:
     """Build the scheduler, or refuse what cannot be drawn."""
     max_steps = pipeline.scheduler.config.num_train_timesteps
-    if not 1 <= num_inference_steps <= max_steps:
+    if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= max_steps:
         raise UserError(f"num_inference_steps must be from 1 to {max_steps}, not {num_inference_steps}")
-    if not abs(scale := guidance.get("guidance_scale", 1)) <= LARGEST_GUIDANCE:
-        raise UserError(f"guidance_scale must be at most {LARGEST_GUIDANCE}, not {scale:g}")
+    scale = guidance.get("guidance_scale", 1)
+    if not isinstance(scale, int | float) or not abs(scale) <= LARGEST_GUIDANCE:
+        raise UserError(f"guidance_scale must be a number of at most {LARGEST_GUIDANCE}, not {scale}")
     if unknown := guidance.keys() - set(GUIDANCE):
         raise UserError(f"a diffusion model has no {', '.join(sorted(unknown))}")
     if is_conditional(pipeline):

@@ -47,10 +47,10 @@ def read_index(file: Path) -> dict[str, Any]:
     """
     index = read_json(file)
     pipeline = index.get("_class_name")
-    if not _is_word(pipeline) and not _is_pair(pipeline):
+    if not is_word(pipeline) and not _is_pair(pipeline):
         raise UserError(f"{file}: _class_name must be the name of a pipeline's class, not {shown(pipeline)}")
     for name, value in components_of(index).items():
-        if not _is_word(name):
+        if not is_word(name):
             raise UserError(f"{file}: {shown(name)} cannot be the name of a component")
         if not _is_pair(value) and value != [None, None]:
             raise UserError(f"{file}: {name} must be a library and a class, as in [diffusers, UNet2DModel], "
@@ -87,7 +87,7 @@ def check_numbers(config: dict[str, Any], file: Path | str) -> None:
 
 
 def _numbers(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the finite numbers of a configuration and its lists of anything, each with the name of its field."""
+    """Yield the whole numbers of a configuration and its lists of anything, each with the name of its field."""
     if isinstance(config, dict):
         for key, value in config.items():
             if not key.endswith(("2label", "2id")):  # classes, of which there may be many
@@ -97,7 +97,7 @@ def _numbers(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield name, config
         for value in config:
             yield from _numbers(value, name)
-    elif isinstance(config, int | float) and math.isfinite(config):
+    elif isinstance(config, int) or (isinstance(config, float) and name in LARGEST and math.isfinite(config)):
         yield name, config
 
 
@@ -110,6 +110,8 @@ def own_file(folder: Path, name: str | Path) -> Path:
     path = folder
     for part in Path(name).parts:
         path = path / part
+        if part != one_line(part):
+            raise UserError(f"{str(path)!r} has a name with letters that cannot be seen")
         if path.is_symlink():
             raise UserError(
                 f"{path} is a symbolic link, which is not followed here: what it leads to need not be the run's"
@@ -147,6 +149,11 @@ def check_content(file: Path) -> None:
             raise UserError(f"{file} is no text ({first_line(error)})") from error
 
 
+def is_word(value: object) -> bool:
+    """Tell whether a value is a name as Python has them, of plain letters, so that it is safe in code and paths."""
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII) is not None
+
+
 def one_line(text: object) -> str:
     """Return a text in one line, with a space for each character that cannot be seen or is none at all."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
@@ -165,15 +172,11 @@ def _check_size(file: Path) -> None:
         raise UserError(f"{file} has {size:,} bytes, and can have {LARGEST_TEXT:,} at most")
 
 
-def _is_word(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII) is not None
-
-
 def _is_pair(value: object) -> bool:
     """Tell whether a value is a module, perhaps in a package, and a class."""
     return (
         isinstance(value, list)
         and len(value) == 2
         and all(isinstance(part, str) for part in value)
-        and all(map(_is_word, [*value[0].split("."), value[1]]))
+        and all(map(is_word, [*value[0].split("."), value[1]]))
     )

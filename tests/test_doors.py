@@ -27,6 +27,7 @@ from hfgen.config import DDPMConfig
 from hfgen.errors import UserError
 from hfgen.metrics.judge import load_judge
 from hfgen.options import EvaluateConfig, SampleConfig, TranslateConfig
+from hfgen.references import default_output
 from hfgen.run_facts import public_command, public_text
 from hfgen.sampling import check_sampling
 from hfgen.sweep import parse_sweep
@@ -142,6 +143,20 @@ def test_a_link_to_a_folder_is_refused(run, tmp_path, capsys, name):
     if name == "figures":
         assert main(["card", str(run)]) == 2, "the page's pictures would be written there"
         assert [path.name for path in elsewhere.iterdir()] == ["step-1.png"]
+
+
+def test_no_report_is_written_through_a_link(run, tmp_path):
+    (run / "evaluation").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"{run}/evaluation is a symbolic link"):
+        default_output(str(run))
+
+
+@pytest.mark.parametrize("name", ["evaluation/a\nb.png", "evaluation/a\u202eb.png", "vae/ a.json"])
+def test_a_name_that_cannot_be_seen_is_not_published(run, capsys, name):
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text("{}")
+    assert dry_push(run) == 2
+    assert "has a name with letters that cannot be seen" in capsys.readouterr().err
 
 
 def test_a_run_may_itself_be_reached_by_a_link(run, tmp_path):
@@ -307,7 +322,7 @@ PRIVATE = [
 @pytest.mark.parametrize("words", PRIVATE)
 def test_no_word_of_a_command_tells_where_something_lies(words):
     public = public_command(f"hfgen train vae --seed 3 {words} --learning_rate 1e-3")
-    assert not re.search("ada|private|Users|home", public)
+    assert not re.search(r"\bada\b|private|Users|home", public)
     assert public.startswith("hfgen train vae --seed 3")
     assert public.endswith("--learning_rate 1e-3")
 
@@ -370,7 +385,10 @@ def spoil(record, keys):
                  "class_shown", "judge", "prior", "target_dataset"}  # fmt: skip
         for key in names & spoilt.keys():
             value = spoilt[key]
-            spoilt[key] = [BAD_NAME] * len(value) if isinstance(value, list) else BAD_NAME if value else value
+            if isinstance(value, str):
+                spoilt[key] = BAD_NAME
+            elif isinstance(value, list):
+                spoilt[key] = [BAD_NAME] * len(value)
         return spoilt
     return [spoil(value, keys) for value in record] if isinstance(record, list) else record
 
@@ -473,9 +491,12 @@ def pictures():
          for name in NAMES[:2]}
     )  # fmt: skip
     yield lambda: figures.measures_picture(
-        dict.fromkeys(NAMES[:3], found), dict.fromkeys(NAMES[:3], floor), report.MEASURES, report.FLOORS
+        dict.fromkeys(NAMES[:2], found),
+        dict.fromkeys(NAMES[:2], floor),
+        {"recall": ("recall", "higher")},
+        report.FLOORS,
     )
-    yield lambda: figures.curves_picture([row] * 6, {}, [f"{name}, 5 steps" for name in NAMES])
+    yield lambda: figures.curves_picture([row] * 2, {}, [f"{name}, 5 steps" for name in NAMES[:2]])
     yield lambda: figures.latents_picture({"z": np.random.default_rng(0).normal(size=(6, 2))}, labels, NAMES)
     yield lambda: figures.members_curves_picture({name: {"loss": ([1.0, 2.0], [1.0, 2.0])} for name in NAMES})
 
@@ -731,7 +752,8 @@ def test_a_page_without_results_has_no_name_of_a_model(run):
     [
         ("run.json", "[]"), ("run.json", "{}"), ("run.json", "{"), ("config.yaml", ""), ("config.yaml", "- 1"),
         ("config.yaml", "a: ["), ("config.yaml", "\xff"), ("config.yaml", "1: 2"), ("config.yaml", "seed: 1"),
-        ("config.yaml", "seed: 1\ndataset_name: 5"), ("preprocessor_config.json", "x"),
+        ("config.yaml", "seed: 1\ndataset_name: 5"),
+        ("config.yaml", "seed: 1\ndataset_name: x\nprior: '\")'"), ("preprocessor_config.json", "x"),
     ],
 )  # fmt: skip
 def test_a_broken_file_of_a_run_is_named(run, judge, capsys, name, content):
@@ -739,6 +761,28 @@ def test_a_broken_file_of_a_run_is_named(run, judge, capsys, name, content):
     (folder / name).write_bytes(content.encode("latin-1"))
     assert main(["card", str(folder)]) == 2
     assert str(folder / name) in capsys.readouterr().err
+
+
+def test_more_classes_than_the_network_knows_are_refused(run):
+    change(run / "model_index.json", id2label={"0": "a"})
+    with pytest.raises(UserError, match="model_index.json names 1 classes, and the network knows fewer"):
+        hfgen.load(str(run))
+
+
+def test_a_table_of_results_writes_over_its_like_only(tmp_path, capsys):
+    (tmp_path / "evaluation.json").write_text(json.dumps(record_of(*RECORDS["evaluation"])))
+    results = ["results", str(tmp_path), "--output", str(tmp_path / "R.md")]
+    assert main(results) == main(results) == 0
+    (tmp_path / "R.md").write_text("# My own")
+    assert main(results) == 2
+    assert "R.md is not by hfgen results" in capsys.readouterr().err
+
+
+def test_a_run_that_was_trained_for_no_id_forges_no_code(run):
+    fields = yaml.safe_load((run / "config.yaml").read_text()) | {"hub_model_id": 'a/b"); import os; ("'}
+    (run / "config.yaml").write_text(yaml.safe_dump(fields))
+    assert main(["card", str(run)]) == 0
+    assert "import os" not in (run / "README.md").read_text()
 
 
 def test_a_command_that_is_none_is_named(run, capsys):
@@ -776,7 +820,7 @@ def test_numbers_that_are_not_finite_are_refused_in_training():
 
 
 def test_absurd_numbers_are_refused_from_python_too(run, conditional_like):
-    with pytest.raises(UserError, match="guidance_scale must be at most 1000"):
+    with pytest.raises(UserError, match="guidance_scale must be a number of at most 1000"):
         check_sampling(conditional_like, num_inference_steps=3, scheduler="ddim", guidance_scale=float("nan"))
 
 
@@ -790,7 +834,7 @@ def conditional_like(stock):
     [
         ("1: 2", "has an unknown field 1"),
         ("~: 2", "has an unknown field None"),
-        ("a: " + "[" * 5000 + "]" * 5000, "is not valid YAML"),
+        ("a: " + "[" * 2000 + "]" * 2000, "is not valid YAML"),
         ("learning_rate: null", "learning_rate must have a value, not null"),
         ("block_out_channels: '8 16'", r"must be a list, as in block_out_channels: \[8, 16\], not '8 16'"),
         ("sample_steps: 3", r"must be a list, as in sample_steps: \[3\], not 3"),
@@ -828,9 +872,11 @@ def test_a_home_of_nobody_is_refused(capsys):
 def test_endings_in_capitals_count_and_what_is_replaced_is_said(run, tmp_path, capsys):
     sample = ["sample", str(run), "--num_images", "2", "--output"]
     assert main([*sample, str(tmp_path / "a.PNG")]) == 0
-    assert PIL.Image.open(tmp_path / "a.PNG").format == "PNG"
+    with PIL.Image.open(tmp_path / "a.PNG") as picture:
+        assert picture.format == "PNG"
     assert "replaces" not in capsys.readouterr().err
     assert main([*sample, str(tmp_path / "a.PNG")]) == 0
     assert f"replaces {tmp_path / 'a.PNG'}" in capsys.readouterr().err
     assert main([*sample, str(tmp_path / "b.NPZ")]) == 0
-    assert np.load(tmp_path / "b.NPZ")["images"].shape == (2, 8, 8)
+    with np.load(tmp_path / "b.NPZ") as arrays:
+        assert arrays["images"].shape == (2, 8, 8)

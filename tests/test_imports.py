@@ -17,6 +17,7 @@ FLOORS = [
     {"hfgen", "hfgen.errors"},
     {"hfgen.untrusted"},
     {"hfgen.models", "hfgen.devices", "hfgen.files", "hfgen.seeds", "hfgen.optimizers", "hfgen.config.training"},
+    {"hfgen.parts"},
     {
         "hfgen.pipelines",
         "hfgen.losses",

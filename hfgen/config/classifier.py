@@ -52,6 +52,8 @@ class ClassifierConfig(TrainingConfig):
         self._require("positive", ["depths"], at_most=MAX_DEPTH)
         self._require("zero or more", ["random_shift", "random_erase"], at_most=MAX_RESOLUTION)
         self._require("from 0 to below 1", ["label_smoothing"])
+        if self.test_dataset_name and self.test_fraction:
+            raise UserError("test_dataset_name names the test images, so that none are held out; drop test_fraction")
         if not self.hidden_sizes or len(self.hidden_sizes) != len(self.depths):
             raise UserError(
                 "hidden_sizes and depths must have an entry for each stage, and so equally many, not "

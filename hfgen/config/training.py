@@ -63,7 +63,11 @@ class TrainingConfig:
         dataset_name: Data set: a Hub id, `mnist`, `fashion_mnist`, `cifar10`, the built-in `digits`, or a local
             folder of parquet or arrow files.
         train_data_dir: Folder of images (one sub-folder a class, or none) to train on instead of a data set.
-        train_split: Split to train on; slices such as `train[:90%]` work.
+        train_split: Split to train on; slices such as `train[:90%]` work if they have images of all classes.
+        validation_fraction: Hold this part of each class out of train_split, chosen at random but always alike; it is
+            then the split `validation`. For data without such a split.
+        test_fraction: Likewise for the split `test`, with which `hfgen evaluate` compares. A model and its judge need
+            the same fractions.
         image_column: Column with the images; found by its type if not named.
         label_column: Column with the class labels; found by its type if not named.
         resolution: Height and width in pixels: the shorter side is resized to it, then the centre is cropped.
@@ -130,6 +134,8 @@ class TrainingConfig:
     dataset_name: str | None = None
     train_data_dir: str | None = None
     train_split: str = "train"
+    validation_fraction: float = 0.0
+    test_fraction: float = 0.0
     image_column: str | None = None
     label_column: str | None = None
     resolution: int | None = None
@@ -184,6 +190,9 @@ class TrainingConfig:
         Raises:
             UserError: naming the field, its value and what would work.
         """
+        for name in (*self.dataset_fields, *self.folder_fields):
+            if (value := getattr(self, name)) is not None and not value.strip():
+                raise UserError(f"{name} must not be empty; leave it out, or name the images")
         if (self.dataset_name is None) == (self.train_data_dir is None):
             raise UserError(
                 "name the training data by either dataset_name (for instance --dataset_name mnist) or train_data_dir "
@@ -205,7 +214,14 @@ class TrainingConfig:
         self._require("zero or more", ["seed"], at_most=MAX_SEED)
         self._require("zero or more", ["adam_weight_decay"])
         self._require("zero or more", self.warmup_fields, at_most=MAX_WARMUP_STEPS)
-        self._require("from 0 to below 1", ["adam_beta1", "adam_beta2", "ema_max_decay"])
+        self._require("from 0 to below 1", [
+            "adam_beta1", "adam_beta2", "ema_max_decay", "validation_fraction", "test_fraction",
+        ])  # fmt: skip
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise UserError(
+                "validation_fraction and test_fraction must leave something to train on: together below 1, not "
+                f"{self.validation_fraction} and {self.test_fraction}"
+            )
 
     def _require(self, kind: str, names: Iterable[str], at_most: float = math.inf):
         require(self, kind, names, at_most)
@@ -221,8 +237,11 @@ class TrainingConfig:
 
     def reading_options(self) -> dict[str, Any]:
         """Return how images are read, as `hfgen.data.load_images` takes it, whatever the split."""
-        names = ("image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir")
-        return {name: getattr(self, name) for name in names}
+        names = (
+            "image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir",
+            "validation_fraction", "test_fraction",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {"held_out_of": self.train_split}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain YAML types."""
