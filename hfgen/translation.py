@@ -30,7 +30,7 @@ from hfgen.loading import load
 from hfgen.options import TranslateConfig
 from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
-from hfgen.sampling import image_shape_of, require_diffusion, to_uint8
+from hfgen.sampling import ONE_STEP, image_shape_of, require_diffusion, to_uint8
 from hfgen.seeds import derive_seed
 
 BATCH_SIZE = 250
@@ -70,6 +70,12 @@ def translate(config: TranslateConfig, run: Mapping[str, Any] = MappingProxyType
     """
     output = local_path(config.output)
     loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    if type(loaded) in ONE_STEP:
+        family, _ = ONE_STEP[type(loaded)]
+        raise UserError(
+            f"{config.run_or_repo} is a {family}, which makes images of latents and changes none; translate takes "
+            "image-to-image models and diffusion models"
+        )
     loaded.to(default_device())
     unreadable: dict[Path, str] = {}
     by_what = _by_network if isinstance(loaded, ImageTranslationPipeline) else _by_diffusion

@@ -402,6 +402,31 @@ def test_images_of_no_or_two_sizes_are_refused(taker, given):
         take(quiet(PIPELINES[name][0]()), given)
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(("name", "call", "message"), [
+    ("diffusion of classes", lambda p, x: p([0], guidance_scale=NAN), "guidance_scale must be a finite .* not nan"),
+    ("diffusion of classes", lambda p, x: p([0], guidance_interval=(0, NAN)), "guidance_interval must be two"),
+    ("editing of classes", lambda p, x: p(x, class_labels=0, guidance_scale=-INF), "guidance_scale must be a finite"),
+    ("editing", lambda p, x: p(x, strength=NAN), "strength must be above 0 and at most 1, not nan"),
+    ("editing", lambda p, x: p(x, strength=1e30), r"strength must be above 0 and at most 1, not 1e\+30"),
+    ("editing", lambda p, x: p.denoise(x, noise_std=NAN), "noise_std must be from 0 to .* not nan"),
+    ("editing", lambda p, x: p.denoise(x, noise_std=INF), "noise_std must be from 0 to .* not inf"),
+    ("editing", lambda p, x: p.inpaint(x, x, num_resamples=0), "num_resamples must be 1 or more, not 0"),
+    ("GAN", lambda p, x: p(truncation=NAN), "truncation must be positive, not nan"),
+    ("GAN", lambda p, x: p(-1), "batch_size must be positive, not -1"),
+    ("VAE", lambda p, x: p(0), "batch_size must be positive, not 0"),
+    ("VAE", lambda p, x: p.traverse(span=NAN), "span must be a finite number, not nan"),
+    ("translation", lambda p, x: p(x, batch_size=0), "batch_size must be positive, not 0"),
+    ("translation both ways", lambda p, x: p(x, noise_std=INF), "noise_std must be a finite number from 0 up"),
+    ("translation both ways", lambda p, x: p(x, noise_std=NAN), "noise_std must be a finite number from 0 up"),
+])  # fmt: skip
+def test_absurd_numbers_are_refused(name, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(quiet(PIPELINES[name][0]()), images())
+
+
 LABELS = {
     "names": ["cat", "dog", "cow"],
     "names in capitals": ("CAT", "DOG", "COW"),

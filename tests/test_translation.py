@@ -8,13 +8,16 @@ from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteSc
 from scipy.ndimage import gaussian_filter
 
 from hfgen.cli import main
+from hfgen.code_files import save_pipeline
 from hfgen.config import TranslationConfig
 from hfgen.data import load_images
 from hfgen.figures import save_images
 from hfgen.loading import load
 from hfgen.losses import diffusion_target
 from hfgen.metrics.judge import load_judge
+from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline, estimate_noise_std
+from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.translation import _usual_border
 
 KINDS = ["epsilon", "sample", "v_prediction", "flow_prediction"]
@@ -315,6 +318,16 @@ def test_noise_is_not_resized(conditional_run, tmp_path, capsys):
     assert main([*command, "--task", "denoise", *options]) == 0, "estimated after it"
 
 
+@pytest.mark.parametrize("options", [[], ["--task", "denoise"]])
+def test_a_model_that_changes_no_images_is_refused(options, tmp_path, capsys):
+    model = VAEPipeline(VAEModel(8, latent_dim=2, hidden_sizes=[4]), GaussianMixtureModel(2, 1))
+    save_pipeline(model, tmp_path / "vae")
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    command = ["translate", str(tmp_path / "vae"), "--input", str(tmp_path / "a.png"), *options]
+    assert main([*command, "--output", str(tmp_path / "b.png")]) == 2
+    assert "is a VAE, which makes images of latents and changes none; translate takes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--task", "inpaint"], "the task inpaint needs --mask"),
     (["--task", "change_class"], "the task change_class needs --class_labels"),
@@ -323,6 +336,7 @@ def test_noise_is_not_resized(conditional_run, tmp_path, capsys):
     (["--task", "vary", "--class_labels", "1", "2"], "one for each of the 3 images, not 2"),
     (["--task", "vary", "--class_labels", "cow"], "knows no class cow, but 0 (0), 1 (1)"),
     (["--task", "vary", "--source_class_labels", "1"], "source_class_labels belongs to the task change_class, not to"),
+    (["--task", "denoise", "--noise_std", "-1"], "noise_std must be from 0 to"),
     (["--task", "vary", "--strength", "2"], "strength must be above 0 and at most 1, not 2"),
     (["--task", "vary", "--num_inference_steps", "0"], "num_inference_steps must be positive, not 0"),
     (["--task", "vary", "--output", "x.gif"], "output must end in .png or .npz, or be a folder, not x.gif"),

@@ -4,6 +4,7 @@ This file is saved beside the weights and needs nothing but torch, diffusers and
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -163,6 +164,8 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         """Return the network as it predicts for these classes, one an image; see `__call__`."""
         if guidance_scale is None:
             guidance_scale = 2.0 if self.config.learnt_no_class else 1.0
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
         class_ids = self.get_label_ids(class_labels)
         negative_ids = self.get_label_ids(negative_class_labels)
         if len(negative_ids) not in (1, len(class_ids)):

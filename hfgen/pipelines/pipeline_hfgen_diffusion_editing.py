@@ -4,6 +4,7 @@ This file needs nothing but torch, diffusers and what they need.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -205,7 +206,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             The images.
 
         Raises:
-            ValueError: if the mask has another size or no white, for fewer than two steps, or for an unknown class.
+            ValueError: if the mask has another size or no white, for fewer than two steps or one time, or for an
+                unknown class.
         """
         images = self._preprocess(image)
         mask = (self._stacked(mask_image, "L").mean(1, keepdim=True) > 0.5).to(images.dtype)
@@ -219,6 +221,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             raise ValueError("mask_image is white nowhere, so that there is nothing to fill in")
         if num_inference_steps < 2:  # what is filled in would never have seen what is kept
             raise ValueError(f"num_inference_steps must be 2 or more, not {num_inference_steps}")
+        if num_resamples < 1:
+            raise ValueError(f"num_resamples must be 1 or more, not {num_resamples}")
         model = self._model(class_labels, len(images), guidance_scale)
         x = randn_tensor(images.shape, generator, images.device)
         levels = self._levels(len(self.timesteps) - 1, num_inference_steps)
@@ -337,6 +341,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
     def _model(self, class_labels: ClassLabels, count: int, guidance_scale: float) -> Model:
         """Return the network as a function of x and timestep, for these classes."""
         nothing = self.unet.config.num_class_embeds
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
         if class_labels is None and guidance_scale != 1:
             raise ValueError("guidance_scale needs class_labels to lead to")
         if not nothing and class_labels is not None:

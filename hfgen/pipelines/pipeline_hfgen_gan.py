@@ -183,9 +183,11 @@ class GANPipeline(DiffusionPipeline):
     def draw_latents(self, batch_size: int, truncation: float | None = None, generator: Generators = None) -> Tensor:
         """Draw latents (B, latent_dim); see `__call__`."""
         truncation = next((t for t in (truncation, self.config.truncation) if t is not None), math.inf)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {batch_size}")
         shape = (batch_size, self.generator.config.latent_dim)
         noise = randn_tensor(shape, generator, self._execution_device, torch.float32)
-        if truncation <= 0:
+        if not truncation > 0:
             raise ValueError(f"truncation must be positive, not {truncation}")
         if truncation < math.inf:
             mass = math.erf(truncation / 2**0.5)  # of the normal distribution within it

@@ -79,8 +79,8 @@ class ImageTranslationPipeline(DiffusionPipeline):
 
         Raises:
             TypeError: for what is no image, such as the name of a file.
-            ValueError: for arrays with other channels, a missing noise_std, an unknown direction, too small tiles, an
-                unknown output_type.
+            ValueError: for arrays with other channels, pixels that are not in the range of their type, a missing or
+                impossible noise_std, an unknown direction, too small tiles or batches, an unknown output_type.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
@@ -89,6 +89,8 @@ class ImageTranslationPipeline(DiffusionPipeline):
             raise ValueError("the model knows one direction only, so that inverse must be False")
         if tile_size is not None and tile_size < 2 * network.multiple:
             raise ValueError(f"tile_size must be at least {2 * network.multiple}, not {tile_size}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {batch_size}")
         given = [self._preprocess(one, network) for one in _single(image)]
         stds = self._noise_stds(noise_std, len(given), network)
         results: list[Tensor | None] = [None] * len(given)
@@ -132,8 +134,8 @@ class ImageTranslationPipeline(DiffusionPipeline):
         if noise_std is None:
             return None
         stds = torch.as_tensor(noise_std, dtype=torch.float32).reshape(-1)
-        if len(stds) not in (1, count) or not (stds >= 0).all():
-            raise ValueError(f"noise_std must be a number from 0 up, or one for each of the {count} images")
+        if len(stds) not in (1, count) or not ((stds >= 0) & stds.isfinite()).all():
+            raise ValueError(f"noise_std must be a finite number from 0 up, or one for each of the {count} images")
         return stds.expand(count)
 
     def _translate(self, network: ModelMixin, images: Tensor, stds: Tensor | None, tile_size: int | None) -> Tensor:

@@ -3,6 +3,7 @@
 This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -223,7 +224,12 @@ class VAEPipeline(DiffusionPipeline):
 
         Returns:
             `num_steps` images for each dimension, one dimension after the other.
+
+        Raises:
+            ValueError: for a span that is no finite number.
         """
+        if not math.isfinite(span):
+            raise ValueError(f"span must be a finite number, not {span}")
         size = self.vae.config.latent_dim
         dimensions = range(size) if dimensions is None else dimensions
         labels = self._classes(class_labels, len(dimensions) * num_steps)
@@ -237,6 +243,8 @@ class VAEPipeline(DiffusionPipeline):
         self, batch_size: int, prior: Literal["normal", "mixture"] | None = None, generator: Generators = None
     ) -> Tensor:
         """Draw latents (B, latent_dim) from a prior; see `__call__`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {batch_size}")
         device = self._execution_device
         noise = randn_tensor((batch_size, self.vae.config.latent_dim), generator, device, self.vae.dtype)
         match prior or self.config.prior:
