@@ -19,9 +19,10 @@ from hfgen.data import SHORT_NAMES, ImageData, load_images
 from hfgen.errors import UserError
 from hfgen.evaluation import evaluate
 from hfgen.figures import save_images
+from hfgen.metrics.inception_scores import inception_scores
 from hfgen.metrics.judge import JUDGES, load_judge, shipped_judges
 from hfgen.options import EvaluateConfig
-from hfgen.report import results_page
+from hfgen.report import number, results_page
 from hfgen.run import train
 from hfgen.sampling import sample
 from hfgen.subjects import take
@@ -215,6 +216,16 @@ def test_classification_accuracy_score(digits_file, options, tmp_path, monkeypat
     assert score["real"]["accuracy"] > 0.5
     assert (score["generated"]["training_images"], score["real"]["training_images"]) == (300, 300)
     assert "classification accuracy score" in (tmp_path / "report" / "evaluation.md").read_text().lower()
+
+
+def test_inception_measures_what_was_drawn(small_inception, digits_file, options, tmp_path, monkeypatch):
+    for module in (evaluation, inception_scores):
+        monkeypatch.setattr(module, "MINIMUM", 40)
+    fields = {"images": str(digits_file), "dataset_name": "digits", "output_dir": str(tmp_path / "report")}
+    scores = json.loads(evaluate(EvaluateConfig(**fields, **options, inception=True)).read_text())["inception"]
+    assert set(scores) == {"fid", "kid", "kid_std", "inception_score", "inception_score_std"}
+    assert scores["fid"] > 0
+    assert f"FID {number(scores['fid'])}, KID" in (tmp_path / "report" / "evaluation.md").read_text()
 
 
 @pytest.mark.parametrize(
