@@ -23,7 +23,7 @@ from hfgen.loading import load
 from hfgen.losses import ACTIVE_VARIANCE, count_active_units, log_importance_weights, normal_kl, pixel_error
 from hfgen.measures import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
-from hfgen.metrics.judge import Judge
+from hfgen.metrics.judge import Judge, judges_numbers
 from hfgen.metrics.likelihood_bounds.likelihood_bounds import likelihood_bounds
 from hfgen.options import AnalyzeConfig
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
@@ -42,7 +42,6 @@ from hfgen.report import ANALYSIS_RECORD as RECORD
 from hfgen.report import accuracy_text, bounds_table, bounds_text, number, save_record, table
 from hfgen.sampling import image_shape_of
 from hfgen.seeds import derive_seed
-from hfgen.subjects import judges_numbers
 
 SIMILARITIES = {"mse": "mean squared error", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 PIXELS = {

@@ -15,7 +15,7 @@ from hfgen.data import ImageData
 from hfgen.files import complete_or_absent
 from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance
-from hfgen.metrics.judge import Judge
+from hfgen.metrics.judge import Judge, judges_numbers
 from hfgen.metrics.kernel_distance.kernel_distance import kernel_distance
 from hfgen.metrics.memorization_gap.memorization_gap import memorization_gap
 from hfgen.metrics.precision_recall_density_coverage.precision_recall_density_coverage import (
@@ -55,6 +55,12 @@ class Reference:
     def predicted(self, data: ImageData) -> Tensor:
         """Return the classes that the judge finds in a data set, int64 (N,)."""
         return self._seen(data)["predicted"]
+
+    def labels(self, data: ImageData) -> Tensor | None:
+        """Return the classes of a data set as the judge numbers them, int64 (N,), or None where it has none."""
+        if data.labels is None:
+            return None
+        return judges_numbers(data.label_names, data.source, self.judge.label_names)[data.labels]
 
     def _seen(self, data: ImageData) -> dict[str, Tensor]:
         def look() -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import yaml
 from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images
 from hfgen.errors import UserError
 from hfgen.measures import Reference
-from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
+from hfgen.metrics.judge import Judge, judges_numbers, load_judge, shipped_judges_of
 from hfgen.options import MeasuringOptions, TestingOptions
 from hfgen.records import CONFIG_FILE, RUN_FILE
 from hfgen.subjects import size_of
@@ -167,6 +167,9 @@ def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test
             )
         if judge.label_names != judges[0].label_names:
             raise UserError(f"the judges {judges[0].name} and {judge.name} know different classes")
+    for data in (test, train):
+        if data.labels is not None:
+            judges_numbers(data.label_names, data.source, judges[0].label_names)
     check_size(train.images.shape[1:], f"the training split of {train.source}", test)
 
 

@@ -16,7 +16,7 @@ from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture, save_picture
 from hfgen.measures import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
-from hfgen.metrics.judge import Judge
+from hfgen.metrics.judge import Judge, judges_numbers
 from hfgen.options import EvaluateConfig
 from hfgen.pairs import Inputs, SecondKind
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
@@ -33,7 +33,7 @@ from hfgen.references import (
 from hfgen.report import PICTURES, save_restoration_report
 from hfgen.sampling import to_uint8
 from hfgen.seeds import derive_seed, seed_torch
-from hfgen.subjects import judges_numbers, sha256_of
+from hfgen.subjects import sha256_of
 
 SHARES = (0.0, 0.5, 1.0)  # of the way from the least amount of a degradation to the largest
 SHOWN = 16

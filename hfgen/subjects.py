@@ -18,6 +18,7 @@ from tqdm import tqdm
 from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.files import complete_or_absent, remove_leftovers
+from hfgen.metrics.judge import judges_numbers
 from hfgen.sampling import network_of, sample
 from hfgen.seeds import derive_seed
 
@@ -65,24 +66,6 @@ def take(given: ImageData, name: str, num_images: int, label_names: list[str]) -
     if given.labels is not None:
         labels = judges_numbers(given.label_names, name, label_names)[given.labels[chosen]]
     return Subject(given.images[chosen], labels, {"images": name, "images_sha256": given.fingerprint}, 0.0)
-
-
-def judges_numbers(names: list[str], owner: str, label_names: list[str]) -> Tensor:
-    """Return the judges' numbers of classes that have other numbers elsewhere, int64 (classes,).
-
-    Raises:
-        UserError: for a class that the judges do not know.
-    """
-    known = {label: number for number, label in enumerate(label_names)}
-    if known.keys().isdisjoint(names):
-        known = {str(number): number for number in range(len(label_names))}
-    if strangers := set(names) - known.keys():
-        raise UserError(
-            f"{owner} has classes that the judges do not know, such as {min(strangers)}; they know "
-            f"{', '.join(label_names)}, or as numbers 0 to {len(label_names) - 1}; rename them, or leave "
-            "the labels out"
-        )
-    return torch.tensor([known[name] for name in names])
 
 
 def labels_like(data: ImageData, seed: int) -> list[str]:

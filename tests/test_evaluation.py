@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, TINY, finish, hfgen
 
@@ -19,10 +20,9 @@ from hfgen.data import SHORT_NAMES, ImageData, load_images
 from hfgen.errors import UserError
 from hfgen.evaluation import evaluate
 from hfgen.figures import save_images
-from hfgen.metrics.inception_scores import inception_scores
 from hfgen.metrics.judge import JUDGES, load_judge, shipped_judges
 from hfgen.options import EvaluateConfig
-from hfgen.report import number, results_page
+from hfgen.report import results_page
 from hfgen.run import train
 from hfgen.sampling import sample
 from hfgen.subjects import take
@@ -201,31 +201,36 @@ def test_a_checkpoint_is_measured_by_its_runs_settings_and_not_into_the_run(mode
     assert (protocol["model"], protocol["num_inference_steps"]) == ("tiny_model-step-000003", 3)
 
 
-def test_classification_accuracy_score(digits_file, options, tmp_path, monkeypatch):
+def test_a_data_set_may_number_its_classes_in_another_order_than_the_judge(
+    digits_file, options, judge_run, tmp_path, monkeypatch
+):
     monkeypatch.setattr(evaluation, "SCORE_STEPS", 60)
+    data = load_images("digits")
+    names = [str(digit) for digit in reversed(range(10))]
+    np.savez(tmp_path / "other.npz", images=data.images[:, 0].numpy(), labels=9 - data.labels, label_names=names)
     with np.load(digits_file) as arrays:
         images, labels = arrays["images"], arrays["labels"]
-    np.savez(tmp_path / "mislabelled.npz", images=images, labels=(labels + 1) % 10)
+    swapped = np.where(labels < 2, 1 - labels, labels)
+    np.savez(tmp_path / "swapped.npz", images=images, labels=swapped)
     AcceleratorState._reset_state()
     config = EvaluateConfig(
-        images=str(tmp_path / "mislabelled.npz"), dataset_name="digits", output_dir=str(tmp_path / "report"),
-        classification_accuracy_score=True, **(options | {"num_images": 300}),
+        images=str(tmp_path / "swapped.npz"), dataset_name=str(tmp_path / "other.npz"),
+        output_dir=str(tmp_path / "report"), classification_accuracy_score=True, **(options | {"num_images": 300}),
     )  # fmt: skip
-    score = json.loads(evaluate(config).read_text())["classification_accuracy_score"]
-    assert score["generated"]["accuracy"] < 0.2, "learnt from the labels that were given"
+    record = json.loads(evaluate(config).read_text())
+    assert record["judge_accuracy"]["digits_judge"]["accuracy"] > 0.8
+    distances = record["conditional"]["digits_judge"]["frechet_distance_per_class"]
+    assert max(distances[2:]) < min(distances[:2])
+    score = record["classification_accuracy_score"]
+    assert score["generated"]["accuracy"] > 0.5
+    assert max(score["generated"]["accuracy_per_class"][:2]) < 0.3, "learnt from the labels that were given"
     assert score["real"]["accuracy"] > 0.5
     assert (score["generated"]["training_images"], score["real"]["training_images"]) == (300, 300)
     assert "classification accuracy score" in (tmp_path / "report" / "evaluation.md").read_text().lower()
-
-
-def test_inception_measures_what_was_drawn(small_inception, digits_file, options, tmp_path, monkeypatch):
-    for module in (evaluation, inception_scores):
-        monkeypatch.setattr(module, "MINIMUM", 40)
-    fields = {"images": str(digits_file), "dataset_name": "digits", "output_dir": str(tmp_path / "report")}
-    scores = json.loads(evaluate(EvaluateConfig(**fields, **options, inception=True)).read_text())["inception"]
-    assert set(scores) == {"fid", "kid", "kid_std", "inception_score", "inception_score_std"}
-    assert scores["fid"] > 0
-    assert f"FID {number(scores['fid'])}, KID" in (tmp_path / "report" / "evaluation.md").read_text()
+    run = yaml.safe_load((judge_run / "config.yaml").read_text())
+    fields = {"dataset_name": str(tmp_path / "other.npz"), "reference_split": run["test_split"]}
+    judged = evaluate(EvaluateConfig(run_or_repo=str(judge_run), output_dir=str(tmp_path / "judge"), **fields))
+    assert json.loads(judged.read_text())["accuracy"] > 0.8
 
 
 @pytest.mark.parametrize(
