@@ -177,10 +177,8 @@ def _measure(
         record["floors"][judge.name] = reference.floors(len(features))
         if reference.is_unseen:
             record["memorization"][judge.name] = reference.memorization(features)
-        if (labels := reference.labels(test)) is not None:
-            record["judge_accuracy"][judge.name] = accuracy_of(
-                reference.predicted(test), labels, len(judge.label_names)
-            )
+        if reference.accuracy:
+            record["judge_accuracy"][judge.name] = reference.accuracy
         record["classes"][judge.name] = {
             "label_names": judge.label_names,
             "shares": {

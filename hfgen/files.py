@@ -3,8 +3,11 @@
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tqdm import tqdm
 
 INCOMPLETE = ".incomplete-"
 
@@ -59,6 +62,11 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
     """Remove what killed processes were writing in `folder` (not below it), under one name or any."""
     for leftover in folder.glob(f"{INCOMPLETE}*-{name}"):
         remove(leftover)
+
+
+def say_damaged(path: Path) -> None:
+    """Say that a file which can be made anew cannot be read, and is made anew."""
+    tqdm.write(f"hfgen: {path} is damaged, and is made anew", file=sys.stderr)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -87,7 +87,9 @@ def test_the_images_measured_are_those_that_sample_draws(model_run, options, tmp
     assert drawn.equal(next(expected))
 
 
-def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(model_run, options, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(
+    model_run, options, tmp_path, monkeypatch, capsys
+):
     config = EvaluateConfig(run_or_repo=str(model_run), output_dir=str(tmp_path / "a"), batch_size=16, **options)
     whole = json.loads(evaluate(config).read_text())
     files = sorted((tmp_path / "a").glob("evaluation/images-*/*.npy"))
@@ -100,9 +102,14 @@ def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(model
     assert (asked[0]["first_image"], asked[0]["num_images"]) == (32, 8)
     assert again["measures"] == whole["measures"]
     assert [file.name for file in sorted(files[0].parent.iterdir())] == [file.name for file in files]
+    content = files[1].read_bytes()
+    files[1].write_bytes(content[:-20])
+    assert json.loads(evaluate(config).read_text())["measures"] == whole["measures"]
+    assert (asked[1]["first_image"], files[1].read_bytes()) == (16, content)
+    assert f"{files[1]} is damaged, and is made anew" in capsys.readouterr().err
     config.num_images = 50
     evaluate(config)
-    assert (asked[1]["first_image"], asked[1]["num_images"]) == (40, 10)
+    assert (asked[2]["first_image"], asked[2]["num_images"]) == (40, 10)
 
 
 def test_other_weights_are_not_measured_by_images_of_earlier_ones(model_run, options, tmp_path):

@@ -125,9 +125,12 @@ def test_kernel_distance_follows_its_seed_and_leaves_torchs_alone():
 @pytest.mark.parametrize("k", [3, 5])
 def test_precision_recall_density_coverage_is_that_of_prdc(k):
     expected = prdc.compute_prdc(REAL.double().numpy(), GENERATED.double().numpy(), k)
-    found = load("precision_recall_density_coverage").compute(predictions=GENERATED, references=REAL, k=k)
+    module = load("precision_recall_density_coverage")
+    found = module.compute(predictions=GENERATED, references=REAL, k=k)
     assert 0.1 < found["precision"] < 1
     assert found == pytest.approx(expected, rel=1e-4)
+    equal = module.compute(predictions=REAL, references=REAL, k=k)
+    assert equal == prdc.compute_prdc(*2 * [REAL.double().numpy()], k) == dict.fromkeys(equal, 1.0)
     with pytest.raises(ValueError, match=f"needs more than {k} samples, not {k}"):
         load("precision_recall_density_coverage").compute(predictions=GENERATED[:k], references=REAL, k=k)
 
