@@ -26,11 +26,14 @@ from hfgen.report import (
     accuracy_text,
     bounds_table,
     bounds_text,
+    careful,
     code,
     code_cell,
     duration,
     escaped,
     fenced,
+    nearer_explained,
+    nearer_text,
     number,
     restoration_table,
     sampler_text,
@@ -314,6 +317,7 @@ def _quality(facts: dict[str, Any]) -> list[str]:
             "",
             f"What it is given → what it makes of that, of {protocol['reference_images']:,} images of the split "
             f"{code(protocol['reference_split'])} of {escaped(protocol['dataset'])} ([pictures]({PAGE})).",
+            *careful(evaluation["judge_accuracy"]),
             *restoration_table(evaluation),
         ]
     if "accuracy" in evaluation:
@@ -338,6 +342,7 @@ def _quality(facts: dict[str, Any]) -> list[str]:
         f"{code(judge)}, "
         f"beside what real images reach. These are no Inception features, and no FID. "
         f"[The whole report]({PAGE}) has the protocol, the classes and pictures.",
+        *careful(evaluation["judge_accuracy"]),
         *table(header, rows),
         "",
         *_conditional(evaluation, judge),
@@ -347,8 +352,8 @@ def _quality(facts: dict[str, Any]) -> list[str]:
     if found := evaluation["memorization"].get(judge):
         share = found["generated"]
         lines[-1] += (
-            f" {share['nearer_to_training']:.1%} ± {share['nearer_to_training_std']:.1%} are nearer to a training "
-            "image than to a test image; 50 % or less is no sign of copying."
+            f" {nearer_text(share)} are nearer to a training image than to any of as many test images. "
+            + nearer_explained([share])
         )
     else:
         lines[-1] += " The reference images were seen in training, so that nothing more can be said."

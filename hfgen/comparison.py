@@ -18,6 +18,7 @@ from hfgen.figures import curves_picture, sample_grid, save_picture
 from hfgen.files import complete_or_absent, remove_leftovers
 from hfgen.loading import load
 from hfgen.measures import Reference
+from hfgen.metrics.judge import judges_numbers
 from hfgen.options import CompareSamplersConfig
 from hfgen.references import check_size, default_output, load_references, name_of, run_fields
 from hfgen.report import MEASURES, code, escaped, number, sampler_text, table, with_std
@@ -30,7 +31,7 @@ from hfgen.sampling import (
     require_diffusion,
     sample,
 )
-from hfgen.subjects import draw, judges_numbers, labels_like
+from hfgen.subjects import draw, labels_like
 
 RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
 TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance is larger by no more than this share

@@ -4,10 +4,12 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from tqdm import tqdm
 
 INCOMPLETE = ".incomplete-"
 
@@ -73,6 +75,11 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 
 def _is_written_by_another(process: int) -> bool:
     return process != os.getpid() and psutil.pid_exists(process)
+
+
+def say_damaged(path: Path) -> None:
+    """Say that a file which can be made anew cannot be read, and is made anew."""
+    tqdm.write(f"hfgen: {path} is damaged, and is made anew", file=sys.stderr)
 
 
 def _flush_to_disk(path: Path) -> None:

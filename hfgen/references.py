@@ -1,6 +1,7 @@
 """What a model's images are compared with: the real images that it was trained on and others, and the judges."""
 
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images, placed_folder, placed_source
 from hfgen.errors import UserError
 from hfgen.measures import Reference
-from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
+from hfgen.metrics.judge import Judge, judges_numbers, load_judge, shipped_judges_of
 from hfgen.options import MeasuringOptions, TestingOptions
 from hfgen.records import RUN_FILE
+from hfgen.report import weak_judges
 from hfgen.subjects import size_of
 from hfgen.untrusted import own_file
 
 REPORTED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
+BETTER_THAN_GUESSED = 0.1  # of what a guess gets wrong, a judge must get right as much
 REPORTED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetrics"]
 
 
@@ -48,7 +51,30 @@ def load_references(options: MeasuringOptions, run: dict[str, Any], owner: str, 
         load_real(options, run, dataset, split) for split in (options.reference_split, train_split_of(options, run))
     )
     _check(options, num_images, judges, test, train)
-    return [Reference(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
+    references = [Reference(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
+    check_judges({each.judge.name: each.accuracy for each in references if each.accuracy}, test.source)
+    return references
+
+
+def check_judges(accuracies: dict[str, dict[str, Any]], source: str) -> None:
+    """Say which judges are often wrong about real images.
+
+    Args:
+        accuracies: By judge, what `hfgen.measures.accuracy_of` found of the images.
+        source: What the images are called.
+
+    Raises:
+        UserError: for a judge that does not do better than by guessing.
+    """
+    for judge, found in accuracies.items():
+        guessed = 1 / len(found["accuracy_per_class"])
+        if found["accuracy"] < guessed + BETTER_THAN_GUESSED * (1 - guessed):
+            raise UserError(
+                f"the judge {judge} is right on {found['accuracy']:.1%} of the images of {source}, where a guess is "
+                f"right on {guessed:.1%}: it does not know such images; name another --judge"
+            )
+    for text in weak_judges(accuracies):
+        print(f"hfgen: warning: {text}", file=sys.stderr)
 
 
 def judges_of(options: TestingOptions, dataset: str, test: ImageData) -> list[Judge]:
@@ -192,6 +218,9 @@ def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test
             )
         if judge.label_names != judges[0].label_names:
             raise UserError(f"the judges {judges[0].name} and {judge.name} know different classes")
+    for data in (test, train):
+        if data.labels is not None:
+            judges_numbers(data.label_names, data.source, judges[0].label_names)
     check_size(train.images.shape[1:], f"the training split of {train.source}", test)
 
 

@@ -129,6 +129,24 @@ def _load_network(folder: Path, name: str) -> PreTrainedModel:
     return model
 
 
+def judges_numbers(names: list[str], owner: str, label_names: list[str]) -> Tensor:
+    """Return the judges' numbers of classes that have other numbers elsewhere, int64 (classes,).
+
+    Raises:
+        UserError: for a class that the judges do not know.
+    """
+    known = {label: number for number, label in enumerate(label_names)}
+    if known.keys().isdisjoint(names):
+        known = {str(number): number for number in range(len(label_names))}
+    if strangers := set(names) - known.keys():
+        raise UserError(
+            f"{owner} has classes that the judges do not know, such as {min(strangers)}; they know "
+            f"{', '.join(label_names)}, or as numbers 0 to {len(label_names) - 1}; name a --judge of these classes, "
+            "rename them, or leave the labels out"
+        )
+    return torch.tensor([known[name] for name in names])
+
+
 def shipped_judges(dataset: str = "") -> list[str]:
     """List the judges that hfgen ships, of one data set or of all; the first of a set is the stronger one."""
     return sorted(path.name for path in JUDGES.glob(f"{dataset}*") if path.is_dir() and path.name[0] != "_")
