@@ -1,7 +1,9 @@
 """Generative adversarial networks: the networks, the losses, who is updated by what, the pipeline, digits."""
 
+import dataclasses
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -328,6 +330,22 @@ def test_a_collapsed_generator_is_named(judge_run, digits):
     (problem,) = diagnosis.problems
     assert problem.startswith("mode collapse: the judge digits_judge, shown 1,000 images, finds next to none of ")
     assert problem.endswith("finds next to none of 0, 1, 2, 4, 5, 6, 7, 8, 9")
+
+
+def test_a_judge_that_errs_on_real_images_is_named(judge_run, digits):
+    """One that knows the classes by other numbers does not err; labels that are wrong every fifth time are as bad."""
+    other_names = [str((number + 3) % 10) for number in range(10)]
+    renumbered = dataclasses.replace(digits, label_names=other_names, labels=(digits.labels - 3) % 10)
+    assert not [p for p in GANTask(config(judge=str(judge_run)), renumbered).diagnose().problems if "right on" in p]
+    wrong = torch.where(torch.arange(len(digits)) % 5 == 0, 9 - digits.labels, digits.labels)
+    problems = GANTask(config(judge=str(judge_run)), dataclasses.replace(digits, labels=wrong)).diagnose().problems
+    (said,) = [problem for problem in problems if "right on" in problem]
+    found = re.fullmatch(
+        r"the judge digits_judge is right on only (\d+) % of the real images, so its measures mean little", said
+    )
+    assert 70 < int(found[1]) < 84
+    with pytest.raises(UserError, match="has classes that the judges do not know, such as apple"):
+        GANTask(config(judge=str(judge_run)), dataclasses.replace(digits, label_names=["apple", *"123456789"]))
 
 
 def test_nothing_is_counted_where_there_is_no_judge(digits):
