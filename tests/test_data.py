@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, TINY
 from filelock import FileLock
 
@@ -683,7 +682,6 @@ def test_arrays_that_no_images_can_be_made_of_are_refused(load, tmp_path, monkey
 def test_one_image_is_mentioned(tmp_path, capsys):
     folder = image_folder(tmp_path / "set", {"1.png": picture(size=(8, 8))})
     run = TINY | {"dataset_name": None, "train_data_dir": str(folder), "max_train_steps": 1, "sample_steps": [5]}
-    AcceleratorState._reset_state()
     train(DDPMConfig(**run, output_dir=str(tmp_path / "run")), DiffusionTask)
     assert "has one image; a model of it can do no more than repeat it" in capsys.readouterr().out
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train_data_dir"] == str(folder)
