@@ -186,15 +186,21 @@ def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -
 
 
 def save_class_shares(classes_file: Path, path: Path) -> None:
-    """Draw which shares of the images show which class, a bar for each checkpoint of a `classes.jsonl`."""
+    """Draw which shares of the images show which class, a bar for each checkpoint of a `classes.jsonl`.
+
+    The last bar is of real images, which runs of older versions did not write down.
+    """
     rows = read_rows(classes_file)
+    bars = [(f"{row['step']:,}", row["shares"]) for row in rows]
+    if real := rows[-1].get("real_shares"):
+        bars.append(("real", real))
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    bottom = np.zeros(len(rows))
+    bottom = np.zeros(len(bars))
     for number, name in enumerate(rows[0]["shares"]):
-        shares = np.array([row["shares"][name] for row in rows])
+        shares = np.array([of_class[name] for _, of_class in bars])
         axes.bar(
-            range(len(rows)),
+            range(len(bars)),
             shares,
             bottom=bottom,
             label=mathless_label(name),
@@ -202,9 +208,9 @@ def save_class_shares(classes_file: Path, path: Path) -> None:
             edgecolor="white",
         )
         bottom += shares
-    shown = sorted({round(place) for place in np.linspace(0, len(rows) - 1, 8)})
-    axes.set_xticks(shown, [f"{rows[place]['step']:,}" for place in shown])
-    axes.set(xlabel="optimizer steps", ylabel="share of the images", ylim=(0, 1))
+    shown = sorted({round(place) for place in np.linspace(0, len(bars) - 1, 8)})
+    axes.set_xticks(shown, [bars[place][0] for place in shown])
+    axes.set(xlabel="optimizer steps", ylabel="share of the images", xlim=(-1, len(bars)), ylim=(0, 1))
     figure.legend(loc="outside right upper", reverse=True)
     with complete_or_absent(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)

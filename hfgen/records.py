@@ -16,7 +16,7 @@ from hfgen.devices import device_name, peak_memory_bytes
 from hfgen.files import complete_or_absent
 
 METRICS_FILE = "metrics.jsonl"
-CLASSES_FILE = "classes.jsonl"  # one JSON object a checkpoint, with the share of each class of what is drawn
+CLASSES_FILE = "classes.jsonl"  # one JSON object a checkpoint, with the share of each class, drawn and real
 RUN_FILE = "run.json"
 OUTDATED = "outdated"  # folder of what a resumed run leaves behind
 RECORDED_PACKAGES = [

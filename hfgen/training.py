@@ -406,7 +406,8 @@ class Trainer:
             tqdm.write(f"hfgen: warning at step {self.step}: {problem}", file=sys.stderr)
         self.problems = list(diagnosis.problems)
         if diagnosis.class_shares:
-            add_row(self.run / CLASSES_FILE, {"step": self.step, "shares": dict(diagnosis.class_shares)})
+            shares = {"shares": dict(diagnosis.class_shares), "real_shares": dict(diagnosis.real_class_shares)}
+            add_row(self.run / CLASSES_FILE, {"step": self.step} | shares)
 
     def finish(self) -> None:
         """Write what a finished run offers: model, last samples, curves, the record of the run."""

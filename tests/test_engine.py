@@ -16,6 +16,7 @@ from torch import nn
 from hfgen.config import DDPMConfig, VAEConfig
 from hfgen.data import ImageData
 from hfgen.errors import InterruptedTrainingError, TrainingError
+from hfgen.figures import save_class_shares
 from hfgen.processes import SpeedWatch, as_found
 from hfgen.records import add_row, forget_rows, read_rows
 from hfgen.seeds import derive_seed, seed_torch
@@ -230,7 +231,7 @@ class Alternating(TwoModules):
         return {"weights": self.preview(1, 0)}
 
     def diagnose(self):
-        return Diagnosis([], {"good": 0.25, "bad": 0.75})
+        return Diagnosis([], {"good": 0.25, "bad": 0.75}, {"good": 0.5, "bad": 0.5})
 
 
 def one(value):
@@ -269,7 +270,16 @@ def test_grids_of_epochs_make_a_film_and_classes_a_picture(make_trainer, tmp_pat
     assert (tmp_path / "figures" / "weights.png").exists()
     assert (tmp_path / "figures" / "classes.png").exists()
     rows = read_rows(tmp_path / "classes.jsonl")
-    assert rows == [{"step": step, "shares": {"good": 0.25, "bad": 0.75}} for step in (4, 8)], "the last one once"
+    shares = {"shares": {"good": 0.25, "bad": 0.75}, "real_shares": {"good": 0.5, "bad": 0.5}}
+    assert rows == [{"step": step} | shares for step in (4, 8)], "the last one once"
+    older = tmp_path / "older.jsonl"
+    older.write_text("".join(json.dumps({"step": row["step"], "shares": row["shares"]}) + "\n" for row in rows))
+    save_class_shares(older, tmp_path / "older.png")
+    with (
+        PIL.Image.open(tmp_path / "older.png") as without,
+        PIL.Image.open(tmp_path / "figures" / "classes.png") as drawn,
+    ):
+        assert without.tobytes() != drawn.tobytes(), "there are real images beside those that are drawn"
 
 
 def test_rows_of_later_steps_are_forgotten_half_ones_too(tmp_path):

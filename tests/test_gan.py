@@ -305,6 +305,8 @@ def test_classes_are_counted_at_each_checkpoint_and_drawn(run):
     for row in rows:
         assert sum(row["shares"].values()) == pytest.approx(1)
         assert len(row["shares"]) == 10
+        assert sum(row["real_shares"].values()) == pytest.approx(1)
+        assert row["real_shares"] != row["shares"]
     assert min(rows[-1]["shares"].values()) > 0.02
     assert json.loads((run / "run.json").read_text())["problems"] == []
 

@@ -161,7 +161,7 @@ class GANTask:
         if vanished := [name for name, share in fake.items() if share < VANISHED * real[name]]:
             judged = f"the judge {self.judge.name}, shown {JUDGED_IMAGES:,} images"
             problems = [*problems, f"mode collapse: {judged}, finds next to none of {', '.join(vanished)}"]
-        return Diagnosis(problems, fake)
+        return Diagnosis(problems, fake, real)
 
     @functools.cached_property
     def _judged(self) -> tuple[Tensor, dict[str, float], list[str]]:
