@@ -1,5 +1,6 @@
 """A data set with one split is divided into parts: each with all classes, the same for everyone who asks."""
 
+import dataclasses
 import json
 import random
 
@@ -8,7 +9,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-import yaml
 from conftest import TINY, train_classifier
 
 from hfgen.cli import main
@@ -20,6 +20,7 @@ from hfgen.options import TestingOptions as Options
 from hfgen.pairs import Inputs, SecondKind
 from hfgen.parts import divide
 from hfgen.references import load_real
+from hfgen.run import placed_fields
 from hfgen.tasks.classifier import load_test_images
 
 FRACTIONS = {"validation_fraction": 0.1, "test_fraction": 0.2}
@@ -250,11 +251,9 @@ def test_fractions_cannot_change_on_resume_and_folders_may_have_been_kept_as_typ
     (tmp_path / "pictures").mkdir()
     monkeypatch.chdir(tmp_path)
     fields = TINY | {"dataset_name": None, "output_dir": "x"}
-    saved = tmp_path / "config.yaml"
-    saved.write_text(yaml.safe_dump(DDPMConfig(**fields, train_data_dir="pictures").to_dict()))
-    placed = DDPMConfig(**fields, train_data_dir=str(tmp_path / "pictures"))
-    assert changed_fields(placed, saved) == []
-    other = DDPMConfig(**fields, train_data_dir=str(tmp_path / "pictures"), test_fraction=0.2)
-    assert changed_fields(other, saved) == ["test_fraction: 0.0 → 0.2"]
-    elsewhere = DDPMConfig(**fields, train_data_dir="/elsewhere/pictures")
-    assert changed_fields(elsewhere, saved) == ["train_data_dir: pictures → /elsewhere/pictures"]
+    older = DDPMConfig(**fields, train_data_dir="pictures").to_dict()
+    del older["test_fraction"], older["validation_fraction"]
+    now = DDPMConfig(**fields, train_data_dir=str(tmp_path / "pictures"))
+    saved = older | placed_fields(now, older)
+    assert changed_fields(now, saved) == []
+    assert changed_fields(dataclasses.replace(now, test_fraction=0.2), saved) == ["test_fraction: 0.0 → 0.2"]
