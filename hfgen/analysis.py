@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hfgen.binarization import Binarizer
 from hfgen.data import ImageData, public_name
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture, latents_picture, sample_grid, save_picture
 from hfgen.latents import STRIP_STEPS, STRIPS, first_class, plane_picture
@@ -40,7 +41,19 @@ from hfgen.references import (
 from hfgen.report import ANALYSIS_PAGE as PAGE
 from hfgen.report import ANALYSIS_PICTURES as PICTURES
 from hfgen.report import ANALYSIS_RECORD as RECORD
-from hfgen.report import accuracy_text, bounds_table, bounds_text, careful, number, save_record, table
+from hfgen.report import (
+    accuracy_text,
+    bounds_table,
+    bounds_text,
+    careful,
+    code,
+    code_cell,
+    escaped,
+    fenced,
+    number,
+    save_record,
+    table,
+)
 from hfgen.sampling import image_shape_of
 from hfgen.seeds import derive_seed
 
@@ -106,7 +119,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     method = config.binarization or pipeline.config.binarization
     if method != "none" and pipeline.vae.config.pixel_distribution != "bernoulli":
         raise UserError(f"{config.run_or_repo} is no model of black-and-white pixels; leave binarization out")
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     encoded = _encode(pipeline, test, Binarizer(method, test), config)
     output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
     (output / PICTURES).mkdir(parents=True, exist_ok=True)
@@ -313,10 +326,10 @@ def _page(record: dict[str, Any]) -> list[str]:
     protocol = record["protocol"]
     active, latent_dim = record["active_units"], protocol["latent_dim"]
     lines = [
-        f"# What the latents of {protocol['model']} keep",
+        f"# What the latents of {escaped(protocol['model'])} keep",
         "",
-        f"Found on the {protocol['reference_images']:,} images of the split `{protocol['reference_split']}` of "
-        f"{protocol['dataset']}. Their pixels are {PIXELS[protocol['pixels']]}.",
+        f"Found on the {protocol['reference_images']:,} images of the split {code(protocol['reference_split'])} of "
+        f"{escaped(protocol['dataset'])}. Their pixels are {PIXELS[protocol['pixels']]}.",
         "",
         "## Reconstructions",
         "",
@@ -335,7 +348,7 @@ def _page(record: dict[str, Any]) -> list[str]:
         lines += table(
             ["judge", "reconstructions taken for the class of their image", "images taken for their class"],
             (
-                [f"`{judge}`", accuracy_text(found["reconstructions"]), accuracy_text(found["images"])]
+                [code_cell(judge), accuracy_text(found["reconstructions"]), accuracy_text(found["images"])]
                 for judge, found in record["class_kept"].items()
             ),
         )
@@ -359,7 +372,9 @@ def _page(record: dict[str, Any]) -> list[str]:
             "",
             f"![images decoded from points that divide the prior into equal masses]({PICTURES}/plane.png)",
         ]
-    of_class = f" The images are those of the class {protocol['class_shown']}." if protocol["class_shown"] else ""
+    of_class = (
+        f" The images are those of the class {escaped(protocol['class_shown'])}." if protocol["class_shown"] else ""
+    )
     return [
         *lines,
         "",
@@ -371,7 +386,5 @@ def _page(record: dict[str, Any]) -> list[str]:
         "",
         "## Protocol",
         "",
-        "```json",
-        json.dumps(protocol, indent=1, ensure_ascii=False),
-        "```",
+        *fenced(json.dumps(protocol, indent=1, ensure_ascii=False), "json"),
     ]

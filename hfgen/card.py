@@ -1,5 +1,6 @@
 """The page of a model on the Hub, written from its run, never by hand: what it is, how good, how it was made."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from urllib.parse import quote
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hfgen.checkpoints import list_steps
 from hfgen.config.samplers import own_sampler
+from hfgen.errors import UserError
 from hfgen.figures import save_film
 from hfgen.files import complete_or_absent
 from hfgen.loading import load
@@ -24,7 +27,11 @@ from hfgen.report import (
     bounds_table,
     bounds_text,
     careful,
+    code,
+    code_cell,
     duration,
+    escaped,
+    fenced,
     nearer_explained,
     nearer_text,
     number,
@@ -35,8 +42,10 @@ from hfgen.report import (
 )
 from hfgen.run_facts import read_run
 from hfgen.sampling import film
+from hfgen.untrusted import check_content, own_file
 
 README = "README.md"
+WALL = ["# Models", "", "Made by `hfgen card`: "]
 FIGURES = "figures"
 SAMPLES, CURVES, FILM = "samples.png", "training_curves.png", "film.gif"
 CLASSES, TRAINING_FILM = "classes.png", "training.gif"
@@ -63,24 +72,67 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
         The path of the page.
 
     Raises:
-        UserError: if the folder holds no finished run.
+        UserError: if the folder holds no finished run, or a file that is not what its name says.
     """
     facts = read_run(run)
+    elsewhere = folder.resolve() != run.resolve()
+    copied = _pictures_of(run) | {name: name for name in _reports_of(run)}
+    copied = {target: name for target, name in copied.items() if elsewhere or target != name}
+    for name in copied.values():
+        check_content(own_file(run, name))
+    own_file(run, FIGURES)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = _collect_pictures(run, folder, facts)
-    if folder != run:
-        for name in REPORTS:
-            for file in sorted((run / name).glob("*.png")) if (run / name).is_dir() else [run / name]:
-                if file.exists():
-                    _copy(file, folder / file.relative_to(run))
-    model = repo_id or facts["hub_model_id"] or f"user/{run.resolve().name}"
-    text = "\n".join(
-        ["---", _metadata(facts, model, spdx_license).to_yaml(), "---", "", *_page(facts, model, pictures)]
-    )
+    for target, name in copied.items():
+        copy_own(run, name, folder, target)
+    if facts["kind"] in (DDPM, CLASS_CONDITIONAL):
+        _draw_film(run, facts["config"], folder / FIGURES / FILM)
+    pictures = {path.name for path in (folder / FIGURES).iterdir()} if (folder / FIGURES).exists() else set()
+    model = repo_id or _id_of(run, facts["hub_model_id"])
+    try:
+        metadata, page = _metadata(facts, model, spdx_license).to_yaml(), _page(facts, model, pictures)
+    except (KeyError, TypeError) as error:  # of a record that lacks something, or has it otherwise
+        raise UserError(
+            f"the records of {run} are not as this hfgen writes them ({type(error).__name__}: {error}); train, "
+            "evaluate or analyse it again"
+        ) from error
+    text = "\n".join(["---", metadata, "---", "", *page])
     card = ModelCard(text + "\n")
     with complete_or_absent(folder / README) as temporary:
         card.save(temporary)
     return folder / README
+
+
+def _id_of(run: Path, hub_model_id: object) -> str:
+    """Return the Hub id that a run was trained for, or a placeholder, which Python and Markdown take for a name."""
+    if isinstance(hub_model_id, str) and re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", hub_model_id):
+        return hub_model_id
+    return f"user/{re.sub(r'[^A-Za-z0-9._-]+', '-', run.resolve().name)}"
+
+
+def gallery_folder(gallery: Path, run: Path) -> Path:
+    """Return the folder of a run's page in a gallery.
+
+    Raises:
+        UserError: if pages that are none of hfgen's would be written over.
+    """
+    folder = gallery / run.resolve().name
+    for page, is_own in ((gallery / README, _is_wall), (folder / README, _is_page)):
+        if page.exists() and not is_own(page):
+            raise UserError(f"{page} is not by hfgen, and would be written over; name another --gallery")
+    return folder
+
+
+def _is_wall(page: Path) -> bool:
+    return page.read_text(encoding="utf-8", errors="replace").startswith("\n".join(WALL))
+
+
+def _is_page(page: Path) -> bool:
+    """Tell whether hfgen wrote a page."""
+    try:
+        card = ModelCard.load(page)
+    except (ValueError, OSError, yaml.YAMLError):
+        return False
+    return "hfgen" in (card.data.tags or [])
 
 
 def write_gallery(folder: Path) -> Path:
@@ -90,18 +142,20 @@ def write_gallery(folder: Path) -> Path:
         The path of the page.
     """
     lines = [
-        "# Models",
-        "",
-        "Made by `hfgen card`: each folder is what the model's page on the Hub shows. The images are the first of "
+        *WALL[:-1],
+        WALL[-1] + "each folder is what the model's page on the Hub shows. The images are the first of "
         "seed 0, not selected.",
     ]
     for page in sorted(folder.glob(f"*/{README}")):
-        name, place = page.parent.name, quote(page.parent.name)
+        if not _is_page(page):
+            continue
+        name, place = escaped(page.parent.name), quote(page.parent.name)
         data = ModelCard.load(page).data
         lines += ["", f"## [{name}]({place}/{README})"]
         if results := data.eval_results:
             best = results[0]
-            lines += ["", f"{best.dataset_name}: {best.metric_name} {number(best.metric_value)}"]
+            measure = f"{best.dataset_name}: {best.metric_name} {number(best.metric_value)}"
+            lines += ["", escaped(measure)]
         if (page.parent / FIGURES / SAMPLES).exists():
             lines += ["", f"![images of {name}]({place}/{FIGURES}/{SAMPLES})"]
     with complete_or_absent(folder / README) as temporary:
@@ -109,17 +163,37 @@ def write_gallery(folder: Path) -> Path:
     return folder / README
 
 
-def _collect_pictures(run: Path, folder: Path, facts: dict[str, Any]) -> set[str]:
-    """Put the pictures of a page beside it, and return their names."""
-    samples = sorted((run / "samples").glob("step-*.png"))
-    if samples:
-        _copy(samples[-1], folder / FIGURES / SAMPLES)
-    if facts["kind"] in (DDPM, CLASS_CONDITIONAL):
-        _draw_film(run, facts["config"], folder / FIGURES / FILM)
-    for name in (CURVES, CLASSES, TRAINING_FILM, *LATENTS):
-        if folder != run and (run / FIGURES / name).exists():
-            _copy(run / FIGURES / name, folder / FIGURES / name)
-    return {path.name for path in (folder / FIGURES).iterdir()} if (folder / FIGURES).exists() else set()
+def copy_own(run: Path, name: str | Path, folder: Path, target: str | Path) -> None:
+    """Copy a file of a run to a place in a folder, if it is the run's own, and what its name says.
+
+    Raises:
+        UserError: naming the file, if it is a symbolic link, below one, or not what its name says.
+    """
+    source = own_file(run, name)
+    check_content(source)
+    with complete_or_absent(folder / target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _pictures_of(run: Path) -> dict[str, str]:
+    """Return the pictures of a page that a run holds, each with the name that it has in the run."""
+    samples = list_steps(own_file(run, "samples"), ".png")
+    found = {f"{FIGURES}/{SAMPLES}": f"samples/{samples[-1].name}"} if samples else {}
+    names = [f"{FIGURES}/{name}" for name in (CURVES, CLASSES, TRAINING_FILM, *LATENTS)]
+    return found | {name: name for name in names if _is_there(run / name)}
+
+
+def _reports_of(run: Path) -> list[str]:
+    """List the files of a run's evaluation and analysis."""
+    names = []
+    for name in filter(lambda name: _is_there(run / name), REPORTS):
+        place = own_file(run, name)
+        names += [f"{name}/{file.name}" for file in sorted(place.glob("*.png"))] if place.is_dir() else [name]
+    return names
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
 
 
 def _draw_film(run: Path, config: dict[str, Any], path: Path) -> None:
@@ -128,15 +202,10 @@ def _draw_film(run: Path, config: dict[str, Any], path: Path) -> None:
     save_film(*film(pipeline, num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **sampler), path)
 
 
-def _copy(source: Path, target: Path) -> None:
-    with complete_or_absent(target) as temporary:
-        shutil.copyfile(source, temporary)
-
-
 def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCardData:
     kind, evaluation = facts["kind"], facts["evaluation"]
     return ModelCardData(
-        model_name=model.rpartition("/")[2],
+        model_name=model.rpartition("/")[2] if evaluation else None,  # which belongs to the results
         library_name=kind.library,
         pipeline_tag=kind.task,
         tags=["hfgen", *tags_and_description(facts)[0]],
@@ -193,15 +262,15 @@ def _results(kind: Kind, evaluation: dict[str, Any]) -> list[EvalResult]:
 def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
     kind = facts["kind"]
     lines = [
-        f"# {model.rpartition('/')[2]}",
+        f"# {escaped(model.rpartition('/')[2])}",
         "",
-        f"{tags_and_description(facts)[1]} Trained on {facts['data']} with hfgen: "
+        f"{tags_and_description(facts)[1]} Trained on {escaped(facts['data'])} with hfgen: "
         f"{facts['size']} images, {facts['parameters']:,} parameters.",
     ]
     if SAMPLES in pictures:
-        caption = kind.picture.format(sampler=sampler_of(facts))
+        caption = kind.picture.format(sampler=escaped(sampler_of(facts)))
         lines += ["", f"![{caption}]({FIGURES}/{SAMPLES})", "", f"*{caption}*"]
-    lines += ["", "## Use", "", "```python", *use_of(facts, model).splitlines(), "```"]
+    lines += ["", "## Use", "", *fenced(use_of(facts, model), "python")]
     if kind.library == "diffusers":
         lines += ["", _command(facts, model)]
     lines += ["", "## How good it is", *_quality(facts)]
@@ -220,7 +289,7 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
         lines += ["", f"![share of the images that a judge takes for each class, by step]({FIGURES}/{CLASSES})"]
     if TRAINING_FILM in pictures:
         lines += ["", f"![samples in the course of training]({FIGURES}/{TRAINING_FILM})"]
-    return [*lines, "", "## Limits", "", kind.limits.format(size=facts["size"], data=facts["data"])]
+    return [*lines, "", "## Limits", "", kind.limits.format(size=facts["size"], data=escaped(facts["data"]))]
 
 
 def _command(facts: dict[str, Any], model: str) -> str:
@@ -247,7 +316,7 @@ def _quality(facts: dict[str, Any]) -> list[str]:
         return [
             "",
             f"What it is given → what it makes of that, of {protocol['reference_images']:,} images of the split "
-            f"`{protocol['reference_split']}` of {protocol['dataset']} ([pictures]({PAGE})).",
+            f"{code(protocol['reference_split'])} of {escaped(protocol['dataset'])} ([pictures]({PAGE})).",
             *careful(evaluation["judge_accuracy"]),
             *restoration_table(evaluation),
         ]
@@ -255,7 +324,8 @@ def _quality(facts: dict[str, Any]) -> list[str]:
         return [
             "",
             f"Right on {accuracy_text(evaluation)} of the {protocol['reference_images']:,} images of the split "
-            f"`{protocol['reference_split']}` of {protocol['dataset']}. [The accuracy of each class]({PAGE}).",
+            f"{code(protocol['reference_split'])} of {escaped(protocol['dataset'])}. "
+            f"[The accuracy of each class]({PAGE}).",
         ]
     judge, measures = next(iter(evaluation["measures"].items()))
     floors = evaluation["floors"][judge]
@@ -266,9 +336,10 @@ def _quality(facts: dict[str, Any]) -> list[str]:
     ]
     lines = [
         "",
-        f"{protocol['num_images']:,} images ({sampler_text(protocol)}, seed {protocol['seed']}) compared with "
-        f"the {protocol['reference_images']:,} images of the split "
-        f"`{protocol['reference_split']}` of {protocol['dataset']}, in the features of the classifier `{judge}`, "
+        f"{protocol['num_images']:,} images ({escaped(sampler_text(protocol))}, seed {protocol['seed']}) compared "
+        f"with the {protocol['reference_images']:,} images of the split "
+        f"{code(protocol['reference_split'])} of {escaped(protocol['dataset'])}, in the features of the classifier "
+        f"{code(judge)}, "
         f"beside what real images reach. These are no Inception features, and no FID. "
         f"[The whole report]({PAGE}) has the protocol, the classes and pictures.",
         *careful(evaluation["judge_accuracy"]),
@@ -295,7 +366,7 @@ def _conditional(evaluation: dict[str, Any], judge: str) -> list[str]:
         return []
     shown, real = accuracy_text(evaluation["conditional"][judge]), evaluation["judge_accuracy"].get(judge)
     beside = f", and is right on {accuracy_text(real)} of the real ones" if real else ""
-    return [f"**The class asked for**: `{judge}` finds it in {shown} of the images{beside}.", ""]
+    return [f"**The class asked for**: {code(judge)} finds it in {shown} of the images{beside}.", ""]
 
 
 def _latents(analysis: dict[str, Any]) -> list[str]:
@@ -304,9 +375,9 @@ def _latents(analysis: dict[str, Any]) -> list[str]:
         "",
         f"![images above their reconstructions]({ANALYSIS_PICTURES}/reconstructions.png)",
         "",
-        f"Images of the split `{protocol['reference_split']}` of {protocol['dataset']} above their reconstructions. "
-        f"{bounds_text(protocol)} {analysis['active_units']} of {protocol['latent_dim']} latent dimensions are "
-        "active. "
+        f"Images of the split {code(protocol['reference_split'])} of {escaped(protocol['dataset'])} above their "
+        f"reconstructions. {bounds_text(protocol)} {analysis['active_units']} of {protocol['latent_dim']} latent "
+        "dimensions are active. "
         f"[The whole analysis]({ANALYSIS_PAGE}) has interpolations and the layout of the latents.",
         *bounds_table(analysis),
     ]
@@ -314,31 +385,35 @@ def _latents(analysis: dict[str, Any]) -> list[str]:
 
 def _training(facts: dict[str, Any]) -> list[str]:
     training = facts["training"]
-    on_gpu = training["device_type"] != "cpu"
+    on_cpu = training["device_type"] == "cpu"
     cores = training["threads"] * training["num_processes"]
-    watts = training["num_processes"] * WATTS_PER_GPU if on_gpu else cores * WATTS_PER_CORE
-    energy = watts * training["train_seconds"] / 3.6e6
-    assumed = f"{WATTS_PER_GPU} W a GPU" if on_gpu else f"{WATTS_PER_CORE} W a core"
-    machine = training["device"] if on_gpu else f"{training['device']}, {cores} thread" + "s" * (cores > 1)
+    units, watts, unit = (
+        (cores, WATTS_PER_CORE, "core") if on_cpu else (training["num_processes"], WATTS_PER_GPU, "GPU")
+    )
+    energy = [f"about {units * watts * training['train_seconds'] / 3.6e6:.2g} kWh, if it is {watts} W a {unit}"]
+    known = training["device_type"] in ("cpu", "cuda")  # of others, such as a laptop's, nobody here knows the power
+    machine = escaped(training["device"]) + (f", {cores} thread" + "s" * (cores > 1) if on_cpu else "")
     rows = [
-        ["command", f"`{training['command']}`"],
+        ["command", code_cell(training["command"])],
         ["hardware", f"{machine}, {training['num_processes']} process" + "es" * (training["num_processes"] > 1)],
-        ["precision", {"no": "float32"}.get(training["mixed_precision"], training["mixed_precision"])],
+        ["precision", escaped({"no": "float32"}.get(training["mixed_precision"], training["mixed_precision"]))],
         ["time", f"{duration(training['train_seconds'])}, {training['images_per_second']:,} images a second"],
         ["length", f"{training['optimizer_steps']:,} optimizer steps, {training['images_seen']:,} images"],
-        ["energy", f"about {energy:.2g} kWh, if it is {assumed}"],
-        ["seed", str(facts["config"]["seed"])],
-        ["versions", ", ".join(f"{name} {version}" for name, version in training["versions"].items())],
+        *([["energy", *energy]] if known else []),
+        ["seed", escaped(facts["config"]["seed"])],
+        ["versions", escaped(", ".join(f"{name} {version}" for name, version in training["versions"].items()))],
     ]
     return [
-        *(line for problem in training.get("problems", []) for line in ("", f"**Something went wrong**: {problem}.")),
+        *(
+            line
+            for problem in training.get("problems", [])
+            for line in ("", f"**Something went wrong**: {escaped(problem)}.")
+        ),
         *table(["", ""], rows),
         "",
         "<details><summary>The configuration</summary>",
         "",
-        "```yaml",
-        *yaml.safe_dump(facts["config"], sort_keys=False).splitlines(),
-        "```",
+        *fenced(yaml.safe_dump(facts["config"], sort_keys=False), "yaml"),
         "",
         "</details>",
     ]

@@ -25,6 +25,7 @@ from hfgen.config import (
     TranslationConfig,
     VAEConfig,
 )
+from hfgen.config.training import CONFIG_FILE
 from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 from hfgen.options import (
     AnalyzeConfig,
@@ -38,6 +39,7 @@ from hfgen.options import (
     TranslateConfig,
 )
 
+LARGEST_CONFIG = 10**6  # bytes
 RECIPES = Path(__file__).parent / "recipes"
 FAMILIES = {
     config.family: config
@@ -69,17 +71,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        print(f"hfgen: {error}", file=sys.stderr)
+        _print_error(error)
         return 2
     except TrainingError as error:
-        print(f"hfgen: {error}", file=sys.stderr)
+        _print_error(error)
         return 128 + error.signal_number if isinstance(error, InterruptedTrainingError) else 1
     except (OSError, PublishingError) as error:
-        print(f"hfgen: {error}", file=sys.stderr)
+        _print_error(error)
         return 1
     except KeyboardInterrupt:
         print("hfgen: interrupted", file=sys.stderr)
         return 130
+
+
+def _print_error(error: Exception) -> None:
+    """Print a message, in which names from files of strangers may stand, without what a terminal would obey."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(error))
+    print(f"hfgen: {text}", file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> int:
@@ -142,21 +150,24 @@ def _sample(arguments: list[str]) -> None:
     import torch
 
     from hfgen import figures
+    from hfgen.devices import default_device
     from hfgen.loading import load
     from hfgen.references import run_fields
     from hfgen.sampling import default_sampler, film, is_conditional, labels_of, sample
 
     pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code).to(
-        "cuda" if torch.cuda.is_available() else "cpu"
+        default_device()
     )
-    output = Path(config.output)
+    output = Path(config.output).expanduser()
+    suffix = output.suffix.lower()
     own = default_sampler(pipeline, run_fields(Path(config.run_or_repo).expanduser()))
     options = own | config.given_sampler()
     options |= {name: getattr(config, name) for name in ("num_images", "class_labels", "seed")}
     if config.negative_class_labels:
         options["negative_class_labels"] = config.negative_class_labels
     if config.film:
-        is_gif = output.suffix == ".gif"
+        is_gif = suffix == ".gif"
+        _say_if_replaced(output)
         states = film(pipeline, num_frames=figures.FILM_FRAMES if is_gif else figures.STRIP_FRAMES, **options)
         figures.save_film(*states, output) if is_gif else figures.save_picture(figures.film_strip(*states), output)
         print(f"The denoising of {config.num_images} images is in {output}")
@@ -166,7 +177,8 @@ def _sample(arguments: list[str]) -> None:
     if is_conditional(pipeline):
         labels = labels_of(pipeline, config.class_labels, range(config.num_images))
         names = [name for _, name in sorted(pipeline.config.id2label.items())]
-    match output.suffix:
+    _say_if_replaced(output)
+    match suffix:
         case ".png":
             figures.save_picture(figures.sample_grid(images, labels, names), output)
         case ".npz":
@@ -177,11 +189,20 @@ def _sample(arguments: list[str]) -> None:
     print(f"{config.num_images} images are in {output}")
 
 
+def _say_if_replaced(output: Path) -> None:
+    if output.is_file():
+        print(f"hfgen: replaces {output}", file=sys.stderr)
+    elif output.is_dir() and any(output.iterdir()):
+        print(f"hfgen: {output} holds files already; those of the same names are replaced", file=sys.stderr)
+
+
 def _translate(arguments: list[str]) -> int:
     config = parse_config(TranslateConfig, arguments, prog="hfgen translate", positional="run_or_repo")
+    from hfgen.references import run_fields
     from hfgen.translation import translate
 
-    count, unreadable = translate(config)
+    _say_if_replaced(Path(config.output).expanduser())
+    count, unreadable = translate(config, run_fields(Path(config.run_or_repo).expanduser()))
     print(f"{count} image{'s are' if count > 1 else ' is'} in {config.output}")
     for file, why in unreadable.items():
         print(f"hfgen: left out {file}, which cannot be read as a picture ({why})", file=sys.stderr)
@@ -232,6 +253,8 @@ def _results(arguments: list[str]) -> None:
     from hfgen.report import results_page
 
     output = Path(config.output)
+    if output.is_file() and "`hfgen results`" not in output.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{output} is not by hfgen results, and would be written over; name another --output")
     page = results_page([Path(folder) for folder in config.folders], output.parent)
     with complete_or_absent(output) as temporary:
         temporary.write_text(page)
@@ -240,10 +263,14 @@ def _results(arguments: list[str]) -> None:
 
 def _card(arguments: list[str]) -> None:
     config = parse_config(CardConfig, arguments, prog="hfgen card", positional="run")
-    from hfgen.card import write_card, write_gallery
+    from hfgen.card import gallery_folder, write_card, write_gallery
+    from hfgen.hub import check_license
+    from hfgen.loading import require_folder
 
+    require_folder(config.run)
+    check_license(config.license)
     run = Path(config.run)
-    folder = Path(config.gallery, run.resolve().name) if config.gallery else run
+    folder = gallery_folder(Path(config.gallery), run) if config.gallery else run
     print(f"The page is in {write_card(run, folder, repo_id=config.repo_id, spdx_license=config.license)}")
     if config.gallery:
         print(f"The wall of pictures is in {write_gallery(Path(config.gallery))}")
@@ -279,8 +306,10 @@ def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:
 def _publish_all(arguments: list[str]) -> None:
     config = parse_config(PublishAllConfig, arguments, prog="hfgen publish-all", positional="folder")
     from hfgen import hub
+    from hfgen.loading import require_folder
     from hfgen.records import RUN_FILE
 
+    require_folder(config.folder)
     runs = [file.parent for file in sorted(Path(config.folder).rglob(RUN_FILE))]
     if not runs:
         raise UserError(f"there is no finished run in {config.folder}; hfgen push publishes a single one")
@@ -345,14 +374,27 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str, positio
         file = parser.parse_args(arguments).config
         if file is not None:
             values = _read_config_file(file)
-            if unknown := [key for key in values if key not in known]:
-                raise UserError(f"{file} has an unknown field {unknown[0]}" + _suggestion(unknown[:1], sorted(known)))
+            if folder := _run_of(file):
+                values["output_dir"] = folder
+            _check_fields(values, file, known, typing.get_type_hints(config_class))
             parser.set_defaults(parser.parse_object(values, defaults=False).as_dict())
         namespace = parser.parse_args(arguments)
-    except ArgumentError as error:
+    except (ArgumentError, TypeError, ValueError) as error:  # TypeError: of words in the place of a list's entries
         message = re.sub(r'Parser key "(\w+)":|<class \'(\w+)\'>|typing\.', r"\1\2", " ".join(str(error).split()))
         raise UserError(f"{message}; see {prog} --help") from error
-    return config_class(**{name: namespace[name] for name in known})
+    fields = {name: namespace[name] for name in known}
+    for name, value in fields.items():
+        for text in value if isinstance(value, list) else [value]:
+            _require_home(name, text)
+    return config_class(**fields)
+
+
+def _require_home(name: str, value: Any) -> None:
+    if isinstance(value, str) and value.startswith("~"):
+        try:
+            Path(value).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"{name} is {value}, and there is no user of that name here") from error
 
 
 def _make_parser(config_class: type, prog: str, positional: str | None) -> ArgumentParser:
@@ -364,7 +406,7 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> Argum
     for field in dataclasses.fields(config_class):
         hint, default = hints[field.name], field.default
         options: dict[str, Any] = {"help": " ".join(help_texts[field.name].split())}
-        if hint is bool:
+        if hint in (bool, bool | None):
             options["action"] = ActionYesNo(no_prefix="no_")
         elif item := _item_type(hint):
             options |= {"nargs": "*" if field.name == positional else "+", "type": item}
@@ -388,22 +430,51 @@ def _item_type(hint: Any) -> type | None:
     return typing.get_args(lists[0])[0] if lists else None
 
 
+def _check_fields(values: dict[Any, Any], file: str, known: set[str], hints: dict[str, Any]) -> None:
+    """Refuse fields of a file that are unknown, or of no kind that a field has; take `no` as the word that it is."""
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{file} has an unknown field {key}" + _suggestion([str(key)], sorted(known)))
+        words = [word for part in (hints[key], *typing.get_args(hints[key])) for word in typing.get_args(part)]
+        if value is False and "no" in words:  # what YAML makes of an unquoted no
+            values[key] = "no"
+        if value is None and type(None) not in typing.get_args(hints[key]):
+            raise UserError(f"{file}: {key} must have a value, not null; leave the line out for the default")
+        if _item_type(hints[key]) and not isinstance(value, list | None):
+            entries = ", ".join(str(value).split())
+            raise UserError(f"{file}: {key} must be a list, as in {key}: [{entries}], not {value!r}")
+        if isinstance(value, dict):
+            raise UserError(f"{file}: {key} must be a value or a list, not further fields")
+
+
 def _read_config_file(name: str) -> dict[str, Any]:
     recipe = RECIPES / f"{name}.yaml"
     path = recipe if recipe.exists() else Path(name)
+    if path.is_dir():
+        inside = path / "config.yaml"
+        raise UserError(f"{name} is a folder" + (f"; did you mean {inside}?" if inside.is_file() else ""))
     if not path.is_file():
         recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
         raise UserError(
             f"there is no configuration file {name} and no such recipe ({', '.join(recipes)})"
             + _suggestion([name], recipes)
         )
+    if (size := path.stat().st_size) > LARGEST_CONFIG:
+        raise UserError(f"{path} has {size:,} bytes, and a configuration has {LARGEST_CONFIG:,} at most")
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold fields and their values, one `field: value` a line")
     return values
+
+
+def _run_of(file: str) -> str | None:
+    """Return the folder of the run whose configuration a file is: there it goes on, wherever it was begun."""
+    path = Path(file)
+    of_run = path.name == CONFIG_FILE and any((path.parent / name).exists() for name in ("checkpoints", ".lock"))
+    return str(path.parent) if of_run else None
 
 
 def _suggestion(words: Sequence[str], known: Iterable[str], prefix: str = "") -> str:

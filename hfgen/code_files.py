@@ -33,5 +33,6 @@ def own_class(module: str, name: str) -> type | None:
     """Return the installed class of which `save_pipeline` saved the file, or None for what is not hfgen's."""
     for place in PLACES:
         if module in {file.stem for file in place.glob("*_hfgen_*.py")}:
-            return getattr(importlib.import_module(f"hfgen.{place.name}.{module}"), name, None)
+            found = getattr(importlib.import_module(f"hfgen.{place.name}.{module}"), name, None)
+            return found if isinstance(found, type) else None
     return None

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hfgen.config.samplers import GUIDANCE
 from hfgen.data import public_name
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import curves_picture, sample_grid, save_picture
 from hfgen.files import complete_or_absent, remove_leftovers
@@ -20,7 +21,7 @@ from hfgen.measures import Reference, jackknife
 from hfgen.metrics.judge import judges_numbers
 from hfgen.options import CompareSamplersConfig
 from hfgen.references import check_size, default_output, load_references, name_of, run_fields
-from hfgen.report import MEASURES, careful, number, sampler_text, table, with_std
+from hfgen.report import MEASURES, careful, code, escaped, number, sampler_text, table, with_std
 from hfgen.sampling import (
     check_sampling,
     default_sampler,
@@ -89,7 +90,7 @@ def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     require_diffusion(pipeline)
     if (config.guidance_scale or config.guidance_interval) and not is_conditional(pipeline):
         raise UserError(f"{run} knows no classes, so that there is no guidance to try")
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     return _Model(name_of(run), pipeline, run_fields(Path(run).expanduser()))
 
 
@@ -230,9 +231,9 @@ def _page(record: dict[str, Any]) -> list[str]:
     lines = [
         "# Samplers compared",
         "",
-        f"{protocol['num_images']:,} images for each setting, compared with the split `{protocol['reference_split']}` "
-        f"of {protocol['dataset']} in the features of `{protocol['judge']}` (no FID). Every setting begins with the "
-        f"same noise.{real}",
+        f"{protocol['num_images']:,} images for each setting, compared with the split "
+        f"{code(protocol['reference_split'])} of {escaped(protocol['dataset'])} in the features of "
+        f"{code(protocol['judge'])} (no FID). Every setting begins with the same noise.{real}",
         *careful(record["judge_accuracy"]),
         "",
         f"As good as the best is what is above it by no more than {TOLERANCE:.0%}, or by no more than the standard "
@@ -242,9 +243,9 @@ def _page(record: dict[str, Any]) -> list[str]:
     ]
     for model, row in record["cheapest"].items():
         lines.append(
-            f"- **{model}**: the cheapest setting that is as good as the best is **{sampler_text(row)}**: "
-            f"{number(row['network_evaluations'])} network evaluations an image, Fréchet distance "
-            f"{with_std(row['frechet_distance'])}, "
+            f"- **{escaped(model)}**: the cheapest setting that is as good as the best is "
+            f"**{escaped(sampler_text(row))}**: {number(row['network_evaluations'])} network evaluations an image, "
+            f"Fréchet distance {with_std(row['frechet_distance'])}, "
             + (f"{with_std(row['above_best'])} above the best." if row["above_best"]["value"] else "the best.")
         )
     lines += ["", f"![quality against cost]({PICTURES}/curves.png)"]
@@ -262,4 +263,4 @@ def _cells(row: dict[str, Any], names: list[str]) -> list[str]:
     accuracy = f"{row['accuracy']:.2%}" if "accuracy" in row else ""
     above = with_std(row["above_best"]) if row["above_best"]["value"] else ""
     first, *others = (with_std(row[name]) for name in names)
-    return [row["model"], sampler_text(row), *costs, first, above, *others, accuracy]
+    return [escaped(row["model"]), escaped(sampler_text(row)), *costs, first, above, *others, accuracy]

@@ -1,8 +1,10 @@
 """`hfgen evaluate`: draw images from a model or take them from anywhere, measure them, write one honest report."""
 
 import contextlib
+import dataclasses
 import io
 import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hfgen.config import ClassifierConfig
-from hfgen.data import ImageData, load_images, public_name
+from hfgen.data import ImageData, border_brightness, is_inverse, load_images, placed_folder, public_name
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
 from hfgen.files import remove_leftovers
@@ -30,6 +33,7 @@ from hfgen.references import (
     check_size,
     data_source_of,
     default_output,
+    held_out_by,
     load_references,
     name_of,
     run_fields,
@@ -66,8 +70,9 @@ def evaluate(config: EvaluateConfig) -> Path:
         return _evaluate_classifier(config, source)
     given = None
     if config.images:
-        images = str(Path(config.images).expanduser().absolute())
-        given = load_images(images, channels=config.channels, cache_dir=config.cache_dir)
+        given = load_images(placed_folder(config.images), channels=config.channels, cache_dir=config.cache_dir)
+        if config.invert:
+            given = dataclasses.replace(given, images=255 - given.images)
     pipeline = None
     if not given:
         pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
@@ -101,7 +106,15 @@ def _take_images(config: EvaluateConfig, given: ImageData, num_images: int, refe
     sets = (given, reference.train, reference.test)
     if config.classification_accuracy_score and any(data.labels is None for data in sets):
         raise UserError("the classification accuracy score needs labels, of the images and of the data set")
-    return take(given, Path(config.images).name, num_images, reference.judge.label_names)
+    usual, found = (border_brightness(data.images) for data in (reference.test, given))
+    if is_inverse(found, usual):
+        print(
+            f"hfgen: the border of {config.images} is {'dark' if usual > 0.5 else 'bright'}, and that of "
+            f"{reference.test.source} {'bright' if usual > 0.5 else 'dark'}; --invert turns the images round",
+            file=sys.stderr,
+        )
+    name = Path(config.images).name + (", inverted" if config.invert else "")
+    return take(given, name, num_images, reference.judge.label_names)
 
 
 def _draw_images(
@@ -121,7 +134,7 @@ def _draw_images(
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
     check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     sampler["seed"] = config.seed
     folder = output / PICTURES
     return draw(
@@ -156,6 +169,7 @@ def _measure(
             "reference_images": len(test),
             "reference_sha256": test.fingerprint,
             "train_split": train_split_of(config, run),
+            **{name: value for name, value in held_out_by(config, run, test.source).items() if value},
             "training_images": len(train),
             "training_sha256": train.fingerprint,
             "reference_images_in_training": references[0].test_images_in_training,
@@ -268,6 +282,8 @@ def _classification_accuracy_score(subject: Subject, reference: Reference) -> di
 
 def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
     """Measure a classifier's accuracy on its test images."""
+    if config.revision:
+        raise UserError(f"{source} is a folder, and a revision ({config.revision}) is one of a Hub id; leave it out")
     if config.judge or config.num_images or config.classification_accuracy_score or config.inception:
         raise UserError(f"{config.run_or_repo} is a classifier, of which only the accuracy is measured, on all images")
     judge = load_judge(str(source))

@@ -20,8 +20,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from hfgen.data import open_picture
 from hfgen.files import complete_or_absent
 from hfgen.records import read_rows
+from hfgen.untrusted import one_line
 
 TILE_PIXELS = 64  # a small image is enlarged by whole numbers to about this size
 GAP_PIXELS = 2  # around each image of a grid
@@ -32,6 +34,18 @@ STRIP_FRAMES = 11
 FILM_FPS = 10
 SLIDES_FPS = 5
 SLIDES, SLIDE_SIZE = 15, (320, 240)
+
+
+def plain_label(name: str, length: int = 60) -> str:
+    """Return what somebody else named as a picture can show it: in one line, and not too long."""
+    line = one_line(name)
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def mathless_label(name: str) -> str:
+    """Return a name for matplotlib, which takes what stands between two `$` for a formula, and leaves out `_names`."""
+    line = plain_label(name).replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line
 
 
 def to_pil(image: Tensor) -> PIL.Image.Image:
@@ -66,14 +80,15 @@ def sample_grid(
     columns = max(int((labels == number).sum()) for number in present)
     rows = [image_grid(images[labels == number], columns) for number in present]
     font = PIL.ImageFont.load_default(TILE_PIXELS // 4)
-    margin = math.ceil(max(font.getlength(label_names[number]) for number in present)) + 4 * GAP_PIXELS
+    names = {number: plain_label(label_names[number]) for number in present}
+    margin = math.ceil(max(map(font.getlength, names.values()))) + 4 * GAP_PIXELS
     height = rows[0].height
     picture = PIL.Image.new("RGB", (margin + rows[0].width, height * len(rows)), GAP_COLOUR)
     draw = PIL.ImageDraw.Draw(picture)
     for place, (number, row) in enumerate(zip(present, rows, strict=True)):
         picture.paste(row, (margin, place * height))
         middle = (margin - 2 * GAP_PIXELS, place * height + height // 2)
-        draw.text(middle, label_names[number], fill="white", font=font, anchor="rm")
+        draw.text(middle, names[number], fill="white", font=font, anchor="rm")
     return picture
 
 
@@ -178,7 +193,14 @@ def save_class_shares(classes_file: Path, path: Path) -> None:
     bottom = np.zeros(len(rows))
     for number, name in enumerate(rows[0]["shares"]):
         shares = np.array([row["shares"][name] for row in rows])
-        axes.bar(range(len(rows)), shares, bottom=bottom, label=name, color=f"C{number % 10}", edgecolor="white")
+        axes.bar(
+            range(len(rows)),
+            shares,
+            bottom=bottom,
+            label=mathless_label(name),
+            color=f"C{number % 10}",
+            edgecolor="white",
+        )
         bottom += shares
     shown = sorted({round(place) for place in np.linspace(0, len(rows) - 1, 8)})
     axes.set_xticks(shown, [f"{rows[place]['step']:,}" for place in shown])
@@ -195,7 +217,7 @@ def save_slides(pictures: list[Path], path: Path) -> None:
     space for more, and no more is needed to see how training goes on.
     """
     chosen = sorted({round(i) for i in np.linspace(0, len(pictures) - 1, SLIDES)})
-    slides = [PIL.Image.open(pictures[index]).convert("RGB") for index in chosen]
+    slides = [open_picture(pictures[index]).convert("RGB") for index in chosen]
     size = [min(side // 2, most) for side, most in zip(slides[0].size, SLIDE_SIZE, strict=True)]
     slides = [slide.crop((0, 0, *size)) for slide in slides]
     with complete_or_absent(path) as temporary:
@@ -219,7 +241,7 @@ def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[
     for name, axes in zip(names, figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], strict=True):
         for label, curves in members.items():
             if name in curves:
-                axes.plot(*_running_mean(*map(np.array, curves[name])), label=label)
+                axes.plot(*_running_mean(*map(np.array, curves[name])), label=mathless_label(label))
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
     axes.set_xlabel("epochs")
@@ -229,14 +251,14 @@ def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[
 
 def named_pictures(pictures: dict[str, Path]) -> PIL.Image.Image:
     """Lay out pictures from left to right, each below its name."""
-    loaded = {name: PIL.Image.open(path).convert("RGB") for name, path in pictures.items()}
+    loaded = {name: open_picture(path).convert("RGB") for name, path in pictures.items()}
     font = PIL.ImageFont.load_default(TILE_PIXELS // 3)
     top = TILE_PIXELS // 2
     width = sum(picture.width + GAP_PIXELS for picture in loaded.values()) - GAP_PIXELS
     result = PIL.Image.new("RGB", (width, top + max(picture.height for picture in loaded.values())), GAP_COLOUR)
     draw, left = PIL.ImageDraw.Draw(result), 0
     for name, picture in loaded.items():
-        draw.text((left + 4 * GAP_PIXELS, top // 2), name, fill="white", font=font, anchor="lm")
+        draw.text((left + 4 * GAP_PIXELS, top // 2), plain_label(name), fill="white", font=font, anchor="lm")
         result.paste(picture, (left, top))
         left += picture.width + GAP_PIXELS
     return result
@@ -267,8 +289,9 @@ def confusion_picture(
     for row, column in counts.nonzero().tolist():
         colour = "white" if shares[row, column] > 0.5 else "black"
         matrix.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=7)
-    matrix.set_xticks(range(len(label_names)), label_names, rotation=90)
-    matrix.set_yticks(range(len(label_names)), label_names)
+    names = [mathless_label(name) for name in label_names]
+    matrix.set_xticks(range(len(names)), names, rotation=90)
+    matrix.set_yticks(range(len(names)), names)
     matrix.set(xlabel="taken for", ylabel="is")
     matrix.set_title(f"{(predicted == labels).float().mean():.2%} of {len(labels)} test images right")
     mistakes.axis("off")
@@ -282,7 +305,7 @@ def to_picture(figure: Figure) -> PIL.Image.Image:
     """Render a matplotlib figure."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=80)
-    return PIL.Image.open(content).convert("RGB")
+    return open_picture(content).convert("RGB")
 
 
 def measures_picture(
@@ -303,7 +326,7 @@ def measures_picture(
             axes.set_title(f"{title} ({better})", fontsize=8)
             axes.tick_params(labelsize=7)
             axes.grid(axis="y", alpha=0.3)
-        row[0].set_ylabel(judge)
+        row[0].set_ylabel(mathless_label(judge))
     shown = ["generated", *(f"real: {floor_names[floor]}" for floor in next(iter(floors.values())))]
     patches = [Patch(color=colour) for colour in ("tab:orange", *FLOOR_COLOURS)]
     figure.legend(patches[: len(shown)], shown, loc="outside lower center", ncols=3, fontsize=8)
@@ -330,7 +353,7 @@ def curves_picture(rows: list[dict[str, Any]], floor: dict[str, float], labels: 
             group = sorted(group, key=lambda row: row["network_evaluations"])
             costs = [row["network_evaluations"] for row in group]
             values = [row[name] if name == "accuracy" else row[name]["value"] for row in group]
-            axes.plot(costs, values, marker="o", label=label)
+            axes.plot(costs, values, marker="o", label=mathless_label(label))
         if name in floor:
             axes.axhline(floor[name], color="grey", linestyle="--", label="real images")
         axes.set(xscale="log", xlabel="network evaluations an image", title=title)
@@ -355,8 +378,8 @@ def class_shares_picture(classes: dict[str, dict[str, Any]]) -> PIL.Image.Image:
             (-0.2, 0.2), (("generated", "tab:orange"), ("real", "tab:blue")), strict=True
         ):
             axes.bar(places + offset, found["shares"][kind], width=0.4, label=kind, color=colour)
-        axes.set_xticks(places, found["label_names"])
-        axes.set(title=judge, ylabel="share")
+        axes.set_xticks(places, [mathless_label(name) for name in found["label_names"]])
+        axes.set(title=mathless_label(judge), ylabel="share")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         axes.grid(axis="y", alpha=0.3)
     return to_picture(figure)
@@ -394,7 +417,7 @@ def latents_picture(
     if labels is not None:
         handles, _ = drawn.legend_elements(num=None)
         present = labels.unique().tolist()
-        names = [label_names[number] for number in present]
+        names = [mathless_label(label_names[number]) for number in present]
         figure.legend(handles, names, loc="outside right upper", fontsize=8)
     return to_picture(figure)
 

@@ -1,10 +1,10 @@
 """Publish on the Hub: turn a run into what is published, and push it."""
 
 import contextlib
+import difflib
 import functools
 import json
 import shlex
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,27 +14,77 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import get_token, validate_repo_id
 
-from hfgen.card import FIGURES, README, write_card
+from hfgen.card import FIGURES, README, copy_own, write_card
 from hfgen.errors import PublishingError, UserError, first_line
 from hfgen.loading import INDEX
 from hfgen.report import REPORTS
+from hfgen.run_facts import require_run
+from hfgen.untrusted import check_content, components_of, own_file, read_index
 
 T = TypeVar("T")
+
+# As the Hub knows them: https://huggingface.co/docs/hub/repositories-licenses
+LICENSES = [
+    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
+    "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
+    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "creativeml-openrail-m",
+    "deepfloyd-if-license", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2",
+    "fair-noncommercial-research-license", "gemma", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "grok2-community",
+    "h-research", "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "llama2", "llama3",
+    "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by",
+    "ofl-1.1", "open-mdw", "openmdw-1.0", "openrail", "openrail++", "osl-3.0", "other", "pddl", "postgresql",
+    "unknown", "unlicense", "wtfpl", "zlib",
+]  # fmt: skip
 
 CLASSIFIER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 TRIES = 3  # of an upload, beside those that the client makes of each request
 PAUSE_SECONDS = 5
 
 
+def check_address(repo_id: str, spdx_license: str) -> None:
+    """Refuse an id or a licence that the Hub does not take, without asking it.
+
+    Raises:
+        UserError: naming it, and what would work.
+    """
+    if repo_id.count("/") != 1:
+        raise UserError(f"{repo_id} is no Hub id, which has the form user/name")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error
+    check_license(spdx_license)
+
+
+def check_license(spdx_license: str) -> None:
+    """Refuse a licence that the Hub does not take, without asking it.
+
+    Raises:
+        UserError: naming it, and similar ones.
+    """
+    if spdx_license not in LICENSES:
+        near = difflib.get_close_matches(spdx_license, LICENSES, n=3) or ["apache-2.0", "mit", "cc-by-4.0", "other"]
+        raise UserError(
+            f'"license" must be one of those that the Hub knows, such as {", ".join(near)}, not {spdx_license!r}'
+        )
+
+
 def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
     """Write what is published of a finished run: its model, its page with pictures, its evaluation.
 
     Raises:
-        UserError: if there is no finished run, or its model is not in safetensors.
+        UserError: if there is no finished run, its model is not in safetensors, or a file is a symbolic link or not
+            what its name says.
     """
+    require_run(run)
+    for file in _model_files(run):  # before anything is drawn
+        check_content(own_file(run, file))
     write_card(run, folder, repo_id=repo_id, spdx_license=spdx_license)
     _copy_model(run, folder)
 
@@ -46,27 +96,28 @@ def index_file_of(folder: Path) -> str:
 
 def _model_files(source: Path) -> list[Path]:
     """List the files of a folder's model, relative to it: safetensors, JSON, and the code that the index names."""
-    code: set[Path] = set()
-    if index_file_of(source) == INDEX:
-        index = json.loads((source / INDEX).read_text())
-        modules = {name: value[0] for name, value in index.items() if isinstance(value, list) and value[0]}
-        parts = [name for name in modules if not name.startswith("_")]
-        code = {source / part / f"{modules[part]}.py" for part in parts}
-        files = [source / INDEX, *(p for part in parts for p in sorted((source / part).rglob("*")) if p.is_file())]
-        if "_class_name" in modules:
-            code.add(source / f"{modules['_class_name']}.py")
-            files.append(source / f"{modules['_class_name']}.py")
-    else:
-        files = [source / name for name in CLASSIFIER_FILES]
+    if index_file_of(source) != INDEX:
+        return [Path(name) for name in CLASSIFIER_FILES]
+    index = read_index(own_file(source, INDEX))
+    modules = {name: value[0] for name, value in components_of(index).items() if value[0]}
+    code = {Path(part, f"{module}.py") for part, module in modules.items()}
+    files = [Path(INDEX)]
+    for part in modules:
+        found = sorted(own_file(source, part).rglob("*"))
+        files += [path.relative_to(source) for path in found if path.is_symlink() or not path.is_dir()]
+    if isinstance(index["_class_name"], list):
+        files.append(Path(f"{index['_class_name'][0]}.py"))
+        code.add(files[-1])
+    for file in files:
+        own_file(source, file)
     if others := [file for file in files if file.suffix not in {".json", ".safetensors"} and file not in code]:
-        raise UserError(f"{others[0]} is no safetensors file, and nothing else is published")
-    return [file.relative_to(source) for file in files]
+        raise UserError(f"{source / others[0]} is no safetensors file, and nothing else is published")
+    return files
 
 
 def _copy_model(source: Path, folder: Path) -> None:
     for file in _model_files(source):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / file, folder / file)
+        copy_own(source, file, folder, file)
 
 
 def push(
@@ -95,6 +146,7 @@ def push(
         UserError: if the run, the token or the repo do not allow it; nothing has been uploaded.
         PublishingError: if the upload failed, repeatedly; the message names the command that tries again.
     """
+    check_address(repo_id, spdx_license)
     _require_token()
     command = ["hfgen", "push", str(run), "--repo_id", repo_id]
     command += ["--private"] * private + ["--create_pr"] * create_pr
@@ -120,7 +172,12 @@ def push(
 
 
 def list_published(run: Path, repo_id: str, spdx_license: str) -> list[tuple[str, int]]:
-    """List what `push` would upload, with sizes in bytes, and send nothing."""
+    """List what `push` would upload, with sizes in bytes, and send nothing.
+
+    Raises:
+        UserError: see `export`; or for an id or a licence that the Hub does not take.
+    """
+    check_address(repo_id, spdx_license)
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder), repo_id=repo_id, spdx_license=spdx_license)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
@@ -141,9 +198,8 @@ def prepare_repo(repo_id: str, index_file: str, *, spdx_license: str, private: b
         UserError: if the token or what is in the repo does not allow it, or the Hub does not know the licence.
         PublishingError: if the Hub fails.
     """
+    check_address(repo_id, spdx_license)
     _require_token()
-    if repo_id.count("/") != 1:
-        raise UserError(f"{repo_id} is no Hub id, which has the form user/name")
     api = HfApi()
     with _explained(repo_id):
         ModelCard(f"---\nlicense: {spdx_license}\n---\n").validate()
@@ -218,7 +274,8 @@ class CheckpointUploads:
         folder = tempfile.TemporaryDirectory()
         try:
             _copy_model(checkpoint, Path(folder.name))  # now, since the checkpoint may soon be removed
-        except OSError as error:
+        except (OSError, UserError) as error:
+            folder.cleanup()
             print(f"{checkpoint.name} was not published: {error}. Training goes on")
             return
         self.upload = HfApi().run_as_future(self._push, folder, checkpoint.name)

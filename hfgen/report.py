@@ -3,13 +3,15 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import Tensor
 
-from hfgen.errors import UserError
+from hfgen.errors import UserError, first_line
 from hfgen.figures import (
     class_shares_picture,
     features_picture,
@@ -19,6 +21,8 @@ from hfgen.figures import (
     save_picture,
 )
 from hfgen.files import complete_or_absent
+from hfgen.records import OUTDATED
+from hfgen.untrusted import one_line, read_json
 
 RECORD = "evaluation.json"
 PAGE = "evaluation.md"
@@ -83,11 +87,11 @@ def save_restoration_report(record: dict[str, Any], folder: Path) -> Path:
 def restoration_table(record: dict[str, Any]) -> list[str]:
     """Return the lines of a table of what an image-to-image model was given and what it made of that."""
     judges = list(record["protocol"]["judges"])
-    header = ["given", "PSNR (dB)", "SSIM", *(f"class seen by `{judge}`" for judge in judges)]
+    header = ["given", "PSNR (dB)", "SSIM", *(f"class seen by {code_cell(judge)}" for judge in judges)]
     rows = []
     for setting in record["restoration"]:
         seen = [_seen(setting, judge) for judge in judges]
-        rows.append([setting["title"], *_nearness(setting), *seen])
+        rows.append([escaped(setting["title"]), *_nearness(setting), *seen])
     return table(header, rows)
 
 
@@ -107,34 +111,34 @@ def _nearness(setting: dict[str, Any]) -> list[str]:
 
 def _restoration_page(record: dict[str, Any]) -> list[str]:
     protocol = record["protocol"]
-    real = ", ".join(f"`{judge}` of {accuracy_text(found)}" for judge, found in record["judge_accuracy"].items())
+    real = ", ".join(f"{code(judge)} of {accuracy_text(found)}" for judge, found in record["judge_accuracy"].items())
     lines = [
-        f"# What {protocol['model']} makes of images",
+        f"# What {escaped(protocol['model'])} makes of images",
         "",
-        f"{protocol['reference_images']:,} images of the split `{protocol['reference_split']}` of "
-        f"{protocol['dataset']}: what is given → what is made of it, beside what should be. Both are rounded to 8 "
-        "bits; what is smaller is enlarged for that (bicubic), what is grey is the same in all channels.",
+        f"{protocol['reference_images']:,} images of the split {code(protocol['reference_split'])} of "
+        f"{escaped(protocol['dataset'])}: what is given → what is made of it, beside what should be. Both are rounded "
+        "to 8 bits; what is smaller is enlarged for that (bicubic), what is grey is the same in all channels.",
         *_second_kind(protocol),
         *(["", f"The class is the right one of the images themselves for {real}."] if real else []),
         *careful(record["judge_accuracy"]),
         *restoration_table(record),
     ]
     for number, setting in enumerate(record["restoration"]):
-        lines += ["", f"## {setting['title']}", ""]
+        lines += ["", f"## {escaped(setting['title'])}", ""]
         lines += [f"![what is given and what is made of it]({PICTURES}/restored-{number}.png)"]
-    return [*lines, "", "## Protocol", "", "```json", json.dumps(protocol, indent=1, ensure_ascii=False), "```"]
+    return [*lines, "", "## Protocol", "", *fenced(json.dumps(protocol, indent=1, ensure_ascii=False), "json")]
 
 
 def _second_kind(protocol: dict[str, Any]) -> list[str]:
     """Say what a model without pairs translates between."""
     if "target_dataset" not in protocol:
         return []
-    made = " and ".join(f"`{degradation}`" for degradation in protocol["target_degradation"])
+    made = " and ".join(code(degradation) for degradation in protocol["target_degradation"])
     return [
         "",
-        f"The first kind are these images, the second those of the split `{protocol['target_reference_split']}` of "
-        f"{protocol['target_dataset']}{f' after {made}' if made else ''}. PSNR and SSIM are left out where nobody "
-        "knows what an image should become.",
+        f"The first kind are these images, the second those of the split {code(protocol['target_reference_split'])} "
+        f"of {escaped(protocol['target_dataset'])}{f' after {made}' if made else ''}. PSNR and SSIM are left out "
+        "where nobody knows what an image should become.",
     ]
 
 
@@ -146,9 +150,10 @@ def results_page(folders: list[Path], place: Path) -> str:
     """
     records, analyses = (
         [
-            (_link(file.resolve().parent, place), json.loads(file.read_text()))
+            (_link(file.resolve().parent, place), read_record(file))
             for folder in folders
             for file in sorted(folder.rglob(name))
+            if OUTDATED not in file.relative_to(folder).parts
         ]
         for name in (RECORD, ANALYSIS_RECORD)
     )
@@ -177,6 +182,24 @@ def results_page(folders: list[Path], place: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def read_record(file: Path) -> dict[str, Any]:
+    """Read the record of an evaluation or an analysis.
+
+    Raises:
+        UserError: naming the file, if no row of a table can be written of it.
+    """
+    record = read_json(file)
+    tables = {"measures": _models_table, "accuracy": _judges_table, "restoration": _restorers_table}
+    kind = "bounds" if file.name == ANALYSIS_RECORD else next((name for name in tables if name in record), None)
+    if kind is None:
+        raise UserError(f"{file} is no record of hfgen evaluate: it has none of {', '.join(tables)}")
+    try:
+        (tables | {"bounds": _latents_table})[kind]([("", record)])
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise UserError(f"{file} is no whole record of hfgen: {type(error).__name__}: {first_line(error)}") from error
+    return record
+
+
 def save_record(
     record: dict[str, Any], page: list[str], folder: Path, *, record_file: str = RECORD, page_file: str = PAGE
 ) -> Path:
@@ -201,6 +224,30 @@ def with_std(measure: dict[str, float | None]) -> str:
 def table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
     """Return the lines of a Markdown table, an empty one first."""
     return ["", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"] + [f"| {' | '.join(r)} |" for r in rows]
+
+
+def escaped(text: object) -> str:
+    """Write what somebody else named, a class or a folder say, so that Markdown shows it as it is, in one line."""
+    return re.sub(r"([\\`*\[\]<>|$&~])", r"\\\1", one_line(text))
+
+
+def code(text: object) -> str:
+    """Write a text as code in a line of Markdown, whatever it holds."""
+    line = one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if line.startswith("`") or line.endswith("`") or not line else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def code_cell(text: object) -> str:
+    """Write a text as code in a cell of a table."""
+    return code(text).replace("|", r"\|")
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """Return the lines of a block of code in Markdown, whatever it holds."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return [f"{fence}{language}", *text.splitlines(), fence]
 
 
 def with_error(found: dict[str, float]) -> str:
@@ -231,7 +278,7 @@ def nearer_explained(kinds: Iterable[dict[str, float]]) -> str:
 def weak_judges(accuracies: dict[str, dict[str, Any]]) -> list[str]:
     """Say which judges, of those with `accuracy_of` the real images, are often wrong."""
     return [
-        f"The judge `{judge}` is right on no more than {accuracy_text(found)} of the real images: what it says of "
+        f"The judge {code(judge)} is right on no more than {accuracy_text(found)} of the real images: what it says of "
         "others, and distances in its features, are worth little."
         for judge, found in accuracies.items()
         if found["accuracy"] < WEAK_JUDGE
@@ -249,7 +296,7 @@ def accuracy_text(found: dict[str, Any]) -> str:
 
 
 def _link(folder: Path, place: Path) -> str:
-    return f"[{folder.name}]({Path(os.path.relpath(folder, place.resolve())).as_posix()})"
+    return f"[{escaped(folder.name)}]({quote(Path(os.path.relpath(folder, place.resolve())).as_posix())})"
 
 
 def duration(seconds: float) -> str:
@@ -277,7 +324,7 @@ def bounds_text(protocol: dict[str, Any]) -> str:
     }
     note = notes.get(protocol["pixel_distribution"], "") if protocol["pixels"] == "none" else ""
     return (
-        f"In nats an image, of {protocol['pixel_distribution']} pixels. {note}"
+        f"In nats an image, of {escaped(protocol['pixel_distribution'])} pixels. {note}"
         + f"The importance-weighted bound is the ELBO and what {protocol['num_importance_samples']:,} latents of each "
         f"of {protocol['num_bound_images']:,} images chosen at random gain over it; ± is the standard error over the "
         "images."
@@ -311,11 +358,11 @@ def sampler_text(sampler: dict[str, Any]) -> str:
 def _page(record: dict[str, Any]) -> list[str]:
     protocol = record["protocol"]
     lines = [
-        f"# How good the images of {_title(protocol)} are",
+        f"# How good the images of {escaped(_title(protocol))} are",
         "",
-        f"{protocol['num_images']:,} images ({sampler_text(protocol)}) compared with the "
-        f"{protocol['reference_images']:,} images of the split `{protocol['reference_split']}` of "
-        f"{protocol['dataset']}.",
+        f"{protocol['num_images']:,} images ({escaped(sampler_text(protocol))}) compared with the "
+        f"{protocol['reference_images']:,} images of the split {code(protocol['reference_split'])} of "
+        f"{escaped(protocol['dataset'])}.",
         *careful(record["judge_accuracy"]),
         "",
         f"![the first images]({PICTURES}/images.png)",
@@ -339,7 +386,7 @@ def _page(record: dict[str, Any]) -> list[str]:
         known = record["judge_accuracy"].get(judge)
         lines += [
             "",
-            f"### Judge `{judge}`" + (f", right on {accuracy_text(known)} of the real images" if known else ""),
+            f"### Judge {code(judge)}" + (f", right on {accuracy_text(known)} of the real images" if known else ""),
         ]
         lines += table(["measure", "generated", *header, "better"], rows)
     lines += [
@@ -360,13 +407,13 @@ def _page(record: dict[str, Any]) -> list[str]:
             "The images have no labels, so that nothing can be said of how well they show a class asked for.",
         ]
     for judge, found in record["conditional"].items():
-        names = record["classes"][judge]["label_names"]
+        names = [escaped(name) for name in record["classes"][judge]["label_names"]]
         nothing = [None] * len(names)
         distances = found.get("frechet_distance_per_class", nothing)
         real = record["judge_accuracy"].get(judge, {"accuracy_per_class": nothing})
         lines += [
             "",
-            f"### Asked for a class, judge `{judge}`",
+            f"### Asked for a class, judge {code(judge)}",
             "",
             f"{accuracy_text(found)} of the images show the class that they are meant to show.",
         ]
@@ -412,7 +459,7 @@ def _page(record: dict[str, Any]) -> list[str]:
             ["judge", "images", "memorisation gap (nats per image)", "nearer to a training image"],
             (
                 [
-                    f"`{judge}`",
+                    code_cell(judge),
                     {"generated": "generated", "real": "other training images"}[kind],
                     f"{found['gap']:.2f} ± {found['gap_std']:.2f}",
                     nearer_text(found),
@@ -436,7 +483,7 @@ def _page(record: dict[str, Any]) -> list[str]:
             f"Inception Score {number(scores['inception_score'])} ± {scores['inception_score_std']:.1g}. "
             "± is over random subsets, and over ten parts of the images.",
         ]
-    lines += ["", "## Protocol", "", "```json", json.dumps(protocol, indent=1, ensure_ascii=False), "```"]
+    lines += ["", "## Protocol", "", *fenced(json.dumps(protocol, indent=1, ensure_ascii=False), "json")]
     return lines
 
 
@@ -446,24 +493,25 @@ def _classifier_card(record: dict[str, Any]) -> list[str]:
         "---",
         "library_name: transformers",
         "pipeline_tag: image-classification",
-        *([f"datasets: [{protocol['dataset']}]"] if "/" in protocol["dataset"] else []),
+        *([f"datasets: [{protocol['dataset']}]"] if re.fullmatch(r"[\w.-]+/[\w.-]+", protocol["dataset"]) else []),
         "---",
     ]
     return [
         *front,
         "",
-        f"# {protocol['model']}",
+        f"# {escaped(protocol['model'])}",
         "",
-        f"A `{protocol['pipeline']}` with {protocol['num_parameters']:,} parameters and {protocol['num_features']} "
-        f"features, trained by `hfgen train classifier` on {protocol['dataset']}, in whose features and by whose "
-        "decisions hfgen judges generated images. It was made for that, and knows nothing but images of this kind.",
+        f"A {code(protocol['pipeline'])} with {protocol['num_parameters']:,} parameters and "
+        f"{protocol['num_features']} features, trained by `hfgen train classifier` on {escaped(protocol['dataset'])}, "
+        "in whose features and by whose decisions hfgen judges generated images. It was made for that, and knows "
+        "nothing but images of this kind.",
         "",
         f"Right on {accuracy_text(record)} of the {protocol['reference_images']:,} images of the split "
-        f"`{protocol['reference_split']}`. SHA-256 of the weights: `{protocol['weights_sha256']}`.",
+        f"{code(protocol['reference_split'])}. SHA-256 of the weights: {code(protocol['weights_sha256'])}.",
         *table(
             ["class", "accuracy"],
             (
-                [name, _share(share)]
+                [escaped(name), _share(share)]
                 for name, share in zip(record["label_names"], record["accuracy_per_class"], strict=True)
             ),
         ),
@@ -489,9 +537,9 @@ def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
         shares = record["classes"][judge]["shares"]["generated"]
         return [
             name,
-            protocol["dataset"],
+            escaped(protocol["dataset"]),
             f"{duration(training['train_seconds'])}, {training['images_seen']:,} images" if training else "",
-            sampler_text(protocol),
+            escaped(sampler_text(protocol)),
             f"{protocol['num_images']:,}",
             "; ".join(distance(record, judge) for judge in record["measures"]),
             *(with_std(measures[m]) for m in MEASURES if m != "frechet_distance"),
@@ -518,8 +566,8 @@ def _latents_table(analyses: list[tuple[str, dict[str, Any]]]) -> list[str]:
         kept = next(iter(record["class_kept"].values()), None)
         return [
             name,
-            protocol["dataset"],
-            f"{protocol['pixel_distribution']}, binarised: {protocol['pixels']}",
+            escaped(protocol["dataset"]),
+            escaped(f"{protocol['pixel_distribution']}, binarised: {protocol['pixels']}"),
             f"{record['active_units']} of {protocol['latent_dim']}",
             with_error(record["bounds"]["negative_elbo"]),
             f"{with_error(bound)} ({protocol['num_importance_samples']:,} latents, {protocol['num_bound_images']:,} "
@@ -553,9 +601,9 @@ def _restorers_table(restorers: list[tuple[str, dict[str, Any]]]) -> list[str]:
         for setting in record["restoration"]:
             yield [
                 name,
-                protocol["dataset"],
+                escaped(protocol["dataset"]),
                 length,
-                setting["title"],
+                escaped(setting["title"]),
                 *_nearness(setting),
                 _seen(setting, judge) if judge else "",
             ]
@@ -579,12 +627,12 @@ def _judges_table(judges: list[tuple[str, dict[str, Any]]]) -> list[str]:
             (
                 [
                     name,
-                    record["protocol"]["dataset"],
-                    record["protocol"]["pipeline"],
+                    escaped(record["protocol"]["dataset"]),
+                    escaped(record["protocol"]["pipeline"]),
                     f"{record['protocol']['num_parameters']:,}",
                     str(record["protocol"]["num_features"]),
                     accuracy_text(record),
-                    f"`{record['protocol']['weights_sha256'][:16]}…`",
+                    code_cell(f"{record['protocol']['weights_sha256'][:16]}…"),
                 ]
                 for name, record in judges
             ),

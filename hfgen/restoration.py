@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from hfgen.data import ImageData, public_name
 from hfgen.degradations import Degradation, Degraded, to_grey
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture, save_picture
 from hfgen.measures import accuracy_of
@@ -104,7 +105,7 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     test = load_real(config, run, dataset, config.reference_split)
     given = {name: value for name in ("resolution", "channels", "cache_dir") if (value := getattr(config, name))}
     judges = judges_of(config, dataset, test)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     images = test.images[: _count(config, test)]
     protocol: dict[str, Any] = {}
     if pipeline.inverse_generator is None:

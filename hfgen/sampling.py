@@ -1,6 +1,7 @@
 """Drawing images from any pipeline that hfgen trains; image i follows from (seed, i), whatever its batch."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from hfgen.seeds import derive_seed
 NETWORKS = {"VAEPipeline": "vae", "GANPipeline": "generator", "ImageTranslationPipeline": "generator"}
 # Pipelines that make images of latents in one step, and what decides how these are drawn.
 ONE_STEP = {VAEPipeline: ("VAE", "prior"), GANPipeline: ("GAN", "truncation")}
+
+LARGEST_GUIDANCE = 1000  # in amount; beyond, float32 makes nothing but noise of it
 
 
 def is_conditional(pipeline: DiffusionPipeline) -> bool:
@@ -190,8 +193,11 @@ def _check_denoising(
 ) -> SchedulerMixin:
     """Build the scheduler, or refuse what cannot be drawn."""
     max_steps = pipeline.scheduler.config.num_train_timesteps
-    if not 1 <= num_inference_steps <= max_steps:
+    if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= max_steps:
         raise UserError(f"num_inference_steps must be from 1 to {max_steps}, not {num_inference_steps}")
+    scale = guidance.get("guidance_scale", 1)
+    if not isinstance(scale, int | float) or not abs(scale) <= LARGEST_GUIDANCE:
+        raise UserError(f"guidance_scale must be a number of at most {LARGEST_GUIDANCE}, not {scale}")
     if unknown := guidance.keys() - set(GUIDANCE):
         raise UserError(f"a diffusion model has no {', '.join(sorted(unknown))}")
     if is_conditional(pipeline):
@@ -249,7 +255,7 @@ def _one_step(
         )
     if option == "prior" and sampler["prior"] not in PRIORS:
         raise UserError(f"prior must be {' or '.join(PRIORS)}, not {sampler['prior']}")
-    if option == "truncation" and sampler["truncation"] is not None and sampler["truncation"] <= 0:
+    if option == "truncation" and sampler["truncation"] is not None and not 0 < sampler["truncation"] < math.inf:
         raise UserError(f"truncation must be positive, not {sampler['truncation']}")
     if class_labels and not is_conditional(pipeline):
         raise UserError("the model knows no classes, so that it cannot be asked for one")

@@ -4,25 +4,31 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from hfgen import report
+from hfgen.checkpoints import list_steps
 from hfgen.config import TrainingConfig
+from hfgen.config.training import CONFIG_FILE
 from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.figures import members_curves_picture, named_pictures, save_picture
 from hfgen.files import complete_or_absent
-from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, read_rows, this_command
-from hfgen.report import duration, number, table, with_std
+from hfgen.records import METRICS_FILE, RUN_FILE, read_rows, this_command
+from hfgen.report import code, duration, escaped, number, table, with_std
 from hfgen.run import train
-from hfgen.run_facts import public_command
+from hfgen.run_facts import public_command, public_text
 from hfgen.tasks import Task
+from hfgen.untrusted import own_file, read_json, shown
 
 RECORD = "sweep.json"
 PAGE = "sweep.md"
 PICTURES = "sweep"  # folder beside them
+SEPARATOR = r"[\\/]"  # of the parts of a path, here or elsewhere
 NOT_SWEPT = {"config", "hub_model_id", "mixed_precision", "output_dir", "resume_from_checkpoint", "sweep"}
 NOT_SHOWN = ("step", "learning_rate", "grad_norm/")  # beginnings of names of metrics
 ANALYSED = {
@@ -49,10 +55,12 @@ def parse_sweep(sweep: list[str]) -> list[dict[str, list[str]]]:
     for entry in sweep:
         name, equals, values = entry.partition("=")
         choices = [value.split() for value in values.split(",")]
-        if not equals or not all(choices) or name in fields:
+        if not equals or not all(choices) or name in fields or not name:
             raise UserError(f"sweep takes a field once, with its values, as in latent_dim=2,4,16, not {entry}")
         if name in NOT_SWEPT:
             raise UserError(f"the members of a sweep cannot differ in {name}")
+        if twice := [value for value in choices if choices.count(value) > 1]:
+            raise UserError(f"sweep has {name} {' '.join(twice[0])} twice")
         fields[name] = choices
     return [dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())]
 
@@ -84,27 +92,37 @@ def train_members(
         raise UserError("a sweep cannot be pushed to one repo; hfgen publish-all publishes its members")
     if (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} holds a run; choose another --output_dir for the sweep")
+    begun = _read_record(folder)["members"] if (folder / RECORD).is_file() else {}
+    if not begun and folder.is_dir() and any(not (entry / CONFIG_FILE).is_file() for entry in folder.iterdir()):
+        raise UserError(f"output_dir {folder} is not empty and holds no sweep; name a new or empty folder")
     members = {}
     for words in parse_sweep(config.sweep):
         chosen = parse([word for name, values in words.items() for word in _flag(type(config), name, values)])
-        settings = {name: "_".join(values) for name, values in words.items()}
-        name = "-".join([folder.name, *(f"{field}_{value}" for field, value in settings.items())])
+        settings = {name: "_".join(map(public_text, values)) for name, values in words.items()}
+        parts = [f"{field}_{re.split(SEPARATOR, value)[-1]}" for field, value in settings.items()]
+        name = "-".join([folder.resolve().name, *parts])
+        name = next((old for old, known in begun.items() if known == settings), name)  # from before it was moved
+        if name in members:
+            raise UserError(f"two members of the sweep would be called {name}; rename what they are given")
         members[name] = (
             settings,
             dataclasses.replace(chosen, sweep=[], output_dir=str(folder / name)),
         )
-    for _, member in members.values():
-        train(member, make_task)
     record = {"command": this_command(), "members": {name: settings for name, (settings, _) in members.items()}}
+    folder.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
+    for _, member in members.values():
+        train(member, make_task)
     write_page(folder)
     return folder / PAGE
 
 
 def _flag(config_class: type[TrainingConfig], name: str, values: list[str]) -> list[str]:
     """Return the flag that sets a field; those of what is true or false take no value."""
-    is_bool = any(field.name == name and field.type in (bool, "bool") for field in dataclasses.fields(config_class))
+    is_bool = any(
+        field.name == name and field.type in (bool, bool | None) for field in dataclasses.fields(config_class)
+    )
     if is_bool and values in (["true"], ["false"]):
         return [f"--{name}" if values == ["true"] else f"--no_{name}"]
     return [f"--{name}", *values]
@@ -115,12 +133,35 @@ def members_of(run: str) -> list[str]:
     folder = Path(run).expanduser()
     if not (folder / RECORD).is_file():
         return [run]
-    return [str(folder / name) for name in json.loads((folder / RECORD).read_text())["members"]]
+    members = [folder / name for name in _read_record(folder)["members"]]
+    if missing := [member for member in members if not member.is_dir()]:
+        raise UserError(f"the sweep in {folder} is not finished: there is no {missing[0]}")
+    return [str(member) for member in members]
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Read `sweep.json`, whose members lie in the folder itself.
+
+    Raises:
+        UserError: naming the file, for a member that does not, or what is no record of a sweep.
+    """
+    file = folder / RECORD
+    record = read_json(file)
+    members = record.get("members")
+    if not isinstance(record.get("command"), str) or not isinstance(members, dict) or not members:
+        raise UserError(f"{file} is no record of a sweep: it must have command and members")
+    for name, settings in members.items():
+        if re.search(SEPARATOR, name) or name in ("", ".", ".."):
+            raise UserError(f"{file}: a member must be the name of a folder beside it, not {shown(name)}")
+        own_file(folder, name)
+        if not isinstance(settings, dict) or not settings:
+            raise UserError(f"{file}: {name} must have the fields that were swept, not {shown(settings)}")
+    return record
 
 
 def write_page(folder: Path) -> None:
     """Write the page of a sweep anew, with what its members know of themselves by now."""
-    record = json.loads((folder / RECORD).read_text())
+    record = _read_record(folder)
     members = {name: _Member(folder / name, settings) for name, settings in record["members"].items()}
     (folder / PICTURES).mkdir(exist_ok=True)
     pictures = {
@@ -131,13 +172,13 @@ def write_page(folder: Path) -> None:
         save_picture(picture, folder / PICTURES / f"{name}.png")
     columns: dict[str, list[str]] = {}
     for position, (name, member) in enumerate(members.items()):
-        for title, text in {"run": f"[{name}]({name})", **member.cells()}.items():
+        for title, text in {"run": f"[{escaped(name)}]({quote(name)})", **member.cells()}.items():
             columns.setdefault(title, [""] * len(members))[position] = text
     fields = ", ".join(next(iter(record["members"].values())))
     lines = [
-        f"# {folder.name} by {fields}",
+        f"# {escaped(folder.resolve().name)} by {escaped(fields)}",
         "",
-        f"Written by `{public_command(record['command'])}`. Losses and their terms are means over the last "
+        f"Written by {code(public_command(record['command']))}. Losses and their terms are means over the last "
         "epoch of training; the rest is what `hfgen analyze` and `hfgen evaluate` found of each run, where they "
         "were asked.",
         *table(list(columns), zip(*columns.values(), strict=True)),
@@ -156,16 +197,16 @@ def _best(members: dict[str, "_Member"]) -> str:
     """Name the member with the lowest bound on the test images or Fréchet distance, or else with the lowest loss."""
     bounds = {name: member.negative_elbo() for name, member in members.items()}
     if None not in bounds.values():
-        return f"The lowest −ELBO on the test images has {min(bounds, key=bounds.get)}."
+        return f"The lowest −ELBO on the test images has {escaped(min(bounds, key=bounds.get))}."
     distances = {name: member.frechet_distance() for name, member in members.items()}
     if None not in distances.values():
-        return f"The lowest Fréchet distance has {min(distances, key=distances.get)}."
+        return f"The lowest Fréchet distance has {escaped(min(distances, key=distances.get))}."
     if next(iter(members.values())).is_a_game():
         return (
             "Losses of networks that play against each other do not tell which member is best; `hfgen evaluate` does."
         )
     losses = {name: member.last("loss/") for name, member in members.items()}
-    return f"The lowest loss in training has {min(losses, key=losses.get)}."
+    return f"The lowest loss in training has {escaped(min(losses, key=losses.get))}."
 
 
 class _Member:
@@ -189,7 +230,7 @@ class _Member:
 
     def samples(self) -> Path:
         """Return the picture of the last samples."""
-        return max((self.run / "samples").glob("step-*.png"))
+        return list_steps(self.run / "samples", ".png")[-1]
 
     def last(self, prefix: str) -> float:
         """Return the mean over the last epoch of the metrics whose names begin so, added up."""
@@ -214,7 +255,7 @@ class _Member:
 
     def cells(self) -> dict[str, str]:
         """Return what there is to say of it, by title."""
-        cells = dict(self.settings)
+        cells = {escaped(field): escaped(value) for field, value in self.settings.items()}
         cells["training"] = f"{self.training['optimizer_steps']:,} steps, {duration(self.training['train_seconds'])}"
         for name in self._shown():
             cells[name] = number(self.last(name))

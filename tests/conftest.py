@@ -15,7 +15,6 @@ os.environ["MPLBACKEND"] = "agg"
 import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torchmetrics.image import fid
 
 REPOSITORY = Path(__file__).parents[1]
@@ -117,7 +116,6 @@ def train_translation(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.translation import TranslationTask
 
-    AcceleratorState._reset_state()
     return train(TranslationConfig(**(TINY_TRANSLATION | fields | {"output_dir": str(folder)})), TranslationTask)
 
 
@@ -133,7 +131,6 @@ def train_classifier(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.classifier import ClassifierTask
 
-    AcceleratorState._reset_state()
     return train(ClassifierConfig(**(TINY_JUDGE | fields | {"output_dir": str(folder)})), ClassifierTask)
 
 
@@ -143,7 +140,6 @@ def train_vae(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.vae import VAETask
 
-    AcceleratorState._reset_state()
     return train(VAEConfig(**(TINY_VAE | fields | {"output_dir": str(folder)})), VAETask)
 
 
@@ -153,7 +149,6 @@ def train_gan(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.gan import GANTask
 
-    AcceleratorState._reset_state()
     return train(GANConfig(**(TINY_GAN | fields | {"output_dir": str(folder)})), GANTask)
 
 
@@ -184,7 +179,6 @@ def conditional_run(tmp_path_factory):
 
     @functools.cache
     def make(prediction_type: str) -> Path:
-        AcceleratorState._reset_state()
         fields = {"output_dir": str(tmp_path_factory.mktemp("runs") / prediction_type)}
         return train(DDPMConfig(**CONDITIONAL | fields, prediction_type=prediction_type), DiffusionTask)
 

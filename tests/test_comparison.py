@@ -7,7 +7,6 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import TINY
 
 from hfgen import comparison
@@ -24,7 +23,6 @@ from hfgen.tasks.diffusion import DiffusionTask
 def runs(tmp_path_factory) -> dict[str, Path]:
     made = {}
     for name, fields in {"plain": {}, "classes": {"class_conditional": True, "guidance_interval": [0.0, 0.5]}}.items():
-        AcceleratorState._reset_state()
         folder = tmp_path_factory.mktemp("runs") / name
         config = DDPMConfig(**TINY | {"output_dir": str(folder), "max_train_steps": 3} | fields)
         made[name] = train(config, DiffusionTask)

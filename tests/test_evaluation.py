@@ -10,7 +10,6 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from conftest import REPOSITORY, TINY, finish, hfgen
 
 from hfgen import evaluation, subjects
@@ -33,7 +32,6 @@ SPLITS = {"reference_split": "train[:50%]", "train_split": "train[50%:]"}
 
 @pytest.fixture(scope="module")
 def model_run(tmp_path_factory):
-    AcceleratorState._reset_state()
     folder = tmp_path_factory.mktemp("runs") / "tiny_model"
     return train(DDPMConfig(**TINY, output_dir=str(folder), max_train_steps=3), DiffusionTask)
 
@@ -148,6 +146,25 @@ def test_images_with_labels_from_a_file_and_from_a_folder(digits_file, options, 
             assert records[1]["measures"]["digits_judge"][name]["value"] == pytest.approx(measure["value"], rel=1e-3)
 
 
+def test_images_in_black_on_white_are_mentioned_and_can_be_inverted(options, tmp_path, capsys):
+    images = load_images("digits", split="train[50%:]").images[:200, 0].numpy()
+    np.savez(tmp_path / "usual.npz", images=images)
+    np.savez(tmp_path / "drawn.npz", images=255 - images)
+    found = []
+    for name, invert in (("usual", False), ("drawn", True), ("drawn", False)):
+        fields = options | {"images": str(tmp_path / f"{name}.npz"), "dataset_name": "digits", "invert": invert}
+        output = str(tmp_path / f"{name} {invert}")
+        record = json.loads(evaluate(EvaluateConfig(**fields | {"output_dir": output})).read_text())
+        warned = "--invert turns the images round" in capsys.readouterr().err
+        found.append((record["measures"], record["protocol"]["images"], warned))
+    assert [part[1:] for part in found] == [
+        ("usual.npz", False), ("drawn.npz, inverted", False), ("drawn.npz", True),
+    ]  # fmt: skip
+    assert found[0][0] == found[1][0] != found[2][0]
+    with pytest.raises(UserError, match="invert is for --images"):
+        EvaluateConfig(run_or_repo="x", invert=True)
+
+
 def test_images_sorted_by_class_are_measured_in_another_order(options, tmp_path):
     data = load_images("digits", split="train[50%:]")
     order = data.labels.argsort()
@@ -182,7 +199,6 @@ def test_labels_are_matched_by_name(tmp_path):
 
 
 def test_what_a_run_was_trained_on_is_what_it_is_compared_with(options, tmp_path):
-    AcceleratorState._reset_state()
     folder = tmp_path / "few"
     train(DDPMConfig(**TINY, output_dir=str(folder), max_train_steps=1, max_train_samples=100), DiffusionTask)
     fields = options | {"train_split": None, "reference_split": "train[60%:]"}
@@ -219,7 +235,6 @@ def test_a_data_set_may_number_its_classes_in_another_order_than_the_judge(
         images, labels = arrays["images"], arrays["labels"]
     swapped = np.where(labels < 2, 1 - labels, labels)
     np.savez(tmp_path / "swapped.npz", images=images, labels=swapped)
-    AcceleratorState._reset_state()
     config = EvaluateConfig(
         images=str(tmp_path / "swapped.npz"), dataset_name=str(tmp_path / "other.npz"),
         output_dir=str(tmp_path / "report"), classification_accuracy_score=True, **(options | {"num_images": 300}),
@@ -245,7 +260,7 @@ def test_a_data_set_may_number_its_classes_in_another_order_than_the_judge(
     [
         ({"num_images": 16}, "needs more than 16 images; images: 16"),
         ({"reference_split": "train[:10]"}, "needs more than 16 images; reference images: 10"),
-        ({"reference_split": "nope"}, "--reference_split and --train_split name others"),
+        ({"reference_split": "nope"}, "--test_fraction 0.2 has test images; --reference_split names another split"),
         ({"judge": ["nope"]}, "there is no judge nope"),
         ({"judge": []}, "hfgen ships no judge of digits"),
         ({"resolution": 12}, "knows images of 8×8 pixels in 1 channel, and digits has 12×12"),

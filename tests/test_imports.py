@@ -15,7 +15,9 @@ FAMILIES = ["ddpm", "vae", "gan", "translation", "cyclegan", "classifier"]
 # From the ground up; a module may import from lower floors and, within `tasks`, the contract only.
 FLOORS = [
     {"hfgen", "hfgen.errors"},
-    {"hfgen.models", "hfgen.files", "hfgen.seeds", "hfgen.optimizers", "hfgen.config.training"},
+    {"hfgen.untrusted"},
+    {"hfgen.models", "hfgen.devices", "hfgen.files", "hfgen.seeds", "hfgen.optimizers", "hfgen.config.training"},
+    {"hfgen.parts"},
     {
         "hfgen.pipelines",
         "hfgen.losses",
@@ -26,6 +28,8 @@ FLOORS = [
         *(f"hfgen.config.{family}" for family in FAMILIES),
         "hfgen.options",
         "hfgen.checkpoints",
+        "hfgen.launcher",
+        "hfgen.processes",
         "hfgen.records",
     },
     {"hfgen.code_files", "hfgen.config"},

@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel, RegNetForImageClassification, ResNetForImageClassification
 from transformers.utils import logging as transformers_logging
 
 from hfgen.data import SHORT_NAMES
-from hfgen.errors import UserError
+from hfgen.devices import default_device
+from hfgen.errors import UserError, first_line
+from hfgen.untrusted import check_numbers, read_json, shown
 
 JUDGES = Path(__file__).parent / "judges"
 WEIGHTS = "model.safetensors"
+PROCESSOR = "preprocessor_config.json"
 RECORD = "evaluation.json"
+NETWORKS = (ResNetForImageClassification, RegNetForImageClassification)
+# By which a configuration makes transformers ask for or fetch code, or change what it computes.
+STRANGE = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "custom_pipelines")
 BATCH_SIZE = 500
 # The stock networks were made for photographs and begin by halving the image. At twice the size, by repeated pixels,
 # the first convolution sees every pixel of a small one.
@@ -92,15 +97,36 @@ def load_judge(name_or_folder: str) -> Judge:
     sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     if shipped and sha256 != json.loads((folder / RECORD).read_text())["protocol"]["weights_sha256"]:
         raise UserError(f"the judge {name_or_folder} is damaged: its weights are not those that were measured")
+    model = _load_network(folder, name_or_folder)
+    size = read_json(folder / PROCESSOR).get("size")
+    if not isinstance(size, dict) or not all(isinstance(size.get(side), int) for side in ("height", "width")):
+        raise UserError(f"{folder / PROCESSOR}: size must give height and width, not {shown(size)}")
+    model = model.eval().to(default_device(), memory_format=torch.channels_last)
+    return Judge(folder.resolve().name, model, (size["height"], size["width"]), sha256)
+
+
+def _load_network(folder: Path, name: str) -> PreTrainedModel:
+    """Load a classifier of one of the classes that hfgen trains, which need no code but that of transformers."""
+    file = folder / "config.json"
+    config = read_json(file)
+    check_numbers(config, file)
+    architectures = config.get("architectures")
+    if architectures not in [[network.__name__] for network in NETWORKS]:
+        known = " or ".join(network.__name__ for network in NETWORKS)
+        raise UserError(f"{file}: a judge is a {known}, not {shown(architectures)}")
+    if strange := [key for key in config if key in STRANGE]:
+        raise UserError(f"{file} has {strange[0]}, which no judge of hfgen has")
+    network = next(network for network in NETWORKS if [network.__name__] == architectures)
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
-        size = AutoImageProcessor.from_pretrained(folder).size
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot load the judge {name_or_folder}: {str(error).splitlines()[0]}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.eval().to(device, memory_format=torch.channels_last)
-    return Judge(folder.resolve().name, model, (size["height"], size["width"]), sha256)
+        model, found = network.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # files of strangers make it fail in any way
+        raise UserError(f"cannot load the judge {name}: {type(error).__name__}: {first_line(error)}") from error
+    if lacking := sorted(found["missing_keys"]):
+        raise UserError(f"cannot load the judge {name}: its weights lack {lacking[0]}")
+    return model
 
 
 def judges_numbers(names: list[str], owner: str, label_names: list[str]) -> Tensor:

@@ -55,7 +55,7 @@ def load_inception() -> nn.Module:
         OSError: if the weights are neither on this machine nor can be downloaded.
     """
     inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-    return inception.to("cuda" if torch.cuda.is_available() else "cpu")
+    return inception.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
 def inception_scores(
