@@ -268,7 +268,7 @@ def nearer_text(found: dict[str, float]) -> str:
 def nearer_explained(kinds: Iterable[dict[str, float]]) -> str:
     """Say what such shares tell."""
     if any("nearer_to_training_std" not in found for found in kinds):
-        return "What chance alone makes of this share was not measured, so that nothing follows from it."
+        return "How far chance alone takes this from 50 % was not measured, so that nothing follows from it."
     return (
         "If nothing is copied, it is 50 % on average over choices of the real images; as a few of those are often "
         "nearest to many images, it may be far from that by chance. Copies raise it."
@@ -451,7 +451,8 @@ def _page(record: dict[str, Any]) -> list[str]:
         lines += [
             "",
             "Compared with equally many training and test images. A model that copies nothing has gap 0 within its "
-            "error, and copies raise it. So many images are nearer to a training image than to any test image. "
+            "error, and copies raise it. The last column is the proportion of the images that are nearer to a "
+            "training image than to any test image. "
             + nearer_explained(found for kinds in record["memorization"].values() for found in kinds.values()),
         ]
         lines += table(
