@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shlex
 import shutil
 import signal
@@ -39,7 +40,8 @@ def runs(tmp_path_factory) -> Path:
     """A folder with a tiny run of each kind."""
     folder = tmp_path_factory.mktemp("runs")
     for name, (family, fields) in TRAININGS.items():
-        settings = fields | SHORT | {"save_images_epochs": None} | {"output_dir": folder / name}
+        short = {} if family == "classifier" else SHORT
+        settings = fields | short | {"save_images_epochs": None} | {"output_dir": folder / name}
         settings = {key: value for key, value in settings.items() if value is not None}
         assert main(["train", family, *flags(**settings)]) == 0
     return folder
@@ -66,7 +68,7 @@ def check(command: str, said: str, harms: tuple[Harm, ...], runs: Path, place: P
     for harm in harms:
         harm(place)
     before = contents(place)
-    words = [word.format_map(Places(place)) for word in shlex.split(command)]
+    words = [placed(word, place) for word in shlex.split(command)]
     signal.signal(signal.SIGALRM, out_of_time)
     signal.alarm(SECONDS)
     try:
@@ -77,7 +79,7 @@ def check(command: str, said: str, harms: tuple[Harm, ...], runs: Path, place: P
         signal.alarm(0)
     printed = capfd.readouterr()
     assert status in (1, 2), printed.out + printed.err
-    assert said.format_map(Places(place)) in printed.err
+    assert placed(said, place) in printed.err
     assert "hfgen: " in printed.err
     assert "Traceback" not in printed.out + printed.err
     after = contents(place)
@@ -85,15 +87,9 @@ def check(command: str, said: str, harms: tuple[Harm, ...], runs: Path, place: P
     assert not (place / "new" / "config.yaml").exists(), "work was begun"
 
 
-class Places(dict):
-    """Makes {name} the path of that name in a folder."""
-
-    def __init__(self, place: Path):
-        super().__init__()
-        self.place = place
-
-    def __missing__(self, name: str) -> str:
-        return str(self.place / name)
+def placed(text: str, place: Path) -> str:
+    """Put the path in a folder in the place of each {name}."""
+    return re.sub(r"\{([^{}]+)\}", lambda found: str(place / found[1]), text)
 
 
 # ---- what is wrong
@@ -148,7 +144,7 @@ def link(name: str, target: str) -> Harm:
         if path.is_dir():
             shutil.rmtree(path)
         path.unlink(missing_ok=True)
-        path.symlink_to(target.format_map(Places(place)))
+        path.symlink_to(placed(target, place))
 
     return harm
 
@@ -273,7 +269,7 @@ COMMAND_LINE = [
     case(f"{DDPM} --learning_rate", "learning_rate"),
     case(f"{DDPM} --config no_such_recipe", "no_such_recipe"),
     case(f"{DDPM} --config vae_mnist_mlp", "vae_mnist_mlp"),
-    case(f"{DDPM} --config {{there}}", "there is no configuration file {there}", folder("there")),
+    case(f"{DDPM} --config {{there}}", "{there} is a folder", folder("there")),
     case(f"{DDPM} --config {{a.yaml}}", "{a.yaml}", write("a.yaml", "lerning_rate: 1")),
     case(f"{DDPM} --config {{a.yaml}}", "{a.yaml}", write("a.yaml", "- 1")),
     case(f"{DDPM} --config {{a.yaml}}", "{a.yaml}", write("a.yaml", "a: [")),
@@ -343,8 +339,6 @@ NUMBERS = [
 COMBINATIONS = [
     case(f"{DDPM} --prediction_type flow_prediction --rescale_betas_zero_snr", "rescale_betas_zero_snr"),
     case(f"{DDPM} --rescale_betas_zero_snr --prediction_type epsilon", "epsilon"),
-    case(f"{DDPM} --rescale_betas_zero_snr --loss_weighting min_snr", "min_snr"),
-    case(f"{DDPM} --rescale_betas_zero_snr --loss_weighting p2", "p2"),
     case(f"{DDPM} --scheduler no_such_scheduler", "no_such_scheduler"),
     case(f"{DDPM} --class_conditional --class_dropout_prob 0 --guidance_scale 2", "class_dropout_prob"),
     case(f"{VAE} --num_importance_samples 5 --beta 2", "num_importance_samples"),
@@ -394,7 +388,6 @@ DATA = [
     case(f"{OWN} --train_data_dir {{broken}}", "1.png", pictures("broken"), truncate("broken/1.png")),
     case(f"{OWN} --train_data_dir {{broken}}", "1.png", pictures("broken"), write("broken/1.png", b"")),
     case(f"{OWN} --train_data_dir {{broken}}", "1.png", pictures("broken"), write("broken/1.png", EPS)),
-    case(f"{OWN} --train_data_dir {{broken}}", "1.png", pictures("broken"), write("broken/1.png", png(8, 8))),
     case(f"{OWN} --train_data_dir {{broken}}", "1.png", pictures("broken"), write("broken/1.png", png(30000, 30000))),
     case(
         f"{OWN} --train_data_dir {{broken}}", "1.png", pictures("broken"), write("broken/1.png", b"BLP2" + bytes(200))
@@ -551,7 +544,7 @@ LOADING = [
         )
     ),
     *(
-        case("sample {ddpm}", "unet", change_json("ddpm/model_index.json", unet=value))
+        case("sample {ddpm}", "{ddpm}", change_json("ddpm/model_index.json", unet=value))
         for value in (
             ["diffusers"],
             [1, 2],
@@ -581,7 +574,7 @@ LOADING = [
     ),
     case("sample {ddpm}", "safetensors", truncate("ddpm/unet/diffusion_pytorch_model.safetensors")),
     case("sample {ddpm}", "unet", delete("ddpm/unet/diffusion_pytorch_model.safetensors")),
-    case("sample {ddpm}", "unet", delete("ddpm/unet")),
+    case("sample {ddpm}", "{ddpm}", delete("ddpm/unet")),
     case(
         "sample {ddpm}",
         "unet",
@@ -762,7 +755,6 @@ PUBLISHING = [
         "push {ddpm} --repo_id a/b --dry_run",
         "evaluation.md",
         write("secret", "my key"),
-        write_json("ddpm/evaluation.json", {}),
         link("ddpm/evaluation.md", "{secret}"),
     ),
     case("push {ddpm} --repo_id a/b --dry_run", "model.bin", write("ddpm/unet/model.bin", "x")),
