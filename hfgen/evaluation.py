@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hfgen.config import ClassifierConfig
-from hfgen.data import ImageData, border_brightness, is_inverse, load_images, placed_folder, public_name
+from hfgen.data import ImageData, border_brightness, is_inverse, load_images, placed_folder, placed_source, public_name
 from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
@@ -288,9 +288,13 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
         raise UserError(f"{config.run_or_repo} is a classifier, of which only the accuracy is measured, on all images")
     judge = load_judge(str(source))
     run = ClassifierConfig(**(run_fields(source) | {"cache_dir": config.cache_dir}))
+    if config.validation_fraction is not None or config.test_fraction is not None:
+        raise UserError("a classifier is measured on what was held out in its training; leave the fractions out")
+    own = data_source_of(run.to_dict())
     if config.dataset_name:
-        run.test_dataset_name, run.test_split = config.dataset_name, config.reference_split
-    test = load_test_images(run, data_source_of(run.to_dict()))
+        named = placed_source(config.dataset_name)
+        run.test_dataset_name, run.test_split = None if named == own else named, config.reference_split
+    test = load_test_images(run, own)
     test.require_labels()
     labels = judges_numbers(test.label_names, test.source, judge.label_names)[test.labels]
     predicted = judge.look_at(test.images)[1].argmax(1)

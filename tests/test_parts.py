@@ -191,6 +191,10 @@ def test_a_judge_is_measured_on_what_was_held_out_and_images_are_compared_with_i
     judge = train_classifier(tmp_path / "judge", **shape, test_fraction=0.2, max_train_steps=3, hidden_sizes=[8, 8])
     assert main(["evaluate", str(judge)]) == 0
     assert json.loads((judge / "evaluation.json").read_text())["protocol"]["reference_images"] == 120
+    named = ["--dataset_name", shape["dataset_name"]]
+    assert main(["evaluate", str(judge), *named, "--reference_split", "train"]) == 0, "its own data, so its own parts"
+    assert json.loads((judge / "evaluation.json").read_text())["protocol"]["reference_images"] == 480
+    assert main(["evaluate", str(judge), *named, "--test_fraction", "0.2"]) == 2
     np.savez(images, images=digits.images[600:700, 0].numpy())
     command = ["evaluate", "--images", str(images), "--dataset_name", shape["dataset_name"], "--judge", str(judge)]
     assert main([*command, "--output_dir", str(tmp_path / "report"), "--test_fraction", "0.2"]) == 0
