@@ -1,7 +1,6 @@
 """Drawing images from any pipeline that hfgen trains; image i follows from (seed, i), whatever its batch."""
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -255,7 +254,7 @@ def _one_step(
         )
     if option == "prior" and sampler["prior"] not in PRIORS:
         raise UserError(f"prior must be {' or '.join(PRIORS)}, not {sampler['prior']}")
-    if option == "truncation" and sampler["truncation"] is not None and not 0 < sampler["truncation"] < math.inf:
+    if option == "truncation" and sampler["truncation"] is not None and not sampler["truncation"] > 0:
         raise UserError(f"truncation must be positive, not {sampler['truncation']}")
     if class_labels and not is_conditional(pipeline):
         raise UserError("the model knows no classes, so that it cannot be asked for one")
