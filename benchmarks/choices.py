@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hfgen.config import DDPMConfig
 from hfgen.data import load_images
-from hfgen.run import native_precision
+from hfgen.devices import native_precision
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training import Trainer
 

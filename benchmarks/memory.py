@@ -23,7 +23,8 @@ from accelerate import Accelerator
 from hfgen.cli import parse_config
 from hfgen.config import DDPMConfig
 from hfgen.data import load_images
-from hfgen.run import keep_freed_memory, native_precision
+from hfgen.devices import native_precision
+from hfgen.run import keep_freed_memory
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training import Trainer
 

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
 
 from hfgen.comparison import compare_samplers
 from hfgen.config import DDPMConfig
@@ -67,7 +66,6 @@ GUIDANCE = {"1": 1.0, "1.5": 1.5}
 
 def measure(fields: dict, options: argparse.Namespace, folder: Path) -> dict:
     """Train one variant, and draw from it with each guidance."""
-    AcceleratorState._reset_state()
     config = DDPMConfig(
         **BASE | fields,
         dataset_name=options.dataset_name,

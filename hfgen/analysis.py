@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hfgen.binarization import Binarizer
 from hfgen.data import ImageData, public_name
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture, latents_picture, sample_grid, save_picture
 from hfgen.latents import STRIP_STEPS, STRIPS, first_class, plane_picture
@@ -23,11 +24,12 @@ from hfgen.loading import load
 from hfgen.losses import ACTIVE_VARIANCE, count_active_units, log_importance_weights, normal_kl, pixel_error
 from hfgen.measures import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
-from hfgen.metrics.judge import Judge
+from hfgen.metrics.judge import Judge, judges_numbers
 from hfgen.metrics.likelihood_bounds.likelihood_bounds import likelihood_bounds
 from hfgen.options import AnalyzeConfig
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.references import (
+    check_judges,
     check_size,
     data_source_of,
     default_output,
@@ -43,6 +45,7 @@ from hfgen.report import (
     accuracy_text,
     bounds_table,
     bounds_text,
+    careful,
     code,
     code_cell,
     escaped,
@@ -53,7 +56,6 @@ from hfgen.report import (
 )
 from hfgen.sampling import image_shape_of
 from hfgen.seeds import derive_seed
-from hfgen.subjects import judges_numbers
 
 SIMILARITIES = {"mse": "mean squared error", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 PIXELS = {
@@ -110,12 +112,14 @@ def analyze(config: AnalyzeConfig) -> Path:
     check_size(image_shape_of(pipeline), config.run_or_repo, test)
     judges = judges_of(config, dataset, test)
     labels = {judge.name: _labels(judge, test) for judge in judges if test.labels is not None}
+    known = {judge.name: judge for judge in judges if judge.name in labels}
+    check_judges({name: _right(judge, test.images, labels[name]) for name, judge in known.items()}, test.source)
     if len(test) < 2:
         raise UserError(f"an analysis needs two images or more, and {test.source} has {len(test)}")
     method = config.binarization or pipeline.config.binarization
     if method != "none" and pipeline.vae.config.pixel_distribution != "bernoulli":
         raise UserError(f"{config.run_or_repo} is no model of black-and-white pixels; leave binarization out")
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     encoded = _encode(pipeline, test, Binarizer(method, test), config)
     output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
     (output / PICTURES).mkdir(parents=True, exist_ok=True)
@@ -143,9 +147,8 @@ def analyze(config: AnalyzeConfig) -> Path:
         "divergence_per_dimension": encoded.divergences.mean(0).tolist(),
         "variance_of_means": encoded.means.var(0).tolist(),
     }
-    for judge in judges:
-        if judge.name in labels:
-            record["class_kept"][judge.name] = _class_kept(judge, labels[judge.name], encoded)
+    for name, judge in known.items():
+        record["class_kept"][name] = _class_kept(judge, labels[name], encoded)
     for name, picture in _pictures(pipeline, test, encoded, config.seed).items():
         save_picture(picture, output / PICTURES / f"{name}.png")
     return save_record(record, _page(record), output, record_file=RECORD, page_file=PAGE)
@@ -198,10 +201,12 @@ def _labels(judge: Judge, test: ImageData) -> Tensor:
 def _class_kept(judge: Judge, labels: Tensor, encoded: _Encoded) -> dict[str, Any]:
     """Return which share of the reconstructions, and of the images, the judge takes for the class that they show."""
     shown = {"reconstructions": encoded.reconstructions, "images": encoded.images}
-    return {
-        kind: accuracy_of(judge.look_at(_uint8(images))[1].argmax(1), labels, len(judge.label_names))
-        for kind, images in shown.items()
-    }
+    return {kind: _right(judge, _uint8(images), labels) for kind, images in shown.items()}
+
+
+def _right(judge: Judge, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return how often a judge takes images, uint8 (N, C, H, W), for what they show."""
+    return accuracy_of(judge.look_at(images)[1].argmax(1), labels, len(judge.label_names))
 
 
 def _uint8(images: Tensor) -> Tensor:
@@ -339,6 +344,7 @@ def _page(record: dict[str, Any]) -> list[str]:
         ),
     ]  # fmt: skip
     if record["class_kept"]:
+        lines += careful({judge: found["images"] for judge, found in record["class_kept"].items()})
         lines += table(
             ["judge", "reconstructions taken for the class of their image", "images taken for their class"],
             (

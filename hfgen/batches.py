@@ -60,6 +60,7 @@ class ImageBatches:
         self.seed = seed
         self.random_flip = random_flip
         self.device = torch.device(device)
+        self._order = functools.lru_cache(maxsize=2)(self._find_order)  # ends with this object, as do the images
         self.images = data.images
         if (
             self.device.type == "cuda"
@@ -85,7 +86,6 @@ class ImageBatches:
         labels = self.data.labels
         return Batch(images, None if labels is None else labels[indices].to(self.device), step, indices)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019  a run has one of these, for as long as it lasts
-    def _order(self, epoch: int) -> Tensor:
+    def _find_order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
         return torch.randperm(len(self.data), generator=generator)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hfgen.checkpoints import step_of
+from hfgen.checkpoints import list_steps
 from hfgen.config.samplers import own_sampler
 from hfgen.errors import UserError
 from hfgen.figures import save_film
@@ -26,11 +26,14 @@ from hfgen.report import (
     accuracy_text,
     bounds_table,
     bounds_text,
+    careful,
     code,
     code_cell,
     duration,
     escaped,
     fenced,
+    nearer_explained,
+    nearer_text,
     number,
     restoration_table,
     sampler_text,
@@ -168,8 +171,8 @@ def copy_whole(source: Path, target: Path) -> None:
 
 def _pictures_of(run: Path) -> dict[str, str]:
     """Return the pictures of a page that a run holds, each with the name that it has in the run."""
-    samples = [path for path in own_file(run, "samples").glob("step-*.png") if re.fullmatch(r"step-\d+", path.stem)]
-    found = {f"{FIGURES}/{SAMPLES}": f"samples/{max(samples, key=step_of).name}"} if samples else {}
+    samples = list_steps(own_file(run, "samples"), ".png")
+    found = {f"{FIGURES}/{SAMPLES}": f"samples/{samples[-1].name}"} if samples else {}
     names = [f"{FIGURES}/{name}" for name in (CURVES, CLASSES, TRAINING_FILM, *LATENTS)]
     return found | {name: name for name in names if _is_there(run / name)}
 
@@ -308,6 +311,7 @@ def _quality(facts: dict[str, Any]) -> list[str]:
             "",
             f"What it is given → what it makes of that, of {protocol['reference_images']:,} images of the split "
             f"{code(protocol['reference_split'])} of {escaped(protocol['dataset'])} ([pictures]({PAGE})).",
+            *careful(evaluation["judge_accuracy"]),
             *restoration_table(evaluation),
         ]
     if "accuracy" in evaluation:
@@ -332,6 +336,7 @@ def _quality(facts: dict[str, Any]) -> list[str]:
         f"{code(judge)}, "
         f"beside what real images reach. These are no Inception features, and no FID. "
         f"[The whole report]({PAGE}) has the protocol, the classes and pictures.",
+        *careful(evaluation["judge_accuracy"]),
         *table(header, rows),
         "",
         *_conditional(evaluation, judge),
@@ -341,8 +346,8 @@ def _quality(facts: dict[str, Any]) -> list[str]:
     if found := evaluation["memorization"].get(judge):
         share = found["generated"]
         lines[-1] += (
-            f" {share['nearer_to_training']:.1%} ± {share['nearer_to_training_std']:.1%} are nearer to a training "
-            "image than to a test image; 50 % or less is no sign of copying."
+            f" {nearer_text(share)} are nearer to a training image than to any of as many test images. "
+            + nearer_explained([share])
         )
     else:
         lines[-1] += " The reference images were seen in training, so that nothing more can be said."

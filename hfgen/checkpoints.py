@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -14,6 +15,7 @@ from hfgen.errors import UserError
 from hfgen.files import complete_or_absent, remove
 
 MANIFEST = "manifest.json"
+POSITION_FILE = "training_position.json"
 
 
 def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limit: int | None) -> Path:
@@ -47,11 +49,17 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limi
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints in a folder, the oldest first."""
-    return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), key=step_of)
+    return list_steps(folder)
+
+
+def list_steps(folder: Path, ending: str = "") -> list[Path]:
+    """List what is named after optimizer steps in a folder, such as `step-000469.png`, the earliest first."""
+    entries = folder.iterdir() if folder.is_dir() else []
+    return sorted((path for path in entries if re.fullmatch(rf"step-\d+{re.escape(ending)}", path.name)), key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """Return the optimizer steps that the name of a checkpoint (`step-000469`) or sample (`step-000469.png`) tells."""
+    """Return the optimizer steps in the name of a checkpoint (`step-000469`) or sample (`step-000469.png`)."""
     return int(path.stem.removeprefix("step-"))
 
 
@@ -62,6 +70,8 @@ def damage(checkpoint: Path) -> str | None:
         found = _fingerprints(checkpoint)
     except (OSError, ValueError) as error:
         return f"its manifest cannot be read ({error})"
+    if not isinstance(expected, dict) or not expected:
+        return "its manifest lists no files"
     if wrong := sorted(name for name in expected if found.get(name) != expected[name]):
         return f"{', '.join(wrong)} missing or changed"
     return None
@@ -89,17 +99,45 @@ def find_checkpoint(folder: Path, name: str, report: Callable[[str], None] = pri
     """Resolve `--resume_from_checkpoint`: `latest` (None if there is none yet), or the path of a checkpoint.
 
     Raises:
-        UserError: if the named checkpoint is not there or is damaged.
+        UserError: if the named checkpoint is not one of the folder's, or is damaged.
     """
     if name == "latest":
         return newest_complete(folder, report)
-    checkpoint = next((p for p in (Path(name), folder / name) if p.is_dir()), None)
+    checkpoints = list_checkpoints(folder)
+    there = f"checkpoints in {folder}: {', '.join(p.name for p in checkpoints) or 'none'}"
+    places = {place.resolve() for place in (Path(name), folder / name)} if name else set()
+    checkpoint = next((p for p in checkpoints if p.resolve() in places), None)
     if checkpoint is None:
-        there = ", ".join(p.name for p in list_checkpoints(folder)) or "none"
-        raise UserError(f"there is no checkpoint {name}; checkpoints in {folder}: {there}")
+        if any((place / POSITION_FILE).is_file() for place in places):
+            raise UserError(f"checkpoint {name} belongs to another run; {there}")
+        raise UserError(f"there is no checkpoint {name or repr(name)}; {there}")
     if problem := damage(checkpoint):
         raise UserError(f"checkpoint {checkpoint} is damaged: {problem}; use another, or latest")
     return checkpoint
+
+
+def read_position(checkpoint: Path) -> dict[str, Any]:
+    """Read where training stood at a checkpoint: step, seconds, processes, data, configuration.
+
+    Raises:
+        UserError: if it is damaged although its files are as they were written.
+    """
+    try:
+        position = json.loads((checkpoint / POSITION_FILE).read_text())
+        known = {"step", "seconds", "num_processes", "command", "scaler", "data"} <= position.keys()
+        whole = known and position["step"] == step_of(checkpoint) and position["seconds"] >= 0
+    except (OSError, ValueError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{unusable(checkpoint)} ({POSITION_FILE} cannot be read)")
+    return position
+
+
+def unusable(checkpoint: Path) -> str:
+    """Say that training cannot go on from a checkpoint, and from which it may."""
+    before = [p.name for p in list_checkpoints(checkpoint.parent) if step_of(p) < step_of(checkpoint)]
+    advice = f"--resume_from_checkpoint {before[-1]}" if before else "a new run in another --output_dir"
+    return f"cannot go on from {checkpoint}, whose state is damaged; try {advice}"
 
 
 def pack_state(
@@ -141,6 +179,8 @@ def unpack_state(
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
     for name, average in averages.items():
         tensors = part(f"averages.{name}.")
+        if len(tensors) != len(average.shadow_params):
+            raise ValueError(f"{len(tensors)} averaged tensors of {name} instead of {len(average.shadow_params)}")
         average.shadow_params = [tensors[str(index)] for index in range(len(tensors))]
 
 

@@ -25,6 +25,7 @@ from hfgen.config import (
     TranslationConfig,
     VAEConfig,
 )
+from hfgen.config.training import CONFIG_FILE
 from hfgen.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 from hfgen.options import (
     AnalyzeConfig,
@@ -149,12 +150,13 @@ def _sample(arguments: list[str]) -> None:
     import torch
 
     from hfgen import figures
+    from hfgen.devices import default_device
     from hfgen.loading import load
     from hfgen.references import run_fields
     from hfgen.sampling import default_sampler, film, is_conditional, labels_of, sample
 
     pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code).to(
-        "cuda" if torch.cuda.is_available() else "cpu"
+        default_device()
     )
     output = Path(config.output).expanduser()
     suffix = output.suffix.lower()
@@ -196,10 +198,11 @@ def _say_if_replaced(output: Path) -> None:
 
 def _translate(arguments: list[str]) -> int:
     config = parse_config(TranslateConfig, arguments, prog="hfgen translate", positional="run_or_repo")
+    from hfgen.references import run_fields
     from hfgen.translation import translate
 
     _say_if_replaced(Path(config.output).expanduser())
-    count, unreadable = translate(config)
+    count, unreadable = translate(config, run_fields(Path(config.run_or_repo).expanduser()))
     print(f"{count} image{'s are' if count > 1 else ' is'} in {config.output}")
     for file, why in unreadable.items():
         print(f"hfgen: left out {file}, which cannot be read as a picture ({why})", file=sys.stderr)
@@ -371,6 +374,8 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str, positio
         file = parser.parse_args(arguments).config
         if file is not None:
             values = _read_config_file(file)
+            if folder := _run_of(file):
+                values["output_dir"] = folder
             _check_fields(values, file, known, typing.get_type_hints(config_class))
             parser.set_defaults(parser.parse_object(values, defaults=False).as_dict())
         namespace = parser.parse_args(arguments)
@@ -401,7 +406,7 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> Argum
     for field in dataclasses.fields(config_class):
         hint, default = hints[field.name], field.default
         options: dict[str, Any] = {"help": " ".join(help_texts[field.name].split())}
-        if hint is bool:
+        if hint in (bool, bool | None):
             options["action"] = ActionYesNo(no_prefix="no_")
         elif item := _item_type(hint):
             options |= {"nargs": "*" if field.name == positional else "+", "type": item}
@@ -463,6 +468,13 @@ def _read_config_file(name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold fields and their values, one `field: value` a line")
     return values
+
+
+def _run_of(file: str) -> str | None:
+    """Return the folder of the run whose configuration a file is: there it goes on, wherever it was begun."""
+    path = Path(file)
+    of_run = path.name == CONFIG_FILE and any((path.parent / name).exists() for name in ("checkpoints", ".lock"))
+    return str(path.parent) if of_run else None
 
 
 def _suggestion(words: Sequence[str], known: Iterable[str], prefix: str = "") -> str:

@@ -12,14 +12,16 @@ from tqdm import tqdm
 
 from hfgen.config.samplers import GUIDANCE
 from hfgen.data import public_name
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import curves_picture, sample_grid, save_picture
 from hfgen.files import complete_or_absent, remove_leftovers
 from hfgen.loading import load
-from hfgen.measures import Reference
+from hfgen.measures import Reference, jackknife
+from hfgen.metrics.judge import judges_numbers
 from hfgen.options import CompareSamplersConfig
 from hfgen.references import check_size, default_output, load_references, name_of, run_fields
-from hfgen.report import MEASURES, code, escaped, number, sampler_text, table, with_std
+from hfgen.report import MEASURES, careful, code, escaped, number, sampler_text, table, with_std
 from hfgen.sampling import (
     check_sampling,
     default_sampler,
@@ -29,12 +31,14 @@ from hfgen.sampling import (
     require_diffusion,
     sample,
 )
-from hfgen.subjects import draw, judges_numbers, labels_like
+from hfgen.subjects import draw, labels_like
 
 RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
-TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance is larger by no more than this share
+TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance is larger by no more than this share,
+# or by no more than the standard error of the difference
 SHOWN_IMAGES = 12
 TIMED_IMAGES = 50
+TIMINGS = 3  # of each setting, in turn with the others
 
 
 def compare_samplers(config: CompareSamplersConfig) -> Path:
@@ -59,15 +63,14 @@ def compare_samplers(config: CompareSamplersConfig) -> Path:
     settings = [(model, sampler) for model in models for sampler in _samplers(config, model)]
     for model, sampler in settings:
         check_sampling(model.pipeline, class_labels=sorted(set(model.labels)), **sampler)
-    for model in models:  # the first drawing takes longer
-        next(sample(model.pipeline, num_images=1, **_samplers(config, model)[0]))
     output = Path(config.output_dir) if config.output_dir else default_output(config.runs[0])
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
     rows, shown = [], []
-    for model, sampler in tqdm(settings, desc="settings", unit="setting", disable=None):
+    costs = _costs(settings)
+    for (model, sampler), cost in zip(tqdm(settings, "settings", unit="setting", disable=None), costs, strict=True):
         row, images = _try_setting(config, model, sampler, reference, output)
-        rows.append(row)
+        rows.append({"model": model.name, **sampler, **cost, **row})
         shown.append(images)
     return _save(config, rows, torch.cat(shown), reference, output)
 
@@ -87,7 +90,7 @@ def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     require_diffusion(pipeline)
     if (config.guidance_scale or config.guidance_interval) and not is_conditional(pipeline):
         raise UserError(f"{run} knows no classes, so that there is no guidance to try")
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     return _Model(name_of(run), pipeline, run_fields(Path(run).expanduser()))
 
 
@@ -108,7 +111,6 @@ def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, An
 def _try_setting(
     config: CompareSamplersConfig, model: _Model, sampler: dict[str, Any], reference: Reference, output: Path
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    evaluations, seconds = _cost(model, sampler)
     subject = draw(
         model.pipeline,
         model.name,
@@ -120,20 +122,33 @@ def _try_setting(
         reference.judge.label_names,
     )
     features, logits = reference.judge.look_at(subject.images)
-    row = {
-        "model": model.name,
-        **sampler,
-        "network_evaluations": evaluations,
-        "milliseconds_per_image": round(1000 * seconds, 3),
-        **reference.measures(features),
-    }
+    row: dict[str, Any] = reference.measures(features)
+    row["frechet_distance"]["without_each_tenth"] = reference.frechet_distances_without(features)
     if subject.labels is not None:
         row["accuracy"] = (logits.argmax(1) == subject.labels).double().mean().item()
     return row, subject.images[:SHOWN_IMAGES]
 
 
-def _cost(model: _Model, sampler: dict[str, Any]) -> tuple[float, float]:
-    """Return how often the network is evaluated for an image, and the seconds that an image takes, in one batch."""
+def _costs(settings: list[tuple[_Model, dict[str, Any]]]) -> list[dict[str, float]]:
+    """Count how often the network is evaluated for an image, and time the drawing of a batch.
+
+    What else the machine does meanwhile differs from minute to minute, and a first batch takes longer than others. So
+    each model draws one that does not count, the settings are timed in turn, and the quickest of their times is taken.
+    """
+    for model, sampler in {model.name: (model, sampler) for model, sampler in settings}.values():
+        _draw_batch(model, sampler)
+    rounds = [
+        [_draw_batch(model, sampler) for model, sampler in settings]
+        for _ in tqdm(range(TIMINGS), "timing", unit="round", disable=None)
+    ]
+    return [
+        {"network_evaluations": timings[0][0], "milliseconds_per_image": round(1000 * min(t for _, t in timings), 3)}
+        for timings in zip(*rounds, strict=True)
+    ]
+
+
+def _draw_batch(model: _Model, sampler: dict[str, Any]) -> tuple[float, float]:
+    """Draw a batch; return how often the network was evaluated for an image, and the seconds that an image took."""
     shown: list[int] = []
     hook = network_of(model.pipeline).register_forward_hook(
         lambda network, arguments, output: shown.append(len(arguments[0]))
@@ -146,10 +161,24 @@ def _cost(model: _Model, sampler: dict[str, Any]) -> tuple[float, float]:
     return sum(shown) / TIMED_IMAGES, (time.monotonic() - started) / TIMED_IMAGES
 
 
+def compare_with_best(rows: list[dict[str, Any]]) -> None:
+    """Write into each row of a model how far its Fréchet distance is above the best (`above_best`, value and std).
+
+    Its standard error comes from leaving out the same tenth of the images of both, which begin with the same noise
+    image by image; it is None where there are too few images for that.
+    """
+    best = min(rows, key=_distance)
+    for row in rows:
+        pairs = zip(*(each["frechet_distance"]["without_each_tenth"] for each in (row, best)), strict=True)
+        differences = [own - other for own, other in pairs]
+        std = jackknife(differences) if differences else None
+        row["above_best"] = {"value": _distance(row) - _distance(best), "std": std}
+
+
 def cheapest(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row with the fewest network evaluations whose Fréchet distance is as good as the best."""
-    best = min(_distance(row) for row in rows)
-    good = [row for row in rows if _distance(row) <= (1 + TOLERANCE) * best]
+    """Return the row with the fewest network evaluations that is as good as the best (see `compare_with_best`)."""
+    best = min(map(_distance, rows))
+    good = [row for row in rows if row["above_best"]["value"] <= max(TOLERANCE * best, row["above_best"]["std"] or 0)]
     return min(good, key=lambda row: (row["network_evaluations"], _distance(row)))
 
 
@@ -164,6 +193,8 @@ def _save(
     by_model: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_model.setdefault(row["model"], []).append(row)
+    for group in by_model.values():
+        compare_with_best(group)
     record = {
         "protocol": {
             "num_images": config.num_images,
@@ -175,6 +206,7 @@ def _save(
             "device": str(reference.judge.model.device),
             "threads": torch.get_num_threads(),
         },
+        "judge_accuracy": {reference.judge.name: reference.accuracy} if reference.accuracy else {},
         "real_images": floor,
         "settings": rows,
         "cheapest": {name: cheapest(group) for name, group in by_model.items()},
@@ -202,18 +234,25 @@ def _page(record: dict[str, Any]) -> list[str]:
         f"{protocol['num_images']:,} images for each setting, compared with the split "
         f"{code(protocol['reference_split'])} of {escaped(protocol['dataset'])} in the features of "
         f"{code(protocol['judge'])} (no FID). Every setting begins with the same noise.{real}",
+        *careful(record["judge_accuracy"]),
+        "",
+        f"As good as the best is what is above it by no more than {TOLERANCE:.0%}, or by no more than the standard "
+        "error of the difference (leaving out the same tenth of the images of both at a time). The lowest of many "
+        "values is so partly by chance: with another seed, the best is more likely to be worse than better.",
         "",
     ]
     for model, row in record["cheapest"].items():
         lines.append(
-            f"- **{escaped(model)}**: the cheapest setting within {TOLERANCE:.0%} of the best Fréchet distance is "
+            f"- **{escaped(model)}**: the cheapest setting that is as good as the best is "
             f"**{escaped(sampler_text(row))}**: {number(row['network_evaluations'])} network evaluations an image, "
-            f"Fréchet distance {with_std(row['frechet_distance'])}."
+            f"Fréchet distance {with_std(row['frechet_distance'])}, "
+            + (f"{with_std(row['above_best'])} above the best." if row["above_best"]["value"] else "the best.")
         )
     lines += ["", f"![quality against cost]({PICTURES}/curves.png)"]
     names = [name for name in MEASURES if name != "kernel_distance"]
     costs = ["network evaluations an image", "milliseconds an image"]
-    header = ["model", "sampler", *costs, *(MEASURES[name][0] for name in names), "of the class asked for"]
+    first, *others = (MEASURES[name][0] for name in names)
+    header = ["model", "sampler", *costs, first, "above the best", *others, "of the class asked for"]
     lines += table(header, (_cells(row, names) for row in rows))
     first = f"The first images of each setting, from the same noise:\n\n![images]({PICTURES}/images.png)"
     return [*lines, "", first]
@@ -222,10 +261,6 @@ def _page(record: dict[str, Any]) -> list[str]:
 def _cells(row: dict[str, Any], names: list[str]) -> list[str]:
     costs = [number(row[name]) for name in ("network_evaluations", "milliseconds_per_image")]
     accuracy = f"{row['accuracy']:.2%}" if "accuracy" in row else ""
-    return [
-        escaped(row["model"]),
-        escaped(sampler_text(row)),
-        *costs,
-        *(with_std(row[name]) for name in names),
-        accuracy,
-    ]
+    above = with_std(row["above_best"]) if row["above_best"]["value"] else ""
+    first, *others = (with_std(row[name]) for name in names)
+    return [escaped(row["model"]), escaped(sampler_text(row)), *costs, first, above, *others, accuracy]

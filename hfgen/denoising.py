@@ -110,13 +110,11 @@ def _from_config(name: str, own: SchedulerMixin) -> SchedulerMixin | None:
     class_name = SHORT_NAMES.get(name, name)
     if class_name not in _class_names(own):
         return None
-    config = own.config
+    # A scheduler that was not loaded also lists what nobody chose, where the new one would have its own default.
+    config = {name: value for name, value in own.config.items() if name != "_use_default_values"}
     levels = {name: config[name] for name in NOISE_LEVELS if name in config}
     if class_name in FLOW_SOLVERS and prediction_type_of(own) == FLOW_PREDICTION:
-        config = {
-            "prediction_type": FLOW_PREDICTION,
-            "use_flow_sigmas": True,
-        }
+        config = {"prediction_type": FLOW_PREDICTION, "use_flow_sigmas": True}
     try:
         return getattr(diffusers, class_name).from_config(config, **levels, **SETTINGS.get(name, {}))
     except (ImportError, NotImplementedError, ValueError):  # needs a package that is not there, or does not fit

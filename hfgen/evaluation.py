@@ -1,8 +1,10 @@
 """`hfgen evaluate`: draw images from a model or take them from anywhere, measure them, write one honest report."""
 
 import contextlib
+import dataclasses
 import io
 import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hfgen.config import ClassifierConfig
-from hfgen.data import ImageData, load_images, public_name
+from hfgen.data import ImageData, border_brightness, is_inverse, load_images, placed_folder, public_name
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import save_arrays
 from hfgen.files import remove_leftovers
@@ -23,13 +26,14 @@ from hfgen.loading import load
 from hfgen.measures import KERNEL_SUBSET, KERNEL_SUBSETS, NEIGHBOURS, Reference, accuracy_of, count_in, nearest
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
 from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
-from hfgen.metrics.judge import WEIGHTS, Judge, load_judge
+from hfgen.metrics.judge import WEIGHTS, Judge, judges_numbers, load_judge
 from hfgen.options import EvaluateConfig
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.references import (
     check_size,
     data_source_of,
     default_output,
+    held_out_by,
     load_references,
     name_of,
     run_fields,
@@ -66,8 +70,9 @@ def evaluate(config: EvaluateConfig) -> Path:
         return _evaluate_classifier(config, source)
     given = None
     if config.images:
-        images = str(Path(config.images).expanduser().absolute())
-        given = load_images(images, channels=config.channels, cache_dir=config.cache_dir)
+        given = load_images(placed_folder(config.images), channels=config.channels, cache_dir=config.cache_dir)
+        if config.invert:
+            given = dataclasses.replace(given, images=255 - given.images)
     pipeline = None
     if not given:
         pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
@@ -85,13 +90,13 @@ def evaluate(config: EvaluateConfig) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
     record = _measure(config, subject, references, run, output)
-    test, train = references[0].test, references[0].train
     if inception:
+        test = references[0].test
         subset_size = min(KERNEL_SUBSET, len(subject.images), len(test))
         record["inception"] = inception_scores(subject.images, test.images, subset_size, inception=inception)
         save_report(record, output)
     if config.classification_accuracy_score:
-        record["classification_accuracy_score"] = _classification_accuracy_score(subject, test, train)
+        record["classification_accuracy_score"] = _classification_accuracy_score(subject, references[0])
         save_report(record, output)
     return output / RECORD
 
@@ -101,7 +106,15 @@ def _take_images(config: EvaluateConfig, given: ImageData, num_images: int, refe
     sets = (given, reference.train, reference.test)
     if config.classification_accuracy_score and any(data.labels is None for data in sets):
         raise UserError("the classification accuracy score needs labels, of the images and of the data set")
-    return take(given, Path(config.images).name, num_images, reference.judge.label_names)
+    usual, found = (border_brightness(data.images) for data in (reference.test, given))
+    if is_inverse(found, usual):
+        print(
+            f"hfgen: the border of {config.images} is {'dark' if usual > 0.5 else 'bright'}, and that of "
+            f"{reference.test.source} {'bright' if usual > 0.5 else 'dark'}; --invert turns the images round",
+            file=sys.stderr,
+        )
+    name = Path(config.images).name + (", inverted" if config.invert else "")
+    return take(given, name, num_images, reference.judge.label_names)
 
 
 def _draw_images(
@@ -115,11 +128,13 @@ def _draw_images(
     conditional = is_conditional(pipeline)
     if config.classification_accuracy_score and not conditional:
         raise UserError(f"the classification accuracy score needs labels, and {config.run_or_repo} draws without")
+    if config.classification_accuracy_score:
+        reference.test.require_labels()
     sampler = default_sampler(pipeline, run) | config.given_sampler()
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
     check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     sampler["seed"] = config.seed
     folder = output / PICTURES
     return draw(
@@ -154,6 +169,7 @@ def _measure(
             "reference_images": len(test),
             "reference_sha256": test.fingerprint,
             "train_split": train_split_of(config, run),
+            **{name: value for name, value in held_out_by(config, run, test.source).items() if value},
             "training_images": len(train),
             "training_sha256": train.fingerprint,
             "reference_images_in_training": references[0].test_images_in_training,
@@ -175,10 +191,8 @@ def _measure(
         record["floors"][judge.name] = reference.floors(len(features))
         if reference.is_unseen:
             record["memorization"][judge.name] = reference.memorization(features)
-        if test.labels is not None:
-            record["judge_accuracy"][judge.name] = accuracy_of(
-                reference.predicted(test), test.labels, len(judge.label_names)
-            )
+        if reference.accuracy:
+            record["judge_accuracy"][judge.name] = reference.accuracy
         record["classes"][judge.name] = {
             "label_names": judge.label_names,
             "shares": {
@@ -223,25 +237,26 @@ def _conditional(labels: Tensor, features: Tensor, logits: Tensor, reference: Re
     """Measure how well images show the classes that they are meant to."""
     classes = len(reference.judge.label_names)
     results = accuracy_of(logits.argmax(1), labels, classes)
-    if reference.test.labels is not None:
+    if (real := reference.labels(reference.test)) is not None:
         results["frechet_distance_per_class"] = frechet_distance_per_class(
-            features, reference.features(reference.test), labels, reference.test.labels, classes
+            features, reference.features(reference.test), labels, real, classes
         )
     return results
 
 
-def _classification_accuracy_score(subject: Subject, test: ImageData, train: ImageData) -> dict[str, Any]:
+def _classification_accuracy_score(subject: Subject, reference: Reference) -> dict[str, Any]:
     """Train a classifier on the images and the same on as many real ones; test both on the test images."""
+    test, train, test_labels = reference.test, reference.train, reference.labels(reference.test)
     generator = torch.Generator().manual_seed(derive_seed("classification accuracy score"))
     chosen = torch.randperm(len(train), generator=generator)[: len(subject.images)]
     sources = {
         "generated": (subject.images, subject.labels),
-        "real": (train.images[chosen], train.require_labels()[chosen]),
+        "real": (train.images[chosen], reference.labels(train)[chosen]),
     }
     results: dict[str, Any] = {"optimizer_steps": SCORE_STEPS}
-    names = np.array(train.label_names)
+    names = np.array(reference.judge.label_names)
     with tempfile.TemporaryDirectory() as folder:
-        save_arrays(test.images, Path(folder, "test.npz"), labels=test.require_labels().numpy(), label_names=names)
+        save_arrays(test.images, Path(folder, "test.npz"), labels=test_labels.numpy(), label_names=names)
         for kind, (images, labels) in sources.items():
             file = Path(folder, f"{kind}.npz")
             save_arrays(images, file, labels=labels.numpy(), label_names=names)
@@ -260,7 +275,7 @@ def _classification_accuracy_score(subject: Subject, test: ImageData, train: Ima
             predicted = judge.look_at(test.images)[1].argmax(1)
             results[kind] = {
                 "training_images": len(images),
-                **accuracy_of(predicted, test.require_labels(), len(names)),
+                **accuracy_of(predicted, test_labels, len(names)),
             }
     return results
 
@@ -276,8 +291,8 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
     if config.dataset_name:
         run.test_dataset_name, run.test_split = config.dataset_name, config.reference_split
     test = load_test_images(run, data_source_of(run.to_dict()))
-    if test.label_names != judge.label_names:
-        raise UserError(f"{judge.name} knows other classes than {test.source}: {', '.join(judge.label_names)}")
+    test.require_labels()
+    labels = judges_numbers(test.label_names, test.source, judge.label_names)[test.labels]
     predicted = judge.look_at(test.images)[1].argmax(1)
     record = {
         "protocol": {
@@ -294,7 +309,7 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
             "versions": versions(),
         },
         "label_names": judge.label_names,
-        **accuracy_of(predicted, test.require_labels(), len(judge.label_names)),
+        **accuracy_of(predicted, labels, len(judge.label_names)),
     }
     output = Path(config.output_dir) if config.output_dir else source
     output.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from hfgen.data import open_picture
 from hfgen.files import complete_or_absent
 from hfgen.records import read_rows
 from hfgen.untrusted import one_line
@@ -185,15 +186,21 @@ def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -
 
 
 def save_class_shares(classes_file: Path, path: Path) -> None:
-    """Draw which shares of the images show which class, a bar for each checkpoint of a `classes.jsonl`."""
+    """Draw which shares of the images show which class, a bar for each checkpoint of a `classes.jsonl`.
+
+    The last bar is of real images, which runs of older versions did not write down.
+    """
     rows = read_rows(classes_file)
+    bars = [(f"{row['step']:,}", row["shares"]) for row in rows]
+    if real := rows[-1].get("real_shares"):
+        bars.append(("real", real))
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    bottom = np.zeros(len(rows))
+    bottom = np.zeros(len(bars))
     for number, name in enumerate(rows[0]["shares"]):
-        shares = np.array([row["shares"][name] for row in rows])
+        shares = np.array([of_class[name] for _, of_class in bars])
         axes.bar(
-            range(len(rows)),
+            range(len(bars)),
             shares,
             bottom=bottom,
             label=mathless_label(name),
@@ -201,9 +208,9 @@ def save_class_shares(classes_file: Path, path: Path) -> None:
             edgecolor="white",
         )
         bottom += shares
-    shown = sorted({round(place) for place in np.linspace(0, len(rows) - 1, 8)})
-    axes.set_xticks(shown, [f"{rows[place]['step']:,}" for place in shown])
-    axes.set(xlabel="optimizer steps", ylabel="share of the images", ylim=(0, 1))
+    shown = sorted({round(place) for place in np.linspace(0, len(bars) - 1, 8)})
+    axes.set_xticks(shown, [bars[place][0] for place in shown])
+    axes.set(xlabel="optimizer steps", ylabel="share of the images", xlim=(-1, len(bars)), ylim=(0, 1))
     figure.legend(loc="outside right upper", reverse=True)
     with complete_or_absent(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
@@ -216,7 +223,7 @@ def save_slides(pictures: list[Path], path: Path) -> None:
     space for more, and no more is needed to see how training goes on.
     """
     chosen = sorted({round(i) for i in np.linspace(0, len(pictures) - 1, SLIDES)})
-    slides = [PIL.Image.open(pictures[index]).convert("RGB") for index in chosen]
+    slides = [open_picture(pictures[index]).convert("RGB") for index in chosen]
     size = [min(side // 2, most) for side, most in zip(slides[0].size, SLIDE_SIZE, strict=True)]
     slides = [slide.crop((0, 0, *size)) for slide in slides]
     with complete_or_absent(path) as temporary:
@@ -250,7 +257,7 @@ def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[
 
 def named_pictures(pictures: dict[str, Path]) -> PIL.Image.Image:
     """Lay out pictures from left to right, each below its name."""
-    loaded = {name: PIL.Image.open(path).convert("RGB") for name, path in pictures.items()}
+    loaded = {name: open_picture(path).convert("RGB") for name, path in pictures.items()}
     font = PIL.ImageFont.load_default(TILE_PIXELS // 3)
     top = TILE_PIXELS // 2
     width = sum(picture.width + GAP_PIXELS for picture in loaded.values()) - GAP_PIXELS
@@ -304,7 +311,7 @@ def to_picture(figure: Figure) -> PIL.Image.Image:
     """Render a matplotlib figure."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=80)
-    return PIL.Image.open(content).convert("RGB")
+    return open_picture(content).convert("RGB")
 
 
 def measures_picture(

@@ -2,11 +2,21 @@
 
 import contextlib
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+from tqdm import tqdm
+
 INCOMPLETE = ".incomplete-"
+
+
+def local_path(name: str) -> Path:
+    """Return the path of a name in which `~` is a home folder; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(name))
 
 
 @contextlib.contextmanager
@@ -46,8 +56,8 @@ def parts_complete_or_absent(folder: Path, last: str) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there; a folder loses its name first, so that no half of it is seen."""
-    if path.is_dir():
+    """Remove a file, a link or a folder, if it is there; a folder loses its name first: no half of it is ever seen."""
+    if path.is_dir() and not path.is_symlink():
         doomed = path.with_name(f"{INCOMPLETE}{os.getpid()}-removed-{path.name.removeprefix(INCOMPLETE)}")
         os.replace(path, doomed)
         shutil.rmtree(doomed)
@@ -56,13 +66,27 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes were writing in `folder` (not below it), under one name or any."""
-    for leftover in folder.glob(f"{INCOMPLETE}*-{name}"):
-        remove(leftover)
+    """Remove what processes that were killed were writing in `folder` (not below it), under one name or any."""
+    for leftover in folder.iterdir() if folder.is_dir() else []:
+        written = re.fullmatch(rf"{re.escape(INCOMPLETE)}(\d+)-(?:removed-)?(.*)", leftover.name, re.DOTALL)
+        if written and name in ("*", written[2]) and not _is_written_by_another(int(written[1])):
+            remove(leftover)
+
+
+def _is_written_by_another(process: int) -> bool:
+    return process != os.getpid() and psutil.pid_exists(process)
+
+
+def say_damaged(path: Path) -> None:
+    """Say that a file which can be made anew cannot be read, and is made anew."""
+    tqdm.write(f"hfgen: {path} is damaged, and is made anew", file=sys.stderr)
 
 
 def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    on_windows = os.name == "nt"
+    if on_windows and path.is_dir():  # which it flushes itself, and cannot open
+        return
+    descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

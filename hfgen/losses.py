@@ -33,18 +33,19 @@ def signal_and_noise(scheduler: SchedulerMixin, timesteps: Tensor) -> tuple[Tens
         timesteps: t, (B,) or a scalar, from 0 to T.
 
     Returns:
-        Two float32 tensors that broadcast with images: (B, 1, 1, 1), or (1, 1, 1, 1).
+        Two float32 tensors that broadcast with images, (B, 1, 1, 1) or (1, 1, 1, 1), on the device of the timesteps.
+        They are computed in double precision on the CPU, since Apple GPUs have none.
     """
-    t = timesteps.double().reshape(-1, 1, 1, 1)
+    device, t = timesteps.device, timesteps.cpu().double().reshape(-1, 1, 1, 1)
     if prediction_type_of(scheduler) == FLOW_PREDICTION:
         sigma = t / scheduler.config.num_train_timesteps
-        return (1 - sigma).float(), sigma.float()
-    alphas_cumprod = scheduler.alphas_cumprod.to(t.device).double()
+        return (1 - sigma).float().to(device), sigma.float().to(device)
+    alphas_cumprod = scheduler.alphas_cumprod.cpu().double()
     last = len(alphas_cumprod) - 1
     below = t.long().clamp(0, last)
     above = (below + 1).clamp(max=last)
     alpha_bar = torch.lerp(alphas_cumprod[below], alphas_cumprod[above], t - below)
-    return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+    return alpha_bar.sqrt().float().to(device), (1 - alpha_bar).sqrt().float().to(device)
 
 
 def diffusion_target(prediction_type: str, images: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -97,7 +98,8 @@ def loss_weights(weighting: str, prediction_type: str, alpha: Tensor, sigma: Ten
     `uniform`: 1. `min_snr`: the error of the image that is implied counts min(SNR, γ) times, where SNR = α² / σ² (Hang
     et al. 2023). `p2`: the error of the noise that is implied counts 1 / (1 + SNR) times (Choi et al. 2022, k = γ =
     1). At a given x_t, the squared error of the image is σ² times that of v or the flow, and σ² / α² times that of the
-    noise.
+    noise. Where SNR is 0, both would leave out the level at which drawing begins; the weight there is 1, as in the
+    code of Hang et al.
 
     Args:
         weighting: One of these.
@@ -120,17 +122,15 @@ def loss_weights(weighting: str, prediction_type: str, alpha: Tensor, sigma: Ten
         case other:
             raise ValueError(f"unknown loss weighting {other}")
     of_image_error = {"epsilon": 1 / snr, "sample": torch.ones_like(snr)}
-    return of_image * of_image_error.get(prediction_type, sigma.square())
+    return torch.where(snr > 0, of_image * of_image_error.get(prediction_type, sigma.square()), 1.0)
 
 
-def draw_timesteps(
-    sampling: Literal["uniform", "logit_normal"], scheduler: SchedulerMixin, batch_size: int, device: torch.device
-) -> Tensor:
-    """Draw the timesteps of a batch: whole ones, 0 to T − 1, for a diffusion; any from 0 to T for a flow.
+def draw_timesteps(sampling: Literal["uniform", "logit_normal"], scheduler: SchedulerMixin, batch_size: int) -> Tensor:
+    """Draw the timesteps of a batch on the CPU: whole ones, 0 to T − 1, for a diffusion; from 0 to T for a flow.
 
     `logit_normal` prefers the middle: t / T is the sigmoid of a standard normal number (Esser et al. 2024).
     """
-    share = compute_density_for_timestep_sampling(sampling, batch_size, logit_mean=0.0, logit_std=1.0, device=device)
+    share = compute_density_for_timestep_sampling(sampling, batch_size, logit_mean=0.0, logit_std=1.0)
     t = share * scheduler.config.num_train_timesteps
     return t if prediction_type_of(scheduler) == FLOW_PREDICTION else t.long()
 

@@ -1,27 +1,30 @@
 """The measures of `hfgen/metrics/` on images as judges see them, with deviations, real-data floors and a cache."""
 
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hfgen.data import ImageData
-from hfgen.files import complete_or_absent
+from hfgen.files import complete_or_absent, say_damaged
 from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance
-from hfgen.metrics.judge import Judge
+from hfgen.metrics.judge import Judge, judges_numbers
 from hfgen.metrics.kernel_distance.kernel_distance import kernel_distance
 from hfgen.metrics.memorization_gap.memorization_gap import memorization_gap
 from hfgen.metrics.precision_recall_density_coverage.precision_recall_density_coverage import (
     hits,
-    neighbour_radii,
     precision_recall_density_coverage,
+    squared_radii,
     values_of_hits,
 )
 from hfgen.seeds import derive_seed
@@ -31,8 +34,10 @@ KERNEL_SUBSET = 1000
 KERNEL_SUBSETS = 100
 GROUPS = 10  # into which samples are divided for the standard deviations
 MEMORIZATION_SAMPLES = 4000  # of each kind, at most
+LEAST_RECALL = 0.1  # below it no deviation is stated
+DISTANCES_AT_A_TIME = 50_000_000  # in memory
 OVERLAP = 0.01  # share of the test images from which on they count as seen in training
-_VERSION = 1  # of what is cached; increase when a measure changes
+_VERSION = 2  # of what is cached; increase when a measure changes
 
 
 class Reference:
@@ -56,6 +61,12 @@ class Reference:
         """Return the classes that the judge finds in a data set, int64 (N,)."""
         return self._seen(data)["predicted"]
 
+    def labels(self, data: ImageData) -> Tensor | None:
+        """Return the classes of a data set as the judge numbers them, int64 (N,), or None where it has none."""
+        if data.labels is None:
+            return None
+        return judges_numbers(data.label_names, data.source, self.judge.label_names)[data.labels]
+
     def _seen(self, data: ImageData) -> dict[str, Tensor]:
         def look() -> dict[str, Tensor]:
             features, logits = self.judge.look_at(data.images)
@@ -70,24 +81,23 @@ class Reference:
             For each measure its value and its standard deviation over other samples of the same model. Those of
             precision, recall, density, coverage and the Fréchet distance come from leaving out a tenth of the samples
             at a time (the grouped jackknife); that of the kernel distance, which is a mean, from its values for each
-            tenth alone. A deviation is None where a tenth has too few samples.
+            tenth alone. A deviation is None where a tenth has too few samples, and for a recall below `LEAST_RECALL`,
+            which rests on the few largest balls: whether there are such in other samples, these cannot tell.
         """
         references = self.features(self.test)
-        radii = self._kept(
-            f"radii-{NEIGHBOURS}-{self.test.fingerprint[:16]}",
-            lambda: {"radii": neighbour_radii(references, NEIGHBOURS)},
-        )["radii"]
+        squares = self._kept(
+            f"squared-radii-{NEIGHBOURS}-{self.test.fingerprint[:16]}",
+            lambda: {"squares": squared_radii(references, NEIGHBOURS)},
+        )["squares"]
         values = _distances(features, references)
         stds: dict[str, float | None] = dict.fromkeys(values)
         every = torch.arange(len(features)) % GROUPS
-        if (every != 0).sum() > features.shape[1]:
-            stds["frechet_distance"] = _jackknife([
-                frechet_distance(features[every != group], references) for group in range(GROUPS)
-            ])  # fmt: skip
+        if distances := self.frechet_distances_without(features):
+            stds["frechet_distance"] = jackknife(distances)
         if (every == 0).sum() > NEIGHBOURS:
             parts = [_kernel_distance(features[every == group], references, GROUPS) for group in range(GROUPS)]
             stds["kernel_distance"] = torch.tensor(parts).std().item() / math.sqrt(GROUPS)
-        balls, covered, recalled = hits(features, references, NEIGHBOURS, radii, GROUPS)
+        balls, covered, recalled = hits(features, references, NEIGHBOURS, squares, GROUPS)
         values |= values_of_hits(balls, covered, recalled, NEIGHBOURS)
         without = [
             values_of_hits(
@@ -95,8 +105,29 @@ class Reference:
             )
             for group in range(GROUPS)
         ]
-        stds |= {name: _jackknife([found[name] for found in without]) for name in without[0]}
+        stds |= {name: jackknife([found[name] for found in without]) for name in without[0]}
+        if values["recall"] < LEAST_RECALL:
+            stds["recall"] = None
         return {name: {"value": value, "std": stds[name]} for name, value in values.items()}
+
+    def frechet_distances_without(self, features: Tensor) -> list[float]:
+        """Return the Fréchet distances to the test images without each tenth of features (N, D); none if N is small.
+
+        Sample i is in tenth i mod 10, so that samples that belong together image by image are left out together.
+        """
+        every = torch.arange(len(features)) % GROUPS
+        if (every != 0).sum() <= features.shape[1]:
+            return []
+        references = self.features(self.test)
+        return [frechet_distance(features[every != group], references) for group in range(GROUPS)]
+
+    @functools.cached_property
+    def accuracy(self) -> dict[str, Any] | None:
+        """How often the judge is right on the test images (see `accuracy_of`), or None where they have no labels."""
+        labels = self.labels(self.test)
+        if labels is None:
+            return None
+        return accuracy_of(self.predicted(self.test), labels, len(self.judge.label_names))
 
     @functools.cached_property
     def test_images_in_training(self) -> int:
@@ -131,18 +162,22 @@ class Reference:
         path = self._place(
             f"floors-{num_images}-{'-'.join(sets)}-{self.test.fingerprint[:16]}-{self.train.fingerprint[:16]}.json"
         )
-        if not path.exists():
-            floors = {
-                name: {
-                    "num_images": len(samples),
-                    **_distances(samples, references),
-                    **precision_recall_density_coverage(samples, references, NEIGHBOURS),
-                }
-                for name, (samples, references) in sets.items()
+        if path.exists():
+            try:
+                return json.loads(path.read_text())
+            except ValueError:
+                say_damaged(path)
+        floors = {
+            name: {
+                "num_images": len(samples),
+                **_distances(samples, references),
+                **precision_recall_density_coverage(samples, references, NEIGHBOURS),
             }
-            with complete_or_absent(path) as temporary:
-                temporary.write_text(json.dumps(floors))
-        return json.loads(path.read_text())
+            for name, (samples, references) in sets.items()
+        }
+        with complete_or_absent(path) as temporary:
+            temporary.write_text(json.dumps(floors))
+        return floors
 
     def memorization(self, features: Tensor) -> dict[str, dict[str, float]]:
         """Tell how much nearer to training than to test images samples stand, in equal numbers of each.
@@ -152,9 +187,11 @@ class Reference:
 
         Returns:
             For the samples (`generated`), and where there are enough for training images in their place that are not
-            among those compared with (`real`): the gap in nats per image (see `memorization_gap`), the share of
-            samples whose nearest real image is a training image, one half for a model that copies nothing, and the
-            standard errors of both.
+            among those compared with (`real`): the gap in nats per image (see `memorization_gap`) and its standard
+            error; the share of samples whose nearest real image is a training image, and how far from one half, its
+            average, that is by the choice of the real images alone. If c_h of N samples have the real image h as their
+            nearest, and it is chance whether that one was trained on, this deviation is ½ √(Σ c_h²) / N: the larger,
+            the fewer real images are nearest to many samples.
         """
         generator = torch.Generator().manual_seed(derive_seed("memorization"))
         test, train = self.features(self.test), self.features(self.train)
@@ -167,21 +204,28 @@ class Reference:
             samples = samples[: min(MEMORIZATION_SAMPLES, len(features))]
             if len(samples) > NEIGHBOURS:
                 gap, gap_error = memorization_gap(samples, train, test)
-                nearer = nearest(samples, train)[0] < nearest(samples, test)[0]
+                to_train, to_test = nearest(samples, train), nearest(samples, test)
+                nearer = to_train[0] < to_test[0]
+                counts = torch.where(nearer, to_train[1], number + to_test[1]).bincount().double()
                 results[kind] = {
                     "gap": gap,
                     "gap_std": gap_error,
                     "nearer_to_training": nearer.double().mean().item(),
-                    "nearer_to_training_std": 0.5 / math.sqrt(len(samples)),
+                    "nearer_to_training_std": 0.5 * counts.norm().item() / len(samples),
                 }
         return results
 
     def _kept(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         path = self._place(f"{name}.safetensors")
-        if not path.exists():
-            with complete_or_absent(path) as temporary:
-                save_file({key: value.contiguous() for key, value in compute().items()}, temporary)
-        return load_file(path)
+        if path.exists():
+            try:
+                return load_file(path)
+            except SafetensorError:
+                say_damaged(path)
+        computed = {key: value.contiguous() for key, value in compute().items()}
+        with complete_or_absent(path) as temporary:
+            save_file(computed, temporary)
+        return computed
 
     def _place(self, name: str) -> Path:
         return self.cache / f"statistics-{_VERSION}-{self.judge.sha256[:16]}-{name}"
@@ -189,13 +233,20 @@ class Reference:
 
 def count_in(data: ImageData, images: Tensor) -> int:
     """Count the images (N, C, H, W) that are, to the pixel, in a data set."""
-    known = {image.tobytes() for image in data.images.numpy()}
-    return sum(image.tobytes() in known for image in images.numpy())
+
+    def digest(image: np.ndarray) -> bytes:  # of a million images the pixels would fill the memory
+        return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+    known = set(map(digest, data.images.numpy()))
+    return sum(digest(image) in known for image in images.numpy())
 
 
 def nearest(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each of the features, (N, D), distance and number of the nearest of the others, (M, D)."""
-    found = [torch.cdist(part, others).min(1) for part in features.split(500)]
+    centre = others.mean(0)  # far from 0, float32 has no digits left for the distances
+    others = others - centre
+    rows = max(1, min(500, DISTANCES_AT_A_TIME // len(others)))
+    found = [torch.cdist(part - centre, others).min(1) for part in features.split(rows)]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
@@ -210,7 +261,7 @@ def _kernel_distance(features: Tensor, references: Tensor, subsets: int) -> floa
     return kernel_distance(features, references, subsets, min(KERNEL_SUBSET, len(features), len(references)))[0]
 
 
-def _jackknife(values: list[float]) -> float:
+def jackknife(values: list[float]) -> float:
     """Return the standard deviation from the values without each group (Tukey 1958)."""
     return math.sqrt((len(values) - 1) * torch.tensor(values, dtype=torch.float64).var(correction=0).item())
 

@@ -4,25 +4,35 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from hfgen.config.training import (
+    MAX_BATCH_SIZE,
+    MAX_GUIDANCE,
+    MAX_IMAGES,
+    MAX_LATENTS,
+    MAX_NOISE,
+    MAX_RESOLUTION,
+    MAX_SEED,
+    MAX_TILE,
+    MAX_TIMESTEPS,
+    MAX_TRUNCATION,
+    require,
+    require_values,
+)
 from hfgen.errors import UserError
-
-MOST = {  # of what is given on a command line: beyond, nothing but a slip of the finger, or no image
-    "batch_size": 10**6,
-    "guidance_scale": 1000,
-    "noise_std": 100,
-    "num_bound_images": 10**9,
-    "num_images": 10**9,
-    "num_importance_samples": 10**9,
-    "num_inference_steps": 10**5,
-    "resolution": 10**4,
-    "seed": 2**63 - 1,
-    "tile_size": 10**6,
-    "truncation": 1000,
-}
+from hfgen.files import local_path
 
 
 @dataclass(kw_only=True)
-class SamplerOptions:
+class Options:
+    """What every command takes alike."""
+
+    def __post_init__(self):
+        """Refuse numbers that are not finite."""
+        require_values(self)
+
+
+@dataclass(kw_only=True)
+class SamplerOptions(Options):
     """How images are drawn from a model; what is not given is as in the sample grids of its own run.
 
     Args:
@@ -45,6 +55,13 @@ class SamplerOptions:
     guidance_interval: list[float] = field(default_factory=list)
     prior: Literal["normal", "mixture"] | None = None
     truncation: float | None = None
+
+    def __post_init__(self):
+        """Refuse numbers that nothing can be drawn with."""
+        super().__post_init__()
+        require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
+        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        require(self, "positive", ["truncation"], at_most=MAX_TRUNCATION)
 
     def given_sampler(self) -> dict[str, Any]:
         """Return what was given."""
@@ -85,10 +102,10 @@ class SampleConfig(SamplerOptions):
 
     def __post_init__(self):
         """Refuse values that nothing can be drawn with."""
-        _require_bounded(self)
-        _require_positive(self, ["num_images", "num_inference_steps", "batch_size"])
-        if self.seed < 0:
-            raise UserError(f"seed must be zero or more, not {self.seed}")
+        super().__post_init__()
+        require(self, "positive", ["num_images"], at_most=MAX_IMAGES)
+        require(self, "positive", ["batch_size"], at_most=MAX_BATCH_SIZE)
+        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
         suffix = Path(self.output).suffix.lower()
         if suffix not in {"", ".png", ".gif", ".npz"}:
             raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
@@ -98,7 +115,7 @@ class SampleConfig(SamplerOptions):
 
 
 @dataclass(kw_only=True)
-class TranslateConfig:
+class TranslateConfig(Options):
     """Change given images with an image-to-image model, or with a diffusion model that was trained to draw.
 
     Args:
@@ -108,6 +125,8 @@ class TranslateConfig:
         input: A picture, a folder of pictures, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). What
             cannot be read is left out and named. An image-to-image model takes each at its own size; for a diffusion
             model they are brought to its size and channels as training images are, but not if noise_std is given.
+        invert: Turn the input's black to white and white to black, for a drawing in black on white and a model of
+            images that are white on black, such as MNIST.
         task: What a diffusion model is to do, while an image-to-image model does what it was trained for: `denoise`
             (remove white noise), `vary` (make similar images), `inpaint` (fill in what the mask shows) or
             `change_class`.
@@ -133,6 +152,7 @@ class TranslateConfig:
     revision: str | None = None
     trust_remote_code: bool = False
     input: str
+    invert: bool = False
     task: Literal["denoise", "vary", "inpaint", "change_class"] | None = None
     noise_std: float | None = None
     inverse: bool = False
@@ -148,12 +168,14 @@ class TranslateConfig:
 
     def __post_init__(self):
         """Refuse what does not belong to the task, and what it lacks."""
-        _require_bounded(self)
-        _require_positive(self, ["num_inference_steps", "tile_size"])
-        if self.seed < 0:
-            raise UserError(f"seed must be zero or more, not {self.seed}")
+        super().__post_init__()
+        require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
+        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        require(self, "any", ["noise_std"], at_most=MAX_NOISE)
+        require(self, "positive", ["tile_size"], at_most=MAX_TILE)
+        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
         for name in ("input", "mask"):
-            if (value := getattr(self, name)) is not None and not Path(value).expanduser().exists():
+            if (value := getattr(self, name)) is not None and not local_path(value).exists():
                 raise UserError(f"there is no picture, folder or .npz file {value} ({name})")
         own = {
             "noise_std": {"denoise"}, "mask": {"inpaint"}, "strength": {"vary", "change_class"},
@@ -167,13 +189,13 @@ class TranslateConfig:
                 raise UserError(f"the task {task} needs --{name}")
         if Path(self.output).suffix.lower() not in {"", ".png", ".npz"}:
             raise UserError(f"output must end in .png or .npz, or be a folder, not {self.output}")
-        source, output = (Path(place).expanduser().resolve() for place in (self.input, self.output))
-        if output.is_relative_to(source) or (self.mask and output == Path(self.mask).expanduser().resolve()):
+        source, output = (local_path(place).resolve() for place in (self.input, self.output))
+        if output.is_relative_to(source) or (self.mask and output == local_path(self.mask).resolve()):
             raise UserError(f"output {self.output} could write over the input; name another place")
 
 
 @dataclass(kw_only=True)
-class TestingOptions:
+class TestingOptions(Options):
     """With what real images, and by which judges, a model is tested.
 
     Args:
@@ -181,7 +203,10 @@ class TestingOptions:
         trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
         dataset_name: Data set to compare with (see `hfgen train ddpm --help`); by default the one that the run was
             trained on.
-        reference_split: Split to compare with: images that the model has not seen.
+        reference_split: Split to compare with: images that the model has not seen, by default the test split, be it
+            the data set's own or what was held out in training.
+        validation_fraction: Hold this part of the data set out, as `hfgen train` does; by default as in training.
+        test_fraction: Likewise; for images and models that are not from a run.
         resolution: Pixels to which the data set is brought; by default as in training.
         channels: 1 for grey, 3 for RGB; by default as in training.
         judge: Classifiers by whose features and decisions images are judged: names of shipped ones, or runs of `hfgen
@@ -196,6 +221,8 @@ class TestingOptions:
     trust_remote_code: bool = False
     dataset_name: str | None = None
     reference_split: str = "test"
+    validation_fraction: float | None = None
+    test_fraction: float | None = None
     resolution: int | None = None
     channels: Literal[1, 3] | None = None
     judge: list[str] = field(default_factory=list)
@@ -206,10 +233,11 @@ class TestingOptions:
 
     def __post_init__(self):
         """Refuse values that nothing can be tested with."""
-        _require_bounded(self)
-        _require_positive(self, ["batch_size", "resolution"])
-        if self.seed < 0:
-            raise UserError(f"seed must be zero or more, not {self.seed}")
+        super().__post_init__()
+        require(self, "positive", ["batch_size"], at_most=MAX_BATCH_SIZE)
+        require(self, "positive", ["resolution"], at_most=MAX_RESOLUTION)
+        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
+        require(self, "from 0 to below 1", ["validation_fraction", "test_fraction"])
 
 
 @dataclass(kw_only=True)
@@ -225,24 +253,7 @@ class MeasuringOptions(TestingOptions):
     def __post_init__(self):
         """Refuse values that nothing can be measured with."""
         super().__post_init__()
-        _require_positive(self, ["num_images", "num_inference_steps"])
-
-
-def _require_bounded(options: Any) -> None:
-    """Refuse absurd numbers, NaN and infinity among them, whichever such option it is."""
-    for name, most in MOST.items():
-        value = getattr(options, name, None)
-        for number in value if isinstance(value, list) else [value]:
-            if number is not None and not abs(number) <= most:
-                raise UserError(f"{name} must be at most {most:,}, not {number:,}")
-
-
-def _require_positive(options: Any, names: list[str]) -> None:
-    for name in names:
-        value = getattr(options, name)
-        for number in value if isinstance(value, list) else [value]:
-            if number is not None and number < 1:
-                raise UserError(f"{name} must be positive, not {number}")
+        require(self, "positive", ["num_images"], at_most=MAX_IMAGES)
 
 
 @dataclass(kw_only=True)
@@ -254,6 +265,8 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
             is measured.
         images: Images to measure instead of a model: an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3), and
             optionally `labels`, int (N,)) or a folder of pictures (one sub-folder a class, or none).
+        invert: Turn black to white and white to black in `images` first, where the data set is white on black and they
+            are not, or the other way round.
         num_images: How many images to draw and measure; by default 10,000, or all of `images`; a smaller number of
             those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
         classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
@@ -268,6 +281,7 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
 
     run_or_repo: str | None = None
     images: str | None = None
+    invert: bool = False
     num_images: int | None = None
     classification_accuracy_score: bool = False
     target_reference_split: str | None = None
@@ -282,8 +296,10 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
             raise UserError(
                 "--images also needs --dataset_name, the data set to compare with, and --output_dir for the report"
             )
+        if self.invert and not self.images:
+            raise UserError("invert is for --images; what a model draws is measured as it is")
         super().__post_init__()
-        images = Path(self.images or "").expanduser()
+        images = local_path(self.images or "")
         if not images.is_dir() and not (images.is_file() and images.suffix == ".npz"):
             raise UserError(f"there is no folder and no .npz file {self.images} (images)")
 
@@ -311,7 +327,8 @@ class AnalyzeConfig(TestingOptions):
     def __post_init__(self):
         """Refuse values that nothing can be found out with."""
         super().__post_init__()
-        _require_positive(self, ["num_importance_samples"])
+        require(self, "positive", ["num_importance_samples"], at_most=MAX_LATENTS)
+        require(self, "positive", ["num_bound_images"], at_most=MAX_IMAGES)
         if self.num_bound_images < 2:
             raise UserError(f"num_bound_images must be two or more, for a standard error, not {self.num_bound_images}")
 
@@ -341,8 +358,10 @@ class CompareSamplersConfig(MeasuringOptions):
     def __post_init__(self):
         """Refuse values that nothing can be compared with."""
         super().__post_init__()
+        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         if not self.runs:
             raise UserError("name the runs to compare the samplers of")
+        require(self, "positive", ["num_inference_steps"])
         for name in ("scheduler", "num_inference_steps"):
             if not getattr(self, name):
                 raise UserError(f"{name} must have at least one entry, not none")
@@ -350,6 +369,8 @@ class CompareSamplersConfig(MeasuringOptions):
             name, colon, steps = scheduler.partition(":")
             if not name or (colon and not (steps.isdecimal() and int(steps))):
                 raise UserError(f"scheduler must be a name, or a name and steps as in ddpm:1000, not {scheduler}")
+        if most := max((steps for _, steps in self.settings() if steps > MAX_TIMESTEPS), default=0):
+            raise UserError(f"num_inference_steps must be at most {MAX_TIMESTEPS:,}, not {most:,}")
 
     def settings(self) -> list[tuple[str, int]]:
         """Return the schedulers with the numbers of steps to try."""

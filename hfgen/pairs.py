@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfgen.data import ImageData, load_images
+from hfgen.data import ImageData, load_images, placed_folder
 from hfgen.degradations import Degradation, Degraded, check_degradations, degrade, parse_degradations
 from hfgen.errors import UserError
 
@@ -65,12 +65,12 @@ class Inputs:
 
 def _load_inputs(run: Mapping[str, Any], split: str) -> ImageData:
     names = ("label_column", "resolution", "channels", "cache_dir")
-    options = {name: run[name] for name in names} | {"split": split}
+    options = {name: run[name] for name in names} | {"split": split} | _held_out(run, run["train_split"])
     options["max_samples"] = run["max_train_samples"] if split == run["train_split"] else None
     if column := run["input_column"]:
-        source = run["dataset_name"] or str(Path(run["train_data_dir"]).expanduser().absolute())
+        source = run["dataset_name"] or placed_folder(run["train_data_dir"])
         return load_images(source, image_column=column, **options)
-    folders = [Path(run[name]).expanduser().absolute() for name in ("train_data_dir", "input_data_dir")]
+    folders = [Path(placed_folder(run[name])) for name in ("train_data_dir", "input_data_dir")]
     if not folders[1].is_dir():
         raise UserError(f"there is no folder {run['input_data_dir']} (input_data_dir)")
     wanted, found = (_names(folder) for folder in folders)
@@ -80,6 +80,12 @@ def _load_inputs(run: Mapping[str, Any], split: str) -> ImageData:
             + _unpaired(run, wanted, found)
         )
     return load_images(str(folders[1]), **options)
+
+
+def _held_out(run: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """Return into which parts a split of the second images is divided: as that of the first."""
+    fractions = {name: run.get(name, 0.0) for name in ("validation_fraction", "test_fraction")}  # newer than some runs
+    return fractions | {"held_out_of": split}
 
 
 def _unpaired(run: Mapping[str, Any], wanted: list[str], found: list[str]) -> str:
@@ -119,9 +125,10 @@ class SecondKind:
     def __init__(self, run: Mapping[str, Any], data: ImageData, split: str):
         self.degradations = parse_degradations(run["target_degradation"])
         folder = run["target_data_dir"]
-        source = str(Path(folder).expanduser().absolute()) if folder else run["target_dataset_name"]
+        source = placed_folder(folder) if folder else run["target_dataset_name"]
         names = ("resolution", "channels", "on_bad_image", "cache_dir")
         options = {name: run[name] for name in names} | {"split": split, "image_column": run["target_image_column"]}
+        options |= _held_out(run, run["target_split"])
         options["max_samples"] = run["max_train_samples"] if split == run["target_split"] else None
         self.data = load_images(source, **options) if source else data
         self.random_flip = run["random_flip"]

@@ -3,7 +3,6 @@
 import json
 import math
 import platform
-import resource
 import shlex
 import sys
 from importlib.metadata import version
@@ -13,12 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hfgen.devices import device_name, peak_memory_bytes
 from hfgen.files import complete_or_absent
 
-CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
-CLASSES_FILE = "classes.jsonl"  # one JSON object a checkpoint, with the share of each class of what is drawn
+CLASSES_FILE = "classes.jsonl"  # one JSON object a checkpoint, with the share of each class, drawn and real
 RUN_FILE = "run.json"
+OUTDATED = "outdated"  # folder of what a resumed run leaves behind
 RECORDED_PACKAGES = [
     "hfgen",
     "torch",
@@ -80,8 +80,8 @@ class MetricsFile:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """Read `metrics.jsonl` or `classes.jsonl`: one row an optimizer step or checkpoint."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Read `metrics.jsonl` or `classes.jsonl`: one row an optimizer step or checkpoint; damaged lines are left out."""
+    return [row for line in path.read_bytes().splitlines() if (row := _row(line))]
 
 
 def add_row(path: Path, row: dict[str, float]) -> None:
@@ -92,12 +92,24 @@ def add_row(path: Path, row: dict[str, float]) -> None:
 
 
 def forget_rows(path: Path, step: int) -> None:
-    """Forget what was written after a step, half a line included."""
+    """Forget what was written after a step, and damaged lines, whose number is told but for a last one cut short."""
     if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        *lines, _ = path.read_bytes().split(b"\n")
+        rows = [_row(line) for line in lines]
+        if damaged := rows.count(None):
+            print(f"{path}: left out {damaged} line{'s' * (damaged > 1)} that cannot be read")
         with complete_or_absent(path) as temporary:
+            kept = [line + b"\n" for line, row in zip(lines, rows, strict=True) if row and row["step"] <= step]
             temporary.write_bytes(b"".join(kept))
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    """Read a line as a row, or return None if it is damaged."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def losses_of(row: dict[str, float]) -> dict[str, float]:
@@ -121,13 +133,10 @@ def describe_run(
     problems: list[str],
 ) -> None:
     """Write `run.json`: command, versions, hardware, time and memory of a finished training, and what went wrong."""
-    on_gpu = accelerator.device.type == "cuda"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     record = {
         "command": command,
         "device_type": accelerator.device.type,
-        "device": torch.cuda.get_device_name() if on_gpu else processor,
+        "device": device_name(accelerator.device),
         "threads": torch.get_num_threads(),
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
@@ -136,7 +145,7 @@ def describe_run(
         "images_seen": steps * images_per_step,
         "train_seconds": round(seconds, 1),
         "images_per_second": round(steps * images_per_step / seconds, 1),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak,
+        "peak_memory_bytes": peak_memory_bytes(accelerator.device),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
         "problems": problems,

@@ -1,22 +1,24 @@
 """What a model's images are compared with: the real images that it was trained on and others, and the judges."""
 
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images
+from hfgen.config.training import CONFIG_FILE, read_fields
+from hfgen.data import SHORT_NAMES, ImageData, cache_folder, load_images, placed_folder, placed_source
 from hfgen.errors import UserError
 from hfgen.measures import Reference
-from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
+from hfgen.metrics.judge import Judge, judges_numbers, load_judge, shipped_judges_of
 from hfgen.options import MeasuringOptions, TestingOptions
-from hfgen.records import CONFIG_FILE, RUN_FILE
+from hfgen.records import RUN_FILE
+from hfgen.report import weak_judges
 from hfgen.subjects import size_of
 from hfgen.untrusted import own_file
 
 REPORTED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
+BETTER_THAN_GUESSED = 0.1  # of what a guess gets wrong, a judge must get right as much
 REPORTED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetrics"]
 
 
@@ -49,7 +51,30 @@ def load_references(options: MeasuringOptions, run: dict[str, Any], owner: str, 
         load_real(options, run, dataset, split) for split in (options.reference_split, train_split_of(options, run))
     )
     _check(options, num_images, judges, test, train)
-    return [Reference(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
+    references = [Reference(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
+    check_judges({each.judge.name: each.accuracy for each in references if each.accuracy}, test.source)
+    return references
+
+
+def check_judges(accuracies: dict[str, dict[str, Any]], source: str) -> None:
+    """Say which judges are often wrong about real images.
+
+    Args:
+        accuracies: By judge, what `hfgen.measures.accuracy_of` found of the images.
+        source: What the images are called.
+
+    Raises:
+        UserError: for a judge that does not do better than by guessing.
+    """
+    for judge, found in accuracies.items():
+        guessed = 1 / len(found["accuracy_per_class"])
+        if found["accuracy"] < guessed + BETTER_THAN_GUESSED * (1 - guessed):
+            raise UserError(
+                f"the judge {judge} is right on {found['accuracy']:.1%} of the images of {source}, where a guess is "
+                f"right on {guessed:.1%}: it does not know such images; name another --judge"
+            )
+    for text in weak_judges(accuracies):
+        print(f"hfgen: warning: {text}", file=sys.stderr)
 
 
 def judges_of(options: TestingOptions, dataset: str, test: ImageData) -> list[Judge]:
@@ -67,17 +92,20 @@ def judges_of(options: TestingOptions, dataset: str, test: ImageData) -> list[Ju
     return judges
 
 
-def train_split_of(options: MeasuringOptions, run: dict[str, Any]) -> str:
+def train_split_of(options: TestingOptions, run: dict[str, Any]) -> str:
     """Return the split that a model was trained on."""
-    return options.train_split or run.get("train_split", "train")
+    return getattr(options, "train_split", None) or run.get("train_split", "train")
 
 
 def run_fields(source: Path) -> dict[str, Any]:
-    """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints."""
+    """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     for folder in (source, source.resolve().parents[1] if is_checkpoint(source) else source):
         if (folder / CONFIG_FILE).is_file():
-            fields = yaml.safe_load((folder / CONFIG_FILE).read_text())
-            return fields if isinstance(fields, dict) else {}
+            return read_fields(folder / CONFIG_FILE)
     return {}
 
 
@@ -121,7 +149,7 @@ def default_output(run_or_repo: str) -> Path:
 def data_source_of(run: dict[str, Any]) -> str | None:
     """Return what a run was trained on, as `load_images` takes it."""
     folder = run.get("train_data_dir")
-    return str(Path(folder).expanduser().absolute()) if folder else run.get("dataset_name")
+    return placed_folder(folder) if folder else run.get("dataset_name")
 
 
 def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split: str) -> ImageData:
@@ -130,7 +158,8 @@ def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split:
     Raises:
         UserError: if there are none.
     """
-    own = dataset == data_source_of(run)
+    own = placed_source(dataset) == data_source_of(run)
+    held_out = held_out_by(options, run, dataset)
     try:
         return load_images(
             dataset,
@@ -142,14 +171,32 @@ def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split:
             max_samples=run.get("max_train_samples") if own and split == run.get("train_split") else None,
             on_bad_image=run.get("on_bad_image", "error"),
             cache_dir=options.cache_dir,
+            held_out_of=train_split_of(options, run if own else {}),
+            **held_out,
         )
     except UserError as error:
         if "cannot open split" in str(error):
             raise UserError(
-                f"{str(error).rstrip('.')}. --reference_split and --train_split name others, for instance "
-                "'train[80%:]' for a model of 'train[:80%]'"
+                f"{str(error).rstrip('.')}. A model that was trained with --test_fraction 0.2 has test images; "
+                "--reference_split names another split, and --dataset_name another data set"
             ) from error
         raise
+
+
+def held_out_by(options: TestingOptions, run: dict[str, Any], dataset: str) -> dict[str, float]:
+    """Return which fractions of a data set are held out: as a model of it was trained, else as was asked.
+
+    Raises:
+        UserError: if others are asked for, with some of which the model was trained.
+    """
+    own = placed_source(dataset) == data_source_of(run)
+    fractions = {}
+    for name in ("validation_fraction", "test_fraction"):
+        trained, asked = run.get(name, 0.0) if own else 0.0, getattr(options, name)
+        if own and asked not in (None, trained):
+            raise UserError(f"the model was trained with {name} {trained:g}, so that {asked:g} would mix the parts")
+        fractions[name] = trained if asked is None else asked
+    return fractions
 
 
 def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test: ImageData, train: ImageData) -> None:
@@ -171,6 +218,9 @@ def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test
             )
         if judge.label_names != judges[0].label_names:
             raise UserError(f"the judges {judges[0].name} and {judge.name} know different classes")
+    for data in (test, train):
+        if data.labels is not None:
+            judges_numbers(data.label_names, data.source, judges[0].label_names)
     check_size(train.images.shape[1:], f"the training split of {train.source}", test)
 
 

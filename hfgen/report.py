@@ -1,6 +1,7 @@
 """What an evaluation leaves: `evaluation.json`, `evaluation.md` with pictures, and one table of many of them."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from hfgen.figures import (
     save_picture,
 )
 from hfgen.files import complete_or_absent
+from hfgen.records import OUTDATED
 from hfgen.untrusted import one_line, read_json
 
 RECORD = "evaluation.json"
@@ -35,6 +37,7 @@ MEASURES = {
     "density": ("density", "near 1"),
     "coverage": ("coverage", "higher"),
 }
+WEAK_JUDGE = 2 / 3  # a judge that is right on fewer of the real images is named as such
 FLOORS = {"train_against_test": "training against test", "half_against_half": "training, half against half"}
 
 
@@ -101,7 +104,7 @@ def _seen(setting: dict[str, Any], judge: str) -> str:
 def _nearness(setting: dict[str, Any]) -> list[str]:
     """Say how near what was given comes to what should be, in PSNR and SSIM, and what was made of it."""
     compared = [part for part in (setting["given"], setting["made"]) if "mse" in part]
-    psnrs = [f"{part['psnr']:.2f}" if "psnr" in part else "∞" for part in compared]  # of two equal images
+    psnrs = [f"{part['psnr']:.2f}" if "psnr" in part else "∞" for part in compared]  # of earlier versions: equal
     ssims = [f"{part['ssim']:.3f}" for part in compared if "ssim" in part]
     return [" → ".join(psnrs), " → ".join(ssims)]
 
@@ -117,6 +120,7 @@ def _restoration_page(record: dict[str, Any]) -> list[str]:
         "to 8 bits; what is smaller is enlarged for that (bicubic), what is grey is the same in all channels.",
         *_second_kind(protocol),
         *(["", f"The class is the right one of the images themselves for {real}."] if real else []),
+        *careful(record["judge_accuracy"]),
         *restoration_table(record),
     ]
     for number, setting in enumerate(record["restoration"]):
@@ -149,6 +153,7 @@ def results_page(folders: list[Path], place: Path) -> str:
             (_link(file.resolve().parent, place), read_record(file))
             for folder in folders
             for file in sorted(folder.rglob(name))
+            if OUTDATED not in file.relative_to(folder).parts
         ]
         for name in (RECORD, ANALYSIS_RECORD)
     )
@@ -245,6 +250,46 @@ def fenced(text: str, language: str) -> list[str]:
     return [f"{fence}{language}", *text.splitlines(), fence]
 
 
+def with_error(found: dict[str, float]) -> str:
+    """Write a value and its standard error, both with the digits of which two of the error's are left."""
+    decimals = max(0, 1 - math.floor(math.log10(found["std"]))) if found["std"] > 0 else 2
+    return f"{found['value']:.{decimals}f} ± {found['std']:.{decimals}f}"
+
+
+def nearer_text(found: dict[str, float]) -> str:
+    """Write the share of images that are nearer to a training image, and what chance makes of it, where that is known.
+
+    Reports of earlier versions do not have it.
+    """
+    std = found.get("nearer_to_training_std")
+    return f"{found['nearer_to_training']:.1%}" + ("" if std is None else f" (by chance 50 % ± {std:.1%})")
+
+
+def nearer_explained(kinds: Iterable[dict[str, float]]) -> str:
+    """Say what such shares tell."""
+    if any("nearer_to_training_std" not in found for found in kinds):
+        return "How far chance alone takes this from 50 % was not measured, so that nothing follows from it."
+    return (
+        "If nothing is copied, it is 50 % on average over choices of the real images; as a few of those are often "
+        "nearest to many images, it may be far from that by chance. Copies raise it."
+    )
+
+
+def weak_judges(accuracies: dict[str, dict[str, Any]]) -> list[str]:
+    """Say which judges, of those with `accuracy_of` the real images, are often wrong."""
+    return [
+        f"The judge {code(judge)} is right on no more than {accuracy_text(found)} of the real images: what it says of "
+        "others, and distances in its features, are worth little."
+        for judge, found in accuracies.items()
+        if found["accuracy"] < WEAK_JUDGE
+    ]
+
+
+def careful(accuracies: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the lines that warn of judges that are often wrong."""
+    return [line for text in weak_judges(accuracies) for line in ("", f"**Careful**: {text}")]
+
+
 def accuracy_text(found: dict[str, Any]) -> str:
     """Write an accuracy and its standard deviation in per cent."""
     return f"{found['accuracy']:.2%} ± {found['accuracy_std']:.2%}"
@@ -268,8 +313,7 @@ def bounds_table(record: dict[str, Any]) -> list[str]:
         "negative_importance_weighted_bound": "importance-weighted bound on −ln p(x)",
     }
     bounds = record["bounds"]
-    rows = [[title, f"{bounds[name]['value']:.2f} ± {bounds[name]['std']:.2f}"] for name, title in titles.items()]
-    return table(["", "nats"], rows)
+    return table(["", "nats"], ([title, with_error(bounds[name])] for name, title in titles.items()))
 
 
 def bounds_text(protocol: dict[str, Any]) -> str:
@@ -319,6 +363,7 @@ def _page(record: dict[str, Any]) -> list[str]:
         f"{protocol['num_images']:,} images ({escaped(sampler_text(protocol))}) compared with the "
         f"{protocol['reference_images']:,} images of the split {code(protocol['reference_split'])} of "
         f"{escaped(protocol['dataset'])}.",
+        *careful(record["judge_accuracy"]),
         "",
         f"![the first images]({PICTURES}/images.png)",
         "",
@@ -326,7 +371,8 @@ def _page(record: dict[str, Any]) -> list[str]:
         "",
         "Measured in the features of classifiers trained on the real data, the judges. These are no Inception "
         "features and the values no FID or KID. ± is the standard deviation over other samples of the same model, "
-        "estimated by leaving out a tenth of the images at a time. A value means something beside that of real "
+        "estimated by leaving out a tenth of the images at a time; a recall near 0 has none, as it rests on very few "
+        "images. A value means something beside that of real "
         "images, measured in the same way: training images in the place of the generated ones, against the test "
         "images and against other training images.",
     ]
@@ -388,7 +434,7 @@ def _page(record: dict[str, Any]) -> list[str]:
             f"A classifier trained on {score['generated']['training_images']:,} generated images for "
             f"{score['optimizer_steps']:,} steps is right on {accuracy_text(score['generated'])} of the real test "
             f"images; the same one trained on {score['real']['training_images']:,} real images on "
-            f"{accuracy_text(score['real'])}.",
+            f"{accuracy_text(score['real'])}. ± is over the test images; another training would differ as well.",
         ]
     lines += [
         "",
@@ -404,8 +450,10 @@ def _page(record: dict[str, Any]) -> list[str]:
     if record["memorization"]:
         lines += [
             "",
-            "Compared with equally many training and test images. A model that copies nothing has gap 0 and share "
-            "50 %, within the errors; copies raise both.",
+            "Compared with equally many training and test images. A model that copies nothing has gap 0 within its "
+            "error, and copies raise it. The last column is the proportion of the images that are nearer to a "
+            "training image than to any test image. "
+            + nearer_explained(found for kinds in record["memorization"].values() for found in kinds.values()),
         ]
         lines += table(
             ["judge", "images", "memorisation gap (nats per image)", "nearer to a training image"],
@@ -414,7 +462,7 @@ def _page(record: dict[str, Any]) -> list[str]:
                     code_cell(judge),
                     {"generated": "generated", "real": "other training images"}[kind],
                     f"{found['gap']:.2f} ± {found['gap_std']:.2f}",
-                    f"{found['nearer_to_training']:.1%} ± {found['nearer_to_training_std']:.1%}",
+                    nearer_text(found),
                 ]
                 for judge, kinds in record["memorization"].items()
                 for kind, found in kinds.items()
@@ -432,7 +480,8 @@ def _page(record: dict[str, Any]) -> list[str]:
             "## Inception",
             "",
             f"FID {number(scores['fid'])}, KID {number(scores['kid'])} ± {scores['kid_std']:.1g}, "
-            f"Inception Score {number(scores['inception_score'])} ± {scores['inception_score_std']:.1g}.",
+            f"Inception Score {number(scores['inception_score'])} ± {scores['inception_score_std']:.1g}. "
+            "± is over random subsets, and over ten parts of the images.",
         ]
     lines += ["", "## Protocol", "", *fenced(json.dumps(protocol, indent=1, ensure_ascii=False), "json")]
     return lines
@@ -520,8 +569,8 @@ def _latents_table(analyses: list[tuple[str, dict[str, Any]]]) -> list[str]:
             escaped(protocol["dataset"]),
             escaped(f"{protocol['pixel_distribution']}, binarised: {protocol['pixels']}"),
             f"{record['active_units']} of {protocol['latent_dim']}",
-            f"{record['bounds']['negative_elbo']['value']:.2f}",
-            f"{bound['value']:.2f} ({protocol['num_importance_samples']:,} latents, {protocol['num_bound_images']:,} "
+            with_error(record["bounds"]["negative_elbo"]),
+            f"{with_error(bound)} ({protocol['num_importance_samples']:,} latents, {protocol['num_bound_images']:,} "
             "images)",
             number(similarity["mse"]),
             number(similarity["ssim"]) if "ssim" in similarity else "",

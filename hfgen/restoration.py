@@ -1,6 +1,5 @@
 """How well an image-to-image model makes test images of what became of them: PSNR, SSIM, the class that is seen."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,17 @@ from torch.nn import functional
 
 from hfgen.data import ImageData, public_name
 from hfgen.degradations import Degradation, Degraded, to_grey
+from hfgen.devices import default_device
 from hfgen.errors import UserError
 from hfgen.figures import counterparts_picture, save_picture
 from hfgen.measures import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
-from hfgen.metrics.judge import Judge
+from hfgen.metrics.judge import Judge, judges_numbers
 from hfgen.options import EvaluateConfig
 from hfgen.pairs import Inputs, SecondKind
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.references import (
+    check_judges,
     data_source_of,
     default_output,
     judges_of,
@@ -33,7 +34,7 @@ from hfgen.references import (
 from hfgen.report import PICTURES, save_restoration_report
 from hfgen.sampling import to_uint8
 from hfgen.seeds import derive_seed, seed_torch
-from hfgen.subjects import judges_numbers, sha256_of
+from hfgen.subjects import sha256_of
 
 SHARES = (0.0, 0.5, 1.0)  # of the way from the least amount of a degradation to the largest
 SHOWN = 16
@@ -104,7 +105,7 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     test = load_real(config, run, dataset, config.reference_split)
     given = {name: value for name in ("resolution", "channels", "cache_dir") if (value := getattr(config, name))}
     judges = judges_of(config, dataset, test)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(default_device())
     images = test.images[: _count(config, test)]
     protocol: dict[str, Any] = {}
     if pipeline.inverse_generator is None:
@@ -118,8 +119,6 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
         protocol["target_sha256"] = other.data.fingerprint
         protocol["target_degradation"] = [str(degradation) for degradation in other.degradations]
         compared = _without_pairs(pipeline, config, other, test, images)
-    output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
-    (output / PICTURES).mkdir(parents=True, exist_ok=True)
     networks = [part for part in (pipeline.generator, pipeline.inverse_generator) if part is not None]
     record: dict[str, Any] = {
         "protocol": {
@@ -141,6 +140,9 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     }
     if test.labels is not None:
         record["judge_accuracy"] = {judge.name: class_seen(images, test, judge) for judge in judges}
+        check_judges(record["judge_accuracy"], test.source)
+    output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
+    (output / PICTURES).mkdir(parents=True, exist_ok=True)
     for number, comparison in enumerate(compared):
         record["restoration"].append({
             "title": comparison.title,
@@ -177,7 +179,7 @@ def _measure(images: Tensor, comparison: _Comparison, judges: list[Judge]) -> di
     known = labelled is not None and labelled.labels is not None
     seen = {judge.name: class_seen(images, labelled, judge) for judge in judges} if known else {}
     near = {} if wanted is None or images is wanted else similarity(images, wanted)
-    return {name: value for name, value in near.items() if math.isfinite(value)} | {"class_seen": seen}
+    return near | {"class_seen": seen}
 
 
 def _count(config: EvaluateConfig, data: ImageData) -> int:

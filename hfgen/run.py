@@ -3,27 +3,41 @@
 import contextlib
 import ctypes
 import dataclasses
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from hfgen import hub
-from hfgen.checkpoints import find_checkpoint
-from hfgen.config.training import TrainingConfig, changed_fields
-from hfgen.data import ImageData, load_images, placed_source
-from hfgen.errors import PublishingError, TrainingError, UserError
-from hfgen.records import CONFIG_FILE
-from hfgen.seeds import derive_seed
+from hfgen.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, read_position
+from hfgen.config.training import CONFIG_FILE, TrainingConfig, changed_fields, read_fields
+from hfgen.data import ImageData, load_images, placed_folder, placed_source
+from hfgen.devices import forget_peak_memory, training_device
+from hfgen.errors import PublishingError, TrainingError, UserError, first_line
+from hfgen.files import INCOMPLETE, local_path
+from hfgen.launcher import decide, refuse_distribution, refuse_split_networks
+from hfgen.processes import as_found, on_all_processes, saying_what_is_waited_for
+from hfgen.seeds import derive_seed, seed_torch
 from hfgen.tasks import Task
 from hfgen.training import Trainer
+
+PATIENCE = timedelta(hours=6)  # of a process for the others, of which one may have images to decode or to draw
 
 
 def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task]) -> Path:
@@ -32,7 +46,10 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
     The folder holds the model as `from_pretrained` takes it, `config.yaml` (every field),
     `metrics.jsonl` (one line an optimizer step), `run.json` (versions, hardware, time), `samples/`, `figures/` and
     `checkpoints/`. With the same configuration, number of processes and hardware, a run that was killed and resumed
-    ends with the same bits as one that was not, except under `max_train_seconds`.
+    ends with the same bits as one that was not, except under `max_train_seconds`; on a GPU with `deterministic` only.
+
+    The process is left as it was found (`hfgen.processes.as_found`). In a thread other than the main one no signal can
+    be received, so that none saves the run.
 
     Args:
         config: What to do.
@@ -43,25 +60,45 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
 
     Raises:
         UserError: before any work, if the configuration, the data or the folder do not allow it.
-        TrainingError: if a loss is no longer finite, the disk is full, or a signal asked to stop; the message says
-            what was kept and how to go on.
+        TrainingError: if a loss is no longer finite, the disk is full, another process ended, or a signal asked to
+            stop; the message says what was kept and how to go on.
         PublishingError: under `push_to_hub`, if the finished run could not be uploaded.
     """
+    with as_found(deterministic=config.deterministic):
+        return _train(config, make_task)
+
+
+def _train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task]) -> Path:
+    refuse_split_networks()
+    decided = decide(config)
     config = dataclasses.replace(
         config,
-        mixed_precision=config.mixed_precision or native_precision(),
-        **{name: placed_source(value) for name in config.dataset_fields if (value := getattr(config, name))},
+        mixed_precision=decided.mixed_precision,
+        torch_compile=decided.torch_compile,
+        **placed_fields(config, config.to_dict()),
     )
-    run = Path(config.output_dir)
-    checkpoint = _check_run_folder(config, run)
+    run = local_path(config.output_dir)
+    with _usable(run):
+        _check_run_folder(config, run)
     accelerator = _make_accelerator(config)
+    for remark in decided.remarks:
+        accelerator.print(remark)
     keep_freed_memory()
-    data = _load_data(config, accelerator)
-    torch.manual_seed(derive_seed("initial weights", config.seed))
-    task = make_task(config, data)
+    forget_peak_memory(accelerator.device)
+    data = on_all_processes(accelerator, lambda: _load_data(config), "which read the images")
+    if len(data) == 1:
+        accelerator.print(f"{data.source} has one image; a model of it can do no more than repeat it")
+    seed_torch(derive_seed("initial weights", config.seed), accelerator.device)
+    task = on_all_processes(accelerator, lambda: make_task(config, data), "which make the networks")
     if config.push_to_hub:
         _prepare_repo(config, accelerator, task.index_file)
-    with _only_training_in(run, accelerator):
+    with _only_training_in(run, accelerator), _trackers_finished(accelerator):
+        checkpoint = on_all_processes(  # again, since another run may have come and gone in it meanwhile
+            accelerator, lambda: _check_run_folder(config, run, accelerator.print), "which look into the run folder"
+        )
+        if config.resume_from_checkpoint and checkpoint is None:
+            accelerator.print(f"There is nothing to resume in {run}, so training begins at step 0")
+        _agree_on_start(config, accelerator, checkpoint, [data, *task.further_images])
         trainer = Trainer(config, task, data, accelerator, run)
         try:
             if checkpoint:
@@ -77,6 +114,10 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
         except TrainingError:
             trainer.release()
             raise
+        except RuntimeError as error:
+            if why := _why_it_ended(error, config, accelerator):
+                raise TrainingError(f"{why}. {trainer.how_to_go_on()}") from error
+            raise
         trainer.release()
     accelerator.print(f"The run is in {run}; next: {config.next_command} {run}")
     if config.push_to_hub and accelerator.is_main_process:
@@ -84,24 +125,81 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
     return run
 
 
-def _load_data(config: TrainingConfig, accelerator: Accelerator) -> ImageData:
-    """Load the images, on the first process of a machine before the others, which then find them decoded."""
-    if config.train_data_dir and not Path(config.train_data_dir).expanduser().is_dir():
+def _load_data(config: TrainingConfig) -> ImageData:
+    """Load the images; of several processes on a machine the first decodes them, and the others wait for its lock."""
+    if config.train_data_dir and not Path(config.train_data_dir).is_dir():
         raise UserError(f"there is no folder {config.train_data_dir} (train_data_dir)")
-    error = None
-    with accelerator.local_main_process_first():
-        try:
-            data = load_images(
-                config.dataset_name or str(Path(config.train_data_dir).expanduser().absolute()),
-                split=config.train_split,
-                max_samples=config.max_train_samples,
-                **config.reading_options(),
+    return load_images(
+        config.dataset_name or config.train_data_dir,
+        split=config.train_split,
+        max_samples=config.max_train_samples,
+        **config.reading_options(),
+    )
+
+
+def _agree_on_start(
+    config: TrainingConfig, accelerator: Accelerator, checkpoint: Path | None, sources: Sequence[ImageData]
+) -> None:
+    """Make sure that all processes begin with the same checkpoint, configuration and images.
+
+    They need not where they run on machines of which each has files of its own. Where these lie may differ.
+
+    Raises:
+        UserError: on all processes, naming what differs.
+    """
+    places = {"cache_dir", "output_dir", "resume_from_checkpoint", *config.dataset_fields, *config.folder_fields}
+    own = {
+        "host": platform.node(),
+        "checkpoint": checkpoint and checkpoint.name,
+        "state": checkpoint and hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest(),
+        "config": {name: value for name, value in config.to_dict().items() if name not in places},
+        "images": [images.fingerprint for images in sources],
+    }
+    with saying_what_is_waited_for("the other processes (which compare how they begin)"):
+        first, *others = gather_object([own])
+    for index, other in enumerate(others, start=1):
+        if other == first | {"host": other["host"]}:
+            continue
+        if other["checkpoint"] != first["checkpoint"]:
+            found = " and ".join(
+                f"process {number} (on {one['host']}) {one['checkpoint'] or 'none'}"
+                for number, one in ((0, first), (index, other))
             )
-        except UserError as user_error:  # raised below, where no process waits for this one
-            error = user_error
-    if error:
-        raise error
-    return data
+            why = f"they find different checkpoints, {found}; put the run folder on a disk that all share, or copy it"
+        elif other["state"] != first["state"]:
+            why = f"their checkpoints {first['checkpoint']} differ; copy the run folder of one machine to the others"
+        elif other["images"] != first["images"]:
+            why = f"process {index} (on {other['host']}) has other images than process 0 (on {first['host']})"
+        else:
+            changed = [
+                f"{name} {first['config'][name]} and {value}"
+                for name, value in other["config"].items()
+                if first["config"][name] != value
+            ]
+            why = f"processes 0 and {index} have different configurations ({', '.join(changed)})"
+        raise UserError(f"the processes cannot train together: {why}")
+
+
+@contextlib.contextmanager
+def _trackers_finished(accelerator: Accelerator) -> Iterator[None]:
+    """Finish the trackers of a training that fails; otherwise `Trainer.release` does."""
+    try:
+        yield
+    except BaseException:
+        for tracker in accelerator.trackers:
+            with contextlib.suppress(Exception):  # what happened before is what matters
+                tracker.finish()
+        raise
+
+
+def _why_it_ended(error: RuntimeError, config: TrainingConfig, accelerator: Accelerator) -> str | None:
+    """Explain an error of torch that nothing in hfgen is the cause of, or return None."""
+    if config.deterministic and "deterministic" in str(error):
+        return f"deterministic cannot be kept: {first_line(error)}. Begin anew without it"
+    lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    if accelerator.num_processes > 1 and lost:
+        return f"Another process of this training ended ({first_line(error)[:100]}), so this one stopped too"
+    return None
 
 
 def _publishing_options(config: TrainingConfig) -> dict[str, Any]:
@@ -130,39 +228,45 @@ def _prepare_repo(config: TrainingConfig, accelerator: Accelerator, index_file: 
 
 
 @contextlib.contextmanager
+def _usable(run: Path) -> Iterator[None]:
+    """Say of a folder that cannot be read or made that it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"output_dir {run} cannot be used ({error.strerror}); name another folder") from error
+
+
+@contextlib.contextmanager
 def _only_training_in(run: Path, accelerator: Accelerator) -> Iterator[None]:
     """Keep a second training out of a run folder."""
-    run.mkdir(parents=True, exist_ok=True)
+    with _usable(run):
+        run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock", timeout=0)
-    taken = torch.zeros(1, device=accelerator.device)
-    if accelerator.is_main_process:
+
+    def take() -> None:
         try:
             lock.acquire()
-        except Timeout:
-            taken += 1
-    if accelerator.gather(taken).any():
-        raise UserError(f"another process is training in {run}; choose another --output_dir")
+        except Timeout as error:
+            raise UserError(
+                f"another process is training in {run}; choose another --output_dir. If none is, which can only be "
+                f"where the disk is that of a network and a machine broke down, remove {lock.lock_file}"
+            ) from error
+        except OSError as error:
+            raise UserError(f"{lock.lock_file} cannot be locked ({error.strerror}); use another disk") from error
+
+    on_all_processes(accelerator, take if accelerator.is_main_process else lambda: None, "which lock the run folder")
     try:
         yield
     finally:
         lock.release()
 
 
-def native_precision() -> str:
-    """Return `bf16` if the hardware computes in it (not merely accepts it), else `no`."""
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return "bf16" if native else "no"
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep the memory of a step's tensors for the next step, on a CPU.
 
     By default it returns large blocks to the system, which then fills them with zeros page by page at every step.
-    See mallopt(3); 32 MiB is the largest threshold. Other C libraries are left as they are.
+    See mallopt(3); 32 MiB is the largest threshold. Other C libraries are left as they are. It holds until the process
+    ends, since the thresholds before cannot be asked for.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt:
@@ -171,8 +275,21 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def _check_run_folder(config: TrainingConfig, run: Path) -> Path | None:
-    """Return the checkpoint to resume from, if any; refuse to overwrite a run or to resume another one."""
+def placed_fields(config: TrainingConfig, fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fields that name places on this machine, so that they mean the same in whatever folder."""
+    data = {name: placed_source(fields[name]) for name in config.dataset_fields if fields.get(name)}
+    folders = {name: fields[name] for name in config.folder_fields if fields.get(name)}
+    return data | {name: placed_folder(folder) for name, folder in folders.items()}
+
+
+def _check_run_folder(
+    config: TrainingConfig, run: Path, report: Callable[[str], None] = lambda message: None
+) -> Path | None:
+    """Find the checkpoint to resume from, if any.
+
+    Raises:
+        UserError: if something else than a run is in the folder, or a run that is not to be resumed or is another one.
+    """
     saved = run / CONFIG_FILE
     if run.exists() and not run.is_dir():
         raise UserError(f"output_dir {run} is a file; name a folder")
@@ -183,18 +300,44 @@ def _check_run_folder(config: TrainingConfig, run: Path) -> Path | None:
     if not saved.exists():
         if config.resume_from_checkpoint not in (None, "latest"):
             raise UserError(f"cannot resume: {run} holds no run (no {CONFIG_FILE})")
+        if list_checkpoints(run / "checkpoints"):
+            raise UserError(
+                f"{run} holds checkpoints of a run, but not its {CONFIG_FILE}; bring that back to resume it, "
+                "or choose another --output_dir"
+            )
+        if others := _files_in(run):
+            raise UserError(
+                f"output_dir {run} is not empty and holds no run ({', '.join(others[:3])}"
+                f"{', …' * (len(others) > 3)}); name a new or empty folder, and nothing there is touched"
+            )
         return None
     if config.resume_from_checkpoint is None:
         raise UserError(
             f"{run} already holds a run; continue it with --resume_from_checkpoint latest, "
             "or choose another --output_dir"
         )
-    if changed := changed_fields(config, saved):
+    before = read_fields(saved)
+    if changed := changed_fields(config, before | placed_fields(config, before)):
         raise UserError(
             f"cannot resume {run} with another configuration ({'; '.join(changed)}); use its own, --config {saved}, "
             "or start a new run in another --output_dir"
         )
-    return find_checkpoint(run / "checkpoints", config.resume_from_checkpoint)
+    checkpoint = find_checkpoint(run / "checkpoints", config.resume_from_checkpoint, report)
+    trained = read_position(checkpoint).get("config") if checkpoint else None  # older ones do not have it
+    if trained and (changed := changed_fields(config, trained)):
+        raise UserError(
+            f"cannot resume {run}: {saved} is not what {checkpoint.name} was trained with ({'; '.join(changed)}); "
+            "undo the change, or start a new run in another --output_dir"
+        )
+    return checkpoint
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Name what is in a folder, but for empty folders and what a training leaves before it begins."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    ours = (".lock", INCOMPLETE)
+    full = (entry for entry in entries if entry.is_symlink() or not entry.is_dir() or any(entry.iterdir()))
+    return [entry.name for entry in full if not entry.name.startswith(ours)]
 
 
 def _make_accelerator(config: TrainingConfig) -> Accelerator:
@@ -203,13 +346,38 @@ def _make_accelerator(config: TrainingConfig) -> Accelerator:
         raise UserError(
             f"report_to {', '.join(sorted(missing))}: no such tracker is installed; installed: {available}"
         )
-    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+    device = training_device().type
+    if config.mixed_precision == "fp16" and device != "cuda":
         raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or several CPU processes would not find each other
+    _refuse_another_state(config, device)
+    accelerator = Accelerator(
+        cpu=device == "cpu",  # or several CPU processes would not find each other
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # Not a number, which the environment would overrule.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         dynamo_backend="inductor" if config.torch_compile else "no",
         log_with=config.report_to or None,
         project_dir=config.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    refuse_distribution(accelerator.distributed_type)
+    return accelerator
+
+
+def _refuse_another_state(config: TrainingConfig, device: str) -> None:
+    """Refuse to train beside the caller's own `Accelerator` if that has settings which all of a process share."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise UserError("this process is already in a group of processes, and hfgen makes its own; leave it before")
+    if not AcceleratorState._shared_state:
+        return
+    theirs = AcceleratorState()
+    own = {
+        "mixed_precision": (theirs.mixed_precision, config.mixed_precision),
+        "torch_compile": (theirs.dynamo_plugin.backend.value != "NO", config.torch_compile),
+        "device": (theirs.device.type, device),
+    }
+    if differing := [f"{name} {a}, not {b}" for name, (a, b) in own.items() if a != b]:
+        raise UserError(
+            f"this process has an Accelerator with {'; '.join(differing)}, and accelerate has one setting a process; "
+            "train with the same, or in a process of its own"
+        )

@@ -6,15 +6,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import safe_open
 
+from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.data import public_name
-from hfgen.errors import UserError, first_line
+from hfgen.errors import UserError
 from hfgen.loading import INDEX, require_folder
 from hfgen.metrics.judge import UPSCALE
 from hfgen.model_kinds import KINDS
-from hfgen.records import CONFIG_FILE, RUN_FILE
+from hfgen.records import RUN_FILE
 from hfgen.report import ANALYSIS_RECORD, RECORD, read_record
 from hfgen.sampling import NETWORKS
 from hfgen.untrusted import check_content, is_word, one_line, own_file, read_index, read_json, shown
@@ -114,12 +114,7 @@ def read_run(run: Path) -> dict[str, Any]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     """Read a run's configuration, which must have the fields that a page is written from."""
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}") from error
-    if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
-        raise UserError(f"{file} must hold the fields of a run and their values")
+    config = read_fields(file)
     places = [config.get("train_data_dir"), config.get("dataset_name")]
     if "seed" not in config or not any(isinstance(place, str) and place for place in places):
         raise UserError(f"{file} does not say what the run was trained on, with which seed")

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from hfgen.data import ImageData
 from hfgen.errors import UserError
-from hfgen.files import complete_or_absent, remove_leftovers
-from hfgen.sampling import network_of, sample
+from hfgen.files import complete_or_absent, remove_leftovers, say_damaged
+from hfgen.metrics.judge import judges_numbers
+from hfgen.sampling import image_shape_of, network_of, sample
 from hfgen.seeds import derive_seed
 
 
@@ -67,24 +68,6 @@ def take(given: ImageData, name: str, num_images: int, label_names: list[str]) -
     return Subject(given.images[chosen], labels, {"images": name, "images_sha256": given.fingerprint}, 0.0)
 
 
-def judges_numbers(names: list[str], owner: str, label_names: list[str]) -> Tensor:
-    """Return the judges' numbers of classes that have other numbers elsewhere, int64 (classes,).
-
-    Raises:
-        UserError: for a class that the judges do not know.
-    """
-    known = {label: number for number, label in enumerate(label_names)}
-    if known.keys().isdisjoint(names):
-        known = {str(number): number for number in range(len(label_names))}
-    if strangers := set(names) - known.keys():
-        raise UserError(
-            f"{owner} has classes that the judges do not know, such as {min(strangers)}; they know "
-            f"{', '.join(label_names)}, or as numbers 0 to {len(label_names) - 1}; rename them, or leave "
-            "the labels out"
-        )
-    return torch.tensor([known[name] for name in names])
-
-
 def labels_like(data: ImageData, seed: int) -> list[str]:
     """Return the classes of training images in random order, so that what is drawn has their shares of the classes."""
     generator = torch.Generator().manual_seed(derive_seed("labels", seed))
@@ -129,8 +112,10 @@ def draw(
     place = folder / f"images-{key}"
     place.mkdir(parents=True, exist_ok=True)
     remove_leftovers(place)
-    drawn = list(_drawn_before(place))
-    count = sum(map(len, drawn))
+    images, count = torch.empty(num_images, *image_shape_of(pipeline), dtype=torch.uint8), 0
+    for part in _drawn_before(place):
+        images[count : count + len(part)] = part[: max(0, num_images - count)]
+        count += len(part)
     batches = sample(
         pipeline,
         num_images=max(0, num_images - count),
@@ -140,12 +125,12 @@ def draw(
         **sampler,
     )
     with tqdm(total=num_images, initial=min(count, num_images), desc="drawing", unit="image", disable=None) as bar:
-        for images in batches:
+        for part in batches:
             with complete_or_absent(place / f"{count:06d}.npy") as temporary, open(temporary, "wb") as file:
-                np.save(file, images.numpy())
-            drawn.append(images)
-            count += len(images)
-            bar.update(len(images))
+                np.save(file, part.numpy())
+            images[count : count + len(part)] = part
+            count += len(part)
+            bar.update(len(part))
     protocol = {
         "model": model,
         "pipeline": type(pipeline).__name__,
@@ -154,7 +139,7 @@ def draw(
         "class_labels": "in the shares of the training images" if class_labels else None,
         "quantisation": "rounded to 8 bits",
     }
-    return Subject(torch.cat(drawn)[:num_images], labels, protocol, time.monotonic() - started)
+    return Subject(images, labels, protocol, time.monotonic() - started)
 
 
 def sha256_of(module: torch.nn.Module) -> str:
@@ -167,6 +152,10 @@ def _drawn_before(folder: Path) -> Iterator[Tensor]:
     """Read the images that are there without a gap from the first; each file is named by its first image."""
     count = 0
     while (path := folder / f"{count:06d}.npy").exists():
-        images = torch.from_numpy(np.load(path))
+        try:
+            images = torch.from_numpy(np.load(path))
+        except (ValueError, EOFError):
+            say_damaged(path)
+            return
         yield images
         count += len(images)

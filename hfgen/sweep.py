@@ -11,12 +11,14 @@ from typing import Any
 from urllib.parse import quote
 
 from hfgen import report
+from hfgen.checkpoints import list_steps
 from hfgen.config import TrainingConfig
+from hfgen.config.training import CONFIG_FILE
 from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.figures import members_curves_picture, named_pictures, save_picture
 from hfgen.files import complete_or_absent
-from hfgen.records import CONFIG_FILE, METRICS_FILE, RUN_FILE, read_rows, this_command
+from hfgen.records import METRICS_FILE, RUN_FILE, read_rows, this_command
 from hfgen.report import code, duration, escaped, number, table, with_std
 from hfgen.run import train
 from hfgen.run_facts import public_command, public_text
@@ -90,30 +92,37 @@ def train_members(
         raise UserError("a sweep cannot be pushed to one repo; hfgen publish-all publishes its members")
     if (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} holds a run; choose another --output_dir for the sweep")
+    begun = _read_record(folder)["members"] if (folder / RECORD).is_file() else {}
+    if not begun and folder.is_dir() and any(not (entry / CONFIG_FILE).is_file() for entry in folder.iterdir()):
+        raise UserError(f"output_dir {folder} is not empty and holds no sweep; name a new or empty folder")
     members = {}
     for words in parse_sweep(config.sweep):
         chosen = parse([word for name, values in words.items() for word in _flag(type(config), name, values)])
         settings = {name: "_".join(map(public_text, values)) for name, values in words.items()}
         parts = [f"{field}_{re.split(SEPARATOR, value)[-1]}" for field, value in settings.items()]
         name = "-".join([folder.resolve().name, *parts])
+        name = next((old for old, known in begun.items() if known == settings), name)  # from before it was moved
         if name in members:
             raise UserError(f"two members of the sweep would be called {name}; rename what they are given")
         members[name] = (
             settings,
             dataclasses.replace(chosen, sweep=[], output_dir=str(folder / name)),
         )
-    for _, member in members.values():
-        train(member, make_task)
     record = {"command": this_command(), "members": {name: settings for name, (settings, _) in members.items()}}
+    folder.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
+    for _, member in members.values():
+        train(member, make_task)
     write_page(folder)
     return folder / PAGE
 
 
 def _flag(config_class: type[TrainingConfig], name: str, values: list[str]) -> list[str]:
     """Return the flag that sets a field; those of what is true or false take no value."""
-    is_bool = any(field.name == name and field.type in (bool, "bool") for field in dataclasses.fields(config_class))
+    is_bool = any(
+        field.name == name and field.type in (bool, bool | None) for field in dataclasses.fields(config_class)
+    )
     if is_bool and values in (["true"], ["false"]):
         return [f"--{name}" if values == ["true"] else f"--no_{name}"]
     return [f"--{name}", *values]
@@ -124,7 +133,10 @@ def members_of(run: str) -> list[str]:
     folder = Path(run).expanduser()
     if not (folder / RECORD).is_file():
         return [run]
-    return [str(folder / name) for name in _read_record(folder)["members"]]
+    members = [folder / name for name in _read_record(folder)["members"]]
+    if missing := [member for member in members if not member.is_dir()]:
+        raise UserError(f"the sweep in {folder} is not finished: there is no {missing[0]}")
+    return [str(member) for member in members]
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -141,8 +153,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     for name, settings in members.items():
         if re.search(SEPARATOR, name) or name in ("", ".", ".."):
             raise UserError(f"{file}: a member must be the name of a folder beside it, not {shown(name)}")
-        if own_file(folder, name).is_dir() is False:
-            raise UserError(f"{file}: there is no folder {name}")
+        own_file(folder, name)
         if not isinstance(settings, dict) or not settings:
             raise UserError(f"{file}: {name} must have the fields that were swept, not {shown(settings)}")
     return record
@@ -219,7 +230,7 @@ class _Member:
 
     def samples(self) -> Path:
         """Return the picture of the last samples."""
-        return max((self.run / "samples").glob("step-*.png"))
+        return list_steps(self.run / "samples", ".png")[-1]
 
     def last(self, prefix: str) -> float:
         """Return the mean over the last epoch of the metrics whose names begin so, added up."""

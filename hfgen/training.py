@@ -1,11 +1,14 @@
 """The one training loop, for every family: it knows tasks, not networks."""
 
 import contextlib
+import hashlib
 import json
 import math
+import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,33 +18,41 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 from hfgen.batches import ImageBatches
 from hfgen.card import README
 from hfgen.checkpoints import (
+    POSITION_FILE,
     list_checkpoints,
+    list_steps,
     newest_complete,
     pack_state,
+    read_position,
     save_checkpoint,
     step_of,
     unpack_state,
+    unusable,
 )
 from hfgen.config import TrainingConfig
+from hfgen.config.training import CONFIG_FILE
 from hfgen.data import ImageData
-from hfgen.errors import InterruptedTrainingError, TrainingError, UserError
+from hfgen.errors import InterruptedTrainingError, TrainingError, UserError, first_line
 from hfgen.figures import save_class_shares, save_picture, save_slides, save_training_curves
 from hfgen.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
 from hfgen.hub import CheckpointUploads
 from hfgen.optimizers import Muon
+from hfgen.processes import SpeedWatch
 from hfgen.records import (
     CLASSES_FILE,
-    CONFIG_FILE,
     METRICS_FILE,
+    OUTDATED,
     RUN_FILE,
     MetricsFile,
     add_row,
@@ -52,11 +63,11 @@ from hfgen.records import (
 )
 from hfgen.report import REPORTS
 from hfgen.seeds import derive_seed, seed_torch
-from hfgen.tasks import Diagnosis, Task
+from hfgen.tasks import Diagnosis, Loss, Task
 
 STATE_FILE = "training_state.safetensors"
-POSITION_FILE = "training_position.json"
 PREVIEW_SEED = 0
+AGREEMENT_SECONDS = 3  # between two at which several processes find out that one was asked to stop
 
 
 def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> float:
@@ -70,6 +81,12 @@ def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> 
     warm_up = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
     decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
     return warm_up * decay[config.lr_scheduler]
+
+
+def endless_warmups(config: TrainingConfig, steps: int) -> list[str]:
+    """Say which warm-ups do not end within a run of so many optimizer steps."""
+    longer = {name: value for name in config.warmup_fields if (value := getattr(config, name)) > steps}
+    return [f"{name} {value:,} is more than the {steps:,} steps of the run" for name, value in longer.items()]
 
 
 @dataclass
@@ -92,6 +109,8 @@ class Trainer:
         self.seconds_before = 0.0  # trained before this process started
         self.command = this_command()  # that began the run
         self.started = time.monotonic()
+        self.agreed = 0, 0.0  # the step and the seconds at which the processes last agreed
+        self.next_agreement = 1  # a step, at the latest
         self.batches = ImageBatches(
             self.data,
             train_batch_size=config.images_per_batch,
@@ -138,25 +157,21 @@ class Trainer:
     def is_finished(self) -> bool:
         """Tell whether the run folder already holds all that this run would end with."""
         offered = (self.run / self.task.index_file).exists() and (self.run / RUN_FILE).exists()
-        return self._progress(self.seconds_before) >= 1 and offered
+        newest = max(map(step_of, list_checkpoints(self.run / "checkpoints")), default=0)
+        return self._progress(self.seconds_before) >= 1 and offered and newest == self.step
 
     def prepare_run_folder(self) -> None:
-        """Make the folders, forget what a resumed run will do again, write down the configuration."""
+        """Write down the configuration, make the folders, put away what a resumed run will do again."""
         if self.accelerator.is_main_process:
+            with complete_or_absent(self.run / CONFIG_FILE) as temporary:
+                temporary.write_text(yaml.safe_dump(self._fields(), sort_keys=False))
             for folder in (self.run, self.run / "checkpoints", self.run / "samples", self.run / "figures"):
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(folder)
-            for kept in [*list_checkpoints(self.run / "checkpoints"), *(self.run / "samples").glob("step-*.png")]:
-                if step_of(kept) > self.step:  # of a future that this run may not have
-                    remove(kept)
-            (self.run / self.task.index_file).unlink(missing_ok=True)  # until there is a newer model
-            for outdated in (*REPORTS, README):  # what was said of the older one
-                remove(self.run / outdated)
-            with complete_or_absent(self.run / CONFIG_FILE) as temporary:
-                fields = self.config.to_dict() | {"resume_from_checkpoint": None}
-                temporary.write_text(yaml.safe_dump(fields, sort_keys=False))
             for file in (METRICS_FILE, CLASSES_FILE):
                 forget_rows(self.run / file, self.step)
+            (self.run / self.task.index_file).unlink(missing_ok=True)  # until there is a newer model
+            self._put_away_outdated()
         if self.config.report_to:
             fields = {
                 key: value for key, value in self.config.to_dict().items() if isinstance(value, int | float | str)
@@ -164,19 +179,48 @@ class Trainer:
             self.accelerator.init_trackers("hfgen", config=fields)
         self.accelerator.wait_for_everyone()
 
+    def _fields(self) -> dict[str, Any]:
+        """Return the fields of the configuration as they are saved: the folder by its absolute path."""
+        return self.config.to_dict() | {"output_dir": str(self.run.absolute()), "resume_from_checkpoint": None}
+
+    def _put_away_outdated(self) -> None:
+        """Move what belongs to a later step than this, and what was said of an older model, to a folder of its own."""
+        checkpoints = [path for path in list_checkpoints(self.run / "checkpoints") if step_of(path) > self.step]
+        pictures = [path for path in list_steps(self.run / "samples", ".png") if step_of(path) > self.step]
+        if not checkpoints:  # the run was stopped after its last save, and draws them again
+            for picture in pictures:
+                remove(picture)
+            pictures = []
+        pages = [self.run / name for name in (*REPORTS, README) if (self.run / name).exists()]
+        if outdated := [*checkpoints, *pictures, *pages]:
+            taken = [int(path.name) for path in (self.run / OUTDATED).glob("*") if path.name.isdigit()]
+            folder = self.run / OUTDATED / str(max(taken, default=0) + 1)
+            for path in outdated:
+                place = folder / path.relative_to(self.run)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+            names = ", ".join(str(path.relative_to(self.run)) for path in outdated)
+            self.accelerator.print(f"The run goes on from step {self.step}; outdated, and now in {folder}: {names}")
+
     def run_loop(self) -> None:
         """Train until the steps or the seconds are used up."""
-        config = self.config
+        config, alone = self.config, self.accelerator.num_processes == 1
         seconds = self.seconds_before
+        stop_signal, speed = 0, SpeedWatch(self.step)
+        for endless in endless_warmups(config, self.max_steps) if self.max_steps else ():
+            self.accelerator.print(f"hfgen: warning: {endless}, which ends before the warm-up", file=sys.stderr)
         with _stop_signals() as stop_signals, self._progress_bar() as bar:
             while (progress := self._progress(seconds)) < 1:
                 self.metrics.add(self.step + 1, self._optimizer_step(progress))
                 self.step += 1
                 save = self.step % config.checkpointing_steps == 0
                 draw = self.step in config.sample_steps or self._ends_shown_epoch()
-                stop = bool(stop_signals) and self.accelerator.num_processes == 1  # several have to agree first
-                if save or draw or stop or self.step % config.logging_steps == 0 or self.step == self.max_steps:
+                due = save or draw or self.step % config.logging_steps == 0 or self.step == self.max_steps
+                if due or (stop_signals if alone else self.step >= self.next_agreement):
                     seconds, stop_signal = self._agree(self.seconds(), stop_signals)
+                if due or stop_signal:
+                    if (slower := speed.slower(self.step)) and self.accelerator.is_main_process:
+                        tqdm.write(f"hfgen: {slower}", file=sys.stderr)
                     latest = self._write_metrics()
                     self._show(bar, latest, seconds)
                     if draw:
@@ -189,6 +233,7 @@ class Trainer:
                         name = signal.Signals(stop_signal).name
                         message = f"stopped by {name} after step {self.step}, which is saved. {self.how_to_go_on()}"
                         raise InterruptedTrainingError(message, stop_signal)
+                    speed.begin(self.step)
 
     def _ends_shown_epoch(self) -> bool:
         epochs = self.config.save_images_epochs
@@ -217,26 +262,22 @@ class Trainer:
         All random numbers of the step follow from (seed, step, process), none from what ran before; this is what
         makes resuming exact.
         """
-        config, accelerator, task = self.config, self.accelerator, self.task
+        config, accelerator = self.config, self.accelerator
         seed_torch(derive_seed("step", config.seed, self.step, accelerator.process_index), accelerator.device)
         factor = learning_rate_factor(config, self.step, progress)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = factor * config.learning_rate_of(name)
         found: dict[str, list[Tensor]] = {}
-        for micro_step in range(config.gradient_accumulation_steps):
-            with accelerator.accumulate(*task.modules.values()):
-                for name, loss, terms in task.losses(self.batches(self.step, micro_step)):
-                    accelerator.backward(loss)
-                    named = {f"loss/{name}": loss} | {f"{name}/{term}": value for term, value in terms.items()}
-                    if accelerator.sync_gradients:
-                        accelerator.unscale_gradients(self.optimizers[name])
-                        parameters = task.modules[name].parameters()
-                        named[f"grad_norm/{name}"] = clip_grad_norm_(parameters, config.max_grad_norm)
+        passes = [self._gradients(micro_step) for micro_step in range(config.gradient_accumulation_steps)]
+        with self._exchanging_once():
+            for losses in zip(*passes, strict=True):  # each loss of all passes before the next
+                name = losses[0].module
+                for loss in losses:
+                    named = {f"loss/{name}": loss.value} | {f"{name}/{term}": v for term, v in loss.terms.items()}
                     for key, value in named.items():
                         found.setdefault(key, []).append(value.detach())
-                    self.optimizers[name].step()
-                    self.optimizers[name].zero_grad()
+                found.setdefault(f"grad_norm/{name}", []).append(self._update(name))
         for name, average in self.averages.items():
             average.step(self.originals[name].parameters())
         means = {key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()}
@@ -245,14 +286,51 @@ class Trainer:
             return means | {"learning_rate": next(iter(rates.values()))}
         return means | {f"learning_rate/{name}": rate for name, rate in rates.items()}
 
+    def _gradients(self, micro_step: int) -> Iterator[Loss]:
+        """Add the gradients of each loss of a forward pass to those of its module, then yield it."""
+        for loss in self.task.losses(self.batches(self.step, micro_step)):
+            self.accelerator.backward(loss.value)
+            yield loss
+
+    @contextlib.contextmanager
+    def _exchanging_once(self) -> Iterator[None]:
+        """With accumulation, exchange gradients between processes in `_update` only.
+
+        Modules that do it themselves take the backward pass after a forward pass for its own, which it need not be
+        here. Neither do they then make buffers alike before a forward pass, which is done here.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.config.gradient_accumulation_steps > 1:
+                for name, module in self.originals.items():
+                    stack.enter_context(self.accelerator.no_sync(self.task.modules[name]))
+                    broadcast(list(module.buffers()))
+            yield
+
+    def _update(self, name: str) -> Tensor:
+        """Update a module by its gradients, clipped, and return their norm, a scalar."""
+        accelerator, optimizer = self.accelerator, self.optimizers[name]
+        parameters = list(self.originals[name].parameters())
+        if self.config.gradient_accumulation_steps > 1 and accelerator.num_processes > 1:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            mean = accelerator.reduce(parameters_to_vector(gradients), "mean")
+            vector_to_parameters(mean, gradients)
+        accelerator.unscale_gradients(optimizer)
+        norm = clip_grad_norm_(parameters, self.config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm.detach()
+
     def seconds(self) -> float:
         """Return the wall-clock seconds trained so far, those before a resume included."""
         return self.seconds_before + time.monotonic() - self.started
 
     def _agree(self, seconds: float, stop_signals: list[int]) -> tuple[float, int]:
-        """Let all processes see the same clock and the same stop signal (0 for none)."""
+        """Let all processes see the same clock and the same stop signal (0 for none), and when to do so again."""
         state = torch.tensor([seconds, float(stop_signals[0] if stop_signals else 0)], device=self.accelerator.device)
         seconds, stop_signal = self.accelerator.gather(state).view(-1, 2).max(0).values.tolist()
+        steps, elapsed = self.step - self.agreed[0], max(seconds - self.agreed[1], 1e-3)
+        self.agreed = self.step, seconds
+        self.next_agreement = self.step + max(1, int(steps / elapsed * AGREEMENT_SECONDS))
         return seconds, int(stop_signal)
 
     def how_to_go_on(self) -> str:
@@ -328,7 +406,8 @@ class Trainer:
             tqdm.write(f"hfgen: warning at step {self.step}: {problem}", file=sys.stderr)
         self.problems = list(diagnosis.problems)
         if diagnosis.class_shares:
-            add_row(self.run / CLASSES_FILE, {"step": self.step, "shares": dict(diagnosis.class_shares)})
+            shares = {"shares": dict(diagnosis.class_shares), "real_shares": dict(diagnosis.real_class_shares)}
+            add_row(self.run / CLASSES_FILE, {"step": self.step} | shares)
 
     def finish(self) -> None:
         """Write what a finished run offers: model, last samples, curves, the record of the run."""
@@ -358,7 +437,7 @@ class Trainer:
         if (self.run / CLASSES_FILE).exists():
             save_class_shares(self.run / CLASSES_FILE, figures / "classes.png")
         if self.config.save_images_epochs:
-            save_slides(sorted((self.run / "samples").glob("step-*.png")), figures / "training.gif")
+            save_slides(list_steps(self.run / "samples", ".png"), figures / "training.gif")
         with self._published_weights():
             pictures = self.task.pictures()
         for name, picture in pictures.items():
@@ -370,6 +449,7 @@ class Trainer:
         self.accelerator.free_memory()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        self.accelerator.trackers.clear()
         if self.uploads:
             self.uploads.wait()
 
@@ -386,23 +466,38 @@ class Trainer:
             "num_processes": self.accelerator.num_processes,
             "scaler": scaler.state_dict() if scaler else None,
             "data": self._fingerprint(),
+            "classes": [_digest_of_classes(images) for images in self._sources()],
+            "config": self._fields(),
         }
 
+    def _sources(self) -> list[ImageData]:
+        return [self.data, *self.task.further_images]
+
     def _fingerprint(self) -> str:
-        return "+".join(images.fingerprint for images in (self.data, *self.task.further_images))
+        return "+".join(images.fingerprint for images in self._sources())
 
     def resume(self, checkpoint: Path) -> None:
         """Take up where a checkpoint left off.
 
         Raises:
-            UserError: if the images are not those that it was trained on.
+            UserError: if the images or their classes are not those that it was trained on, or its state is damaged.
         """
-        position = json.loads((checkpoint / POSITION_FILE).read_text())
+        position = read_position(checkpoint)
+        sources = " and ".join(images.source for images in self._sources())
         if position["data"] != self._fingerprint():
-            sources = " and ".join(images.source for images in (self.data, *self.task.further_images))
             raise UserError(f"cannot resume {self.run}: the images of {sources} are not those of {checkpoint.name}")
-        unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
+        now = [_digest_of_classes(images) for images in self._sources()]
+        if position.get("classes", now) != now:  # older checkpoints do not say
+            raise UserError(
+                f"cannot resume {self.run}: the labels or the names of the classes of {sources} are not those of "
+                f"{checkpoint.name}"
+            )
+        try:
+            unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
+        except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{unusable(checkpoint)} ({STATE_FILE}: {first_line(error)})") from error
         self.step, self.seconds_before = position["step"], position["seconds"]
+        self.agreed, self.next_agreement = (self.step, self.seconds_before), self.step + 1
         self.command = position["command"]
         for average in self.averages.values():
             average.to(self.accelerator.device)
@@ -417,9 +512,20 @@ class Trainer:
         self.accelerator.print(f"Resuming {self.run} from {checkpoint.name}")
 
 
+def _digest_of_classes(images: ImageData) -> str | None:
+    """Return the SHA-256 of the labels and the names of their classes, if the images have any."""
+    if images.labels is None:
+        return None
+    return hashlib.sha256(repr((images.label_names, images.labels.tolist())).encode()).hexdigest()
+
+
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that is yielded; a second one acts as it would without this."""
+    """Collect signals that ask to stop in the list that is yielded; a second one acts as it would without this.
+
+    SIGHUP (a terminal that closes) and SIGUSR1 (a cluster whose time is up) are left alone where they are ignored, as
+    by nohup, or handled. Only the main thread can receive signals; in another one there are none.
+    """
     received: list[int] = []
     before = {}
 
@@ -428,8 +534,11 @@ def _stop_signals() -> Iterator[list[int]]:
         for other, handler in before.items():
             signal.signal(other, handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, receive)
+    if threading.current_thread() is threading.main_thread():
+        further = [number for name in ("SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None))]
+        unhandled = [number for number in further if signal.getsignal(number) is signal.SIG_DFL]
+        for number in (signal.SIGINT, signal.SIGTERM, *unhandled):
+            before[number] = signal.signal(number, receive)
     try:
         yield received
     finally:

@@ -1,22 +1,36 @@
 """`hfgen translate`: given images, changed by an image-to-image model or by a diffusion model."""
 
-from collections.abc import Iterator
+import contextlib
+import io
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from hfgen.data import load_images, to_array
-from hfgen.errors import UserError
+from hfgen.data import (
+    SHORT_NAMES,
+    border_brightness,
+    is_inverse,
+    load_images,
+    open_picture,
+    placed_folder,
+    to_array,
+)
+from hfgen.devices import default_device
+from hfgen.errors import UserError, first_line
 from hfgen.figures import counterparts_picture, save_arrays, save_picture, to_pil
+from hfgen.files import local_path
 from hfgen.loading import load
 from hfgen.options import TranslateConfig
 from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
-from hfgen.sampling import image_shape_of, require_diffusion, to_uint8
+from hfgen.sampling import ONE_STEP, image_shape_of, require_diffusion, to_uint8
 from hfgen.seeds import derive_seed
 
 BATCH_SIZE = 250
@@ -38,10 +52,15 @@ class Translated(NamedTuple):
     results: list[Tensor]
 
 
-def translate(config: TranslateConfig) -> tuple[int, dict[Path, str]]:
+def translate(config: TranslateConfig, run: Mapping[str, Any] = MappingProxyType({})) -> tuple[int, dict[Path, str]]:
     """Change images and write them: a picture (.png, given above results), arrays (.npz), or a folder of pictures.
 
-    A folder is filled as the work goes on.
+    A folder is filled as the work goes on. Where what is given is white on black and the training images are not, or
+    the other way round, that is said at the end.
+
+    Args:
+        config: What to do.
+        run: The fields of the model's run, where there is one.
 
     Returns:
         How many images were written, and the files that could not be read, with the reason.
@@ -49,16 +68,61 @@ def translate(config: TranslateConfig) -> tuple[int, dict[Path, str]]:
     Raises:
         UserError: if the model cannot do this to these images, or they cannot be written so.
     """
-    output = Path(config.output).expanduser()
+    output = local_path(config.output)
     loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    if type(loaded) in ONE_STEP:
+        family, _ = ONE_STEP[type(loaded)]
+        raise UserError(
+            f"{config.run_or_repo} is a {family}, which makes images of latents and changes none; translate takes "
+            "image-to-image models and diffusion models"
+        )
+    loaded.to(default_device())
     unreadable: dict[Path, str] = {}
     by_what = _by_network if isinstance(loaded, ImageTranslationPipeline) else _by_diffusion
-    parts = by_what(loaded, config, unreadable)
+    borders: list[float] = []
+    parts = _watch_borders(by_what(loaded, config, unreadable), borders)
     count = _save_each(parts, output, config) if not output.suffix else _save_together(parts, output, config)
     if not count:
         raise UserError(_nothing_read(config.input, unreadable))
+    usual = None if config.inverse else _usual_border(run)
+    if usual is not None and is_inverse(statistics.median(borders), usual):
+        print(
+            f"hfgen: the border of {config.input} is {'dark' if usual > 0.5 else 'bright'}, and that of the images "
+            f"that the model knows {'bright' if usual > 0.5 else 'dark'}; --invert turns the input round",
+            file=sys.stderr,
+        )
     return count, unreadable
+
+
+def _watch_borders(parts: Iterator[Translated], borders: list[float]) -> Iterator[Translated]:
+    """Note how bright the borders of the given images are."""
+    for part in parts:
+        borders += map(border_brightness, part.given)
+        yield part
+
+
+def _usual_border(run: Mapping[str, Any]) -> float | None:
+    """Return how bright the border of what a model was trained to be given is, if that is known without a network."""
+    if run.get("input_column") or run.get("input_data_dir"):
+        return None
+    folder, source = run.get("train_data_dir"), run.get("dataset_name")
+    usual = 0.0  # of the digits and the garments
+    if folder or source not in {"digits", "mnist", "fashion_mnist"}:
+        source = placed_folder(folder) if folder else source
+        if source is None or source in SHORT_NAMES or not local_path(source).exists():
+            return None
+        names = ("image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir")
+        options = {name: run[name] for name in names} | {"split": run["train_split"]}
+        options |= {name: run.get(name, 0.0) for name in ("validation_fraction", "test_fraction")}
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # what training said of them
+                data = load_images(
+                    source, held_out_of=run["train_split"], max_samples=run["max_train_samples"], **options
+                )
+        except UserError:  # the images are no longer what they were
+            return None
+        usual = border_brightness(data.images)
+    return 1 - usual if "invert" in run.get("degradation", []) else usual
 
 
 def _nothing_read(source: str, unreadable: dict[Path, str]) -> str:
@@ -102,7 +166,7 @@ def _save_together(parts: Iterator[Translated], output: Path, config: TranslateC
 
 def _files(config: TranslateConfig) -> list[Path]:
     """Return the files to read, PNGs before others of the same name, so that it is theirs in the output too."""
-    source = Path(config.input).expanduser()
+    source = local_path(config.input)
     if not source.is_dir():
         return [source]
     files = (path for path in source.rglob("*") if path.is_file())
@@ -137,23 +201,23 @@ def _pictures(
     config: TranslateConfig, channels: int, resolution: int | None, unreadable: dict[Path, str]
 ) -> Iterator[tuple[str, Tensor]]:
     """Read the pictures of files, or the images of an .npz file, as training does: names and uint8 (C, H, W)."""
-    source = Path(config.input).expanduser()
+    source = local_path(config.input)
     if source.suffix == ".npz":
         for number, image in enumerate(load_images(str(source), channels=channels, resolution=resolution).images):
-            yield f"{number:05d}", image
+            yield f"{number:05d}", 255 - image if config.invert else image
         return
     names: set[str] = set()
     for file in _files(config):
         try:
-            with PIL.Image.open(file) as opened:
+            with open_picture(file) as opened:
                 image = torch.from_numpy(to_array(opened, resolution, channels).copy())
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-            unreadable[file] = str(error)
+        except Exception as error:  # Pillow's readers raise any kind for a damaged file
+            unreadable[file] = first_line(error)
             continue
         name = str(file.relative_to(source).with_suffix("")) if source.is_dir() else file.stem
         name = f"{name}{file.suffix}" if name in names else name  # a.png and a.jpg
         names.add(name)
-        yield name, image
+        yield name, 255 - image if config.invert else image
 
 
 def _at_a_time(images: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
@@ -202,9 +266,9 @@ def _by_diffusion(
         options["output_type"] = "pt"
         options |= {name: value for name in OF_DIFFUSION if (value := getattr(config, name)) is not None}
         if config.task in ("vary", "inpaint"):
-            options["generator"] = [
-                torch.Generator().manual_seed(derive_seed("image", config.seed, i)) for i in numbers
-            ]
+            # Not the purpose of `sample`: these images may be its own, and this noise must be independent of theirs.
+            seeds = [derive_seed("translate", config.task, config.seed, i) for i in numbers]
+            options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
         if masks is not None:
             options["mask_image"] = masks[numbers] if len(masks) == len(given) else masks
         function = pipeline if config.task == "vary" else getattr(pipeline, config.task)

@@ -78,6 +78,8 @@ def check_numbers(config: dict[str, Any], file: Path | str) -> None:
         is_depth = re.search("layer|block|depth|hidden_sizes", name)
         if isinstance(value, list):
             size, most, what = len(value), MOST_LAYERS if is_depth else MOST_ENTRIES, f"has {len(value)} entries"
+        elif value < 0 and (is_depth or name in LARGEST):
+            raise UserError(f"{file}: {name} is {shown(value)}, and cannot be negative")
         else:
             small = is_depth and name not in ("block_out_channels", "hidden_sizes")
             size, most = abs(value), LARGEST.get(name, MOST_LAYERS if small else LARGEST_NUMBER)

@@ -15,7 +15,7 @@ os.environ["MPLBACKEND"] = "agg"
 import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from torchmetrics.image import fid
 
 REPOSITORY = Path(__file__).parents[1]
 # `accelerate launch` starts several CPU processes through MPI only; torchrun does with gloo.
@@ -116,7 +116,6 @@ def train_translation(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.translation import TranslationTask
 
-    AcceleratorState._reset_state()
     return train(TranslationConfig(**(TINY_TRANSLATION | fields | {"output_dir": str(folder)})), TranslationTask)
 
 
@@ -132,7 +131,6 @@ def train_classifier(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.classifier import ClassifierTask
 
-    AcceleratorState._reset_state()
     return train(ClassifierConfig(**(TINY_JUDGE | fields | {"output_dir": str(folder)})), ClassifierTask)
 
 
@@ -142,7 +140,6 @@ def train_vae(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.vae import VAETask
 
-    AcceleratorState._reset_state()
     return train(VAEConfig(**(TINY_VAE | fields | {"output_dir": str(folder)})), VAETask)
 
 
@@ -152,7 +149,6 @@ def train_gan(folder: Path, **fields) -> Path:
     from hfgen.run import train
     from hfgen.tasks.gan import GANTask
 
-    AcceleratorState._reset_state()
     return train(GANConfig(**(TINY_GAN | fields | {"output_dir": str(folder)})), GANTask)
 
 
@@ -183,7 +179,6 @@ def conditional_run(tmp_path_factory):
 
     @functools.cache
     def make(prediction_type: str) -> Path:
-        AcceleratorState._reset_state()
         fields = {"output_dir": str(tmp_path_factory.mktemp("runs") / prediction_type)}
         return train(DDPMConfig(**CONDITIONAL | fields, prediction_type=prediction_type), DiffusionTask)
 
@@ -199,6 +194,30 @@ def _environment(tmp_path_factory):
         patch.setattr("huggingface_hub.constants.HF_HOME", str(home))
         patch.setattr("datasets.config.HF_DATASETS_CACHE", home / "datasets")
         yield
+
+
+@pytest.fixture
+def small_inception(monkeypatch) -> None:
+    """Let torchmetrics' own class, whose forward is under test, have small layers instead of downloaded ones."""
+
+    def make_layers(network, name, features_list, weights_path):
+        torch.nn.Module.__init__(network)
+        assert name == "inception-v3-compat"
+        network.features_list, network.INPUT_IMAGE_SIZE = list(features_list), 8
+        names = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
+        mixed = [f"Mixed_{block}" for block in ["5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"]]
+        for layer in (*names, "MaxPool_2", *mixed):
+            setattr(network, layer, torch.nn.Identity())
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network.Conv2d_1a_3x3 = torch.nn.Conv2d(3, 6, 3, stride=2)
+            network.fc = torch.nn.Linear(6, 5)
+            torch.nn.init.normal_(network.fc.weight, std=5)
+        network.AvgPool = torch.nn.AdaptiveAvgPool2d(1)
+
+    monkeypatch.setattr(fid, "_TORCH_FIDELITY_AVAILABLE", True)
+    monkeypatch.setattr(fid, "vassert", lambda condition, message: None, raising=False)
+    monkeypatch.setattr(fid._FeatureExtractorInceptionV3, "__init__", make_layers)
 
 
 @pytest.fixture

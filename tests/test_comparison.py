@@ -6,13 +6,16 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
-from accelerate.state import AcceleratorState
+import torch
 from conftest import TINY
 
+from hfgen import comparison
 from hfgen.cli import main
-from hfgen.comparison import cheapest
+from hfgen.comparison import TIMED_IMAGES, TIMINGS, cheapest, compare_with_best
 from hfgen.config import DDPMConfig
+from hfgen.report import with_std
 from hfgen.run import train
+from hfgen.sampling import sample
 from hfgen.tasks.diffusion import DiffusionTask
 
 
@@ -20,7 +23,6 @@ from hfgen.tasks.diffusion import DiffusionTask
 def runs(tmp_path_factory) -> dict[str, Path]:
     made = {}
     for name, fields in {"plain": {}, "classes": {"class_conditional": True, "guidance_interval": [0.0, 0.5]}}.items():
-        AcceleratorState._reset_state()
         folder = tmp_path_factory.mktemp("runs") / name
         config = DDPMConfig(**TINY | {"output_dir": str(folder), "max_train_steps": 3} | fields)
         made[name] = train(config, DiffusionTask)
@@ -51,6 +53,10 @@ def test_each_setting_has_its_measures_and_its_cost(runs, compare, tmp_path):
     chosen = record["cheapest"]["plain"]
     assert f"**{chosen['scheduler']}, {chosen['num_inference_steps']} steps**" in page
     assert page.count("\n| plain |") == 5
+    best = min(record["settings"], key=lambda row: row["frechet_distance"]["value"])
+    assert best["above_best"] == {"value": 0, "std": 0}
+    assert all(row["above_best"]["std"] > 0 for row in record["settings"] if row != best)
+    assert f"{with_std(chosen['above_best'])} above the best" in page or chosen == best
     for picture in re.findall(r"\]\(([^)]+\.png)\)", page):
         with PIL.Image.open(tmp_path / "report" / picture) as image:
             assert min(image.size) > 100, picture
@@ -65,10 +71,20 @@ def test_guidance_is_swept_and_costs_a_second_evaluation_within_its_interval(run
     assert 0 <= guided["accuracy"] <= 1
 
 
-def test_two_models_are_compared(runs, compare, tmp_path):
+def test_two_models_are_compared_and_timed_in_turn(runs, compare, monkeypatch):
+    timed = []
+
+    def record_batch(pipeline, num_images, batch_size, **options):
+        if num_images == TIMED_IMAGES:
+            timed.append((type(pipeline).__name__, batch_size))
+        return sample(pipeline, num_images=num_images, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(comparison, "sample", record_batch)
     record = compare(str(runs["plain"]), str(runs["classes"]), "--scheduler", "ddim", "--num_inference_steps", "3")
     assert [row["model"] for row in record["settings"]] == ["plain", "classes"]
     assert set(record["cheapest"]) == {"plain", "classes"}
+    pair = [("DDPMPipeline", TIMED_IMAGES), ("ClassConditionalDiffusionPipeline", TIMED_IMAGES)]
+    assert timed == pair * (1 + TIMINGS), "each once before it counts"
 
 
 def test_models_of_one_name_are_refused(runs, compare, capsys):
@@ -77,12 +93,21 @@ def test_models_of_one_name_are_refused(runs, compare, capsys):
 
 
 def test_the_cheapest_is_the_one_with_the_fewest_evaluations_among_the_good():
-    def row(evaluations: int, distance: float) -> dict:
-        return {"network_evaluations": evaluations, "frechet_distance": {"value": distance}}
+    def row(evaluations: int, distance: float, without: tuple[float, ...] = ()) -> dict:
+        found = {"value": distance, "without_each_tenth": list(without)}
+        return {"network_evaluations": evaluations, "frechet_distance": found}
+
+    def chosen(*rows: dict) -> dict:
+        compare_with_best(rows)
+        return cheapest(rows)
 
     rows = [row(5, 2.0), row(10, 1.06), row(15, 1.04), row(20, 1.02), row(50, 1.0)]
-    assert cheapest(rows) == rows[2]
-    assert cheapest([*rows, row(15, 1.01)])["frechet_distance"]["value"] == 1.01
+    assert chosen(*rows) == rows[2]
+    assert chosen(*rows, row(15, 1.01))["frechet_distance"]["value"] == 1.01
+    noise = torch.randn(10, generator=torch.Generator().manual_seed(0)) / 50
+    best, alike, apart = (each.tolist() for each in (1.0 + noise, 1.07 + noise, 1.07 - noise))
+    assert chosen(row(10, 1.07, apart), row(50, 1.0, best))["network_evaluations"] == 10
+    assert chosen(row(10, 1.07, alike), row(50, 1.0, best))["network_evaluations"] == 50, "noise that both have"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

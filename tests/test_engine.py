@@ -1,22 +1,27 @@
 """The training loop on a task that can be computed by hand."""
 
+import functools
 import json
+import os
+import signal
+import time
 
 import PIL.Image
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
-from hfgen.config import DDPMConfig
+from hfgen.config import DDPMConfig, VAEConfig
 from hfgen.data import ImageData
-from hfgen.errors import TrainingError
+from hfgen.errors import InterruptedTrainingError, TrainingError
+from hfgen.figures import save_class_shares
+from hfgen.processes import SpeedWatch, as_found
 from hfgen.records import add_row, forget_rows, read_rows
 from hfgen.seeds import derive_seed, seed_torch
 from hfgen.tasks import Diagnosis, Loss
-from hfgen.training import Trainer, learning_rate_factor
+from hfgen.training import Trainer, endless_warmups, learning_rate_factor
 
 
 class TwoModules:
@@ -56,17 +61,18 @@ class TwoModules:
 
 @pytest.fixture
 def make_trainer(tmp_path):
-    def make(task, values=(0, 255), **fields):
-        AcceleratorState._reset_state()
+    def make(task, values=(0, 255), scaler=None, **fields):
         settings = {"train_batch_size": 1, "lr_scheduler": "constant", "lr_warmup_steps": 0, "learning_rate": 0.1}
         config = DDPMConfig(dataset_name="digits", output_dir=str(tmp_path), **(settings | fields))
         images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1)
         accelerator = Accelerator(gradient_accumulation_steps=config.gradient_accumulation_steps)
+        accelerator.scaler = scaler
         trainer = Trainer(config, task, ImageData(images, None, None, "test", "fingerprint"), accelerator, tmp_path)
         trainer.prepare_run_folder()
         return trainer
 
-    return make
+    with as_found():
+        yield make
 
 
 def test_each_module_is_updated_before_the_task_resumes(make_trainer):
@@ -91,6 +97,58 @@ def test_accumulated_gradients_are_averaged(make_trainer):
     other = make_trainer(whole, values=[255, 255], gradient_accumulation_steps=2)
     other._optimizer_step(0.0)
     assert whole.modules["first"].weight.item() == pytest.approx(0.1, rel=1e-4), "one AdamW step of the learning rate"
+
+
+class Game(TwoModules):
+    """The second module plays against the first as it is after its update, and began before it, like an image-to-image
+    network against its discriminator. It has a buffer, which every pass changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.networks["second"].register_buffer("memory", torch.zeros(1))
+        self.remembered = []
+
+    def losses(self, batch):
+        target, one = batch.images.mean(), torch.ones(1, 1)
+        memory = self.networks["second"].memory
+        self.remembered.append(memory.item())
+        memory += target
+        played = self.modules["second"](one)
+        yield Loss("first", (self.modules["first"](one) - 1 - target).pow(2).sum())
+        yield Loss("second", (played - target - self.modules["first"](one).detach()).pow(2).sum())
+
+
+# Under which an update is in proportion to the gradient, so that a wrong gradient makes other weights.
+PROPORTIONAL = {"max_grad_norm": 1e9, "adam_epsilon": 1.0}
+
+
+def test_in_a_game_many_small_passes_do_what_a_large_one_does(make_trainer):
+    weights = []
+    for size, passes in ((32, 1), (8, 4)):
+        task = Game()
+        fields = {"train_batch_size": size, "gradient_accumulation_steps": passes} | PROPORTIONAL
+        trainer = make_trainer(task, values=range(0, 256, 2), **fields)
+        for trainer.step in range(4):
+            logs = trainer._optimizer_step(0.0)
+        weights.append([network.weight.item() for network in task.networks.values()] + [logs["loss/first"].item()])
+    assert weights[1][:2] == pytest.approx(weights[0][:2], rel=1e-5)
+    assert weights[1][2] > weights[0][2], "means of the squares of four batches"
+    assert task.remembered[0] == 0
+    assert len(task.remembered) == 16
+
+
+def test_a_gradient_scale_that_grows_meanwhile_changes_no_gradient(make_trainer):
+    """As under fp16, where each update may change the scale of the losses after it."""
+    found = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)):
+        task = Game()
+        fields = {"train_batch_size": 8, "gradient_accumulation_steps": 4} | PROPORTIONAL
+        trainer = make_trainer(task, values=range(0, 256, 8), scaler=scaler, **fields)
+        for _ in range(3):
+            trainer._optimizer_step(0.0)
+        found.append([network.weight.item() for network in task.networks.values()])
+    assert scaler.get_scale() == 4 * 2**6, "which grew at each update of each module"
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_gradients_are_clipped(make_trainer):
@@ -173,7 +231,7 @@ class Alternating(TwoModules):
         return {"weights": self.preview(1, 0)}
 
     def diagnose(self):
-        return Diagnosis([], {"good": 0.25, "bad": 0.75})
+        return Diagnosis([], {"good": 0.25, "bad": 0.75}, {"good": 0.5, "bad": 0.5})
 
 
 def one(value):
@@ -212,7 +270,16 @@ def test_grids_of_epochs_make_a_film_and_classes_a_picture(make_trainer, tmp_pat
     assert (tmp_path / "figures" / "weights.png").exists()
     assert (tmp_path / "figures" / "classes.png").exists()
     rows = read_rows(tmp_path / "classes.jsonl")
-    assert rows == [{"step": step, "shares": {"good": 0.25, "bad": 0.75}} for step in (4, 8)], "the last one once"
+    shares = {"shares": {"good": 0.25, "bad": 0.75}, "real_shares": {"good": 0.5, "bad": 0.5}}
+    assert rows == [{"step": step} | shares for step in (4, 8)], "the last one once"
+    older = tmp_path / "older.jsonl"
+    older.write_text("".join(json.dumps({"step": row["step"], "shares": row["shares"]}) + "\n" for row in rows))
+    save_class_shares(older, tmp_path / "older.png")
+    with (
+        PIL.Image.open(tmp_path / "older.png") as without,
+        PIL.Image.open(tmp_path / "figures" / "classes.png") as drawn,
+    ):
+        assert without.tobytes() != drawn.tobytes(), "there are real images beside those that are drawn"
 
 
 def test_rows_of_later_steps_are_forgotten_half_ones_too(tmp_path):
@@ -267,6 +334,69 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path, number,
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 13
 
 
+def stops_by(number):
+    class Stops(TwoModules):
+        def losses(self, batch):
+            if len(self.draws) == 2:
+                os.kill(os.getpid(), number)
+            yield from super().losses(batch)
+
+    return Stops()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_saves_at_once_and_then_does_what_it_did_before(make_trainer, tmp_path, number):
+    before = signal.getsignal(number)
+    trainer = make_trainer(stops_by(number), max_train_steps=40, logging_steps=1000, checkpointing_steps=1000)
+    with pytest.raises(InterruptedTrainingError, match=f"stopped by {number.name} after step 3, which is saved"):
+        trainer.run_loop()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None])
+def test_a_signal_that_is_ignored_or_handled_stops_nothing(make_trainer, handler):
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        make_trainer(stops_by(signal.SIGHUP), max_train_steps=5).run_loop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_has_become_slow_is_said_once_and_changes_no_metrics(make_trainer, monkeypatch, capsys, tmp_path):
+    class Slow(TwoModules):
+        def losses(self, batch):
+            time.sleep(0.04 if len(self.draws) > 10 else 0)
+            yield from super().losses(batch)
+
+    monkeypatch.setattr("hfgen.training.SpeedWatch", functools.partial(SpeedWatch, window_seconds=0.001))
+    metrics = []
+    for task in (Slow(), TwoModules()):
+        make_trainer(task, max_train_steps=15, logging_steps=1).run_loop()
+        metrics.append((tmp_path / "metrics.jsonl").read_text())
+    assert capsys.readouterr().err.count("training has become slow") == 1
+    assert metrics[0] == metrics[1]
+
+
+def test_the_speed_is_that_of_the_steps_without_what_lies_between(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("hfgen.processes.time.monotonic", lambda: clock[0])
+    watch = SpeedWatch(100)
+
+    def steps(number, seconds):
+        clock[0] += seconds
+        said = watch.slower(watch.step + number)
+        clock[0] += 50  # a checkpoint, a picture
+        watch.begin(watch.step + number)
+        return said
+
+    assert steps(5, 5) is None, "too short to tell"
+    assert steps(45, 5) is None
+    assert steps(20, 10) is None, "two and a half times slower"
+    assert "1 steps a second, and 5 before" in steps(10, 10)
+    assert steps(1, 10) is None, "once"
+
+
 def test_a_time_budget_ends_the_run_and_spans_the_schedule(make_trainer, tmp_path):
     trainer = make_trainer(TwoModules(), max_train_seconds=0.5, lr_scheduler="linear", logging_steps=1)
     trainer.run_loop()
@@ -293,6 +423,14 @@ def test_learning_rate_schedules():
     assert cosine[0] == 1.0
     assert cosine[5] == pytest.approx(0.5)
     assert cosine == sorted(cosine, reverse=True)
+
+
+def test_a_warm_up_that_outlasts_the_run_is_said(make_trainer, capsys):
+    trainer = make_trainer(TwoModules(), values=range(4), num_train_epochs=2, lr_warmup_steps=9)
+    trainer.run_loop()
+    assert "warning: lr_warmup_steps 9 is more than the 8 steps of the run, which ends" in capsys.readouterr().err
+    fields = {"dataset_name": "digits", "output_dir": "x", "kl_warmup_steps": 8, "lr_warmup_steps": 7}
+    assert endless_warmups(VAEConfig(**fields), 7) == ["kl_warmup_steps 8 is more than the 7 steps of the run"]
 
 
 def test_the_configuration_is_saved_resolved(make_trainer, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+import yaml
 from conftest import REPOSITORY, TINY, finish, hfgen
 
 from hfgen import evaluation, subjects
@@ -32,7 +32,6 @@ SPLITS = {"reference_split": "train[:50%]", "train_split": "train[50%:]"}
 
 @pytest.fixture(scope="module")
 def model_run(tmp_path_factory):
-    AcceleratorState._reset_state()
     folder = tmp_path_factory.mktemp("runs") / "tiny_model"
     return train(DDPMConfig(**TINY, output_dir=str(folder), max_train_steps=3), DiffusionTask)
 
@@ -86,7 +85,9 @@ def test_the_images_measured_are_those_that_sample_draws(model_run, options, tmp
     assert drawn.equal(next(expected))
 
 
-def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(model_run, options, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(
+    model_run, options, tmp_path, monkeypatch, capsys
+):
     config = EvaluateConfig(run_or_repo=str(model_run), output_dir=str(tmp_path / "a"), batch_size=16, **options)
     whole = json.loads(evaluate(config).read_text())
     files = sorted((tmp_path / "a").glob("evaluation/images-*/*.npy"))
@@ -99,9 +100,14 @@ def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(model
     assert (asked[0]["first_image"], asked[0]["num_images"]) == (32, 8)
     assert again["measures"] == whole["measures"]
     assert [file.name for file in sorted(files[0].parent.iterdir())] == [file.name for file in files]
+    content = files[1].read_bytes()
+    files[1].write_bytes(content[:-20])
+    assert json.loads(evaluate(config).read_text())["measures"] == whole["measures"]
+    assert (asked[1]["first_image"], files[1].read_bytes()) == (16, content)
+    assert f"{files[1]} is damaged, and is made anew" in capsys.readouterr().err
     config.num_images = 50
     evaluate(config)
-    assert (asked[1]["first_image"], asked[1]["num_images"]) == (40, 10)
+    assert (asked[2]["first_image"], asked[2]["num_images"]) == (40, 10)
 
 
 def test_other_weights_are_not_measured_by_images_of_earlier_ones(model_run, options, tmp_path):
@@ -140,6 +146,25 @@ def test_images_with_labels_from_a_file_and_from_a_folder(digits_file, options, 
             assert records[1]["measures"]["digits_judge"][name]["value"] == pytest.approx(measure["value"], rel=1e-3)
 
 
+def test_images_in_black_on_white_are_mentioned_and_can_be_inverted(options, tmp_path, capsys):
+    images = load_images("digits", split="train[50%:]").images[:200, 0].numpy()
+    np.savez(tmp_path / "usual.npz", images=images)
+    np.savez(tmp_path / "drawn.npz", images=255 - images)
+    found = []
+    for name, invert in (("usual", False), ("drawn", True), ("drawn", False)):
+        fields = options | {"images": str(tmp_path / f"{name}.npz"), "dataset_name": "digits", "invert": invert}
+        output = str(tmp_path / f"{name} {invert}")
+        record = json.loads(evaluate(EvaluateConfig(**fields | {"output_dir": output})).read_text())
+        warned = "--invert turns the images round" in capsys.readouterr().err
+        found.append((record["measures"], record["protocol"]["images"], warned))
+    assert [part[1:] for part in found] == [
+        ("usual.npz", False), ("drawn.npz, inverted", False), ("drawn.npz", True),
+    ]  # fmt: skip
+    assert found[0][0] == found[1][0] != found[2][0]
+    with pytest.raises(UserError, match="invert is for --images"):
+        EvaluateConfig(run_or_repo="x", invert=True)
+
+
 def test_images_sorted_by_class_are_measured_in_another_order(options, tmp_path):
     data = load_images("digits", split="train[50%:]")
     order = data.labels.argsort()
@@ -174,7 +199,6 @@ def test_labels_are_matched_by_name(tmp_path):
 
 
 def test_what_a_run_was_trained_on_is_what_it_is_compared_with(options, tmp_path):
-    AcceleratorState._reset_state()
     folder = tmp_path / "few"
     train(DDPMConfig(**TINY, output_dir=str(folder), max_train_steps=1, max_train_samples=100), DiffusionTask)
     fields = options | {"train_split": None, "reference_split": "train[60%:]"}
@@ -200,21 +224,35 @@ def test_a_checkpoint_is_measured_by_its_runs_settings_and_not_into_the_run(mode
     assert (protocol["model"], protocol["num_inference_steps"]) == ("tiny_model-step-000003", 3)
 
 
-def test_classification_accuracy_score(digits_file, options, tmp_path, monkeypatch):
+def test_a_data_set_may_number_its_classes_in_another_order_than_the_judge(
+    digits_file, options, judge_run, tmp_path, monkeypatch
+):
     monkeypatch.setattr(evaluation, "SCORE_STEPS", 60)
+    data = load_images("digits")
+    names = [str(digit) for digit in reversed(range(10))]
+    np.savez(tmp_path / "other.npz", images=data.images[:, 0].numpy(), labels=9 - data.labels, label_names=names)
     with np.load(digits_file) as arrays:
         images, labels = arrays["images"], arrays["labels"]
-    np.savez(tmp_path / "mislabelled.npz", images=images, labels=(labels + 1) % 10)
-    AcceleratorState._reset_state()
+    swapped = np.where(labels < 2, 1 - labels, labels)
+    np.savez(tmp_path / "swapped.npz", images=images, labels=swapped)
     config = EvaluateConfig(
-        images=str(tmp_path / "mislabelled.npz"), dataset_name="digits", output_dir=str(tmp_path / "report"),
-        classification_accuracy_score=True, **(options | {"num_images": 300}),
+        images=str(tmp_path / "swapped.npz"), dataset_name=str(tmp_path / "other.npz"),
+        output_dir=str(tmp_path / "report"), classification_accuracy_score=True, **(options | {"num_images": 300}),
     )  # fmt: skip
-    score = json.loads(evaluate(config).read_text())["classification_accuracy_score"]
-    assert score["generated"]["accuracy"] < 0.2, "learnt from the labels that were given"
+    record = json.loads(evaluate(config).read_text())
+    assert record["judge_accuracy"]["digits_judge"]["accuracy"] > 0.8
+    distances = record["conditional"]["digits_judge"]["frechet_distance_per_class"]
+    assert max(distances[2:]) < min(distances[:2])
+    score = record["classification_accuracy_score"]
+    assert score["generated"]["accuracy"] > 0.5
+    assert max(score["generated"]["accuracy_per_class"][:2]) < 0.3, "learnt from the labels that were given"
     assert score["real"]["accuracy"] > 0.5
     assert (score["generated"]["training_images"], score["real"]["training_images"]) == (300, 300)
     assert "classification accuracy score" in (tmp_path / "report" / "evaluation.md").read_text().lower()
+    run = yaml.safe_load((judge_run / "config.yaml").read_text())
+    fields = {"dataset_name": str(tmp_path / "other.npz"), "reference_split": run["test_split"]}
+    judged = evaluate(EvaluateConfig(run_or_repo=str(judge_run), output_dir=str(tmp_path / "judge"), **fields))
+    assert json.loads(judged.read_text())["accuracy"] > 0.8
 
 
 @pytest.mark.parametrize(
@@ -222,7 +260,7 @@ def test_classification_accuracy_score(digits_file, options, tmp_path, monkeypat
     [
         ({"num_images": 16}, "needs more than 16 images; images: 16"),
         ({"reference_split": "train[:10]"}, "needs more than 16 images; reference images: 10"),
-        ({"reference_split": "nope"}, "--reference_split and --train_split name others"),
+        ({"reference_split": "nope"}, "--test_fraction 0.2 has test images; --reference_split names another split"),
         ({"judge": ["nope"]}, "there is no judge nope"),
         ({"judge": []}, "hfgen ships no judge of digits"),
         ({"resolution": 12}, "knows images of 8×8 pixels in 1 channel, and digits has 12×12"),

@@ -1,7 +1,9 @@
 """Generative adversarial networks: the networks, the losses, who is updated by what, the pipeline, digits."""
 
+import dataclasses
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +12,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import finish, flags, hfgen, kill_when
 from huggingface_hub import ModelCard
 
@@ -211,6 +212,17 @@ def test_each_loss_moves_its_own_network_only(digits, loss):
     assert all(parameter.requires_grad for parameter in task.discriminator.parameters())
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_by_itself_is_the_published_objective(digits, loss):
+    """R3GAN penalises gradients at real and generated images, WGAN-GP between them, the others nowhere."""
+    published = {"relativistic": {"r1", "r2"}, "wasserstein": {"gradient_penalty"}}.get(loss, set())
+    settings = {"adversarial_loss": loss, "gradient_penalty_weight": 10.0 if loss == "wasserstein" else 0.0}
+    computed = next(GANTask(config(**settings), digits).losses(batch_of(digits))).terms
+    assert computed.keys() - {"real", "fake"} == published
+    asked = next(GANTask(config(**settings, r1_gamma=3.0), digits).losses(batch_of(digits))).terms
+    assert "r1" in asked, "a weight that is given holds for every loss"
+
+
 def test_frozen_passes_gradients_through():
     discriminator = FullyConnectedDiscriminator(sample_size=8, hidden_sizes=(8,))
     images = torch.rand(2, 1, 8, 8, requires_grad=True)
@@ -293,6 +305,8 @@ def test_classes_are_counted_at_each_checkpoint_and_drawn(run):
     for row in rows:
         assert sum(row["shares"].values()) == pytest.approx(1)
         assert len(row["shares"]) == 10
+        assert sum(row["real_shares"].values()) == pytest.approx(1)
+        assert row["real_shares"] != row["shares"]
     assert min(rows[-1]["shares"].values()) > 0.02
     assert json.loads((run / "run.json").read_text())["problems"] == []
 
@@ -320,6 +334,22 @@ def test_a_collapsed_generator_is_named(judge_run, digits):
     assert problem.endswith("finds next to none of 0, 1, 2, 4, 5, 6, 7, 8, 9")
 
 
+def test_a_judge_that_errs_on_real_images_is_named(judge_run, digits):
+    """One that knows the classes by other numbers does not err; labels that are wrong every fifth time are as bad."""
+    other_names = [str((number + 3) % 10) for number in range(10)]
+    renumbered = dataclasses.replace(digits, label_names=other_names, labels=(digits.labels - 3) % 10)
+    assert not [p for p in GANTask(config(judge=str(judge_run)), renumbered).diagnose().problems if "right on" in p]
+    wrong = torch.where(torch.arange(len(digits)) % 5 == 0, 9 - digits.labels, digits.labels)
+    problems = GANTask(config(judge=str(judge_run)), dataclasses.replace(digits, labels=wrong)).diagnose().problems
+    (said,) = [problem for problem in problems if "right on" in problem]
+    found = re.fullmatch(
+        r"the judge digits_judge is right on only (\d+) % of the real images, so its measures mean little", said
+    )
+    assert 70 < int(found[1]) < 84
+    with pytest.raises(UserError, match="has classes that the judges do not know, such as apple"):
+        GANTask(config(judge=str(judge_run)), dataclasses.replace(digits, label_names=["apple", *"123456789"]))
+
+
 def test_nothing_is_counted_where_there_is_no_judge(digits):
     diagnosis = GANTask(config(), digits).diagnose()
     assert not diagnosis.problems
@@ -332,7 +362,6 @@ def test_colour_pictures_that_are_not_square(tmp_path):
     for number, picture in enumerate(pixels):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         PIL.Image.fromarray(picture).save(tmp_path / "pictures" / f"{number}.png")
-    AcceleratorState._reset_state()
     settings = {
         "dataset_name": None,
         "train_data_dir": str(tmp_path / "pictures"),
@@ -343,7 +372,6 @@ def test_colour_pictures_that_are_not_square(tmp_path):
     run = train(config(**settings, **networks, **objective, max_train_steps=2, num_samples=4), GANTask)
     assert package.load(str(run))(batch_size=2, output_type="np").images.shape == (2, 8, 12, 3)
     assert not (run / "classes.jsonl").exists()
-    AcceleratorState._reset_state()
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -436,7 +464,6 @@ def test_interpolations_begin_and_end_where_they_should(run):
 
 
 def test_it_loads_with_diffusers_alone(tmp_path, digits):
-    AcceleratorState._reset_state()
     fields = {"output_dir": str(tmp_path / "run"), "max_train_steps": 2, "num_samples": 4, "save_discriminator": True}
     settings = {"architecture": "residual", "block_out_channels": [8, 8], "spectral_norm": True, "truncation": 1.0}
     run = train(config(**fields, **settings), GANTask)
@@ -517,7 +544,6 @@ def test_networks_and_judges_that_do_not_fit_are_refused(digits):
 
 
 def test_a_sweep_over_a_penalty_shows_it_where_there_is_one(tmp_path):
-    AcceleratorState._reset_state()
     settings = {"dataset_name": "digits", "architecture": "fully_connected", "hidden_sizes": 8, "r2_gamma": 0}
     length = {"max_train_steps": 2, "num_samples": 4, "train_batch_size": 8, "mixed_precision": "no"}
     folder = tmp_path / "sweep"
@@ -526,4 +552,3 @@ def test_a_sweep_over_a_penalty_shows_it_where_there_is_one(tmp_path):
     page = (folder / "sweep.md").read_text()
     assert "do not tell which member is best; `hfgen evaluate` does" in page
     assert "discriminator/r1" in page
-    AcceleratorState._reset_state()

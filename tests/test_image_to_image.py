@@ -10,7 +10,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import TINY_TRANSLATION, finish, flags, hfgen, kill_when, train_translation
 from huggingface_hub import ModelCard
 
@@ -543,6 +542,22 @@ def test_the_objective_of_a_cycle_is_the_sum_of_its_terms(digits):
     assert "identity" not in next(coloured.losses(batch_of(digits))).terms, "a grey image is never a coloured one"
 
 
+def test_the_default_weights_of_a_cycle_are_those_of_the_paper(digits):
+    """E (D(G(x)) − 1)² without a half, and λ = 10, 0.5 λ for the identity (Zhu et al. 2017, sections 4, 5.2)."""
+    fields = CYCLE.keys() - {"adversarial_weight", "cycle_weight", "identity_weight"}
+    task = CycleGANTask(CycleGANConfig(output_dir="unused", **{name: CYCLE[name] for name in fields}), digits)
+    batch = batch_of(digits)
+    torch.manual_seed(0)
+    loss = next(task.losses(batch)).value
+    torch.manual_seed(0)
+    second = task.second_kind.draw(len(batch.images), torch.device("cpu"))
+    made = task.generators(batch.images, second)
+    expected = sum((logits - 1).square().mean() for logits in task.discriminators(made.first, made.second))
+    expected += 10 * ((made.first_again - batch.images).abs().mean() + (made.second_again - second).abs().mean())
+    expected += 5 * ((made.first_kept - batch.images).abs().mean() + (made.second_kept - second).abs().mean())
+    torch.testing.assert_close(loss, expected)
+
+
 def test_there_and_back_are_the_right_way_round(digits):
     class Marked(torch.nn.Module):
         def __init__(self, change):
@@ -617,7 +632,6 @@ def test_kinds_of_different_size_are_refused(digits):
 
 
 def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
-    AcceleratorState._reset_state()
     fields = {"max_train_steps": 400, "learning_rate": 2e-3, "checkpointing_steps": 400, "identity_weight": 0.0}
     run = train(cycle_config(**fields, output_dir=str(tmp_path / "run")), CycleGANTask)
     with PIL.Image.open(max((run / "samples").iterdir())) as picture:
@@ -640,7 +654,6 @@ def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
 
 
 def test_kinds_with_other_channels_and_other_classes_are_measured(tmp_path, judge_run, digits):
-    AcceleratorState._reset_state()
     images = digits.images[:40, 0].numpy()
     np.savez(tmp_path / "letters.npz", images=images, labels=np.arange(40) % 2, label_names=["a", "b"])
     other = cycle_config(target_dataset_name=str(tmp_path / "letters.npz"), target_split="train", max_train_steps=2,

@@ -16,7 +16,8 @@ FAMILIES = ["ddpm", "vae", "gan", "translation", "cyclegan", "classifier"]
 FLOORS = [
     {"hfgen", "hfgen.errors"},
     {"hfgen.untrusted"},
-    {"hfgen.models", "hfgen.files", "hfgen.seeds", "hfgen.optimizers", "hfgen.config.training"},
+    {"hfgen.models", "hfgen.devices", "hfgen.files", "hfgen.seeds", "hfgen.optimizers", "hfgen.config.training"},
+    {"hfgen.parts"},
     {
         "hfgen.pipelines",
         "hfgen.losses",
@@ -27,6 +28,8 @@ FLOORS = [
         *(f"hfgen.config.{family}" for family in FAMILIES),
         "hfgen.options",
         "hfgen.checkpoints",
+        "hfgen.launcher",
+        "hfgen.processes",
         "hfgen.records",
     },
     {"hfgen.code_files", "hfgen.config"},

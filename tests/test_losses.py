@@ -75,6 +75,17 @@ def test_a_weighting_means_the_same_whatever_is_predicted(prediction_type, weigh
     torch.testing.assert_close(loss, expected, rtol=1e-2, atol=1e-7)
 
 
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+@pytest.mark.parametrize("weighting", ["min_snr", "p2"])
+def test_the_level_of_pure_noise_at_which_drawing_begins_is_trained(prediction_type, weighting):
+    scheduler = DDPMScheduler(rescale_betas_zero_snr=True)
+    alpha, sigma = signal_and_noise(scheduler, torch.tensor([998, 999]))
+    assert alpha[1] == 0 < alpha[0]
+    weights = loss_weights(weighting, prediction_type, alpha, sigma, snr_gamma=5.0).flatten()
+    assert weights[1] == 1
+    assert weights[0] == pytest.approx(alpha[0].square().item(), rel=1e-3), "SNR, nearly"
+
+
 def test_a_wrong_prediction_type_or_weighting_is_an_error():
     one = torch.ones(1, 1, 1, 1)
     with pytest.raises(ValueError, match="unknown prediction type x"):
@@ -100,14 +111,14 @@ def test_structural_similarity_and_its_gradient_are_those_of_torchmetrics(shape)
 
 def test_timesteps_are_whole_for_a_diffusion_and_any_for_a_flow():
     torch.manual_seed(0)
-    diffusion, flow = (draw_timesteps("uniform", s, 100_000, torch.device("cpu")) for s in (DDPMScheduler(), FLOW))
+    diffusion, flow = (draw_timesteps("uniform", s, 100_000) for s in (DDPMScheduler(), FLOW))
     assert diffusion.dtype == torch.int64
     assert (diffusion.min(), diffusion.max()) == (0, 999)
     assert (diffusion.bincount() - 100).abs().max() < 60, "all alike"
     assert flow.is_floating_point()
     assert 0 <= flow.min() < 1
     assert 999 < flow.max() <= 1000
-    middle = draw_timesteps("logit_normal", FLOW, 100_000, torch.device("cpu"))
+    middle = draw_timesteps("logit_normal", FLOW, 100_000)
     inner = ((middle > 250) & (middle < 750)).float().mean().item()
     assert inner == pytest.approx(0.7281, abs=0.01), "where a standard normal number is between ±log 3"
     assert prediction_type_of(FLOW) == "flow_prediction"

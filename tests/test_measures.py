@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from hfgen.data import load_images
-from hfgen.measures import Reference, nearest
+from hfgen.data import ImageData, load_images
+from hfgen.measures import Reference, count_in, nearest
 from hfgen.metrics.judge import load_judge
+from hfgen.metrics.memorization_gap.memorization_gap import memorization_gap
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from corruptions import CORRUPTIONS
@@ -107,3 +108,71 @@ def test_nearest_is_what_a_search_finds():
     every = (a[:, None] - b).square().sum(2)
     assert numbers.equal(every.argmin(1))
     assert torch.allclose(distances, every.min(1).values.sqrt(), atol=1e-4)
+
+
+def test_the_deviation_of_nearer_to_training_is_that_over_choices_of_the_real_images(tmp_path):
+    """Let few real images be nearest to many samples, none of them copied, in many random halves of one set."""
+    generator = torch.Generator().manual_seed(1)
+    real, samples = torch.randn(400, 24, generator=generator), 0.6 * torch.randn(500, 24, generator=generator)
+    found = []
+    for _ in range(60):
+        train, test = real[torch.randperm(400, generator=generator)].chunk(2)
+        found.append(Halves(train, test, tmp_path).memorization(samples)["generated"])
+    shares = torch.tensor([one["nearer_to_training"] for one in found])
+    stated = torch.tensor([one["nearer_to_training_std"] for one in found])
+    assert shares.mean() == pytest.approx(0.5, abs=3 * shares.std().item() / 60**0.5)
+    assert shares.std() > 3 * 0.5 / 500**0.5, "more than of independent coins"
+    assert stated.mean() == pytest.approx(shares.std().item(), rel=0.25)
+
+
+class Halves(Drawn):
+    """Training and test images as points."""
+
+    def __init__(self, train, test, cache):
+        super().__init__(None, cache)
+        self.train, self.test = train, test
+
+    def features(self, data):
+        return data
+
+
+def test_a_small_recall_has_no_deviation(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    reference = Drawn(torch.randn(600, 12, generator=generator), tmp_path)
+    recall = reference.measures(0.3 * torch.randn(600, 12, generator=generator))["recall"]
+    assert 0 < recall["value"] < 0.1
+    assert recall["std"] is None
+
+
+def test_features_far_from_zero_are_compared_as_well(reference, tmp_path):
+    """Float32 has no digits left for distances of 1 between vectors of length 10,000, unless they are centred."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(300, 30, generator=generator) for _ in range(2))
+    near, far = (Drawn(b + shift, tmp_path / str(shift)) for shift in (0, 2048))
+    for name in ("precision", "recall", "density", "coverage"):
+        assert far.measures(a + 2048)[name]["value"] == pytest.approx(near.measures(a)[name]["value"], abs=0.02), name
+    assert nearest(a + 2048, b + 2048)[1].eq(nearest(a, b)[1]).double().mean() > 0.99
+    gaps = [memorization_gap(a + shift, b[:150] + shift, b[150:] + shift)[0] for shift in (0, 2048)]
+    assert gaps[1] == pytest.approx(gaps[0], abs=0.02)
+
+
+def test_damaged_statistics_are_named_and_made_anew(reference, tmp_path, capsys):
+    def measure():
+        real = Reference(reference.judge, reference.test, reference.train, tmp_path)
+        return real.measures(real.features(real.train)[:40]), real.floors(40)
+
+    before = measure()
+    files = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(files) == 4, "the features of two sets, radii, floors"
+    for file, content in files.items():
+        file.write_bytes(content[:-20])
+    assert measure() == before
+    printed = capsys.readouterr().err
+    assert all(f"{file} is damaged, and is made anew" in printed for file in files)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
+
+
+def test_equal_images_are_counted_by_their_pixels():
+    images = torch.arange(40, dtype=torch.uint8).view(10, 1, 2, 2)
+    data = ImageData(images, None, None, "", "")
+    assert count_in(data, torch.cat([images[:3], images[3:] + 100, images[:1]])) == 4

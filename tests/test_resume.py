@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from conftest import TINY, TORCHRUN, finish, flags, hfgen, kill_when, start
 
 from hfgen.checkpoints import damage, list_checkpoints, newest_complete
 from hfgen.config import DDPMConfig
-from hfgen.config.training import changed_fields
+from hfgen.config.training import changed_fields, read_fields
 from hfgen.training import METRICS_FILE, STATE_FILE
 
 
@@ -26,6 +27,21 @@ def train(run: Path, *extra: str, num_processes: int = 1, **fields) -> subproces
         TINY | {"output_dir": run, "checkpointing_steps": 4, "logging_steps": 1, "max_train_samples": 100} | fields
     )
     return hfgen("train", "ddpm", *flags(**settings), *extra, num_processes=num_processes)
+
+
+def train_two(runs: tuple[Path, Path], *extra: str, **fields) -> list[subprocess.Popen]:
+    """Start two processes without a launcher, which would end the one when the other ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank, run in enumerate(runs):
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (variables | {"MASTER_ADDR": "127.0.0.1"}).items():
+                patch.setenv(name, str(value))
+            processes.append(train(run, *extra, **fields))
+    return processes
 
 
 def steps_done(run: Path) -> int:
@@ -74,7 +90,7 @@ from hfgen.training import Trainer
 
 folder, tests = sys.argv[1:]
 sys.path.insert(0, tests)
-from test_engine import TwoModules
+from test_engine import PROPORTIONAL, Game
 
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 config = DDPMConfig(
@@ -83,23 +99,28 @@ config = DDPMConfig(
     gradient_accumulation_steps=2,
     train_batch_size=8 // accelerator.num_processes,
     learning_rate=0.1,
+    lr_warmup_steps=0,
     max_train_steps=9,
+    **PROPORTIONAL,
 )
 images = torch.arange(0, 96, 3, dtype=torch.uint8).view(-1, 1, 1, 1)
 data = ImageData(images, None, None, "test", "fingerprint")
-trainer = Trainer(config, TwoModules(), data, accelerator, Path(folder))
+task = Game()
+trainer = Trainer(config, task, data, accelerator, Path(folder))
 trainer.prepare_run_folder()
 trainer.run_loop()
 weights = torch.cat([module.weight.detach().flatten() for module in trainer.originals.values()])
 everyones = accelerator.gather(weights[None])
 assert everyones.shape == (accelerator.num_processes, 2) and (everyones == weights).all(), everyones
+remembered = accelerator.gather(torch.tensor(task.remembered[::2])[None])  # before the first pass of each step
+assert remembered.shape == (accelerator.num_processes, 9) and (remembered == remembered[0]).all(), remembered
 accelerator.print("weights", *weights.tolist())
 trainer.release()
 """
 
 
 def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
-    """On a task without noise, gradients averaged over two halves are those of the whole batch."""
+    """On a game without noise, gradients averaged over two halves are those of the whole batch, and buffers alike."""
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS)
     weights = {}
@@ -107,6 +128,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
         process = start(*launcher, str(script), str(tmp_path / name), str(Path(__file__).parent))
         weights[name] = [float(w) for w in re.search("^weights (.*) (.*)$", finish(process), re.MULTILINE).groups()]
     assert weights["two"] == pytest.approx(weights["one"], rel=1e-5)
+    assert all(abs(weight) > 0.01 for weight in weights["one"])
 
 
 def test_the_number_of_processes_is_recorded_and_a_change_is_told(tmp_path):
@@ -115,6 +137,38 @@ def test_the_number_of_processes_is_recorded_and_a_change_is_told(tmp_path):
     assert (record["num_processes"], record["images_seen"]) == (2, 4 * 32)
     output = finish(train(tmp_path, "--resume_from_checkpoint", "latest", max_train_steps=6))
     assert "The run had 2 processes and goes on with 1" in output
+
+
+def test_of_two_processes_one_signal_stops_both_and_one_death_ends_the_other(tmp_path):
+    """They do not speak to each other in the metrics, which come once in 100,000 steps."""
+    fields = {
+        "max_train_steps": 100_000,
+        "checkpointing_steps": 100_000,
+        "logging_steps": 100_000,
+        "sample_steps": [2],
+    }
+    first, second = train_two((tmp_path, tmp_path), **fields)
+    kill_when(second, lambda: (tmp_path / "samples" / "step-000002.png").exists(), signal.SIGUSR1)
+    for process in (first, second):
+        assert "stopped by SIGUSR1 after step" in finish(process, 128 + signal.SIGUSR1)
+    (checkpoint,) = list_checkpoints(tmp_path / "checkpoints")
+    fields["sample_steps"] = [int(checkpoint.name.removeprefix("step-")) + 2]
+    first, second = train_two((tmp_path, tmp_path), "--resume_from_checkpoint", "latest", **fields)
+    kill_when(second, lambda: len(list((tmp_path / "samples").iterdir())) == 2)
+    output = finish(first, 1)
+    assert "Another process of this training ended" in output
+    assert "Traceback" not in output
+    second.communicate()
+
+
+def test_machines_that_hold_different_runs_do_not_train_together(finished_run, tmp_path):
+    """The one has a checkpoint, the other nothing; without agreement both would train, the one from the beginning."""
+    before = (finished_run / METRICS_FILE).read_bytes()
+    for process in train_two((finished_run, tmp_path), "--resume_from_checkpoint", "latest", max_train_steps=12):
+        output = finish(process, 2)
+        assert re.search(r"process 0 \(on .*\) step-000008 and process 1 \(on .*\) none", output), output
+        assert "Traceback" not in output
+    assert (finished_run / METRICS_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -220,9 +274,9 @@ def test_a_field_that_is_newer_than_the_run_is_what_it_was_trained_with(tmp_path
     fields = config.to_dict()
     saved = tmp_path / "config.yaml"
     saved.write_text(yaml.safe_dump(fields))
-    assert changed_fields(config, saved) == []
+    assert changed_fields(config, read_fields(saved)) == []
     for newer in ("optimizer", "timestep_sampling"):
         del fields[newer]
     saved.write_text(yaml.safe_dump(fields))
-    assert changed_fields(config, saved) == ["optimizer: adamw → muon"]
-    assert changed_fields(dataclasses.replace(config, optimizer="adamw"), saved) == []
+    assert changed_fields(config, read_fields(saved)) == ["optimizer: adamw → muon"]
+    assert changed_fields(dataclasses.replace(config, optimizer="adamw"), read_fields(saved)) == []

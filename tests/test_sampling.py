@@ -1,5 +1,7 @@
 """Any fitting scheduler draws from the model; what does not fit is refused; the same seed gives the same images."""
 
+import json
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -37,6 +39,14 @@ def make_pipeline(channels=1, prediction_type="epsilon", beta_schedule="linear",
 def images_of(pipeline, **options):
     settings = {"num_images": 3, "num_inference_steps": 4, "scheduler": "ddim"} | options
     return torch.cat(list(sample(pipeline, **settings)))
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver", "euler_a", "heun", "unipc"])
+def test_a_model_is_drawn_from_alike_before_and_after_it_was_saved(name, tmp_path):
+    fresh = make_pipeline(prediction_type="v_prediction").scheduler
+    fresh.save_pretrained(tmp_path)
+    made = [make_scheduler(name, own, 4) for own in (fresh, DDPMScheduler.from_pretrained(tmp_path))]
+    assert json.loads(made[0].to_json_string()) == json.loads(made[1].to_json_string())
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])

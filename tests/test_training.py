@@ -10,7 +10,6 @@ import PIL.Image
 import pytest
 import safetensors.torch
 import torch
-from accelerate.state import AcceleratorState
 from conftest import TINY, finish, flags, hfgen
 from diffusers import DDPMPipeline, DiffusionPipeline
 
@@ -24,7 +23,6 @@ from hfgen.training import STATE_FILE
 
 
 def run_training(**fields) -> Path:
-    AcceleratorState._reset_state()
     return train(DDPMConfig(**(TINY | fields)), DiffusionTask)
 
 

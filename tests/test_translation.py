@@ -8,12 +8,17 @@ from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteSc
 from scipy.ndimage import gaussian_filter
 
 from hfgen.cli import main
+from hfgen.code_files import save_pipeline
+from hfgen.config import TranslationConfig
 from hfgen.data import load_images
 from hfgen.figures import save_images
 from hfgen.loading import load
 from hfgen.losses import diffusion_target
 from hfgen.metrics.judge import load_judge
+from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline, estimate_noise_std
+from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
+from hfgen.translation import _usual_border
 
 KINDS = ["epsilon", "sample", "v_prediction", "flow_prediction"]
 
@@ -159,7 +164,6 @@ def test_the_noise_of_an_image_is_estimated():
     (lambda p, x: p(x, num_inference_steps=0), "num_inference_steps must be from 1 to 1000, not 0"),
     (lambda p, x: p.inpaint(x, 0 * x), "mask_image is white nowhere"),
     (lambda p, x: p.inpaint(x, x, num_inference_steps=1), "num_inference_steps must be 2 or more, not 1"),
-    (lambda p, x: p((255 * x).byte()), "images must be floats, with pixels from 0 to 1, not torch.uint8"),
     (lambda p, x: p(x, class_labels=[0]), "one for each of the 20 images"),
     (lambda p, x: p.denoise(x, noise_std=1e9), r"noise_std must be from 0 to .* for this model, not 1e\+09"),
     (lambda p, x: p.denoise(x, noise_std=-1), "noise_std must be from 0"),
@@ -276,6 +280,25 @@ def test_the_command_changes_files_and_folders(run, tmp_path, capsys):
     assert np.array_equal(np.load(tmp_path / "single.npz")["images"], results["denoise"][:1, 0].numpy())
 
 
+@pytest.mark.parametrize("task", ["vary", "inpaint"])
+def test_images_of_hfgen_sample_are_changed_by_noise_other_than_their_own(run, tmp_path, task):
+    """Mixed again with the noise that they were drawn from, they would hardly change."""
+    PIL.Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
+    options = {"vary": ["--strength", "0.9"], "inpaint": ["--mask", str(tmp_path / "mask.png")]}[task]
+    drawn = ["sample", str(run), "--num_images", "20", "--scheduler", "ddim" if "v_pred" in run.name else "flow_euler"]
+    assert main([*drawn, "--output", str(tmp_path / "drawn.npz")]) == 0
+    given = np.load(tmp_path / "drawn.npz")
+    options += ["--num_inference_steps", "8", "--class_labels", *(str(label) for label in given["labels"])]
+    command = ["translate", str(run), "--task", task, *options]
+    changes = []
+    for seed in ([], ["--seed", "1"]):
+        output = tmp_path / f"{len(seed)}.npz"
+        assert main([*command, "--input", str(tmp_path / "drawn.npz"), *seed, "--output", str(output)]) == 0
+        difference = np.load(output)["images"] / 255 - given["images"] / 255
+        changes.append(np.square(difference).mean())
+    assert changes[0] == pytest.approx(changes[1], rel=0.2)
+
+
 def test_what_cannot_be_read_is_left_out_and_named(conditional_run, tmp_path, capsys):
     save_images((digits(2) * 255).to(torch.uint8), tmp_path / "given")
     (tmp_path / "given" / "00000.png").rename(tmp_path / "given" / "seven.png")
@@ -295,6 +318,16 @@ def test_noise_is_not_resized(conditional_run, tmp_path, capsys):
     assert main([*command, "--task", "denoise", *options]) == 0, "estimated after it"
 
 
+@pytest.mark.parametrize("options", [[], ["--task", "denoise"]])
+def test_a_model_that_changes_no_images_is_refused(options, tmp_path, capsys):
+    model = VAEPipeline(VAEModel(8, latent_dim=2, hidden_sizes=[4]), GaussianMixtureModel(2, 1))
+    save_pipeline(model, tmp_path / "vae")
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    command = ["translate", str(tmp_path / "vae"), "--input", str(tmp_path / "a.png"), *options]
+    assert main([*command, "--output", str(tmp_path / "b.png")]) == 2
+    assert "is a VAE, which makes images of latents and changes none; translate takes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--task", "inpaint"], "the task inpaint needs --mask"),
     (["--task", "change_class"], "the task change_class needs --class_labels"),
@@ -303,6 +336,7 @@ def test_noise_is_not_resized(conditional_run, tmp_path, capsys):
     (["--task", "vary", "--class_labels", "1", "2"], "one for each of the 3 images, not 2"),
     (["--task", "vary", "--class_labels", "cow"], "knows no class cow, but 0 (0), 1 (1)"),
     (["--task", "vary", "--source_class_labels", "1"], "source_class_labels belongs to the task change_class, not to"),
+    (["--task", "denoise", "--noise_std", "-1"], "noise_std must be from 0 to"),
     (["--task", "vary", "--strength", "2"], "strength must be above 0 and at most 1, not 2"),
     (["--task", "vary", "--num_inference_steps", "0"], "num_inference_steps must be positive, not 0"),
     (["--task", "vary", "--output", "x.gif"], "output must end in .png or .npz, or be a folder, not x.gif"),
@@ -314,3 +348,38 @@ def test_mistakes_get_one_message(conditional_run, tmp_path, capsys, options, me
     assert main([*command, *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
+
+
+def test_drawings_in_black_on_white_are_mentioned_and_can_be_inverted(conditional_run, tmp_path, capsys):
+    images = (digits(2) * 255).to(torch.uint8)
+    save_images(images, tmp_path / "usual")
+    save_images(255 - images, tmp_path / "drawn")
+    np.savez(tmp_path / "drawn.npz", images=255 - images[:, 0].numpy())
+    command = ["translate", str(conditional_run("v_prediction")), "--task", "vary", "--num_inference_steps", "2"]
+    made, warned = {}, {}
+    for name, source in {
+        "usual": ["usual"], "drawn": ["drawn"], "inverted": ["drawn", "--invert"], "npz": ["drawn.npz", "--invert"],
+    }.items():  # fmt: skip
+        source[0] = str(tmp_path / source[0])
+        assert main([*command, "--input", *source, "--output", str(tmp_path / f"{name}-made.npz")]) == 0
+        made[name] = np.load(tmp_path / f"{name}-made.npz")["images"]
+        warned[name] = "--invert turns the input round" in capsys.readouterr().err
+    assert warned == {"usual": False, "drawn": True, "inverted": False, "npz": False}
+    assert np.array_equal(made["usual"], made["inverted"])
+    assert np.array_equal(made["usual"], made["npz"])
+    assert not np.array_equal(made["usual"], made["drawn"])
+
+
+def test_what_models_are_usually_given_is_known_without_a_network(tmp_path, monkeypatch):
+    save_images(torch.full((3, 1, 8, 8), 204, dtype=torch.uint8), tmp_path / "bright")
+    fields = {"dataset_name": None, "train_data_dir": str(tmp_path / "bright"), "cache_dir": str(tmp_path / "cache")}
+    bright = TranslationConfig(output_dir="x", degradation=["blur=1"], **fields).to_dict()
+    assert _usual_border(bright) == pytest.approx(0.8)
+    assert _usual_border(bright | {"degradation": ["invert"]}) == pytest.approx(0.2)
+    assert _usual_border(bright | {"input_column": "other"}) is None
+    assert _usual_border(bright | {"train_data_dir": str(tmp_path / "gone")}) is None
+    monkeypatch.setattr("hfgen.translation.load_images", lambda *_, **__: pytest.fail("asked for the images"))
+    assert _usual_border({"dataset_name": "mnist"}) == 0
+    assert [_usual_border(run) for run in ({}, {"dataset_name": "cifar10"}, {"dataset_name": "user/set"})] == [
+        None
+    ] * 3

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import TrainingConfig
+from hfgen.config.training import MAX_DEPTH, MAX_RESOLUTION, MAX_WIDTH, TrainingConfig
 from hfgen.errors import UserError
 
 REGNET_GROUP_WIDTH = 16  # channels that one grouped convolution mixes
@@ -29,6 +29,7 @@ class ClassifierConfig(TrainingConfig):
 
     family: ClassVar[str] = "classifier"
     next_command: ClassVar[str] = "hfgen evaluate"
+    dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name", "test_dataset_name")
 
     test_dataset_name: str | None = None
     test_split: str = "test"
@@ -47,9 +48,12 @@ class ClassifierConfig(TrainingConfig):
     def __post_init__(self):
         """Refuse values that no network can be built from (see `TrainingConfig`)."""
         super().__post_init__()
-        self._require("positive", ["embedding_size", "hidden_sizes", "depths"])
-        self._require("zero or more", ["random_shift", "random_erase"])
+        self._require("positive", ["embedding_size", "hidden_sizes"], at_most=MAX_WIDTH)
+        self._require("positive", ["depths"], at_most=MAX_DEPTH)
+        self._require("zero or more", ["random_shift", "random_erase"], at_most=MAX_RESOLUTION)
         self._require("from 0 to below 1", ["label_smoothing"])
+        if self.test_dataset_name and self.test_fraction:
+            raise UserError("test_dataset_name names the test images, so that none are held out; drop test_fraction")
         if not self.hidden_sizes or len(self.hidden_sizes) != len(self.depths):
             raise UserError(
                 "hidden_sizes and depths must have an entry for each stage, and so equally many, not "

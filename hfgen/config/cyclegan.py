@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import TrainingConfig
+from hfgen.config.training import MAX_BATCH_SIZE, MAX_DEPTH, MAX_WIDTH, TrainingConfig
 from hfgen.errors import UserError
 
 
@@ -24,7 +24,8 @@ class CycleGANConfig(TrainingConfig):
         block_out_channels: Likewise.
         layers_per_block: Likewise.
         adversarial_loss: See `hfgen train gan --help`; of each patch.
-        adversarial_weight: Weight of the generators' adversarial losses.
+        adversarial_weight: Weight of the generators' adversarial losses. That of `least_squares` is half of what the
+            paper's generators minimise, so that 2, 10 and 5 are the paper's weights 1, 10 and 5.
         cycle_weight: Weight of the mean absolute error of what went there and back again.
         identity_weight: Weight of the mean absolute change of images that are already of the kind wanted; only of
             kinds with equally many channels.
@@ -56,7 +57,7 @@ class CycleGANConfig(TrainingConfig):
     block_out_channels: list[int] = field(default_factory=lambda: [32, 64])
     layers_per_block: int = 2
     adversarial_loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "relativistic"] = "least_squares"
-    adversarial_weight: float = 1.0
+    adversarial_weight: float = 2.0
     cycle_weight: float = 10.0
     identity_weight: float = 5.0
     discriminator_block_out_channels: list[int] = field(default_factory=lambda: [32, 64])
@@ -65,10 +66,11 @@ class CycleGANConfig(TrainingConfig):
     def __post_init__(self):
         """Refuse values that no networks or objective can be built from (see `TrainingConfig`)."""
         super().__post_init__()
-        self._require("positive", [
-            "block_out_channels", "layers_per_block", "discriminator_block_out_channels", "adversarial_weight",
-        ])  # fmt: skip
-        self._require("zero or more", ["cycle_weight", "identity_weight", "pool_size"])
+        self._require("positive", ["block_out_channels", "discriminator_block_out_channels"], at_most=MAX_WIDTH)
+        self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
+        self._require("positive", ["adversarial_weight"])
+        self._require("zero or more", ["cycle_weight", "identity_weight"])
+        self._require("zero or more", ["pool_size"], at_most=MAX_BATCH_SIZE)
         if 0 < self.pool_size < self.train_batch_size:
             raise UserError(
                 f"pool_size must be 0 or at least train_batch_size, which is {self.train_batch_size}, "

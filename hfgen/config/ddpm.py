@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import TrainingConfig
+from hfgen.config.training import MAX_DEPTH, MAX_GUIDANCE, MAX_TIMESTEPS, MAX_WIDTH, TrainingConfig
 from hfgen.errors import UserError
 
 
@@ -73,10 +73,11 @@ class DDPMConfig(TrainingConfig):
     def __post_init__(self):
         """Refuse values that no network or noise schedule can be built from (see `TrainingConfig`)."""
         super().__post_init__()
-        self._require("positive", [
-            "block_out_channels", "layers_per_block", "attention_head_dim", "norm_num_groups", "num_train_timesteps",
-            "num_inference_steps", "snr_gamma",
-        ])  # fmt: skip
+        self._require("positive", ["block_out_channels", "attention_head_dim", "norm_num_groups"], at_most=MAX_WIDTH)
+        self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
+        self._require("positive", ["num_train_timesteps", "num_inference_steps"], at_most=MAX_TIMESTEPS)
+        self._require("positive", ["snr_gamma"])
+        self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
         if abs(self.guidance_scale) > 1000:
             raise UserError(f"guidance_scale must be at most 1,000, not {self.guidance_scale:g}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import TrainingConfig
+from hfgen.config.training import MAX_BATCH_SIZE, MAX_DEPTH, MAX_WIDTH, TrainingConfig
 from hfgen.errors import UserError
 
 
@@ -29,8 +29,9 @@ class GANConfig(TrainingConfig):
         adversarial_loss: `minimax` (saturating), `non_saturating` (both Goodfellow et al. 2014), `least_squares` (Mao
             et al. 2017), `hinge` (Lim and Ye 2017), `wasserstein` (Arjovsky et al. 2017) or `relativistic`
             (Jolicoeur-Martineau 2019).
-        r1_gamma: Weight γ of the penalty γ/2 ‖∇D‖² at real images (Mescheder et al. 2018).
-        r2_gamma: Weight of the same penalty at generated images.
+        r1_gamma: Weight γ of the penalty γ/2 ‖∇D‖² at real images (Mescheder et al. 2018); by default 0.1 with the
+            loss `relativistic` (R3GAN, Huang et al. 2024), and 0 with the others.
+        r2_gamma: Weight of the same penalty at generated images; likewise.
         gradient_penalty_weight: Weight of the penalty (‖∇D‖ − 1)² between real and generated images (Gulrajani et al.
             2017).
         discriminator_steps: Optimizer steps of the discriminator, on so many batches, for each of the generator.
@@ -69,8 +70,8 @@ class GANConfig(TrainingConfig):
     adversarial_loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = (
         "relativistic"
     )
-    r1_gamma: float = 0.1
-    r2_gamma: float = 0.1
+    r1_gamma: float | None = None
+    r2_gamma: float | None = None
     gradient_penalty_weight: float = 0.0
     discriminator_steps: int = 1
     discriminator_learning_rate: float | None = None
@@ -82,11 +83,16 @@ class GANConfig(TrainingConfig):
     def __post_init__(self):
         """Refuse values that no networks or objective can be built from (see `TrainingConfig`)."""
         super().__post_init__()
+        for name in ("r1_gamma", "r2_gamma"):
+            if getattr(self, name) is None:
+                setattr(self, name, 0.1 if self.adversarial_loss == "relativistic" else 0.0)
         self._require("positive", [
             "latent_dim", "hidden_sizes", "discriminator_hidden_sizes", "block_out_channels",
-            "discriminator_block_out_channels", "layers_per_block", "discriminator_steps",
-            "discriminator_learning_rate", "truncation",
-        ])  # fmt: skip
+            "discriminator_block_out_channels",
+        ], at_most=MAX_WIDTH)  # fmt: skip
+        self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
+        self._require("positive", ["discriminator_steps"], at_most=MAX_BATCH_SIZE // self.train_batch_size)
+        self._require("positive", ["discriminator_learning_rate", "truncation"])
         self._require("zero or more", ["r1_gamma", "r2_gamma", "gradient_penalty_weight"])
         self._require("from 0 to below 1", ["dropout"])
         for name in ("block_out_channels", "discriminator_block_out_channels"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -9,6 +10,25 @@ from typing import Any, ClassVar, Literal
 import yaml
 
 from hfgen.errors import UserError
+
+CONFIG_FILE = "config.yaml"  # that a run keeps of itself
+
+# Upper bounds, far above what anyone has trained with. They catch slips that would otherwise fill the memory or never
+# end, not every size that is too large for a machine.
+MAX_RESOLUTION = 4096  # pixels
+MAX_BATCH_SIZE = 1_000_000
+MAX_WIDTH = 16_384  # channels, features or latent dimensions
+MAX_DEPTH = 1_000  # layers
+MAX_TIMESTEPS = 100_000  # noise levels, and denoising steps
+MAX_SAMPLES = 10_000  # images in a sample grid
+MAX_WARMUP_STEPS = 10_000_000
+MAX_IMAGES = 10_000_000  # drawn
+MAX_LATENTS = 1_000_000  # drawn of one image for a bound
+MAX_GUIDANCE = 1_000
+MAX_NOISE = 100  # standard deviation, for pixels from 0 to 1
+MAX_TILE = 1_000_000  # pixels
+MAX_TRUNCATION = 1_000
+MAX_SEED = 2**63 - 1
 
 # What may differ when a run is resumed: where to, what is shown and kept, and how long, which stretches the rest of
 # the learning-rate schedule. Changing anything else half-way would make a model that no configuration describes.
@@ -43,7 +63,11 @@ class TrainingConfig:
         dataset_name: Data set: a Hub id, `mnist`, `fashion_mnist`, `cifar10`, the built-in `digits`, or a local
             folder of parquet or arrow files.
         train_data_dir: Folder of images (one sub-folder a class, or none) to train on instead of a data set.
-        train_split: Split to train on; slices such as `train[:90%]` work.
+        train_split: Split to train on; slices such as `train[:90%]` work if they have images of all classes.
+        validation_fraction: Hold this part of each class out of train_split, chosen at random but always alike; it is
+            then the split `validation`. For data without such a split.
+        test_fraction: Likewise for the split `test`, with which `hfgen evaluate` compares. A model and its judge need
+            the same fractions.
         image_column: Column with the images; found by its type if not named.
         label_column: Column with the class labels; found by its type if not named.
         resolution: Height and width in pixels: the shorter side is resized to it, then the centre is cropped.
@@ -57,7 +81,9 @@ class TrainingConfig:
         output_dir: Folder of the run: pipeline, configuration, metrics, samples, checkpoints.
         seed: Every random choice follows from it.
         train_batch_size: Images per process and forward pass.
-        gradient_accumulation_steps: Forward passes per optimizer step.
+        gradient_accumulation_steps: Forward passes per optimizer step, which is that of one batch so many times as
+            large. Of several networks each is updated over all of it before the next one's loss is computed, for which
+            an image-to-image network with a discriminator keeps in memory what all passes left.
         num_train_epochs: Passes over the data; the default length of a run.
         max_train_steps: Optimizer steps, instead of `num_train_epochs`.
         max_train_seconds: Wall-clock budget in seconds, to which the learning-rate schedule is fitted. With
@@ -73,9 +99,11 @@ class TrainingConfig:
         adam_weight_decay: AdamW's decoupled weight decay; with 0 it is Adam.
         adam_epsilon: AdamW's epsilon.
         max_grad_norm: Gradients are clipped to this norm, per module.
-        mixed_precision: Precision of the forward passes. Not given, bf16 where the hardware computes in it, else
-            no.
-        torch_compile: Compile the networks (inductor). Pays on a GPU, seldom on a CPU.
+        mixed_precision: Precision of the forward passes. Not given, as `accelerate launch` or `accelerate config`
+            says, else bf16 where the hardware computes in it, else no.
+        torch_compile: Compile the networks (inductor). Pays on a GPU, seldom on a CPU. Not given, as
+            `accelerate launch` or `accelerate config` says, else no.
+        deterministic: Let a GPU give the same bits each time, which takes longer. A CPU does anyway.
         use_ema: Average the weights exponentially; the average is what is sampled and published.
         ema_max_decay: Upper bound of the average's decay, which starts at (1 + step) / (10 + step).
         checkpointing_steps: Optimizer steps between checkpoints.
@@ -101,10 +129,13 @@ class TrainingConfig:
     next_command: ClassVar[str]  # what a finished run is for
     dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name",)  # that name what images are read from
     folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir",)  # likewise folders of images
+    warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps",)  # steps in which something grows to its full size
 
     dataset_name: str | None = None
     train_data_dir: str | None = None
     train_split: str = "train"
+    validation_fraction: float = 0.0
+    test_fraction: float = 0.0
     image_column: str | None = None
     label_column: str | None = None
     resolution: int | None = None
@@ -132,7 +163,8 @@ class TrainingConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    torch_compile: bool = False
+    torch_compile: bool | None = None
+    deterministic: bool = False
     use_ema: bool = True
     ema_max_decay: float = 0.9999
 
@@ -158,6 +190,9 @@ class TrainingConfig:
         Raises:
             UserError: naming the field, its value and what would work.
         """
+        for name in (*self.dataset_fields, *self.folder_fields):
+            if (value := getattr(self, name)) is not None and not value.strip():
+                raise UserError(f"{name} must not be empty; leave it out, or name the images")
         if (self.dataset_name is None) == (self.train_data_dir is None):
             raise UserError(
                 "name the training data by either dataset_name (for instance --dataset_name mnist) or train_data_dir "
@@ -167,29 +202,29 @@ class TrainingConfig:
             raise UserError("output_dir is missing: name the folder for the run, for instance --output_dir runs/first")
         if self.push_to_hub and not self.hub_model_id:
             raise UserError("push_to_hub needs the id to publish under, for instance --hub_model_id user/name")
-        for option in dataclasses.fields(self):
-            if isinstance(value := getattr(self, option.name), float) and not math.isfinite(value):
-                raise UserError(f"{option.name} must be a finite number, not {value}")
+        require_values(self)
         self._require("positive", [
-            "resolution", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
-            "max_train_steps", "max_train_seconds", "learning_rate", "adam_epsilon", "max_grad_norm",
-            "checkpointing_steps", "checkpoints_total_limit", "num_samples", "logging_steps", "sample_steps",
-            "save_images_epochs",
+            "max_train_samples", "num_train_epochs", "max_train_steps", "max_train_seconds", "learning_rate",
+            "adam_epsilon", "max_grad_norm", "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
+            "sample_steps", "save_images_epochs",
         ])  # fmt: skip
-        self._require("zero or more", ["seed", "lr_warmup_steps", "adam_weight_decay"])
-        self._require("from 0 to below 1", ["adam_beta1", "adam_beta2", "ema_max_decay"])
+        self._require("positive", ["resolution"], at_most=MAX_RESOLUTION)
+        self._require("positive", ["train_batch_size", "gradient_accumulation_steps"], at_most=MAX_BATCH_SIZE)
+        self._require("positive", ["num_samples"], at_most=MAX_SAMPLES)
+        self._require("zero or more", ["seed"], at_most=MAX_SEED)
+        self._require("zero or more", ["adam_weight_decay"])
+        self._require("zero or more", self.warmup_fields, at_most=MAX_WARMUP_STEPS)
+        self._require("from 0 to below 1", [
+            "adam_beta1", "adam_beta2", "ema_max_decay", "validation_fraction", "test_fraction",
+        ])  # fmt: skip
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise UserError(
+                "validation_fraction and test_fraction must leave something to train on: together below 1, not "
+                f"{self.validation_fraction} and {self.test_fraction}"
+            )
 
-    def _require(self, kind: str, names: list[str]):
-        holds = {
-            "positive": lambda v: v > 0,
-            "zero or more": lambda v: v >= 0,
-            "from 0 to below 1": lambda v: 0 <= v < 1,
-        }
-        for name in names:
-            value = getattr(self, name)
-            for number in value if isinstance(value, list) else [value]:
-                if number is not None and not holds[kind](number):
-                    raise UserError(f"{name} must be {kind}, not {number}")
+    def _require(self, kind: str, names: Iterable[str], at_most: float = math.inf):
+        require(self, kind, names, at_most)
 
     @property
     def images_per_batch(self) -> int:
@@ -202,24 +237,87 @@ class TrainingConfig:
 
     def reading_options(self) -> dict[str, Any]:
         """Return how images are read, as `hfgen.data.load_images` takes it, whatever the split."""
-        names = ("image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir")
-        return {name: getattr(self, name) for name in names}
+        names = (
+            "image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir",
+            "validation_fraction", "test_fraction",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {"held_out_of": self.train_split}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain YAML types."""
         return dataclasses.asdict(self)
 
 
-def changed_fields(config: TrainingConfig, saved: Path) -> list[str]:
-    """Say which fields differ from a saved `config.yaml` in a way that a resumed run must not.
+def require(options: Any, kind: str, names: Iterable[str], at_most: float = math.inf) -> None:
+    """Refuse numbers in fields, or in the lists that these hold, that are not of a kind; None is left alone.
 
-    A field that is not in the file is newer than the run, which was trained as `TrainingConfig` has it, or else as the
-    field's default does.
+    Args:
+        options: Any dataclass.
+        kind: `positive`, `zero or more`, `from 0 to below 1` or `any`.
+        names: The fields.
+        at_most: The largest amount.
+
+    Raises:
+        UserError: naming the field and its value.
     """
-    before, now = (
-        defaults(type(config)) | defaults(TrainingConfig) | yaml.safe_load(saved.read_text()),
-        config.to_dict(),
-    )
+    holds = {
+        "positive": lambda v: v > 0,
+        "zero or more": lambda v: v >= 0,
+        "from 0 to below 1": lambda v: 0 <= v < 1,
+        "any": lambda v: True,
+    }[kind]
+    for name in names:
+        for number in _values(options, name):
+            if number is not None and not holds(number):
+                raise UserError(f"{name} must be {kind}, not {number}")
+            if number is not None and abs(number) > at_most:
+                raise UserError(f"{name} must be at most {at_most:,}, not {number:,}")
+
+
+def require_values(options: Any) -> None:
+    """Refuse numbers that are not finite, and None where it is not the default of a field.
+
+    Raises:
+        UserError: naming the field.
+    """
+    for each in dataclasses.fields(options):
+        if getattr(options, each.name) is None and each.default is not None:
+            raise UserError(f"{each.name} must have a value")
+        for number in _values(options, each.name):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{each.name} must be a finite number, not {number}")
+
+
+def _values(options: Any, name: str) -> list[Any]:
+    value = getattr(options, name)
+    return value if isinstance(value, list) else [value]
+
+
+def read_fields(file: Path) -> dict[str, Any]:
+    """Read the fields that a run keeps of its configuration (`config.yaml`).
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise UserError(f"{file} is damaged: it must hold the fields of a run, one `field: value` a line")
+    return fields
+
+
+def changed_fields(config: TrainingConfig, saved: dict[str, Any]) -> list[str]:
+    """Say which fields differ from those of a saved configuration in a way that a resumed run must not.
+
+    A field that was not saved is newer than the run, which was trained as `TrainingConfig` has it, or else as the
+    field's default does. Local data may lie elsewhere by now: what is in them is compared when they are read.
+    """
+    before, now = defaults(type(config)) | defaults(TrainingConfig) | saved, config.to_dict()
+    for name in (*config.dataset_fields, *config.folder_fields):
+        if all(Path(str(fields.get(name))).is_absolute() for fields in (before, now)):
+            before[name] = now[name]
     names = (before.keys() | now.keys()) - CHANGEABLE_ON_RESUME
     return [f"{n}: {before.get(n)} → {now.get(n)}" for n in sorted(names) if before.get(n) != now.get(n)]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import TrainingConfig
+from hfgen.config.training import MAX_DEPTH, MAX_WIDTH, TrainingConfig
 from hfgen.errors import UserError
 
 
@@ -66,7 +66,8 @@ class TranslationConfig(TrainingConfig):
         """Refuse values that no network or objective can be built from (see `TrainingConfig`)."""
         super().__post_init__()
         weights = ["l1_weight", "mse_weight", "psnr_weight", "ssim_weight", "adversarial_weight"]
-        self._require("positive", ["block_out_channels", "layers_per_block", "discriminator_block_out_channels"])
+        self._require("positive", ["block_out_channels", "discriminator_block_out_channels"], at_most=MAX_WIDTH)
+        self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
         self._require("zero or more", weights)
         for name in ("block_out_channels", "discriminator_block_out_channels"):
             if not getattr(self, name):

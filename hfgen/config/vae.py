@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import TrainingConfig
+from hfgen.config.training import MAX_DEPTH, MAX_LATENTS, MAX_WIDTH, TrainingConfig
 from hfgen.errors import UserError
 
+MAX_COMPONENTS = 1_000
+MAX_LATENT_DIM = 4_096  # each component of the mixture has a covariance of that times that
 PRIORS = ("normal", "mixture")  # from which latents are drawn
 
 
@@ -45,6 +47,7 @@ class VAEConfig(TrainingConfig):
 
     family: ClassVar[str] = "vae"
     next_command: ClassVar[str] = "hfgen sample"
+    warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps", "kl_warmup_steps")
 
     max_grad_norm: float = 1000.0  # sums over pixels have norms of a hundred
     checkpointing_steps: int = 2000
@@ -72,10 +75,14 @@ class VAEConfig(TrainingConfig):
         """Refuse values that no network or objective can be built from (see `TrainingConfig`)."""
         super().__post_init__()
         self._require("positive", [
-            "latent_dim", "block_out_channels", "hidden_sizes", "decoder_block_out_channels", "decoder_hidden_sizes",
-            "norm_num_groups", "num_importance_samples", "num_mixture_components",
-        ])  # fmt: skip
-        self._require("zero or more", ["layers_per_block", "beta", "kl_warmup_steps", "free_bits"])
+            "block_out_channels", "hidden_sizes", "decoder_block_out_channels", "decoder_hidden_sizes",
+            "norm_num_groups",
+        ], at_most=MAX_WIDTH)  # fmt: skip
+        self._require("positive", ["latent_dim"], at_most=MAX_LATENT_DIM)
+        self._require("positive", ["num_importance_samples"], at_most=MAX_LATENTS)
+        self._require("positive", ["num_mixture_components"], at_most=MAX_COMPONENTS)
+        self._require("zero or more", ["layers_per_block"], at_most=MAX_DEPTH)
+        self._require("zero or more", ["beta", "free_bits"])
         if self.binarization == "static" and self.random_flip:
             raise UserError("pixels that are drawn once cannot be mirrored; leave out random_flip, or draw them anew")
         if self.binarization != "none" and self.pixel_distribution != "bernoulli":

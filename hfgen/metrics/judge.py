@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, RegNetForImageClassification, ResNetFo
 from transformers.utils import logging as transformers_logging
 
 from hfgen.data import SHORT_NAMES
+from hfgen.devices import default_device
 from hfgen.errors import UserError, first_line
 from hfgen.untrusted import check_numbers, read_json, shown
 
@@ -100,8 +101,7 @@ def load_judge(name_or_folder: str) -> Judge:
     size = read_json(folder / PROCESSOR).get("size")
     if not isinstance(size, dict) or not all(isinstance(size.get(side), int) for side in ("height", "width")):
         raise UserError(f"{folder / PROCESSOR}: size must give height and width, not {shown(size)}")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.eval().to(device, memory_format=torch.channels_last)
+    model = model.eval().to(default_device(), memory_format=torch.channels_last)
     return Judge(folder.resolve().name, model, (size["height"], size["width"]), sha256)
 
 
@@ -127,6 +127,24 @@ def _load_network(folder: Path, name: str) -> PreTrainedModel:
     if lacking := sorted(found["missing_keys"]):
         raise UserError(f"cannot load the judge {name}: its weights lack {lacking[0]}")
     return model
+
+
+def judges_numbers(names: list[str], owner: str, label_names: list[str]) -> Tensor:
+    """Return the judges' numbers of classes that have other numbers elsewhere, int64 (classes,).
+
+    Raises:
+        UserError: for a class that the judges do not know.
+    """
+    known = {label: number for number, label in enumerate(label_names)}
+    if known.keys().isdisjoint(names):
+        known = {str(number): number for number in range(len(label_names))}
+    if strangers := set(names) - known.keys():
+        raise UserError(
+            f"{owner} has classes that the judges do not know, such as {min(strangers)}; they know "
+            f"{', '.join(label_names)}, or as numbers 0 to {len(label_names) - 1}; name a --judge of these classes, "
+            "rename them, or leave the labels out"
+        )
+    return torch.tensor([known[name] for name in names])
 
 
 def shipped_judges(dataset: str = "") -> list[str]:

@@ -59,21 +59,48 @@ class VAEDecoderOutput(BaseOutput):
     sample: Tensor
 
 
+def pixel_distribution(logits: Tensor, log_scale: Tensor | None) -> Distribution:
+    """Return p(x | z) of pixels in [0, 1].
+
+    Args:
+        logits: Of the means, (B, C, H, W).
+        log_scale: None for Bernoulli distributions; the logarithm of one standard deviation, a scalar, for normal
+            ones; that of each pixel's scale, like `logits`, for discretised logistic ones.
+    """
+    if log_scale is None:
+        return Bernoulli(logits=logits, validate_args=False)
+    if log_scale.ndim == 0:
+        return Normal(logits.sigmoid(), log_scale.exp(), validate_args=False)
+    return DiscretizedLogistic(logits.sigmoid(), log_scale)
+
+
 @dataclass
 class VAEModelOutput(BaseOutput):
-    """What a VAE makes of images, from L latents of each.
+    """What a VAE makes of images, from L latents of each; in tensors, which `torch.export` can return.
 
     Args:
         sample: The reconstructions, (L · B, C, H, W) in [−1, 1].
-        latent_dist: q(z | x), over (B, latent_dim).
+        latent_mean, latent_std: Of q(z | x), (B, latent_dim).
         latents: z, (L · B, latent_dim).
-        pixels: p(x | z) of pixels in [0, 1], over (L · B, C, H, W).
+        pixel_logits, pixel_log_scale: Of p(x | z), (L · B, C, H, W); see `pixel_distribution`.
     """
 
     sample: Tensor
-    latent_dist: Normal | None = None
+    latent_mean: Tensor | None = None
+    latent_std: Tensor | None = None
     latents: Tensor | None = None
-    pixels: Distribution | None = None
+    pixel_logits: Tensor | None = None
+    pixel_log_scale: Tensor | None = None
+
+    @property
+    def latent_dist(self) -> Normal:
+        """q(z | x), over (B, latent_dim)."""
+        return Normal(self.latent_mean, self.latent_std, validate_args=False)
+
+    @property
+    def pixels(self) -> Distribution:
+        """p(x | z) of pixels in [0, 1], over (L · B, C, H, W)."""
+        return pixel_distribution(self.pixel_logits, self.pixel_log_scale)
 
 
 class ResidualBlock(nn.Module):
@@ -103,39 +130,35 @@ def mlp(sizes: Sequence[int], act_fn: str) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Downsampling(nn.Sequential):
+def downsampling(channels: Sequence[int], layers_per_block: int, norm_num_groups: int, act_fn: str) -> nn.Sequential:
     """Convolutions of stride 2 with activations and residual blocks; (B, C, H, W) to (B, C', H / 2ⁿ, W / 2ⁿ)."""
-
-    def __init__(self, channels: Sequence[int], layers_per_block: int, norm_num_groups: int, act_fn: str):
-        super().__init__()
-        for before, after in pairwise(channels):
-            self.append(nn.Conv2d(before, after, 3, stride=2, padding=1))
-            self.append(get_activation(act_fn))
-            self.extend(ResidualBlock(after, norm_num_groups, act_fn) for _ in range(layers_per_block))
+    layers = nn.Sequential()
+    for before, after in pairwise(channels):
+        layers.extend([nn.Conv2d(before, after, 3, stride=2, padding=1), get_activation(act_fn)])
+        layers.extend(ResidualBlock(after, norm_num_groups, act_fn) for _ in range(layers_per_block))
+    return layers
 
 
-class Upsampling(nn.Sequential):
+def upsampling(
+    channels: Sequence[int],
+    doublings: int,
+    activate_input: bool,
+    layers_per_block: int,
+    norm_num_groups: int,
+    act_fn: str,
+) -> nn.Sequential:
     """Transposed convolutions, before each an activation; (B, C, H, W) to (B, C', 2ⁿ H, 2ⁿ W).
 
     The first n of them have stride 2, the rest stride 1; before each are residual blocks. The first activation may be
     left out.
     """
-
-    def __init__(
-        self,
-        channels: Sequence[int],
-        doublings: int,
-        activate_input: bool,
-        layers_per_block: int,
-        norm_num_groups: int,
-        act_fn: str,
-    ):
-        super().__init__()
-        for index, (before, after) in enumerate(pairwise(channels)):
-            stride = {"stride": 2, "output_padding": 1} if index < doublings else {}
-            self.append(get_activation(act_fn) if index or activate_input else nn.Identity())
-            self.extend(ResidualBlock(before, norm_num_groups, act_fn) for _ in range(layers_per_block))
-            self.append(nn.ConvTranspose2d(before, after, 3, padding=1, **stride))
+    layers = nn.Sequential()
+    for index, (before, after) in enumerate(pairwise(channels)):
+        stride = {"stride": 2, "output_padding": 1} if index < doublings else {}
+        layers.append(get_activation(act_fn) if index or activate_input else nn.Identity())
+        layers.extend(ResidualBlock(before, norm_num_groups, act_fn) for _ in range(layers_per_block))
+        layers.append(nn.ConvTranspose2d(before, after, 3, padding=1, **stride))
+    return layers
 
 
 class VAEModel(ModelMixin, ConfigMixin):
@@ -206,14 +229,14 @@ class VAEModel(ModelMixin, ConfigMixin):
         classes = num_classes or 0
 
         encoder_channels = [in_channels, *block_out_channels]
-        self.down = Downsampling(encoder_channels, *blocks)
+        self.down = downsampling(encoder_channels, *blocks)
         features = encoder_channels[-1] * math.prod(inner)
         self.to_latents = mlp([features + classes, *hidden_sizes, 2 * latent_dim], act_fn)
 
         decoder_channels = [encoder_channels[-1], *decoder_block_out_channels] if halvings else []
         self.inner_shape = ([*decoder_channels, out_channels][0], *inner)
         self.from_latents = mlp([latent_dim + classes, *decoder_hidden_sizes, math.prod(self.inner_shape)], act_fn)
-        self.up = Upsampling([*decoder_channels, out_channels], halvings, activate_decoder_input, *blocks)
+        self.up = upsampling([*decoder_channels, out_channels], halvings, activate_decoder_input, *blocks)
         if pixel_distribution == "gaussian":
             self.log_std = nn.Parameter(torch.zeros(()))
 
@@ -231,16 +254,20 @@ class VAEModel(ModelMixin, ConfigMixin):
 
     def pixels(self, latents: Tensor, class_labels: Tensor | None = None) -> Distribution:
         """Return p(x | z) of pixels in [0, 1], over (B, C, H, W), for latents (B, latent_dim)."""
+        return pixel_distribution(*self._pixel_parameters(latents, class_labels))
+
+    def _pixel_parameters(self, latents: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return what `pixel_distribution` takes, in float32."""
         features = self.from_latents(self._with_classes(latents.to(self.dtype), class_labels))
         logits = self.up(features.view(-1, *self.inner_shape)).float()
         match self.config.pixel_distribution:
             case "bernoulli":
-                return Bernoulli(logits=logits, validate_args=False)
+                return logits, None
             case "gaussian":
-                return Normal(logits.sigmoid(), self.log_std.exp(), validate_args=False)
+                return logits, self.log_std.float()
             case "logistic":
                 mean, log_scale = logits.chunk(2, dim=1)
-                return DiscretizedLogistic(mean.sigmoid(), log_scale - 3)  # which begins with a twentieth of the range
+                return mean, log_scale - 3  # which begins with a twentieth of the range
 
     @apply_forward_hook
     def decode(
@@ -269,8 +296,9 @@ class VAEModel(ModelMixin, ConfigMixin):
         latents = latent_dist.rsample((num_draws,)).flatten(0, 1) if num_draws else latent_dist.mean
         if class_labels is not None:
             class_labels = class_labels.repeat(max(num_draws, 1))
-        pixels = self.pixels(latents, class_labels)
-        output = VAEModelOutput(pixels.mean * 2 - 1, latent_dist, latents, pixels)
+        parameters = self._pixel_parameters(latents, class_labels)
+        sample = pixel_distribution(*parameters).mean * 2 - 1
+        output = VAEModelOutput(sample, latent_dist.mean, latent_dist.stddev, latents, *parameters)
         return output if return_dict else output.to_tuple()
 
     def _with_classes(self, features: Tensor, class_labels: Tensor | None) -> Tensor:
@@ -279,6 +307,13 @@ class VAEModel(ModelMixin, ConfigMixin):
         if class_labels is None:
             return features
         return torch.cat([features, functional.one_hot(class_labels, self.config.num_classes).to(features)], dim=1)
+
+
+@dataclass
+class GaussianMixtureOutput(BaseOutput):
+    """Latents drawn from a mixture, (B, D)."""
+
+    sample: Tensor
 
 
 class GaussianMixtureModel(ModelMixin, ConfigMixin):
@@ -298,11 +333,20 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
 
     def set_parameters(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         """Take weights (K,), means (K, D) and covariances (K, D, D), best in double precision."""
-        self.weights.copy_(weights)
-        self.means.copy_(means)
-        self.scale_trils.copy_(torch.linalg.cholesky(covariances))
+        self.weights.copy_(weights.float())  # before it reaches a device that may have no double precision
+        self.means.copy_(means.float())
+        self.scale_trils.copy_(torch.linalg.cholesky(covariances).float())
 
-    def forward(self, noise: Tensor, uniform: Tensor) -> Tensor:
-        """Return latents (B, D) from noise (B, D), N(0, 1), and numbers (B,) drawn evenly from 0 to 1."""
+    def forward(
+        self, noise: Tensor, uniform: Tensor, return_dict: bool = True
+    ) -> GaussianMixtureOutput | tuple[Tensor]:
+        """Draw latents.
+
+        Args:
+            noise: N(0, 1), (B, D).
+            uniform: Numbers drawn evenly from 0 to 1, (B,).
+            return_dict: Return a `GaussianMixtureOutput` instead of a tuple.
+        """
         chosen = torch.searchsorted(self.weights.cumsum(0), uniform).clamp(max=len(self.weights) - 1)
-        return self.means[chosen] + (self.scale_trils[chosen] @ noise[..., None])[..., 0]
+        sample = self.means[chosen] + (self.scale_trils[chosen] @ noise[..., None])[..., 0]
+        return GaussianMixtureOutput(sample) if return_dict else (sample,)

@@ -1,12 +1,14 @@
 """A diffusion pipeline that draws the class it is asked for, by classifier-free guidance (Ho and Salimans 2022).
 
-This file is saved beside the weights and needs nothing but torch and diffusers.
+This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DiffusionPipeline,
@@ -19,6 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 ClassLabel = int | str | None
+ClassLabels = ClassLabel | Sequence[ClassLabel] | np.ndarray | Tensor
 
 
 class GuidedModel:
@@ -124,7 +127,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         """The numbers of the classes by their names."""
         return {name: number for number, name in self.config.id2label.items()}
 
-    def get_label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
+    def get_label_ids(self, class_labels: ClassLabels) -> list[int]:
         """Return the numbers of classes that are given by name, by number, or as None for no class.
 
         A text is a name, or else a name in another case, or else a number.
@@ -132,6 +135,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: for a class that the model does not know.
         """
+        class_labels = _plain(class_labels)
         if class_labels is None or isinstance(class_labels, int | str):
             class_labels = [class_labels]
         known: dict[ClassLabel, int] = {None: self.unet.config.num_class_embeds - 1}
@@ -152,14 +156,16 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
 
     def guided(
         self,
-        class_labels: Sequence[ClassLabel],
+        class_labels: ClassLabels,
         guidance_scale: float | None = None,
         guidance_interval: Sequence[float] = (0.0, 1.0),
-        negative_class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        negative_class_labels: ClassLabels = None,
     ) -> GuidedModel:
         """Return the network as it predicts for these classes, one an image; see `__call__`."""
         if guidance_scale is None:
             guidance_scale = 2.0 if self.config.learnt_no_class else 1.0
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
         class_ids = self.get_label_ids(class_labels)
         negative_ids = self.get_label_ids(negative_class_labels)
         if len(negative_ids) not in (1, len(class_ids)):
@@ -190,10 +196,10 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        class_labels: ClassLabels = None,
         guidance_scale: float | None = None,
         guidance_interval: Sequence[float] = (0.0, 1.0),
-        negative_class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        negative_class_labels: ClassLabels = None,
         num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
@@ -231,6 +237,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"num_inference_steps must be from 1 to {most}, not {num_inference_steps}")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
+        class_labels = _plain(class_labels)
         if class_labels is None:
             class_labels = list(self.labels.values())
         elif isinstance(class_labels, int | str):
@@ -254,3 +261,10 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
                 images = self.numpy_to_pil(images)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
+    """Return one label or several as Python has them, of what NumPy or torch may have."""
+    if isinstance(class_labels, list | tuple):
+        return [_plain(label) for label in class_labels]
+    return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

@@ -4,6 +4,7 @@ This file needs nothing but torch, diffusers and what they need.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,8 +22,11 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+MOST = 100.0  # of a pixel from 0 to 1, even with ten times as strong noise; above it, it was not from 0 to 1
+
 ClassLabel = int | str | None
-Images = PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | Tensor
+ClassLabels = ClassLabel | Sequence[ClassLabel] | np.ndarray | Tensor
+Images = PIL.Image.Image | np.ndarray | Tensor | Sequence[PIL.Image.Image | np.ndarray | Tensor]
 Model = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -90,42 +94,49 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         self,
         image: Images,
         strength: float = 0.5,
-        class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        class_labels: ClassLabels = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
-    ) -> ImagePipelineOutput:
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
         """Vary images: mix them with noise and denoise that (SDEdit, Meng et al. 2022).
 
         Args:
-            image: PIL images, or arrays (B, H, W, C) or tensors (B, C, H, W) of floats, from 0 to 1 but for noise.
+            image: One picture, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list
+                of such, of one size. Floating-point pixels are from 0 to 1, and beyond where noise has taken them;
+                whole numbers from 0 to 255.
             strength: How much of the noise, from 0 to 1; 1 leaves next to nothing of the image.
             class_labels: One for all or one an image, of a model that knows classes; by default no particular one.
             guidance_scale: See `ClassConditionalDiffusionPipeline`.
             num_inference_steps: Denoising steps.
-            generator: Where the noise comes from.
-            output_type: `pil`, `np` or `pt`.
+            generator: Where the noise comes from: one for all, or one an image.
+            output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
+            return_dict: Return an `ImagePipelineOutput` instead of a tuple.
 
         Returns:
             The images.
 
         Raises:
-            ValueError: for a strength outside of 0 to 1, or an unknown class.
+            TypeError: for what is no image, such as the name of a file.
+            ValueError: for a strength outside of 0 to 1, an unknown class or output_type, pixels that are not in the
+                range of their type, or images of different sizes.
         """
         images = self._preprocess(image)
         first = self._level_of_strength(strength)
         noise = randn_tensor(images.shape, generator, images.device)
         x = self.alphas[first] * images + self.sigmas[first] * noise
         model = self._model(class_labels, len(images), guidance_scale)
-        return self._postprocess(self._descend(model, x, first, num_inference_steps), output_type)
+        varied = self._postprocess(self._descend(model, x, first, num_inference_steps), output_type)
+        return varied if return_dict else (varied.images,)
 
     @torch.no_grad()
     def denoise(
         self,
         image: Images,
         noise_std: float | None = None,
-        class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        class_labels: ClassLabels = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 1,
         output_type: str = "pil",
@@ -171,7 +182,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         self,
         image: Images,
         mask_image: Images,
-        class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        class_labels: ClassLabels = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
         num_resamples: int = 5,
@@ -195,10 +206,11 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             The images.
 
         Raises:
-            ValueError: if the mask has another size or no white, for fewer than two steps, or for an unknown class.
+            ValueError: if the mask has another size or no white, for fewer than two steps or one time, or for an
+                unknown class.
         """
         images = self._preprocess(image)
-        mask = (self._preprocess(mask_image, 1).mean(1, keepdim=True) > 0).to(images.dtype)
+        mask = (self._stacked(mask_image, "L").mean(1, keepdim=True) > 0.5).to(images.dtype)
         if mask.shape[-2:] != images.shape[-2:]:
             raise ValueError(
                 f"mask_image must have the images' size, {tuple(images.shape[-2:])}, not {tuple(mask.shape[-2:])}"
@@ -209,6 +221,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             raise ValueError("mask_image is white nowhere, so that there is nothing to fill in")
         if num_inference_steps < 2:  # what is filled in would never have seen what is kept
             raise ValueError(f"num_inference_steps must be 2 or more, not {num_inference_steps}")
+        if num_resamples < 1:
+            raise ValueError(f"num_resamples must be 1 or more, not {num_resamples}")
         model = self._model(class_labels, len(images), guidance_scale)
         x = randn_tensor(images.shape, generator, images.device)
         levels = self._levels(len(self.timesteps) - 1, num_inference_steps)
@@ -226,8 +240,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
     def change_class(
         self,
         image: Images,
-        class_labels: ClassLabel | Sequence[ClassLabel],
-        source_class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        class_labels: ClassLabels,
+        source_class_labels: ClassLabels = None,
         strength: float = 0.8,
         guidance_scale: float | None = None,
         num_inference_steps: int = 50,
@@ -272,23 +286,33 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         model = self._model(class_labels, len(x), guidance_scale)
         return self._postprocess(self._descend(model, x, first, num_inference_steps), output_type)
 
-    def _preprocess(self, image: Images, channels: int | None = None) -> Tensor:
+    def _preprocess(self, image: Images) -> Tensor:
         """Convert to float32 (B, C, H, W) in [−1, 1], and beyond where noise has taken the pixels.
 
         Raises:
-            ValueError: for arrays and tensors of whole numbers, whose range would be another.
+            ValueError: for images with other channels than the network's.
         """
-        if isinstance(image, PIL.Image.Image | list):
-            pictures = [image] if isinstance(image, PIL.Image.Image) else image
-            mode = "L" if (channels or self.unet.config.in_channels) == 1 else "RGB"
-            image = VaeImageProcessor.pil_to_numpy([picture.convert(mode) for picture in pictures])
-        if isinstance(image, np.ndarray):
-            image = VaeImageProcessor.numpy_to_pt(image)
-        if not image.is_floating_point():
-            raise ValueError(f"images must be floats, with pixels from 0 to 1, not {image.dtype}")
-        return 2 * image.to(self._execution_device, torch.float32) - 1
+        channels = self.unet.config.in_channels
+        images = self._stacked(image, "L" if channels == 1 else "RGB")
+        if images.shape[1] != channels:
+            raise ValueError(
+                f"the model takes images with {channels} channel{'s' * (channels > 1)}, not {images.shape[1]}; PIL "
+                "images are brought to that"
+            )
+        return 2 * images - 1
+
+    def _stacked(self, image: Images, mode: str) -> Tensor:
+        """Convert images to float32 (B, C, H, W), with pixels from 0 to 1, but for noise."""
+        pictures = [_to_tensor(one, mode) for one in _single(image)]
+        if len(shapes := {tuple(picture.shape) for picture in pictures}) != 1:
+            raise ValueError(
+                f"images must be one or more of one size and one number of channels, not {shapes or 'none'}"
+            )
+        return torch.stack(pictures).to(self._execution_device)
 
     def _postprocess(self, images: Tensor, output_type: str) -> ImagePipelineOutput:
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
         images = VaeImageProcessor().postprocess(images.clamp(-1, 1).cpu(), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images)
@@ -305,19 +329,20 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         spaced = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().int().tolist()
         return sorted(set(spaced), reverse=True)
 
-    def _one_an_image(
-        self, class_labels: ClassLabel | Sequence[ClassLabel], count: int
-    ) -> Sequence[ClassLabel] | None:
+    def _one_an_image(self, class_labels: ClassLabels, count: int) -> Sequence[ClassLabel] | None:
         """Return a label for each image, or None if none is given."""
+        class_labels = _plain(class_labels)
         if isinstance(class_labels, int | str):
             return [class_labels] * count
         if class_labels is not None and len(class_labels) != count:
             raise ValueError(f"class_labels must be one for all or one for each of the {count} images")
         return class_labels
 
-    def _model(self, class_labels: ClassLabel | Sequence[ClassLabel], count: int, guidance_scale: float) -> Model:
+    def _model(self, class_labels: ClassLabels, count: int, guidance_scale: float) -> Model:
         """Return the network as a function of x and timestep, for these classes."""
         nothing = self.unet.config.num_class_embeds
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
         if class_labels is None and guidance_scale != 1:
             raise ValueError("guidance_scale needs class_labels to lead to")
         if not nothing and class_labels is not None:
@@ -389,3 +414,51 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         factor = self.alphas[above] / self.alphas[level]
         std = (self.sigmas[above] ** 2 - (factor * self.sigmas[level]) ** 2).clamp(min=0).sqrt()
         return factor * x + std * randn_tensor(x.shape, generator, x.device)
+
+
+def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
+    """Return images one by one.
+
+    Raises:
+        TypeError: for what is no image, such as the name of a file.
+    """
+    if isinstance(images, PIL.Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        return [*images] if images.ndim == 4 else [images]
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        raise TypeError(
+            f"images must be PIL images, arrays, tensors or a list of them, not {type(images).__name__}; "
+            "diffusers.utils.load_image opens files"
+        )
+    return [image for part in images for image in _single(part)]
+
+
+def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
+    """Convert one image to float32 (C, H, W), with pixels from 0 to 1, but for noise; PIL images to a mode before.
+
+    Raises:
+        ValueError: for pixels that are not in the range of their type.
+    """
+    if isinstance(image, PIL.Image.Image):
+        image = np.array(image.convert(mode))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(image[..., None] if image.ndim == 2 else image).movedim(-1, 0)
+    pixels = image.float()
+    if image.dtype == torch.bool:
+        return pixels
+    if image.is_floating_point():
+        if not pixels.abs().max() <= MOST:
+            raise ValueError(f"floating-point pixels are from 0 to 1, give or take noise, not {pixels.abs().max():g}")
+        return pixels
+    if pixels.min() < 0 or pixels.max() > 255:
+        wrong = pixels.min() if pixels.min() < 0 else pixels.max()
+        raise ValueError(f"whole numbers as pixels are from 0 to 255, not {wrong:g}")
+    return pixels / 255
+
+
+def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
+    """Return one label or several as Python has them, of what NumPy or torch may have."""
+    if isinstance(class_labels, list | tuple):
+        return [_plain(label) for label in class_labels]
+    return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

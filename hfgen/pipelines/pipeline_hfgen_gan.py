@@ -6,8 +6,9 @@ This file is saved beside the weights and needs nothing but torch, diffusers and
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
@@ -16,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 ClassLabel = int | str
+ClassLabels = ClassLabel | Sequence[ClassLabel] | np.ndarray | Tensor
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -43,7 +45,7 @@ class GANPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "generator"
-    _optional_components = ("discriminator",)
+    _optional_components: ClassVar[list[str]] = ["discriminator"]
 
     def __init__(
         self,
@@ -57,12 +59,17 @@ class GANPipeline(DiffusionPipeline):
         id2label = {int(number): name for number, name in (id2label or {}).items()}
         self.register_to_config(id2label=id2label, truncation=truncation)
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """Take over the parts of another pipeline; the classes of its networks are in files that this one lacks."""
+        return super().from_pipe(pipeline, **pipeline.components | kwargs)
+
     @property
     def labels(self) -> dict[str, int]:
         """The numbers of the classes by their names; none of a model that is told no classes."""
         return {name: number for number, name in self.config.id2label.items()}
 
-    def get_label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
+    def get_label_ids(self, class_labels: ClassLabels) -> list[int]:
         """Return the numbers of classes that are given by name or by number.
 
         A text is a name, or else a name in another case, or else a number.
@@ -70,6 +77,7 @@ class GANPipeline(DiffusionPipeline):
         Raises:
             ValueError: for a class that the model does not know.
         """
+        class_labels = _plain(class_labels)
         if isinstance(class_labels, int | str):
             class_labels = [class_labels]
         known: dict[ClassLabel, int] = {number: number for number in self.labels.values()}
@@ -92,7 +100,7 @@ class GANPipeline(DiffusionPipeline):
         self,
         batch_size: int = 1,
         latents: Tensor | None = None,
-        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        class_labels: ClassLabels | None = None,
         truncation: float | None = None,
         generator: Generators = None,
         output_type: str = "pil",
@@ -116,8 +124,10 @@ class GANPipeline(DiffusionPipeline):
             The images and their latents.
 
         Raises:
-            ValueError: for an unknown class, a truncation that leaves nothing, or latents of another shape.
+            ValueError: for an unknown class or output_type, a truncation that leaves nothing, or latents of another
+                shape.
         """
+        class_labels = _plain(class_labels)
         if latents is not None:
             batch_size = len(latents)
         elif class_labels is not None and not isinstance(class_labels, int | str):
@@ -137,7 +147,7 @@ class GANPipeline(DiffusionPipeline):
         end: Tensor,
         num_steps: int = 10,
         mode: Literal["linear", "spherical"] = "spherical",
-        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        class_labels: ClassLabels | None = None,
         output_type: str = "pil",
     ) -> GANPipelineOutput:
         """Go from one latent to another through equally spaced points.
@@ -173,16 +183,21 @@ class GANPipeline(DiffusionPipeline):
     def draw_latents(self, batch_size: int, truncation: float | None = None, generator: Generators = None) -> Tensor:
         """Draw latents (B, latent_dim); see `__call__`."""
         truncation = next((t for t in (truncation, self.config.truncation) if t is not None), math.inf)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {batch_size}")
         shape = (batch_size, self.generator.config.latent_dim)
         noise = randn_tensor(shape, generator, self._execution_device, torch.float32)
-        if truncation <= 0:
+        if not truncation > 0:
             raise ValueError(f"truncation must be positive, not {truncation}")
         if truncation < math.inf:
             mass = math.erf(truncation / 2**0.5)  # of the normal distribution within it
-            noise = 2**0.5 * torch.erfinv(torch.erf(noise.double() / 2**0.5) * mass)
-        return noise.to(self.generator.dtype)
+            exact = noise.cpu().double()  # which Apple GPUs do not have
+            noise = 2**0.5 * torch.erfinv(torch.erf(exact / 2**0.5) * mass)
+        return noise.to(self.generator.dtype).to(self._execution_device)
 
     def _make_images(self, latents: Tensor, labels: Tensor | None, output_type: str) -> GANPipelineOutput:
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
         if latents.ndim != 2 or latents.shape[1] != self.generator.config.latent_dim:
             raise ValueError(f"latents must be (B, {self.generator.config.latent_dim}), not {tuple(latents.shape)}")
         latents = latents.to(self._execution_device, self.generator.dtype)
@@ -191,7 +206,7 @@ class GANPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return GANPipelineOutput(images=images, latents=latents)
 
-    def _classes(self, class_labels: ClassLabel | Sequence[ClassLabel] | None, count: int) -> Tensor | None:
+    def _classes(self, class_labels: ClassLabels | None, count: int) -> Tensor | None:
         """Return the numbers of the classes of so many images, int64 (count,), or None if the model knows none."""
         if not self.labels:
             if class_labels is not None:
@@ -216,3 +231,10 @@ def _slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
         return torch.lerp(first[None], last[None], shares)
     along = torch.sin((1 - shares) * angle) * start + torch.sin(shares * angle) * end
     return lengths * along / torch.sin(angle)
+
+
+def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
+    """Return one label or several as Python has them, of what NumPy or torch may have."""
+    if isinstance(class_labels, list | tuple):
+        return [_plain(label) for label in class_labels]
+    return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

@@ -5,6 +5,7 @@ This file is saved beside the weights and needs nothing but torch, diffusers and
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import PIL.Image
@@ -30,7 +31,7 @@ class ImageTranslationPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "generator->inverse_generator"
-    _optional_components = ("inverse_generator",)
+    _optional_components: ClassVar[list[str]] = ["inverse_generator"]
 
     def __init__(
         self,
@@ -42,10 +43,15 @@ class ImageTranslationPipeline(DiffusionPipeline):
         self.register_modules(generator=generator, inverse_generator=inverse_generator)
         self.register_to_config(degradation=degradation)
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """Take over the parts of another pipeline; the classes of its networks are in files that this one lacks."""
+        return super().from_pipe(pipeline, **pipeline.components | kwargs)
+
     @torch.no_grad()
     def __call__(
         self,
-        images: Images,
+        image: Images,
         noise_std: float | Sequence[float] | None = None,
         inverse: bool = False,
         tile_size: int | None = None,
@@ -56,7 +62,7 @@ class ImageTranslationPipeline(DiffusionPipeline):
         """Translate images.
 
         Args:
-            images: One picture, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list
+            image: One picture, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list
                 of such, which may differ in size. Floating-point pixels are from 0 to 1, and beyond where noise has
                 taken them; whole numbers from 0 to 255. What is no multiple of the network's `multiple` is padded for
                 it. Pictures are brought to the network's channels, as they are: lay transparent ones on a colour
@@ -73,8 +79,8 @@ class ImageTranslationPipeline(DiffusionPipeline):
 
         Raises:
             TypeError: for what is no image, such as the name of a file.
-            ValueError: for arrays with other channels, a missing noise_std, an unknown direction, too small tiles, an
-                unknown output_type.
+            ValueError: for arrays with other channels, pixels that are not in the range of their type, a missing or
+                impossible noise_std, an unknown direction, too small tiles or batches, an unknown output_type.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
@@ -83,7 +89,9 @@ class ImageTranslationPipeline(DiffusionPipeline):
             raise ValueError("the model knows one direction only, so that inverse must be False")
         if tile_size is not None and tile_size < 2 * network.multiple:
             raise ValueError(f"tile_size must be at least {2 * network.multiple}, not {tile_size}")
-        given = [self._to_tensor(image, network) for image in _single(images)]
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {batch_size}")
+        given = [self._preprocess(one, network) for one in _single(image)]
         stds = self._noise_stds(noise_std, len(given), network)
         results: list[Tensor | None] = [None] * len(given)
         for shape in dict.fromkeys(image.shape for image in given):
@@ -102,23 +110,16 @@ class ImageTranslationPipeline(DiffusionPipeline):
             translated = np.stack(translated) if output_type == "np" else torch.stack(translated)
         return ImagePipelineOutput(images=translated) if return_dict else (translated,)
 
-    def _to_tensor(self, image: PIL.Image.Image | np.ndarray | Tensor, network: ModelMixin) -> Tensor:
+    @staticmethod
+    def _preprocess(image: PIL.Image.Image | np.ndarray | Tensor, network: ModelMixin) -> Tensor:
         """Convert one image to float32 (C, H, W) around [−1, 1]."""
         channels = network.config.in_channels
-        if isinstance(image, PIL.Image.Image):
-            image = np.array(image.convert("L" if channels == 1 else "RGB"))
-        if isinstance(image, np.ndarray):
-            image = torch.from_numpy(image[..., None] if image.ndim == 2 else image).movedim(-1, 0)
-        if len(image) != channels:
+        pixels = _to_tensor(image, "L" if channels == 1 else "RGB")
+        if len(pixels) != channels:
             raise ValueError(
-                f"the model takes images with {channels} channel{'s' * (channels > 1)}, not {len(image)}; PIL "
+                f"the model takes images with {channels} channel{'s' * (channels > 1)}, not {len(pixels)}; PIL "
                 "images are brought to that"
             )
-        if image.is_floating_point() and image.abs().max() > MOST:
-            raise ValueError(f"floating-point pixels are from 0 to 1, give or take noise, not {image.abs().max():g}")
-        if not image.is_floating_point() and image.max() > 255:
-            raise ValueError(f"whole numbers as pixels are from 0 to 255, not {image.max()}")
-        pixels = image.float() if image.is_floating_point() else image.float() / 255
         return 2 * pixels - 1
 
     def _noise_stds(self, noise_std: float | Sequence[float] | None, count: int, network: ModelMixin) -> Tensor | None:
@@ -133,8 +134,8 @@ class ImageTranslationPipeline(DiffusionPipeline):
         if noise_std is None:
             return None
         stds = torch.as_tensor(noise_std, dtype=torch.float32).reshape(-1)
-        if len(stds) not in (1, count) or not (stds >= 0).all():
-            raise ValueError(f"noise_std must be a number from 0 up, or one for each of the {count} images")
+        if len(stds) not in (1, count) or not ((stds >= 0) & stds.isfinite()).all():
+            raise ValueError(f"noise_std must be a finite number from 0 up, or one for each of the {count} images")
         return stds.expand(count)
 
     def _translate(self, network: ModelMixin, images: Tensor, stds: Tensor | None, tile_size: int | None) -> Tensor:
@@ -170,7 +171,11 @@ class ImageTranslationPipeline(DiffusionPipeline):
 
 
 def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
-    """Return images one by one."""
+    """Return images one by one.
+
+    Raises:
+        TypeError: for what is no image, such as the name of a file.
+    """
     if isinstance(images, PIL.Image.Image):
         return [images]
     if isinstance(images, np.ndarray | Tensor):
@@ -181,6 +186,29 @@ def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
             "diffusers.utils.load_image opens files"
         )
     return [image for part in images for image in _single(part)]
+
+
+def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
+    """Convert one image to float32 (C, H, W), with pixels from 0 to 1, but for noise; PIL images to a mode before.
+
+    Raises:
+        ValueError: for pixels that are not in the range of their type.
+    """
+    if isinstance(image, PIL.Image.Image):
+        image = np.array(image.convert(mode))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(image[..., None] if image.ndim == 2 else image).movedim(-1, 0)
+    pixels = image.float()
+    if image.dtype == torch.bool:
+        return pixels
+    if image.is_floating_point():
+        if not pixels.abs().max() <= MOST:
+            raise ValueError(f"floating-point pixels are from 0 to 1, give or take noise, not {pixels.abs().max():g}")
+        return pixels
+    if pixels.min() < 0 or pixels.max() > 255:
+        wrong = pixels.min() if pixels.min() < 0 else pixels.max()
+        raise ValueError(f"whole numbers as pixels are from 0 to 255, not {wrong:g}")
+    return pixels / 255
 
 
 def _starts(size: int, side: int, step: int) -> list[int]:

@@ -3,8 +3,9 @@
 This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import PIL.Image
@@ -14,8 +15,11 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+MOST = 100.0  # of a pixel from 0 to 1, even with ten times as strong noise; above it, it was not from 0 to 1
+
 ClassLabel = int | str
-Images = PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | Tensor
+ClassLabels = ClassLabel | Sequence[ClassLabel] | np.ndarray | Tensor
+Images = PIL.Image.Image | np.ndarray | Tensor | Sequence[PIL.Image.Image | np.ndarray | Tensor]
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -26,18 +30,19 @@ class VAEPipeline(DiffusionPipeline):
         vae: A `VAEModel`.
         mixture: A `GaussianMixtureModel` of the latents of the training images.
         id2label: The names of the classes by their numbers, of a model that is told classes.
-        prior: Where latents are drawn from unless it is said; see `__call__`.
+        prior: Where latents are drawn from unless it is said, `normal` or `mixture`; see `__call__`.
         binarization: How the pixels of the training images were made black and white; `none` if they were not.
     """
 
     model_cpu_offload_seq = "vae"
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["mixture"]  # without parameters, which the hooks look for
 
     def __init__(
         self,
         vae: ModelMixin,
         mixture: ModelMixin,
         id2label: dict | None = None,
-        prior: Literal["normal", "mixture"] = "normal",
+        prior: str = "normal",
         binarization: str = "none",
     ):
         super().__init__()
@@ -45,12 +50,17 @@ class VAEPipeline(DiffusionPipeline):
         id2label = {int(number): name for number, name in (id2label or {}).items()}
         self.register_to_config(id2label=id2label, prior=prior, binarization=binarization)
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """Take over the parts of another pipeline; the classes of its networks are in files that this one lacks."""
+        return super().from_pipe(pipeline, **pipeline.components | kwargs)
+
     @property
     def labels(self) -> dict[str, int]:
         """The numbers of the classes by their names; none of a model that is told no classes."""
         return {name: number for number, name in self.config.id2label.items()}
 
-    def get_label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
+    def get_label_ids(self, class_labels: ClassLabels) -> list[int]:
         """Return the numbers of classes that are given by name or by number.
 
         A text is a name, or else a name in another case, or else a number.
@@ -58,6 +68,7 @@ class VAEPipeline(DiffusionPipeline):
         Raises:
             ValueError: for a class that the model does not know.
         """
+        class_labels = _plain(class_labels)
         if isinstance(class_labels, int | str):
             class_labels = [class_labels]
         known: dict[ClassLabel, int] = {number: number for number in self.labels.values()}
@@ -80,7 +91,7 @@ class VAEPipeline(DiffusionPipeline):
         self,
         batch_size: int = 1,
         latents: Tensor | None = None,
-        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        class_labels: ClassLabels | None = None,
         prior: Literal["normal", "mixture"] | None = None,
         generator: Generators = None,
         output_type: str = "pil",
@@ -103,8 +114,9 @@ class VAEPipeline(DiffusionPipeline):
             The images: the means of their pixels.
 
         Raises:
-            ValueError: for an unknown class or prior, or latents of another shape.
+            ValueError: for an unknown class, prior or output_type, or latents of another shape.
         """
+        class_labels = _plain(class_labels)
         if latents is not None:
             batch_size = len(latents)
         elif class_labels is not None and not isinstance(class_labels, int | str):
@@ -121,25 +133,33 @@ class VAEPipeline(DiffusionPipeline):
     def reconstruct(
         self,
         image: Images,
-        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        class_labels: ClassLabels | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
         """Encode images to the means of their latents, and decode these.
 
         Args:
-            image: PIL images, arrays (B, H, W, C) or tensors (B, C, H, W) in [0, 1].
+            image: One picture, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list
+                of such, of the size that the model makes. Floating-point pixels are from 0 to 1, whole numbers from 0
+                to 255.
             class_labels: See `__call__`.
             output_type: See `__call__`.
+
+        Raises:
+            TypeError: for what is no image, such as the name of a file.
+            ValueError: for an unknown class, images of another size, or pixels outside of the range of their type.
         """
         images = self._preprocess(image)
         labels = self._classes(class_labels, len(images))
         return self._postprocess(self._decode(self.vae.encode(images, labels).mean, labels), output_type)
 
     @torch.no_grad()
-    def encode(self, image: Images, class_labels: ClassLabel | Sequence[ClassLabel] | None = None) -> Tensor:
+    def encode(self, image: Images, class_labels: ClassLabels | None = None) -> Tensor:
         """Return the means of the latents of images (see `reconstruct`), (B, latent_dim)."""
         images = self._preprocess(image)
-        return self.vae.encode(images, self._classes(class_labels, len(images))).mean
+        means = self.vae.encode(images, self._classes(class_labels, len(images))).mean
+        self.maybe_free_model_hooks()
+        return means
 
     @torch.no_grad()
     def interpolate(
@@ -148,7 +168,7 @@ class VAEPipeline(DiffusionPipeline):
         end: Images | Tensor,
         num_steps: int = 10,
         mode: Literal["linear", "spherical"] = "linear",
-        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        class_labels: ClassLabels | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
         """Go from one image or latent to another through equally spaced points.
@@ -189,7 +209,7 @@ class VAEPipeline(DiffusionPipeline):
         dimensions: Sequence[int] | None = None,
         span: float = 3.0,
         num_steps: int = 10,
-        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        class_labels: ClassLabels | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
         """Change one dimension of a latent at a time, from −span to span.
@@ -204,7 +224,12 @@ class VAEPipeline(DiffusionPipeline):
 
         Returns:
             `num_steps` images for each dimension, one dimension after the other.
+
+        Raises:
+            ValueError: for a span that is no finite number.
         """
+        if not math.isfinite(span):
+            raise ValueError(f"span must be a finite number, not {span}")
         size = self.vae.config.latent_dim
         dimensions = range(size) if dimensions is None else dimensions
         labels = self._classes(class_labels, len(dimensions) * num_steps)
@@ -218,6 +243,8 @@ class VAEPipeline(DiffusionPipeline):
         self, batch_size: int, prior: Literal["normal", "mixture"] | None = None, generator: Generators = None
     ) -> Tensor:
         """Draw latents (B, latent_dim) from a prior; see `__call__`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {batch_size}")
         device = self._execution_device
         noise = randn_tensor((batch_size, self.vae.config.latent_dim), generator, device, self.vae.dtype)
         match prior or self.config.prior:
@@ -225,7 +252,7 @@ class VAEPipeline(DiffusionPipeline):
                 return noise
             case "mixture":
                 uniform = torch.special.ndtr(randn_tensor((batch_size, 1), generator, device, self.vae.dtype))[:, 0]
-                return self.mixture(noise, uniform)
+                return self.mixture(noise, uniform).sample
             case _:
                 raise ValueError(f"prior must be normal or mixture, not {prior}")
 
@@ -242,7 +269,7 @@ class VAEPipeline(DiffusionPipeline):
         latents = latents.to(self._execution_device, self.vae.dtype)
         return self.vae.decode(latents, labels).sample
 
-    def _classes(self, class_labels: ClassLabel | Sequence[ClassLabel] | None, count: int) -> Tensor | None:
+    def _classes(self, class_labels: ClassLabels | None, count: int) -> Tensor | None:
         """Return the numbers of the classes of so many images, int64 (count,), or None if the model knows none."""
         if not self.labels:
             if class_labels is not None:
@@ -258,21 +285,17 @@ class VAEPipeline(DiffusionPipeline):
         return torch.tensor(ids, device=self._execution_device)
 
     def _preprocess(self, image: Images) -> Tensor:
-        if isinstance(image, PIL.Image.Image | list):
-            pictures = [image] if isinstance(image, PIL.Image.Image) else image
-            mode = "L" if self.vae.config.in_channels == 1 else "RGB"
-            image = VaeImageProcessor.pil_to_numpy([picture.convert(mode) for picture in pictures])
-        if isinstance(image, np.ndarray):
-            image = VaeImageProcessor.numpy_to_pt(image)
-        size = self.vae.config.sample_size
-        expected = (self.vae.config.in_channels, *((size, size) if isinstance(size, int) else size))
-        if tuple(image.shape[1:]) != expected:
-            raise ValueError(
-                f"images must be (B, {', '.join(map(str, expected))}) as tensors, not {tuple(image.shape)}"
-            )
-        return 2 * image.to(self._execution_device, self.vae.dtype) - 1
+        """Convert to (B, C, H, W) in [−1, 1]."""
+        channels, size = self.vae.config.in_channels, self.vae.config.sample_size
+        pictures = [_to_tensor(one, "L" if channels == 1 else "RGB") for one in _single(image)]
+        expected = (channels, *((size, size) if isinstance(size, int) else size))
+        if (shapes := {tuple(picture.shape) for picture in pictures}) != {expected}:
+            raise ValueError(f"images must be {expected} each, as tensors, not {shapes or 'none at all'}")
+        return 2 * torch.stack(pictures).to(self._execution_device, self.vae.dtype) - 1
 
     def _postprocess(self, images: Tensor, output_type: str) -> ImagePipelineOutput:
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
         images = VaeImageProcessor().postprocess(images.float().clamp(-1, 1).cpu(), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images)
@@ -287,3 +310,51 @@ def _slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
         return torch.lerp(first[None], last[None], shares)
     along = torch.sin((1 - shares) * angle) * start + torch.sin(shares * angle) * end
     return lengths * along / torch.sin(angle)
+
+
+def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
+    """Return images one by one.
+
+    Raises:
+        TypeError: for what is no image, such as the name of a file.
+    """
+    if isinstance(images, PIL.Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        return [*images] if images.ndim == 4 else [images]
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        raise TypeError(
+            f"images must be PIL images, arrays, tensors or a list of them, not {type(images).__name__}; "
+            "diffusers.utils.load_image opens files"
+        )
+    return [image for part in images for image in _single(part)]
+
+
+def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
+    """Convert one image to float32 (C, H, W), with pixels from 0 to 1, but for noise; PIL images to a mode before.
+
+    Raises:
+        ValueError: for pixels that are not in the range of their type.
+    """
+    if isinstance(image, PIL.Image.Image):
+        image = np.array(image.convert(mode))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(image[..., None] if image.ndim == 2 else image).movedim(-1, 0)
+    pixels = image.float()
+    if image.dtype == torch.bool:
+        return pixels
+    if image.is_floating_point():
+        if not pixels.abs().max() <= MOST:
+            raise ValueError(f"floating-point pixels are from 0 to 1, give or take noise, not {pixels.abs().max():g}")
+        return pixels
+    if pixels.min() < 0 or pixels.max() > 255:
+        wrong = pixels.min() if pixels.min() < 0 else pixels.max()
+        raise ValueError(f"whole numbers as pixels are from 0 to 255, not {wrong:g}")
+    return pixels / 255
+
+
+def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
+    """Return one label or several as Python has them, of what NumPy or torch may have."""
+    if isinstance(class_labels, list | tuple):
+        return [_plain(label) for label in class_labels]
+    return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

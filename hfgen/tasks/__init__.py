@@ -32,10 +32,12 @@ class Diagnosis(NamedTuple):
     Attributes:
         problems: What has gone wrong, as one sentence each without a full stop; most often nothing.
         class_shares: Which share of the images it draws shows each class, if that is known.
+        real_class_shares: The same of real images.
     """
 
     problems: Sequence[str] = ()
     class_shares: Mapping[str, float] = MappingProxyType({})
+    real_class_shares: Mapping[str, float] = MappingProxyType({})
 
 
 class Task(Protocol):

@@ -50,7 +50,10 @@ class ClassifierTask:
         try:
             self.test_data = load_test_images(config, data.source)
         except UserError as error:
-            raise UserError(f"{error} (test images; --test_split and --test_dataset_name name others)") from error
+            raise UserError(
+                f"{error} (test images; --test_fraction holds some out of the training images, --test_split and "
+                "--test_dataset_name name others)"
+            ) from error
         if self.test_data.images.shape[1:] != data.images.shape[1:]:
             raise UserError(
                 f"training and test images differ in channels or size: {tuple(data.images.shape[1:])} in "
@@ -119,4 +122,7 @@ class ClassifierTask:
 
 def load_test_images(config: ClassifierConfig, source: str) -> ImageData:
     """Load the images that a classifier is tested on; `source` is what it was trained on."""
-    return load_images(config.test_dataset_name or source, split=config.test_split, **config.reading_options())
+    options = config.reading_options()
+    if config.test_dataset_name:  # nothing is held out of it
+        options |= {"validation_fraction": 0.0, "test_fraction": 0.0}
+    return load_images(config.test_dataset_name or source, split=config.test_split, **options)

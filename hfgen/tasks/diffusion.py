@@ -60,13 +60,14 @@ class DiffusionTask:
         """Yield the weighted mean squared error of the prediction at drawn timesteps (Ho et al. 2020, eq. 14)."""
         config, images = self.config, batch.images
         noise = torch.randn_like(images)
-        timesteps = draw_timesteps(config.timestep_sampling, self.scheduler, len(images), images.device)
-        alpha, sigma = signal_and_noise(self.scheduler, timesteps)
+        timesteps = draw_timesteps(config.timestep_sampling, self.scheduler, len(images))
+        alpha, sigma = (level.to(images.device) for level in signal_and_noise(self.scheduler, timesteps))
         classes = {}
         if config.class_conditional:
             dropped = torch.rand(len(images), device=images.device) < config.class_dropout_prob
             classes = {"class_labels": torch.where(dropped, len(self.label_names), batch.labels)}
-        prediction = self.modules["unet"](alpha * images + sigma * noise, timesteps, **classes).sample
+        x = alpha * images + sigma * noise
+        prediction = self.modules["unet"](x, timesteps.to(images.device), **classes).sample
         target = diffusion_target(config.prediction_type, images, noise, alpha, sigma)
         weights = loss_weights(config.loss_weighting, config.prediction_type, alpha, sigma, config.snr_gamma)
         yield Loss("unet", (weights * (prediction.float() - target).square()).mean())

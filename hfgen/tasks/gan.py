@@ -25,7 +25,7 @@ from hfgen.data import ImageData
 from hfgen.errors import UserError
 from hfgen.figures import sample_grid
 from hfgen.latents import interpolations_picture, plane_picture, truncations_picture
-from hfgen.metrics.judge import Judge, load_judge, shipped_judges_of
+from hfgen.metrics.judge import Judge, judges_numbers, load_judge, shipped_judges_of
 from hfgen.models.modeling_hfgen_gan import (
     ConvolutionalDiscriminator,
     ConvolutionalGenerator,
@@ -40,6 +40,7 @@ from hfgen.seeds import derive_seed
 from hfgen.tasks import Diagnosis, Loss
 
 JUDGED_IMAGES = 1000  # that are drawn to see which classes there are
+RELIABLE = 0.9  # the part of the training images that a judge has to be right on
 VANISHED = 0.1  # a class with less than this part of its share of the training images
 AUGMENTATIONS = {
     "color": random_color,
@@ -56,7 +57,8 @@ class GANTask:
         data: The training images, with labels if the networks are to be told classes.
 
     Raises:
-        UserError: if the networks cannot take such images, there are no labels, or the judge does not fit.
+        UserError: if the networks cannot take such images, there are no labels, or the judge does not fit the images
+            or their classes.
     """
 
     published = frozenset({"generator"})
@@ -73,6 +75,8 @@ class GANTask:
         except ValueError as error:
             raise UserError(str(error)) from error
         self.judge = self._find_judge()
+        if self.judge and data.labels is not None:
+            self._judges_numbers()  # or it is refused, now
         self.modules: dict[str, nn.Module] = {"discriminator": self.discriminator, "generator": self.generator}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
@@ -142,35 +146,50 @@ class GANTask:
 
     @torch.no_grad()
     def diagnose(self) -> Diagnosis:
-        """Find out which classes are drawn, and name those that have vanished (mode collapse).
+        """Find out which classes are drawn, name those that have vanished (mode collapse), and a judge that errs.
 
-        Those of as many training images are the measure; a model that is told classes is asked for theirs.
+        As many training images are the measure; a model that is told classes is asked for theirs.
         """
         if self.judge is None:
             return Diagnosis()
-        chosen, real = self._judged
+        chosen, real, problems = self._judged
         labels = self.data.labels[chosen].tolist() if self.label_names else ()
         draws = sample(
             self.pipeline(), num_images=JUDGED_IMAGES, seed=self.config.seed, class_labels=labels, truncation=math.inf
         )
-        fake = self._class_shares(torch.cat(list(draws)))
-        vanished = [name for name, share in fake.items() if share < VANISHED * real[name]]
-        if not vanished:
-            return Diagnosis(class_shares=fake)
-        judged = f"the judge {self.judge.name}, shown {JUDGED_IMAGES:,} images"
-        return Diagnosis([f"mode collapse: {judged}, finds next to none of {', '.join(vanished)}"], fake)
+        fake = self._shares(self._classes_of(torch.cat(list(draws))))
+        if vanished := [name for name, share in fake.items() if share < VANISHED * real[name]]:
+            judged = f"the judge {self.judge.name}, shown {JUDGED_IMAGES:,} images"
+            problems = [*problems, f"mode collapse: {judged}, finds next to none of {', '.join(vanished)}"]
+        return Diagnosis(problems, fake, real)
 
     @functools.cached_property
-    def _judged(self) -> tuple[Tensor, dict[str, float]]:
-        """Which training images the drawn ones are compared with, int64 (N,), and the shares of their classes."""
+    def _judged(self) -> tuple[Tensor, dict[str, float], list[str]]:
+        """Which training images the drawn ones are compared with, the shares of their classes, and what is wrong.
+
+        The first are int64 (N,), the last sentences.
+        """
         generator = torch.Generator().manual_seed(derive_seed("diagnosis", self.config.seed))
         chosen = torch.randint(len(self.data), (JUDGED_IMAGES,), generator=generator)
-        return chosen, self._class_shares(self.data.images[chosen])
+        found = self._classes_of(self.data.images[chosen])
+        problems = []
+        if self.data.labels is not None:
+            right = (found == self._judges_numbers()[self.data.labels[chosen]]).float().mean().item()
+            if right < RELIABLE:
+                share = f"{100 * right:.0f} % of the real images"
+                problems = [f"the judge {self.judge.name} is right on only {share}, so its measures mean little"]
+        return chosen, self._shares(found), problems
 
-    def _class_shares(self, images: Tensor) -> dict[str, float]:
-        """Return which share of images, uint8 (N, C, H, W), the judge takes for each class."""
-        found = self.judge.look_at(images)[1].argmax(1).bincount(minlength=len(self.judge.label_names))
-        return dict(zip(self.judge.label_names, (found / len(images)).tolist(), strict=True))
+    def _judges_numbers(self) -> Tensor:
+        return judges_numbers(self.data.label_names, self.data.source, self.judge.label_names)
+
+    def _classes_of(self, images: Tensor) -> Tensor:
+        """Return the classes, int64 (N,), that the judge takes images, uint8 (N, C, H, W), for."""
+        return self.judge.look_at(images)[1].argmax(1)
+
+    def _shares(self, classes: Tensor) -> dict[str, float]:
+        counts = classes.bincount(minlength=len(self.judge.label_names))
+        return dict(zip(self.judge.label_names, (counts / len(classes)).tolist(), strict=True))
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw a grid of images; of a model that is told classes, a row of each."""

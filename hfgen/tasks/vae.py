@@ -163,7 +163,7 @@ class VAETask:
             squared_errors.append(difference.square().flatten(1).mean(1) / 4)  # of pixels in [0, 1]
         if config.pixel_distribution == "gaussian_analytic":
             self.vae.log_std.fill_(torch.cat(squared_errors).mean().sqrt().log())
-        latents = torch.cat(drawn).double().cpu().numpy()
+        latents = torch.cat(drawn).cpu().double().numpy()
         if not np.isfinite(latents).all():
             raise TrainingError("the latents are no longer finite; a lower --learning_rate may help")
         components = min(config.num_mixture_components, len(latents))

@@ -28,7 +28,7 @@ Args:
     references: The images that they should be, of the same size and in the same order.
 Returns:
     mse: Of pixels in [0, 1].
-    psnr: In dB; infinite for a pair of equal images, which the mean then is too.
+    psnr: In dB; equal images, whose own would be infinite, count as if one value were one of 255 levels off.
     ssim: From −1 to 1, 1 for equal images; only where H, W ≥ 11.
     ms_ssim: From 0 to 1; only where the size allows."""
 
@@ -47,7 +47,7 @@ def image_similarity(predictions: Tensor, references: Tensor) -> dict[str, float
     errors = (predictions - references).square().flatten(1).mean(1)
     results = {
         "mse": errors.mean().item(),
-        "psnr": (-10 * errors.log10()).mean().item(),
+        "psnr": (-10 * errors.clamp(min=1 / 255**2 / predictions[0].numel()).log10()).mean().item(),
     }
     if min(predictions.shape[-2:]) >= _SSIM_PIXELS:
         results["ssim"] = structural_similarity_index_measure(predictions, references, data_range=1.0).item()

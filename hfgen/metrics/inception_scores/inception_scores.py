@@ -48,14 +48,14 @@ class _Features(nn.Module):
 
 
 def load_inception() -> nn.Module:
-    """Return the network; called with uint8 (N, 3, H, W), it gives features (N, 2048) and logits (N, 1008).
+    """Return the network; called with uint8 (N, 3, H, W), it gives features (N, 2048), of which its `fc` makes logits.
 
     Raises:
         ModuleNotFoundError: without the package torch-fidelity.
         OSError: if the weights are neither on this machine nor can be downloaded.
     """
-    inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048", "logits_unbiased"])
-    return inception.to("cuda" if torch.cuda.is_available() else "cpu")
+    inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
+    return inception.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
 def inception_scores(
@@ -101,9 +101,10 @@ def inception_scores(
 
 @torch.inference_mode()
 def _look(inception: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    device = next(inception.parameters()).device
-    found = [inception(batch.expand(-1, 3, -1, -1).to(device)) for batch in images.split(64)]
-    return tuple(torch.cat([batch[part].double().cpu() for batch in found]) for part in range(2))
+    """Return features, (N, 2048), and the logits without their bias, (N, 1008), of which the Inception Score is."""
+    weight = inception.fc.weight
+    features = torch.cat([inception(batch.expand(-1, 3, -1, -1).to(weight.device)) for batch in images.split(64)])
+    return features.double().cpu(), (features @ weight.T).double().cpu()
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)

@@ -50,7 +50,8 @@ def memorization_gap(predictions: Tensor, references: Tensor, unseen: Tensor) ->
         )
     dimensions = predictions.shape[1]
     images = torch.cat([references, unseen])
-    squared = torch.cdist(images, predictions).square() / dimensions
+    centre = images.mean(0)  # far from 0, float32 has no digits left for the distances
+    squared = torch.cdist(images - centre, predictions - centre).square() / dimensions
     typical = squared.min(1).values.median().clamp(min=torch.finfo(squared.dtype).tiny)
     variance = typical.expand(len(predictions)).clone()
     for _ in range(_ITERATIONS):

@@ -31,8 +31,11 @@ Returns:
 _ROWS = 1000  # of a distance matrix in memory at a time
 
 
-def neighbour_radii(features: Tensor, k: int) -> Tensor:
-    """Return the distance of each sample, (N, D), to its k-th nearest neighbour in the same set: (N,).
+def squared_radii(features: Tensor, k: int) -> Tensor:
+    """Return the squared distance of each sample, (N, D), to its k-th nearest neighbour in the same set: (N,).
+
+    The squares are compared as they are: a root, squared again, would make samples at the very edge of a ball fall
+    inside or outside by its rounding.
 
     Raises:
         ValueError: if there are no k other samples, or a feature is NaN or infinite.
@@ -41,10 +44,11 @@ def neighbour_radii(features: Tensor, k: int) -> Tensor:
         raise ValueError("the features must be finite numbers")
     if len(features) <= k:
         raise ValueError(f"a {k}-th nearest neighbour needs more than {k} samples, not {len(features)}")
+    centred = features - features.mean(0)  # far from 0, float32 has no digits left for the distances
     parts = [
-        _squared_distances(part, features).topk(k + 1, largest=False).values[:, -1] for part in features.split(_ROWS)
+        _squared_distances(part, centred).topk(k + 1, largest=False).values[:, -1] for part in centred.split(_ROWS)
     ]
-    return torch.cat(parts).sqrt()
+    return torch.cat(parts)
 
 
 def precision_recall_density_coverage(predictions: Tensor, references: Tensor, k: int = 5) -> dict[str, float]:
@@ -57,7 +61,7 @@ def precision_recall_density_coverage(predictions: Tensor, references: Tensor, k
 
 
 def hits(
-    predictions: Tensor, references: Tensor, k: int, reference_radii: Tensor | None = None, num_groups: int = 1
+    predictions: Tensor, references: Tensor, k: int, reference_squares: Tensor | None = None, num_groups: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tell which samples lie in whose balls, for groups of the generated samples apart.
 
@@ -65,21 +69,23 @@ def hits(
         predictions: Features of the generated images, (N, D).
         references: Features of real images, (M, D).
         k: Neighbours that a ball reaches to.
-        reference_radii: `neighbour_radii(references, k)`, where it is known already.
+        reference_squares: `squared_radii(references, k)`, where it is known already.
         num_groups: G: sample i belongs to group i mod G.
 
     Returns:
         How many real balls each generated sample is in, int (N,); whether each real ball holds a sample of each group,
         bool (M, G); whether each real sample is in a ball of each group, bool (M, G).
     """
-    if reference_radii is None:
-        reference_radii = neighbour_radii(references, k)
-    prediction_squares = neighbour_radii(predictions, k).square()
+    if reference_squares is None:
+        reference_squares = squared_radii(references, k)
+    prediction_squares = squared_radii(predictions, k)
+    centre = references.mean(0)
+    predictions, references = predictions - centre, references - centre
     balls_around = torch.zeros(len(predictions), dtype=torch.long)
     covered, recalled = [], []
-    for part, radii in zip(references.split(_ROWS), reference_radii.square().split(_ROWS), strict=True):
+    for part, squares in zip(references.split(_ROWS), reference_squares.split(_ROWS), strict=True):
         distances = _squared_distances(part, predictions)
-        inside, around = distances < radii[:, None], distances < prediction_squares
+        inside, around = distances < squares[:, None], distances < prediction_squares
         balls_around += inside.sum(0)
         covered.append(torch.stack([inside[:, group::num_groups].any(1) for group in range(num_groups)], 1))
         recalled.append(torch.stack([around[:, group::num_groups].any(1) for group in range(num_groups)], 1))
