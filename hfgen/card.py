@@ -83,7 +83,7 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     own_file(run, FIGURES)
     folder.mkdir(parents=True, exist_ok=True)
     for target, name in copied.items():
-        copy_own(run, name, folder, target)
+        copy_whole(run / name, folder / target)
     if facts["kind"] in (DDPM, CLASS_CONDITIONAL):
         _draw_film(run, facts["config"], folder / FIGURES / FILM)
     pictures = {path.name for path in (folder / FIGURES).iterdir()} if (folder / FIGURES).exists() else set()
@@ -163,15 +163,9 @@ def write_gallery(folder: Path) -> Path:
     return folder / README
 
 
-def copy_own(run: Path, name: str | Path, folder: Path, target: str | Path) -> None:
-    """Copy a file of a run to a place in a folder, if it is the run's own, and what its name says.
-
-    Raises:
-        UserError: naming the file, if it is a symbolic link, below one, or not what its name says.
-    """
-    source = own_file(run, name)
-    check_content(source)
-    with complete_or_absent(folder / target) as temporary:
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file, completely or not at all."""
+    with complete_or_absent(target) as temporary:
         shutil.copyfile(source, temporary)
 
 

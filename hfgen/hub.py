@@ -17,7 +17,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_token, validate_repo_id
 
-from hfgen.card import FIGURES, README, copy_own, write_card
+from hfgen.card import FIGURES, README, copy_whole, write_card
 from hfgen.errors import PublishingError, UserError, first_line
 from hfgen.loading import INDEX
 from hfgen.report import REPORTS
@@ -83,10 +83,8 @@ def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
             what its name says.
     """
     require_run(run)
-    for file in _model_files(run):  # before anything is drawn
-        check_content(own_file(run, file))
+    _copy_model(run, folder)  # before the film is drawn, since it refuses more
     write_card(run, folder, repo_id=repo_id, spdx_license=spdx_license)
-    _copy_model(run, folder)
 
 
 def index_file_of(folder: Path) -> str:
@@ -97,7 +95,7 @@ def index_file_of(folder: Path) -> str:
 def _model_files(source: Path) -> list[Path]:
     """List the files of a folder's model, relative to it: safetensors, JSON, and the code that the index names."""
     if index_file_of(source) != INDEX:
-        return [Path(name) for name in CLASSIFIER_FILES]
+        return [own_file(source, name).relative_to(source) for name in CLASSIFIER_FILES]
     index = read_index(own_file(source, INDEX))
     modules = {name: value[0] for name, value in components_of(index).items() if value[0]}
     code = {Path(part, f"{module}.py") for part, module in modules.items()}
@@ -117,7 +115,8 @@ def _model_files(source: Path) -> list[Path]:
 
 def _copy_model(source: Path, folder: Path) -> None:
     for file in _model_files(source):
-        copy_own(source, file, folder, file)
+        check_content(source / file)
+        copy_whole(source / file, folder / file)
 
 
 def push(

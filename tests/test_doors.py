@@ -208,6 +208,22 @@ def test_a_page_that_shows_pictures_of_elsewhere_takes_none_along(run, tmp_path,
     assert "private" not in capsys.readouterr().out
 
 
+def test_checkpoints_in_the_background_hold_what_their_names_say(run, capsys):
+    checkpoint = next((run / "checkpoints").iterdir())
+    (checkpoint / "vae" / "x.safetensors").write_text(SECRET)
+    uploads = hub.CheckpointUploads("ada/x")
+    uploads.start(checkpoint)
+    assert uploads.upload is None
+    assert "x.safetensors is no safetensors file" in capsys.readouterr().out
+
+
+def test_a_link_to_a_part_of_a_classifier_is_refused(judge, tmp_path, capsys):
+    weights = (judge / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (judge / "model.safetensors").symlink_to(weights)
+    assert dry_push(judge) == 2
+    assert "model.safetensors is a symbolic link" in capsys.readouterr().err
+
+
 def test_checkpoints_in_the_background_follow_no_links(run, tmp_path, capsys):
     (tmp_path / "secret").write_bytes((run / WEIGHTS).read_bytes())
     checkpoint = next((run / "checkpoints").iterdir())
