@@ -29,7 +29,6 @@ from hfgen.metrics.likelihood_bounds.likelihood_bounds import likelihood_bounds
 from hfgen.options import AnalyzeConfig
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.references import (
-    check_judges,
     check_size,
     data_source_of,
     default_output,
@@ -37,6 +36,7 @@ from hfgen.references import (
     load_real,
     name_of,
     run_fields,
+    warn_of_weak_judges,
 )
 from hfgen.report import ANALYSIS_PAGE as PAGE
 from hfgen.report import ANALYSIS_PICTURES as PICTURES
@@ -113,7 +113,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     judges = judges_of(config, dataset, test)
     labels = {judge.name: _labels(judge, test) for judge in judges if test.labels is not None}
     known = {judge.name: judge for judge in judges if judge.name in labels}
-    check_judges({name: _right(judge, test.images, labels[name]) for name, judge in known.items()}, test.source)
+    warn_of_weak_judges({name: _right(judge, test.images, labels[name]) for name, judge in known.items()})
     if len(test) < 2:
         raise UserError(f"an analysis needs two images or more, and {test.source} has {len(test)}")
     method = config.binarization or pipeline.config.binarization

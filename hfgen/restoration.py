@@ -21,7 +21,6 @@ from hfgen.options import EvaluateConfig
 from hfgen.pairs import Inputs, SecondKind
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.references import (
-    check_judges,
     data_source_of,
     default_output,
     judges_of,
@@ -30,6 +29,7 @@ from hfgen.references import (
     run_fields,
     training_of,
     versions,
+    warn_of_weak_judges,
 )
 from hfgen.report import PICTURES, save_restoration_report
 from hfgen.sampling import to_uint8
@@ -140,7 +140,7 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     }
     if test.labels is not None:
         record["judge_accuracy"] = {judge.name: class_seen(images, test, judge) for judge in judges}
-        check_judges(record["judge_accuracy"], test.source)
+        warn_of_weak_judges(record["judge_accuracy"])
     output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
     (output / PICTURES).mkdir(parents=True, exist_ok=True)
     for number, comparison in enumerate(compared):

@@ -713,12 +713,18 @@ def test_a_member_of_a_sweep_lies_in_its_folder(run, tmp_path, capsys, name, com
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", '{"members": [], "command": "x"}', '{"members": {"a": {"seed": 1}}, "command": "x"}']
+    "content", ["[]", "{}", '{"members": [], "command": "x"}', '{"members": {"../a": {}}, "command": "x"}']
 )
 def test_a_record_that_is_no_sweep_is_named(tmp_path, capsys, content):
     (tmp_path / "sweep.json").write_text(content)
     assert main(["analyze", str(tmp_path)]) == 2
     assert str(tmp_path / "sweep.json") in capsys.readouterr().err
+
+
+def test_a_sweep_that_is_not_finished_is_named(tmp_path, capsys):
+    (tmp_path / "sweep.json").write_text('{"members": {"a": {"seed": "1"}}, "command": "x"}')
+    assert main(["analyze", str(tmp_path)]) == 2
+    assert f"is not finished: there is no {tmp_path / 'a'}" in capsys.readouterr().err
 
 
 def test_members_are_called_by_the_last_part_of_a_path(tmp_path, monkeypatch, capsys):
@@ -813,7 +819,7 @@ def test_a_command_that_is_none_is_named(run, capsys):
 @pytest.mark.parametrize("value", [1e30, -1e4, float("nan"), float("inf")])
 def test_absurd_guidance_is_refused(value):
     for config in (SampleConfig, TranslateConfig, EvaluateConfig):
-        with pytest.raises(UserError, match="guidance_scale must be at most 1,000"):
+        with pytest.raises(UserError, match="guidance_scale must be (at most 1,000|a finite number)"):
             config(run_or_repo="x", guidance_scale=value, **({"input": __file__} if config is TranslateConfig else {}))
     with pytest.raises(UserError, match="guidance_scale must be"):
         DDPMConfig(dataset_name="digits", output_dir="x", guidance_scale=value)
@@ -825,7 +831,7 @@ def test_absurd_guidance_is_refused(value):
      ("num_inference_steps", 10**9)],
 )  # fmt: skip
 def test_absurd_numbers_are_refused(name, value):
-    with pytest.raises(UserError, match=f"{name} must be at most"):
+    with pytest.raises(UserError, match=f"{name} must be (at most|a finite number)"):
         SampleConfig(run_or_repo="x", **{name: value})
 
 

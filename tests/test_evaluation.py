@@ -12,7 +12,7 @@ import torch
 import yaml
 from conftest import REPOSITORY, TINY, finish, hfgen
 
-from hfgen import evaluation, subjects
+from hfgen import evaluation, references, subjects
 from hfgen.cli import main
 from hfgen.config import DDPMConfig
 from hfgen.data import SHORT_NAMES, ImageData, load_images
@@ -21,7 +21,7 @@ from hfgen.evaluation import evaluate
 from hfgen.figures import save_images
 from hfgen.metrics.judge import JUDGES, load_judge, shipped_judges
 from hfgen.options import EvaluateConfig
-from hfgen.report import results_page
+from hfgen.report import careful, results_page
 from hfgen.run import train
 from hfgen.sampling import sample
 from hfgen.subjects import take
@@ -92,7 +92,7 @@ def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(
     whole = json.loads(evaluate(config).read_text())
     files = sorted((tmp_path / "a").glob("evaluation/images-*/*.npy"))
     files[-1].unlink()
-    (files[0].parent / ".incomplete-1-000032.npy").write_text("half a file")
+    (files[0].parent / ".incomplete-99999999-000032.npy").write_text("half a file")
     asked = []
     original = subjects.sample
     monkeypatch.setattr(subjects, "sample", lambda *a, **k: (asked.append(k), original(*a, **k))[1])
@@ -377,3 +377,12 @@ def test_shipped_judges_are_as_good_as_they_say(name, real_data):
     data = load_images(dataset, split="test", max_samples=2000)
     right = (load_judge(name).look_at(data.images)[1].argmax(1) == data.labels).double().mean().item()
     assert right == pytest.approx(record["accuracy"], abs=0.015)
+
+
+def test_a_judge_that_is_often_wrong_is_named_where_it_cannot_be_missed(capsys):
+    accuracies = {name: {"accuracy": right, "accuracy_std": 0.01} for name, right in (("half", 0.5), ("good", 0.9))}
+    references.warn_of_weak_judges(accuracies)
+    message = "The judge `half` is right on no more than 50.00% ± 1.00% of the real images"
+    assert f"hfgen: warning: {message}" in (printed := capsys.readouterr().err)
+    assert "good" not in printed
+    assert f"**Careful**: {message}" in "".join(careful(accuracies))
