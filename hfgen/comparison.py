@@ -234,7 +234,7 @@ def _page(record: dict[str, Any]) -> list[str]:
         f"{protocol['num_images']:,} images for each setting, compared with the split "
         f"{code(protocol['reference_split'])} of {escaped(protocol['dataset'])} in the features of "
         f"{code(protocol['judge'])} (no FID). Every setting begins with the same noise.{real}",
-        *careful(record.get("judge_accuracy", {})),  # records of earlier versions do not have it
+        *careful(record["judge_accuracy"]),
         "",
         f"As good as the best is what is above it by no more than {TOLERANCE:.0%}, or by no more than the standard "
         "error of the difference (leaving out the same tenth of the images of both at a time). The lowest of many "

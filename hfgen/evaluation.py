@@ -78,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
         if isinstance(pipeline, ImageTranslationPipeline):
             return evaluate_translation(pipeline, config)
-    run = {} if given else run_fields(source)
+    run, training = ({}, {}) if given else (run_fields(source), training_of(source))
     num_images = config.num_images or (len(given) if given else DEFAULT_NUM_IMAGES)
     references = load_references(config, run, config.run_or_repo, num_images)
     inception = _load_inception(num_images, references[0].test) if config.inception else None
@@ -89,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         subject = _draw_images(config, pipeline, run, num_images, references[0], output)
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
-    record = _measure(config, subject, references, run, output)
+    record = _measure(config, subject, references, run, training, output)
     if inception:
         test = references[0].test
         subset_size = min(KERNEL_SUBSET, len(subject.images), len(test))
@@ -154,6 +154,7 @@ def _measure(
     subject: Subject,
     references: list[Reference],
     run: dict[str, Any],
+    training: dict[str, Any],
     output: Path,
 ) -> dict[str, Any]:
     """Measure what needs no further training or download, and save the report of it."""
@@ -207,7 +208,7 @@ def _measure(
             closest = distances.argsort()[:SHOWN_NEIGHBOURS]
             pairs = subject.images[closest], train.images[numbers[closest]]
             planes = features, reference.features(test)
-    if config.run_or_repo and (training := training_of(Path(config.run_or_repo).expanduser())):
+    if training:
         record["training"] = training
     record["seconds"] = {
         "drawing_this_time": round(subject.seconds, 1),

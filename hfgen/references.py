@@ -1,6 +1,7 @@
 """What a model's images are compared with: the real images that it was trained on and others, and the judges."""
 
-import json
+import itertools
+import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +15,12 @@ from hfgen.metrics.judge import Judge, judges_numbers, load_judge, shipped_judge
 from hfgen.options import MeasuringOptions, TestingOptions
 from hfgen.records import RUN_FILE
 from hfgen.report import weak_judges
+from hfgen.run_facts import read_training
 from hfgen.subjects import size_of
 from hfgen.untrusted import own_file
 
 REPORTED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
+JUDGES_WIDTHS = (128, 64, 32, 16, 8)  # features of a judge; the first is the default
 REPORTED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetrics"]
 
 
@@ -39,20 +42,52 @@ def load_references(options: MeasuringOptions, run: dict[str, Any], owner: str, 
     dataset = options.dataset_name or data_source_of(run)
     if dataset is None:
         raise UserError(f"{owner} does not say what it was trained on; name it with --dataset_name")
-    names = options.judge or shipped_judges_of(dataset)
-    if not names:
-        raise UserError(
-            f"hfgen ships no judge of {dataset}, but of {', '.join(SHORT_NAMES)}. Train one, hfgen train classifier "
-            f"--dataset_name {dataset}, and name its run with --judge"
-        )
-    judges = [load_judge(name) for name in names]
+    judges = [load_judge(name) for name in options.judge or shipped_judges_of(dataset)]
     test, train = (
         load_real(options, run, dataset, split) for split in (options.reference_split, train_split_of(options, run))
     )
+    if not judges:
+        raise UserError(
+            f"hfgen ships no judge of {dataset}, but of {', '.join(SHORT_NAMES)}. "
+            + _how_to_get_a_judge(options, run, dataset, [test, train], num_images)
+        )
     _check(options, num_images, judges, test, train)
     references = [Reference(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
     warn_of_weak_judges({each.judge.name: each.accuracy for each in references if each.accuracy})
     return references
+
+
+def _how_to_get_a_judge(
+    options: MeasuringOptions, run: dict[str, Any], dataset: str, real: list[ImageData], num_images: int
+) -> str:
+    """Return the command that trains a judge of the images that a model is measured with."""
+    if any(data.labels is None for data in real):
+        return (
+            f"To train one takes class labels, and {dataset} has none; without them, name a judge of images like "
+            "these (--judge)"
+        )
+    fewest = min(num_images, *map(len, real))
+    widths = [width for width in JUDGES_WIDTHS if width < fewest]
+    if not widths:
+        return (
+            f"To measure in the features of one takes more than {JUDGES_WIDTHS[-1]} images of each kind, not {fewest}"
+        )
+    own = placed_source(dataset) == data_source_of(run)
+    flags = {"train_data_dir" if own and run.get("train_data_dir") else "dataset_name": dataset}
+    flags |= {"train_split": train_split_of(options, run), "test_split": options.reference_split}
+    flags |= {name: run.get(name) for name in ("image_column", "label_column") if own}
+    flags |= {name: getattr(options, name) or run.get(name) for name in ("resolution", "channels")}
+    flags |= {"on_bad_image": run.get("on_bad_image")}
+    flags |= held_out_by(options, run, dataset)
+    usual = {"train_split": "train", "test_split": "test", "on_bad_image": "error"}
+    needed = {name: str(value) for name, value in flags.items() if value and value != usual.get(name)}
+    words = [word for name, value in needed.items() for word in (f"--{name}", value)]
+    if widths[0] < JUDGES_WIDTHS[0]:  # the features must be fewer than the images
+        words += ["--hidden_sizes", *3 * [str(widths[0])]]
+    names = ("runs/judge" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    output = next(name for name in names if not Path(name).exists())
+    command = shlex.join(["hfgen", "train", "classifier", *words, "--output_dir", output])
+    return f"Train one: {command}. Then repeat this command with --judge {output}"
 
 
 def warn_of_weak_judges(accuracies: dict[str, dict[str, Any]]) -> None:
@@ -102,7 +137,7 @@ def training_of(run: Path) -> dict[str, Any]:
     """Return what a report says of how a model was trained, from the record of its run; nothing without one."""
     if not (run / RUN_FILE).is_file():
         return {}
-    training = json.loads((run / RUN_FILE).read_text())
+    training = read_training(run / RUN_FILE)
     return {name: training[name] for name in REPORTED_TRAINING}
 
 

@@ -92,7 +92,7 @@ def read_run(run: Path) -> dict[str, Any]:
     """
     class_name = require_run(run)
     config = _read_config(run / CONFIG_FILE)
-    training = _read_training(run / RUN_FILE)
+    training = read_training(run / RUN_FILE)
     fields = {name: value for name, value in config.items() if name not in NOT_SHOWN and value not in (None, [])}
     reports = {
         name: read_record(own_file(run, file)) if own_file(run, file).is_file() else None
@@ -124,7 +124,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _read_training(file: Path) -> dict[str, Any]:
+def read_training(file: Path) -> dict[str, Any]:
     """Read `run.json`, without the places on this machine in the command and in what went wrong."""
     training = read_json(file)
     for name, kind in TRAINING.items():

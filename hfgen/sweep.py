@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from hfgen import report
@@ -19,9 +20,9 @@ from hfgen.errors import UserError
 from hfgen.figures import members_curves_picture, named_pictures, save_picture
 from hfgen.files import complete_or_absent
 from hfgen.records import METRICS_FILE, RUN_FILE, read_rows, this_command
-from hfgen.report import code, duration, escaped, number, table, with_std
+from hfgen.report import code, duration, escaped, number, table, with_error, with_std
 from hfgen.run import train
-from hfgen.run_facts import public_command, public_text
+from hfgen.run_facts import public_command, public_text, read_training
 from hfgen.tasks import Task
 from hfgen.untrusted import own_file, read_json, shown
 
@@ -30,6 +31,15 @@ PAGE = "sweep.md"
 PICTURES = "sweep"  # folder beside them
 SEPARATOR = r"[\\/]"  # of the parts of a path, here or elsewhere
 NOT_SWEPT = {"config", "hub_model_id", "mixed_precision", "output_dir", "resume_from_checkpoint", "sweep"}
+# Fields that change neither the loss nor the images that it is of, but only how low it gets.
+SAME_LOSS = {
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "adam_weight_decay", "learning_rate", "lr_scheduler"),
+    *("lr_warmup_steps", "max_grad_norm", "optimizer", "ema_max_decay", "use_ema", "seed", "torch_compile"),
+    *("max_train_seconds", "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps"),
+    *("architecture", "block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim"),
+    *("add_attention", "norm_num_groups", "act_fn", "hidden_sizes", "decoder_hidden_sizes", "embedding_size"),
+    *("decoder_block_out_channels", "activate_decoder_input", "depths"),
+}
 NOT_SHOWN = ("step", "learning_rate", "grad_norm/")  # beginnings of names of metrics
 ANALYSED = {
     "mse": lambda record: number(record["similarity"]["mse"]),
@@ -39,8 +49,8 @@ ANALYSED = {
     "class kept": lambda record: "; ".join(
         report.accuracy_text(found["reconstructions"]) for found in record["class_kept"].values()
     ),
-    "−ELBO (nats)": lambda record: f"{record['bounds']['negative_elbo']['value']:.2f}",
-    "importance-weighted": lambda record: f"{record['bounds']['negative_importance_weighted_bound']['value']:.2f}",
+    "−ELBO (nats)": lambda record: with_error(record["bounds"]["negative_elbo"]),
+    "importance-weighted": lambda record: with_error(record["bounds"]["negative_importance_weighted_bound"]),
     "active dimensions": lambda record: str(record["active_units"]),
 }
 
@@ -194,19 +204,64 @@ def write_page(folder: Path) -> None:
 
 
 def _best(members: dict[str, "_Member"]) -> str:
-    """Name the member with the lowest bound on the test images or Fréchet distance, or else with the lowest loss."""
-    bounds = {name: member.negative_elbo() for name, member in members.items()}
-    if None not in bounds.values():
-        return f"The lowest −ELBO on the test images has {escaped(min(bounds, key=bounds.get))}."
-    distances = {name: member.frechet_distance() for name, member in members.items()}
-    if None not in distances.values():
-        return f"The lowest Fréchet distance has {escaped(min(distances, key=distances.get))}."
-    if next(iter(members.values())).is_a_game():
+    """Name the best member by what was measured on the test images, or else by the loss, where that compares."""
+    unlike = []
+    for title, measure in {
+        "lowest −ELBO": _Member.negative_elbo,
+        "lowest Fréchet distance": _Member.frechet_distance,
+        "highest accuracy": _Member.accuracy,
+    }.items():
+        found = {name: measure(member) for name, member in members.items()}
+        if None in found.values():
+            continue
+        if len({measured.protocol for measured in found.values()}) > 1:
+            unlike.append(title.split(" ", 1)[1])
+            continue
+        best, *others = sorted(found, key=lambda name: found[name].value)
+        close = [escaped(name) for name in others if found[name].is_close_to(found[best])]
+        too = f" Within the standard error of the difference are {', '.join(close)}." if close else ""
+        return (
+            f"The {title} on the test images has {escaped(best)}.{too} Chosen by them, its value is too good for a "
+            "test result: choose by images that are neither for training nor for the test, and test what was chosen."
+        )
+    if unlike:
+        return (
+            f"The {' and the '.join(unlike)} of the members do not compare, as they are of other images, pixels or "
+            "judges; no member is named the best."
+        )
+    first = next(iter(members.values()))
+    if first.is_a_game():
         return (
             "Losses of networks that play against each other do not tell which member is best; `hfgen evaluate` does."
         )
+    if others := [code(field) for field in first.settings if field not in SAME_LOSS]:
+        return (
+            f"Members that differ in {', '.join(others)} may have another loss or other images, so that their losses "
+            "do not tell which is best; `hfgen evaluate` does, and `hfgen analyze` of VAEs."
+        )
     losses = {name: member.last("loss/") for name, member in members.items()}
-    return f"The lowest loss in training has {escaped(min(losses, key=losses.get))}."
+    return (
+        f"The lowest loss in training has {escaped(min(losses, key=losses.get))}, which does not tell how good it is "
+        "on other images."
+    )
+
+
+class _Measured(NamedTuple):
+    """What was measured of a member.
+
+    Attributes:
+        protocol: Values of another protocol do not compare.
+        value: The lower the better.
+        std: Its standard deviation over other samples of the model, or None if it is not independent of the others.
+    """
+
+    protocol: tuple[Any, ...]
+    value: float
+    std: float | None
+
+    def is_close_to(self, best: "_Measured") -> bool:
+        """Tell whether it is above the best by no more than the standard error of the difference."""
+        return None not in (self.std, best.std) and self.value - best.value <= math.hypot(self.std, best.std)
 
 
 class _Member:
@@ -220,7 +275,7 @@ class _Member:
     def __init__(self, run: Path, settings: dict[str, str]):
         self.run, self.settings = run, settings
         self.label = ", ".join(f"{field} {value}" for field, value in settings.items())
-        self.training = json.loads((run / RUN_FILE).read_text())
+        self.training = read_training(run / RUN_FILE)
         self.rows = read_rows(run / METRICS_FILE)
 
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
@@ -237,17 +292,30 @@ class _Member:
         rows = self.rows[-self.training["steps_per_epoch"] :]
         return sum(value for row in rows for name, value in row.items() if name.startswith(prefix)) / len(rows)
 
-    def negative_elbo(self) -> float | None:
-        """Return −ELBO of the test images, if that has been found."""
+    def negative_elbo(self) -> _Measured | None:
+        """Return −ELBO of the test images, if that has been found; those of others are of the same images."""
         found = self._read(report.ANALYSIS_RECORD)
-        return found and found["bounds"]["negative_elbo"]["value"]
+        if not found:
+            return None
+        protocol = tuple(found["protocol"][name] for name in ("pixels", "pixel_distribution", "reference_sha256"))
+        return _Measured(protocol, found["bounds"]["negative_elbo"]["value"], None)
 
-    def frechet_distance(self) -> float | None:
+    def frechet_distance(self) -> _Measured | None:
         """Return that of its images by the first judge, if it has been measured."""
         found = self._read(report.RECORD)
         if not found or "measures" not in found:
             return None
-        return next(iter(found["measures"].values()))["frechet_distance"]["value"]
+        judge, measures = next(iter(found["measures"].items()))
+        protocol = found["protocol"]
+        shared = protocol["judges"][judge], protocol["num_images"], protocol["reference_sha256"]
+        return _Measured(shared, **measures["frechet_distance"])
+
+    def accuracy(self) -> _Measured | None:
+        """Return that of a classifier, times −1, if it has been measured; those of others are of the same images."""
+        found = self._read(report.RECORD)
+        if not found or "accuracy" not in found:
+            return None
+        return _Measured((found["protocol"]["reference_sha256"],), -found["accuracy"], None)
 
     def is_a_game(self) -> bool:
         """Tell whether several networks have losses of their own."""
@@ -264,6 +332,14 @@ class _Member:
         found = self._read(report.RECORD)
         if found and "accuracy" in found:
             cells["accuracy"] = report.accuracy_text(found)
+        elif found and "restoration" in found:
+            for setting in found["restoration"]:
+                made = setting["made"]
+                cells |= {
+                    f"{name.upper()}, {escaped(setting['title'])}": number(made[name])
+                    for name in ("psnr", "ssim")
+                    if name in made
+                }
         elif found:
             measures = next(iter(found["measures"].values()))
             cells |= {title: with_std(measures[name]) for name, (title, _) in report.MEASURES.items()}
@@ -273,4 +349,4 @@ class _Member:
         return [name for name in self.rows[0] if not name.startswith(NOT_SHOWN)]
 
     def _read(self, name: str) -> Any:
-        return json.loads((self.run / name).read_text()) if (self.run / name).is_file() else None
+        return report.read_record(self.run / name) if (self.run / name).is_file() else None

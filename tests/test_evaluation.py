@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,18 +11,19 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY, finish, hfgen
+from conftest import REPOSITORY, TINY, finish, flags, hfgen
 
-from hfgen import evaluation, references, subjects
+from hfgen import evaluation, subjects
 from hfgen.cli import main
 from hfgen.config import DDPMConfig
 from hfgen.data import SHORT_NAMES, ImageData, load_images
 from hfgen.errors import UserError
 from hfgen.evaluation import evaluate
 from hfgen.figures import save_images
+from hfgen.metrics.inception_scores import inception_scores
 from hfgen.metrics.judge import JUDGES, load_judge, shipped_judges
 from hfgen.options import EvaluateConfig
-from hfgen.report import careful, results_page
+from hfgen.report import accuracy_text, number, results_page
 from hfgen.run import train
 from hfgen.sampling import sample
 from hfgen.subjects import take
@@ -255,6 +257,16 @@ def test_a_data_set_may_number_its_classes_in_another_order_than_the_judge(
     assert json.loads(judged.read_text())["accuracy"] > 0.8
 
 
+def test_inception_measures_what_was_drawn(small_inception, digits_file, options, tmp_path, monkeypatch):
+    for module in (evaluation, inception_scores):
+        monkeypatch.setattr(module, "MINIMUM", 40)
+    fields = {"images": str(digits_file), "dataset_name": "digits", "output_dir": str(tmp_path / "report")}
+    scores = json.loads(evaluate(EvaluateConfig(**fields, **options, inception=True)).read_text())["inception"]
+    assert set(scores) == {"fid", "kid", "kid_std", "inception_score", "inception_score_std"}
+    assert scores["fid"] > 0
+    assert f"FID {number(scores['fid'])}, KID" in (tmp_path / "report" / "evaluation.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -276,12 +288,46 @@ def test_what_cannot_be_measured_is_refused_before_any_work(digits_file, options
     assert not (tmp_path / "report" / "evaluation.json").exists()
 
 
+def test_without_a_judge_the_commands_that_are_suggested_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = load_images("digits", max_samples=300)
+    for label in range(10):
+        save_images(data.images[data.labels == label], Path("own pictures", str(label)))
+    fields = {name: value for name, value in TINY.items() if name != "dataset_name"}
+    fields |= {"train_data_dir": "own pictures", "test_fraction": 0.3, "output_dir": "runs/own", "max_train_steps": 1}
+    assert main(["train", "ddpm", *flags(**fields)]) == 0
+    evaluation = ["evaluate", "runs/own", "--num_images", "60"]
+    assert main(evaluation) == 2
+    message = capsys.readouterr().err
+    command, judge = re.search(r"Train one: hfgen (.*)\. Then repeat this command with (.*)$", message).groups()
+    assert "--test_fraction 0.3 --hidden_sizes 32 32 32 --output_dir runs/judge" in command
+    quick = {"max_train_steps": 60, "lr_warmup_steps": 5, "embedding_size": 16, "learning_rate": 1e-2}
+    assert main([*shlex.split(command), *flags(**quick, train_batch_size=64, mixed_precision="no")]) == 0
+    assert main([*evaluation, *shlex.split(judge)]) == 0
+    assert main(["compare-samplers", "runs/own", "--num_images", "60"]) == 2
+    assert "--output_dir runs/judge-2. Then repeat" in capsys.readouterr().err
+
+
+def test_a_judge_that_is_often_wrong_is_named_where_it_cannot_be_missed(digits_file, options, tmp_path, capsys):
+    data = load_images("digits")
+    labels = (data.labels + torch.arange(len(data)) % 2) % 10  # half of them are wrong
+    np.savez(tmp_path / "half.npz", images=data.images[:, 0].numpy(), labels=labels.numpy())
+    config = options | {"images": str(digits_file), "output_dir": str(tmp_path / "report")}
+    record = json.loads(evaluate(EvaluateConfig(**config, dataset_name=str(tmp_path / "half.npz"))).read_text())
+    found = accuracy_text(record["judge_accuracy"]["digits_judge"])
+    right = f"The judge `digits_judge` is right on no more than {found} of the real images"
+    assert right in capsys.readouterr().err
+    page = (tmp_path / "report" / "evaluation.md").read_text()
+    assert page.index(f"**Careful**: {right}") < page.index("## Distribution")
+
+
 def test_misfitting_images_and_missing_labels(options, tmp_path):
     np.savez(tmp_path / "wide.npz", images=np.zeros((40, 8, 9), np.uint8))
     np.savez(tmp_path / "colour.npz", images=np.zeros((40, 8, 8, 3), np.uint8))
     np.savez(tmp_path / "bare.npz", images=np.zeros((40, 8, 8), np.uint8))
     for name, fields, message in (
         ("wide", {}, "wide.npz has 9×8 pixels in 1 channel, and digits 8×8 pixels in 1 channel"),
+        ("bare", {"judge": [], "dataset_name": str(tmp_path / "bare.npz")}, "takes class labels, and .* has none"),
         ("bare", {"judge": [options["judge"][0]] * 2}, "must differ in the names of their folders"),
         ("colour", {}, "8×8 pixels in 3 channels, and digits 8×8 pixels in 1 channel"),
         ("bare", {"classification_accuracy_score": True}, "score needs labels, of the images and of the data set"),
@@ -377,12 +423,3 @@ def test_shipped_judges_are_as_good_as_they_say(name, real_data):
     data = load_images(dataset, split="test", max_samples=2000)
     right = (load_judge(name).look_at(data.images)[1].argmax(1) == data.labels).double().mean().item()
     assert right == pytest.approx(record["accuracy"], abs=0.015)
-
-
-def test_a_judge_that_is_often_wrong_is_named_where_it_cannot_be_missed(capsys):
-    accuracies = {name: {"accuracy": right, "accuracy_std": 0.01} for name, right in (("half", 0.5), ("good", 0.9))}
-    references.warn_of_weak_judges(accuracies)
-    message = "The judge `half` is right on no more than 50.00% ± 1.00% of the real images"
-    assert f"hfgen: warning: {message}" in (printed := capsys.readouterr().err)
-    assert "good" not in printed
-    assert f"**Careful**: {message}" in "".join(careful(accuracies))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from conftest import TINY, TINY_JUDGE, TINY_VAE, flags
 
 from hfgen.cli import main
 from hfgen.errors import UserError
-from hfgen.sweep import parse_sweep
+from hfgen.report import with_error
+from hfgen.sweep import parse_sweep, write_page
 
 SHARED = {name: value for name, value in TINY_VAE.items() if name not in ("latent_dim", "hidden_sizes")}
 VAE = flags(**SHARED | {"max_train_steps": 60})
@@ -52,6 +54,7 @@ def test_the_page_puts_them_side_by_side(sweep):
         assert f"sweep/{picture}.png" in page
         assert np.array(PIL.Image.open(sweep / "sweep" / f"{picture}.png")).std() > 10
     assert str(sweep.parent) not in page
+    assert "Members that differ in `latent_dim` may have another loss" in page
 
 
 def test_reports_are_made_of_all_members_and_complete_the_page(sweep, judge_run, capsys):
@@ -63,14 +66,41 @@ def test_reports_are_made_of_all_members_and_complete_the_page(sweep, judge_run,
     assert main(["evaluate", str(sweep), *shared, "--num_images", "100"]) == 0
     page = (sweep / "sweep.md").read_text()
     for name in NAMES:
-        bound = json.loads((sweep / name / "analysis.json").read_text())["bounds"]["negative_elbo"]["value"]
-        assert f"{bound:.2f}" in page
+        bound = json.loads((sweep / name / "analysis.json").read_text())["bounds"]["negative_elbo"]
+        assert f"| {with_error(bound)} |" in page
     assert "| Fréchet distance |" in page
     bounds = {
         name: json.loads((sweep / name / "analysis.json").read_text())["bounds"]["negative_elbo"]["value"]
         for name in NAMES
     }
-    assert f"The lowest −ELBO on the test images has {min(bounds, key=bounds.get)}." in page
+    assert f"The lowest −ELBO on the test images has {min(bounds, key=bounds.get)}. Chosen by them" in page
+
+
+def test_members_whose_numbers_do_not_compare_are_not_ranked_by_them(sweep, judge_run, tmp_path):
+    folder = tmp_path / "digits"
+    shutil.copytree(sweep, folder)
+    others = ["--reference_split", "train[90%:]", "--judge", str(judge_run)]
+    if not (folder / NAMES[0] / "evaluation.json").exists():  # the test before this one wrote it
+        assert main(["evaluate", str(folder), *others, "--num_images", "100"]) == 0
+        quick = ["--num_importance_samples", "5", "--num_bound_images", "20"]
+        assert main(["analyze", str(folder), *others, *quick]) == 0
+
+    def page_with(member: str, file: str, field: str, value) -> str:
+        record = json.loads((folder / member / file).read_text())
+        record["protocol"][field] = value
+        (folder / member / file).write_text(json.dumps(record))
+        write_page(folder)
+        return (folder / "sweep.md").read_text()
+
+    page = page_with(NAMES[0], "analysis.json", "pixel_distribution", "logistic")
+    distances = {
+        name: json.loads((folder / name / "evaluation.json").read_text())["measures"]["digits_judge"] for name in NAMES
+    }
+    best = min(NAMES, key=lambda name: distances[name]["frechet_distance"]["value"])
+    assert f"The lowest Fréchet distance on the test images has {best}." in page
+    page = page_with(NAMES[1], "evaluation.json", "num_images", 99)
+    assert "The −ELBO and the Fréchet distance of the members do not compare" in page
+    assert "has digits-" not in page
 
 
 def test_its_members_can_be_published(sweep, capsys):
@@ -149,7 +179,9 @@ def test_classifiers_are_swept_and_tested(tmp_path):
     del fields["learning_rate"]
     assert main(["train", "classifier", *flags(**fields), "--sweep", "learning_rate=1e-3,1e-2"]) == 0
     assert main(["evaluate", str(tmp_path / "judge")]) == 0
-    assert "| accuracy |" in (tmp_path / "judge" / "sweep.md").read_text()
+    page = (tmp_path / "judge" / "sweep.md").read_text()
+    assert "| accuracy |" in page
+    assert "The highest accuracy on the test images has judge-learning_rate_1e-2." in page
 
 
 def test_other_families_are_swept_too(tmp_path):
@@ -157,3 +189,4 @@ def test_other_families_are_swept_too(tmp_path):
     assert main(["train", "ddpm", *flags(**fields), "--sweep", "learning_rate=1e-3,2e-3"]) == 0
     page = (tmp_path / "ddpm" / "sweep.md").read_text()
     assert len(re.findall(r"^\| \[ddpm-learning_rate_", page, re.M)) == 2
+    assert "The lowest loss in training has ddpm-learning_rate_" in page
