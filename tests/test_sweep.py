@@ -57,7 +57,8 @@ def test_the_page_puts_them_side_by_side(sweep):
     assert "Members that differ in `latent_dim` may have another loss" in page
 
 
-def test_reports_are_made_of_all_members_and_complete_the_page(sweep, judge_run, capsys):
+def test_reports_are_made_of_all_members_and_complete_the_page(sweep, judge_run, tmp_path, capsys):
+    sweep = Path(shutil.copytree(sweep, tmp_path / sweep.name))  # others look at the page without reports
     shared = ["--judge", str(judge_run), "--reference_split", "train[90%:]"]
     quick = ["--num_importance_samples", "5", "--num_bound_images", "20"]
     assert main(["analyze", str(sweep), *shared, *quick, "--output_dir", "x"]) == 2
