@@ -1,5 +1,6 @@
 """Each `evaluate` module against a reference implementation or a case that can be computed by hand."""
 
+import doctest
 import math
 import shutil
 import subprocess
@@ -183,6 +184,15 @@ def test_image_similarity_is_that_of_scikit_image(shape):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_pair_of_equal_images_does_not_make_the_mean_psnr_infinite():
+    grey, off = np.full((8, 8), 100, np.uint8), np.full((8, 8), 100, np.uint8)
+    off[0, 0] += 1
+    module = load("image_similarity")
+    psnr = module.compute(predictions=[off], references=[grey])["psnr"]
+    assert psnr == pytest.approx(10 * math.log10(255**2 * 64), rel=1e-6)
+    assert module.compute(predictions=[off, grey], references=[grey, grey])["psnr"] == pytest.approx(psnr, rel=1e-6)
+
+
 def test_image_similarity_of_several_scales_and_of_misfits():
     module = load("image_similarity")
     generator = np.random.default_rng(0)
@@ -259,6 +269,15 @@ def test_inception_says_what_is_missing(monkeypatch):
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
     with pytest.raises(ModuleNotFoundError, match="torch-fidelity"):
         inception_scores.load_inception()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_give_what_they_say(name, small_inception, monkeypatch):
+    """Run them as `evaluate`'s own test of a module does: with its folder in the place of the Hub."""
+    module = load(name)
+    monkeypatch.setattr(evaluate, "load", lambda path: {f"hfgen/{name}": module}[path])
+    found = doctest.testmod(sys.modules[type(module).__module__], raise_on_error=True)
+    assert found.attempted > 1
 
 
 def test_each_module_can_be_pushed_as_it_is(tmp_path):

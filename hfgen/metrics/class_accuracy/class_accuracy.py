@@ -22,7 +22,12 @@ Args:
     num_classes: How many classes there are.
 Returns:
     accuracy: From 0 to 1.
-    accuracy_per_class: One a class, None for a class without images."""
+    accuracy_per_class: One a class, None for a class without images.
+Examples:
+    >>> module = evaluate.load("hfgen/class_accuracy")
+    >>> module.compute(predictions=[0, 1, 1, 1], references=[0, 0, 1, 1], num_classes=2)
+    {'accuracy': 0.75, 'accuracy_per_class': [0.5, 1.0]}
+"""
 
 
 def class_accuracy(predictions: Tensor, references: Tensor, num_classes: int) -> tuple[float, list[float | None]]:

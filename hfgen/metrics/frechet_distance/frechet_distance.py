@@ -26,7 +26,14 @@ Args:
     num_classes: With prediction_labels: how many classes there are.
 Returns:
     frechet_distance: 0 for equal sets, without upper bound.
-    frechet_distance_per_class: With prediction_labels: one distance a class, None where there are too few samples."""
+    frechet_distance_per_class: With prediction_labels: one distance a class, None where there are too few samples.
+Examples:
+    >>> module = evaluate.load("hfgen/frechet_distance")
+    >>> features = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    >>> results = module.compute(predictions=features + 1, references=features)
+    >>> round(results["frechet_distance"], 3)
+    4.0
+"""
 
 
 class _Features(nn.Module):

@@ -30,7 +30,13 @@ Args:
     subset_size: Samples in a subset of the KID.
     seed: The subsets of the KID and the parts of the Inception Score follow from it.
 Returns:
-    fid, kid, kid_std, inception_score, inception_score_std."""
+    fid, kid, kid_std, inception_score, inception_score_std.
+Examples:
+    >>> module = evaluate.load("hfgen/inception_scores")
+    >>> images = np.random.default_rng(0).integers(0, 256, (2048, 32, 32, 3), dtype=np.uint8)
+    >>> sorted(module.compute(predictions=images, references=255 - images))
+    ['fid', 'inception_score', 'inception_score_std', 'kid', 'kid_std']
+"""
 
 
 MINIMUM = 2048  # images: as many as features

@@ -24,7 +24,14 @@ Args:
     seed: The subsets follow from it.
 Returns:
     kernel_distance: Mean over the subsets.
-    kernel_distance_std: Standard deviation over the subsets."""
+    kernel_distance_std: Standard deviation over the subsets.
+Examples:
+    >>> module = evaluate.load("hfgen/kernel_distance")
+    >>> features = torch.eye(4)
+    >>> results = module.compute(predictions=features, references=1 - features, subsets=1, subset_size=4)
+    >>> {name: round(value, 3) for name, value in results.items()}
+    {'kernel_distance': 0.945, 'kernel_distance_std': 0.0}
+"""
 
 
 def kernel_distance(

@@ -22,7 +22,14 @@ Args:
     unseen: Features of images that the model was not trained on, float (M, D).
 Returns:
     memorization_gap: Nats per image.
-    memorization_gap_std: Its standard error, from the spread over the images."""
+    memorization_gap_std: Its standard error, from the spread over the images.
+Examples:
+    >>> module = evaluate.load("hfgen/memorization_gap")
+    >>> training, unseen = torch.randn(2, 100, 4, generator=torch.Generator().manual_seed(0))
+    >>> copied = module.compute(predictions=training, references=training, unseen=unseen)
+    >>> copied["memorization_gap"] > 5 * copied["memorization_gap_std"]
+    True
+"""
 
 _ITERATIONS = 10
 _ROWS = 1000  # of a distance matrix worked on at a time

@@ -26,7 +26,13 @@ Args:
     k: Neighbours that a ball reaches to.
 Returns:
     precision, recall, coverage: From 0 to 1.
-    density: From 0; for samples of the real distribution it is 1 on average."""
+    density: From 0; for samples of the real distribution it is 1 on average.
+Examples:
+    >>> module = evaluate.load("hfgen/precision_recall_density_coverage")
+    >>> features = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    >>> module.compute(predictions=features, references=features)
+    {'precision': 1.0, 'recall': 1.0, 'density': 1.0, 'coverage': 1.0}
+"""
 
 _ROWS = 1000  # of a distance matrix in memory at a time
 
