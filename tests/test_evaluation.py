@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import REPOSITORY, TINY, finish, flags, hfgen
 
-from hfgen import evaluation, subjects
+from hfgen import card, evaluation, subjects
 from hfgen.cli import main
 from hfgen.config import DDPMConfig
 from hfgen.data import SHORT_NAMES, ImageData, load_images
@@ -23,7 +23,7 @@ from hfgen.figures import save_images
 from hfgen.metrics.inception_scores import inception_scores
 from hfgen.metrics.judge import JUDGES, load_judge, shipped_judges
 from hfgen.options import EvaluateConfig
-from hfgen.report import accuracy_text, number, results_page
+from hfgen.report import accuracy_text, number, results_page, save_report
 from hfgen.run import train
 from hfgen.sampling import sample
 from hfgen.subjects import take
@@ -70,6 +70,15 @@ def test_a_run_is_drawn_measured_and_reported(model_run, options, tmp_path):
     assert found["training"]["images_seen"] == 48
     page = (output / "evaluation.md").read_text()
     assert "| Fréchet distance |" in page
+    nearer = found["memorization"][judge]["generated"]
+    share, chance = nearer["nearer_to_training"], nearer["nearer_to_training_std"]
+    assert f"| {share:.1%} (by chance 50 % ± {chance:.1%}) |" in page
+    assert "If nothing is copied, it is 50 % on average" in page
+    for one in found["memorization"][judge].values():
+        del one["nearer_to_training_std"]  # as in records of earlier versions
+    older = save_report(found, tmp_path / "older").with_name("evaluation.md").read_text()
+    assert f"| {share:.1%} |" in older
+    assert "was not measured, so that nothing follows from it" in older
     for picture in re.findall(r"\]\(([^)]+\.png)\)", page):
         with PIL.Image.open(output / picture) as image:
             assert min(image.size) > 50, picture
@@ -319,6 +328,10 @@ def test_a_judge_that_is_often_wrong_is_named_where_it_cannot_be_missed(digits_f
     assert right in capsys.readouterr().err
     page = (tmp_path / "report" / "evaluation.md").read_text()
     assert page.index(f"**Careful**: {right}") < page.index("## Distribution")
+    published = json.loads((REPOSITORY / "model_cards" / "vae_cifar10" / "evaluation.json").read_text())
+    assert "**Careful**" not in "\n".join(card._quality({"evaluation": published}))
+    published["judge_accuracy"] = record["judge_accuracy"]
+    assert f"**Careful**: {right}" in "\n".join(card._quality({"evaluation": published}))
 
 
 def test_misfitting_images_and_missing_labels(options, tmp_path):

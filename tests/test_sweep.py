@@ -9,11 +9,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
-from conftest import TINY, TINY_JUDGE, TINY_VAE, flags
+from conftest import REPOSITORY, TINY, TINY_JUDGE, TINY_VAE, flags
 
 from hfgen.cli import main
 from hfgen.errors import UserError
-from hfgen.report import with_error
+from hfgen.report import number, with_error
 from hfgen.sweep import parse_sweep, write_page
 
 SHARED = {name: value for name, value in TINY_VAE.items() if name not in ("latent_dim", "hidden_sizes")}
@@ -28,6 +28,8 @@ def sweep(tmp_path_factory) -> Path:
     return folder
 
 
+REPORTS = ["--reference_split", "train[90%:]"]
+QUICK = ["--num_importance_samples", "5", "--num_bound_images", "20"]
 NAMES = ["digits-latent_dim_2-hidden_sizes_32_16", "digits-latent_dim_4-hidden_sizes_32_16"]
 
 
@@ -57,51 +59,72 @@ def test_the_page_puts_them_side_by_side(sweep):
     assert "Members that differ in `latent_dim` may have another loss" in page
 
 
-def test_reports_are_made_of_all_members_and_complete_the_page(sweep, judge_run, tmp_path, capsys):
-    sweep = Path(shutil.copytree(sweep, tmp_path / sweep.name))  # others look at the page without reports
-    shared = ["--judge", str(judge_run), "--reference_split", "train[90%:]"]
-    quick = ["--num_importance_samples", "5", "--num_bound_images", "20"]
-    assert main(["analyze", str(sweep), *shared, *quick, "--output_dir", "x"]) == 2
+@pytest.fixture(scope="module")
+def measured(sweep, judge_run, tmp_path_factory) -> Path:
+    """Return a copy with reports of all members; the page of the other is without."""
+    folder = Path(shutil.copytree(sweep, tmp_path_factory.mktemp("measured") / sweep.name))
+    assert main(["analyze", str(folder), *REPORTS, "--judge", str(judge_run), *QUICK]) == 0
+    assert main(["evaluate", str(folder), *REPORTS, "--judge", str(judge_run), "--num_images", "100"]) == 0
+    return folder
+
+
+def test_reports_are_made_of_all_members_and_complete_the_page(measured, capsys):
+    assert main(["analyze", str(measured), *REPORTS, *QUICK, "--output_dir", "x"]) == 2
     assert "leave output_dir out" in capsys.readouterr().err
-    assert main(["analyze", str(sweep), *shared, *quick]) == 0
-    assert main(["evaluate", str(sweep), *shared, "--num_images", "100"]) == 0
-    page = (sweep / "sweep.md").read_text()
-    for name in NAMES:
-        bound = json.loads((sweep / name / "analysis.json").read_text())["bounds"]["negative_elbo"]
-        assert f"| {with_error(bound)} |" in page
-    assert "| Fréchet distance |" in page
+    page = (measured / "sweep.md").read_text()
     bounds = {
-        name: json.loads((sweep / name / "analysis.json").read_text())["bounds"]["negative_elbo"]["value"]
-        for name in NAMES
+        name: json.loads((measured / name / "analysis.json").read_text())["bounds"]["negative_elbo"] for name in NAMES
     }
-    assert f"The lowest −ELBO on the test images has {min(bounds, key=bounds.get)}. Chosen by them" in page
+    assert all(f"| {with_error(bound)} |" in page for bound in bounds.values())
+    assert "| Fréchet distance |" in page
+    best = min(NAMES, key=lambda name: bounds[name]["value"])
+    assert f"The lowest −ELBO on the test images has {best}. Chosen by them" in page
 
 
-def test_members_whose_numbers_do_not_compare_are_not_ranked_by_them(sweep, judge_run, tmp_path):
-    folder = tmp_path / "digits"
-    shutil.copytree(sweep, folder)
-    others = ["--reference_split", "train[90%:]", "--judge", str(judge_run)]
-    if not (folder / NAMES[0] / "evaluation.json").exists():  # the test before this one wrote it
-        assert main(["evaluate", str(folder), *others, "--num_images", "100"]) == 0
-        quick = ["--num_importance_samples", "5", "--num_bound_images", "20"]
-        assert main(["analyze", str(folder), *others, *quick]) == 0
+def test_members_whose_numbers_do_not_compare_are_not_ranked_by_them(measured, tmp_path):
+    folder = Path(shutil.copytree(measured, tmp_path / "digits"))
 
-    def page_with(member: str, file: str, field: str, value) -> str:
+    def page_with(member: str, file: str, **fields) -> str:
         record = json.loads((folder / member / file).read_text())
-        record["protocol"][field] = value
+        record["protocol"] |= fields
         (folder / member / file).write_text(json.dumps(record))
         write_page(folder)
         return (folder / "sweep.md").read_text()
 
-    page = page_with(NAMES[0], "analysis.json", "pixel_distribution", "logistic")
+    page = page_with(NAMES[0], "analysis.json", pixel_distribution="logistic")
     distances = {
         name: json.loads((folder / name / "evaluation.json").read_text())["measures"]["digits_judge"] for name in NAMES
     }
     best = min(NAMES, key=lambda name: distances[name]["frechet_distance"]["value"])
     assert f"The lowest Fréchet distance on the test images has {best}." in page
-    page = page_with(NAMES[1], "evaluation.json", "num_images", 99)
+    page = page_with(NAMES[1], "evaluation.json", num_images=99)
     assert "The −ELBO and the Fréchet distance of the members do not compare" in page
     assert "has digits-" not in page
+
+
+def test_members_within_the_error_of_the_difference_are_named_too(measured, tmp_path):
+    folder = Path(shutil.copytree(measured, tmp_path / "digits"))
+    for distance, name in enumerate(NAMES, 1):
+        (folder / name / "analysis.json").unlink()
+        record = json.loads((folder / name / "evaluation.json").read_text())
+        record["measures"]["digits_judge"]["frechet_distance"] = {"value": distance, "std": 0.8}
+        (folder / name / "evaluation.json").write_text(json.dumps(record))
+    write_page(folder)
+    first, second = NAMES
+    close = f"Within the standard error of the difference are {second}."
+    assert f"The lowest Fréchet distance on the test images has {first}. {close}" in (folder / "sweep.md").read_text()
+
+
+def test_what_image_to_image_members_make_is_on_the_page(sweep, tmp_path):
+    folder = Path(shutil.copytree(sweep, tmp_path / "digits"))
+    record = REPOSITORY / "model_cards" / "translation_fashion_mnist_cpu10min" / "evaluation.json"
+    for name in NAMES:
+        shutil.copy(record, folder / name / "evaluation.json")
+    write_page(folder)
+    setting = json.loads(record.read_text())["restoration"][0]
+    page = (folder / "sweep.md").read_text()
+    assert f"PSNR, {setting['title']}" in page
+    assert f"| {number(setting['made']['psnr'])} |" in page
 
 
 def test_its_members_can_be_published(sweep, capsys):
