@@ -306,6 +306,7 @@ def test_a_missing_folder_is_said_with_what_is_beside_it(run, capsys, command):
         ("\\\\server\\ada\\pictures", "pictures"),
         ("/home/ada/lr=1/tiny", "tiny"),
         ("/home/ada,eve/tiny", "tiny"),
+        ("runs/../../ada,eve/tiny", "tiny"),
         ("train_data_dir=/home/ada/a,/home/ada/b", "train_data_dir=a,b"),
         ("train_data_dir=/home/ada/my own/a,~/b,C:\\ada\\c", "train_data_dir=a,b,c"),
         ("train_data_dir=file:/home/ada/a,../ada/b", "train_data_dir=a,b"),
@@ -534,6 +535,18 @@ def test_class_shares_and_members_show_any_name(tmp_path):
     figures.save_class_shares(tmp_path / "classes.jsonl", tmp_path / "classes.png")
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert figures.named_pictures(dict.fromkeys(NAMES, tmp_path / "a.png")).height < 100
+
+
+def test_a_name_with_a_leading_underscore_is_in_the_legend():
+    axes = figures.Figure().subplots()
+    axes.plot([0], [0], label=figures.mathless_label("_hidden"))
+    assert axes.get_legend_handles_labels()[1] == [" _hidden"]
+
+
+def test_a_block_of_code_ends_where_it_ends():
+    page = rendered("\n".join(report.fenced("note: |\n```\n# Heading", "yaml")))
+    assert page.count("<pre>") == 1
+    assert "<h1>" not in page
 
 
 def test_a_name_with_a_formula_is_shown_as_it_is():
