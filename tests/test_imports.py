@@ -99,6 +99,18 @@ def test_files_that_travel_alone_import_nothing_of_hfgen(pattern):
         assert not imported_modules(path), f"{path} must import nothing of hfgen"
 
 
+def test_functions_that_files_that_travel_share_are_the_same_in_each():
+    """They cannot import each other, so that each has a copy, which must not be mended alone."""
+    copies: dict[str, dict[str, str]] = {}
+    for path in [*PACKAGE.glob("models/*.py"), *PACKAGE.glob("pipelines/*.py")]:
+        text = path.read_text()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef):
+                copies.setdefault(node.name, {})[path.name] = ast.get_source_segment(text, node)
+    assert len(copies["_to_tensor"]) == 3
+    assert not {name: list(files) for name, files in copies.items() if len(set(files.values())) > 1}
+
+
 def test_the_loop_knows_no_family():
     for name in ("training.py", "run.py"):
         words = re.findall(r"[a-z]+", (PACKAGE / name).read_text().lower())
