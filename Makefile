@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_RUN ?= runs/ddpm_digits_quickstart
 QUICKSTART_FLAGS ?=
+GOLDEN ?= runs/golden
 
 JUDGES := mnist mnist_regnet fashion_mnist fashion_mnist_regnet cifar10 cifar10_regnet
 
-.PHONY: help quickstart test style judges results cards clean
+.PHONY: help quickstart test style judges golden results cards clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -52,6 +53,9 @@ judges: $(VENV)/.installed  ## train the classifiers that judge images anew, and
 		cd ../..; \
 	done
 	@echo "The judges are in hfgen/metrics/judges; now measure the models again"
+
+golden: $(VENV)/.installed  ## keep what every family makes in runs/golden, or compare with what is kept there
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/golden.py $(GOLDEN)
 
 results: $(VENV)/.installed  ## write RESULTS.md from the evaluations in model_cards
 	$(BIN)/hfgen results model_cards --output RESULTS.md
