@@ -46,13 +46,13 @@ judges: $(VENV)/.installed  ## train the classifiers that judge images anew, and
 	set -e; for name in $(JUDGES); do \
 		$(BIN)/hfgen train classifier --config classifier_$$name --resume_from_checkpoint latest; \
 		$(BIN)/hfgen evaluate runs/classifier_$$name; \
-		mkdir -p hfgen/metrics/judges/$$name; \
+		mkdir -p hfgen/judges/$$name; \
 		cd runs/classifier_$$name; \
-		cp config.json model.safetensors preprocessor_config.json evaluation.json ../../hfgen/metrics/judges/$$name; \
-		cp evaluation.md ../../hfgen/metrics/judges/$$name/README.md; \
+		cp config.json model.safetensors preprocessor_config.json evaluation.json ../../hfgen/judges/$$name; \
+		cp evaluation.md ../../hfgen/judges/$$name/README.md; \
 		cd ../..; \
 	done
-	@echo "The judges are in hfgen/metrics/judges; now measure the models again"
+	@echo "The judges are in hfgen/judges; now measure the models again"
 
 golden: $(VENV)/.installed  ## keep what every family makes in runs/golden, or compare with what is kept there
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/golden.py $(GOLDEN)

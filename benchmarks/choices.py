@@ -31,10 +31,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hfgen.config import DDPMConfig
-from hfgen.data import load_images
-from hfgen.devices import native_precision
+from hfgen.data.images import load_images
 from hfgen.tasks.diffusion import DiffusionTask
-from hfgen.training import Trainer
+from hfgen.training.trainer import Trainer
+from hfgen.utils.devices import native_precision
 
 RESULTS = Path(__file__).parent / "results"
 BASE = {

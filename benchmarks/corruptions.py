@@ -3,8 +3,8 @@
     python benchmarks/corruptions.py --dataset_name mnist
 
 Training images take the place of generated ones: as they are, and then spoilt in five ways, each in steps. They are
-measured like any model's (`hfgen.measures`). Results go to benchmarks/results/corruptions.json and, as a picture, to
-docs/images/corruptions.png. `tests/test_measures.py` holds the directions on a smaller set.
+measured like any model's (`hfgen.evaluation.statistics`). Results go to benchmarks/results/corruptions.json and, as a
+picture, to docs/images/corruptions.png. `tests/test_measures.py` holds the directions on a smaller set.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from hfgen.data import load_images
-from hfgen.figures import image_grid, save_picture, to_picture
-from hfgen.measures import Reference
-from hfgen.metrics.judge import load_judge, shipped_judges
-from hfgen.report import MEASURES
+from hfgen.data.images import load_images
+from hfgen.evaluation.report import MEASURES
+from hfgen.evaluation.statistics import Reference
+from hfgen.figures.pictures import image_grid, save_picture, to_picture
+from hfgen.judges.judge import load_judge, shipped_judges
 
 REPOSITORY = Path(__file__).parents[1]
 STEPS = [0.0, 0.25, 0.5, 0.75, 1.0]

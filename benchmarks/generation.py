@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from hfgen import load
-from hfgen.references import run_fields
-from hfgen.report import RECORD, number, sampler_text, table
-from hfgen.sampling import default_sampler, sample
+from hfgen.evaluation.real import run_fields
+from hfgen.evaluation.report import RECORD, number, sampler_text, table
+from hfgen.sampling.sample import default_sampler, sample
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -28,8 +28,8 @@ from huggingface_hub import constants
 from kills import CLOCKED, FAMILIES, SHARED
 from sklearn.datasets import load_digits
 
-from hfgen.checkpoints import list_checkpoints
-from hfgen.cli import main
+from hfgen.cli.main import main
+from hfgen.runs.checkpoints import list_checkpoints
 
 STEPS = 20
 DATA = {"train_split": "train[:80%]", "max_train_samples": None}  # the rest is for the evaluation

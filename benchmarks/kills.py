@@ -27,12 +27,14 @@ from pathlib import Path
 import torch
 import yaml
 
+from hfgen.cli.main import main
+from hfgen.evaluation import evaluate  # noqa: F401
+
 # Imported before the processes are forked, so that they need not import them again.
-from hfgen import evaluation, run  # noqa: F401
-from hfgen.checkpoints import list_checkpoints, step_of
-from hfgen.cli import main
-from hfgen.files import INCOMPLETE
+from hfgen.runs.checkpoints import list_checkpoints, step_of
 from hfgen.tasks import classifier, cyclegan, diffusion, gan, translation, vae  # noqa: F401
+from hfgen.training import run  # noqa: F401
+from hfgen.utils.files import INCOMPLETE
 
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 STEPS = 60

@@ -1,4 +1,4 @@
-"""What keeping freed memory (`hfgen.run.keep_freed_memory`) gives on a CPU: images per second and peak memory.
+"""What keeping freed memory (`hfgen.training.run.keep_freed_memory`) gives on a CPU: images a second and peak memory.
 
     python benchmarks/memory.py --dataset_name mnist
 
@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from hfgen.cli import parse_config
+from hfgen.cli.main import parse_config
 from hfgen.config import DDPMConfig
-from hfgen.data import load_images
-from hfgen.devices import native_precision
-from hfgen.run import keep_freed_memory
+from hfgen.data.images import load_images
 from hfgen.tasks.diffusion import DiffusionTask
-from hfgen.training import Trainer
+from hfgen.training.run import keep_freed_memory
+from hfgen.training.trainer import Trainer
+from hfgen.utils.devices import native_precision
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 RECIPES = ["ddpm_mnist", "ddpm_mnist_cpu10min"]

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from hfgen.comparison import compare_samplers
 from hfgen.config import DDPMConfig
-from hfgen.options import CompareSamplersConfig
-from hfgen.report import number, with_std
-from hfgen.run import train
+from hfgen.config.commands import CompareSamplersConfig
+from hfgen.evaluation.report import number, with_std
+from hfgen.evaluation.samplers import compare_samplers
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.training.run import train
 
 RESULTS = Path(__file__).parent / "results"
 BASE = {

@@ -25,16 +25,16 @@ from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, inpaint_
 from torch import Tensor
 from torch.nn import functional
 
-from hfgen.data import ImageData, load_images
-from hfgen.degradations import Degraded, degrade, parse_degradations
-from hfgen.figures import sample_grid, save_picture
-from hfgen.loading import load
-from hfgen.metrics.judge import load_judge, shipped_judges_of
-from hfgen.records import this_command
-from hfgen.restoration import class_seen, restore, similarity
-from hfgen.sampling import to_uint8
-from hfgen.seeds import derive_seed, seed_torch
-from hfgen.translation import editing_pipeline
+from hfgen.data.degradations import Degraded, degrade, parse_degradations
+from hfgen.data.images import ImageData, load_images
+from hfgen.evaluation.restoration import class_seen, restore, similarity
+from hfgen.figures.pictures import sample_grid, save_picture
+from hfgen.judges.judge import load_judge, shipped_judges_of
+from hfgen.pipelines.loading import load
+from hfgen.runs.record import this_command
+from hfgen.sampling.edit import editing_pipeline
+from hfgen.sampling.sample import to_uint8
+from hfgen.utils.seeds import derive_seed, seed_torch
 
 RESULTS = Path(__file__).parent / "results"
 NOISE = (0.1, 0.3, 0.5)

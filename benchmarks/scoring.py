@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from hfgen.data import load_images
-from hfgen.measures import Reference, nearest
-from hfgen.metrics.judge import load_judge, shipped_judges
+from hfgen.data.images import load_images
+from hfgen.evaluation.statistics import Reference, nearest
+from hfgen.judges.judge import load_judge, shipped_judges
 
 RESULTS = Path(__file__).parent / "results" / "scoring.json"
 

@@ -26,12 +26,12 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 
-from hfgen.cli import parse_config
+from hfgen.cli.main import parse_config
 from hfgen.config import DDPMConfig
-from hfgen.data import load_images
-from hfgen.losses import diffusion_target, signal_and_noise
+from hfgen.data.images import load_images
+from hfgen.losses.objectives import diffusion_target, signal_and_noise
 from hfgen.tasks.diffusion import DiffusionTask
-from hfgen.training import Trainer
+from hfgen.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 RECIPE = "ddpm_mnist_cpu10min"

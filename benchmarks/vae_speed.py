@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hfgen.data import load_images
-from hfgen.report import table
+from hfgen.data.images import load_images
+from hfgen.evaluation.report import table
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = "vae_mnist_mlp_cpu20s"

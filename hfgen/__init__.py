@@ -11,5 +11,5 @@ __version__ = version("hfgen")
 def __getattr__(name: str) -> Any:
     """Import `load` when it is asked for, so that the command line need not wait for torch."""
     if name == "load":
-        return importlib.import_module("hfgen.loading").load
+        return importlib.import_module("hfgen.pipelines.loading").load
     raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -2,7 +2,7 @@
 
 import sys
 
-from hfgen.cli import main
+from hfgen.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", "classifier", *sys.argv[1:]]))

@@ -22,7 +22,7 @@ def answer(request: dict) -> dict:
                 exec(request["code"], {})
                 status = 0
             else:
-                from hfgen.cli import main
+                from hfgen.cli.main import main
 
                 status = main(request["arguments"])
         except SystemExit as end:

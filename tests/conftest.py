@@ -113,8 +113,8 @@ TINY_TRANSLATION = {
 def train_translation(folder: Path, **fields) -> Path:
     """Train a small image-to-image model of digits, in this process."""
     from hfgen.config import TranslationConfig
-    from hfgen.run import train
     from hfgen.tasks.translation import TranslationTask
+    from hfgen.training.run import train
 
     return train(TranslationConfig(**(TINY_TRANSLATION | fields | {"output_dir": str(folder)})), TranslationTask)
 
@@ -128,8 +128,8 @@ def translation_run(tmp_path_factory) -> Path:
 def train_classifier(folder: Path, **fields) -> Path:
     """Train a small judge of digits, in this process."""
     from hfgen.config import ClassifierConfig
-    from hfgen.run import train
     from hfgen.tasks.classifier import ClassifierTask
+    from hfgen.training.run import train
 
     return train(ClassifierConfig(**(TINY_JUDGE | fields | {"output_dir": str(folder)})), ClassifierTask)
 
@@ -137,8 +137,8 @@ def train_classifier(folder: Path, **fields) -> Path:
 def train_vae(folder: Path, **fields) -> Path:
     """Train a small VAE of digits, in this process."""
     from hfgen.config import VAEConfig
-    from hfgen.run import train
     from hfgen.tasks.vae import VAETask
+    from hfgen.training.run import train
 
     return train(VAEConfig(**(TINY_VAE | fields | {"output_dir": str(folder)})), VAETask)
 
@@ -146,8 +146,8 @@ def train_vae(folder: Path, **fields) -> Path:
 def train_gan(folder: Path, **fields) -> Path:
     """Train a small GAN of digits, in this process."""
     from hfgen.config import GANConfig
-    from hfgen.run import train
     from hfgen.tasks.gan import GANTask
+    from hfgen.training.run import train
 
     return train(GANConfig(**(TINY_GAN | fields | {"output_dir": str(folder)})), GANTask)
 
@@ -174,8 +174,8 @@ def vae_run(tmp_path_factory) -> Path:
 def conditional_run(tmp_path_factory):
     """A function that returns the run of a small model of digits that knows classes, by its prediction type."""
     from hfgen.config import DDPMConfig
-    from hfgen.run import train
     from hfgen.tasks.diffusion import DiffusionTask
+    from hfgen.training.run import train
 
     @functools.cache
     def make(prediction_type: str) -> Path:

@@ -14,13 +14,13 @@ from huggingface_hub import ModelCard
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import hfgen
-from hfgen.binarization import Binarizer
-from hfgen.cli import main
-from hfgen.code_files import save_pipeline
+from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
-from hfgen.data import load_images
+from hfgen.data.binarization import Binarizer
+from hfgen.data.images import load_images
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
+from hfgen.pipelines.saving import save_pipeline
 from hfgen.tasks.diffusion import DiffusionTask
 
 TEST = ["--reference_split", "train[80%:]"]

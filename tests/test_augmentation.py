@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfgen.augmentation import random_color, random_erase, random_shift
+from hfgen.data.augmentation import random_color, random_erase, random_shift
 
 
 def test_a_shift_moves_each_image_as_a_whole():

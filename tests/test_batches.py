@@ -2,8 +2,8 @@
 
 import torch
 
-from hfgen.batches import ImageBatches
-from hfgen.data import ImageData
+from hfgen.data.images import ImageData
+from hfgen.data.loader import ImageBatches
 
 
 def numbered(count: int) -> ImageData:

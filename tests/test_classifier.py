@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import TINY_JUDGE, flags, train_classifier
 
-from hfgen.cli import main
+from hfgen.cli.main import main
 from hfgen.config import ClassifierConfig
-from hfgen.data import load_images
-from hfgen.errors import UserError
-from hfgen.evaluation import evaluate
-from hfgen.metrics.judge import load_judge
-from hfgen.options import EvaluateConfig
+from hfgen.config.commands import EvaluateConfig
+from hfgen.data.images import load_images
+from hfgen.evaluation.evaluate import evaluate
+from hfgen.judges.judge import load_judge
+from hfgen.utils.errors import UserError
 
 
 def test_a_classifier_learns_and_its_run_is_complete(judge_run):
@@ -104,7 +104,7 @@ def test_test_images_must_fit(tmp_path):
 
 def test_label_smoothing_and_augmentation_are_used():
     config = ClassifierConfig(**(TINY_JUDGE | {"output_dir": "x", "label_smoothing": 0.5, "random_shift": 0}))
-    from hfgen.batches import Batch
+    from hfgen.data.loader import Batch
     from hfgen.tasks.classifier import ClassifierTask
 
     data = load_images("digits", split="train[:80%]")

@@ -6,10 +6,10 @@ import pytest
 import yaml
 from conftest import flags
 
-from hfgen.cli import FAMILIES, RECIPES, main, parse_config
+from hfgen.cli.main import FAMILIES, RECIPES, main, parse_config
 from hfgen.config import DDPMConfig
-from hfgen.errors import UserError
-from hfgen.options import SampleConfig
+from hfgen.config.commands import SampleConfig
+from hfgen.utils.errors import UserError
 
 
 def parse(*arguments, **fields):

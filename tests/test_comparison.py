@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import TINY
 
-from hfgen import comparison
-from hfgen.cli import main
-from hfgen.comparison import TIMED_IMAGES, TIMINGS, cheapest, compare_with_best
+from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
-from hfgen.report import with_std
-from hfgen.run import train
-from hfgen.sampling import sample
+from hfgen.evaluation import samplers as comparison
+from hfgen.evaluation.report import with_std
+from hfgen.evaluation.samplers import TIMED_IMAGES, TIMINGS, cheapest, compare_with_best
+from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.training.run import train
 
 
 @pytest.fixture(scope="module")

@@ -15,21 +15,21 @@ from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 from safetensors.torch import load_file
 
 import hfgen
-from hfgen.batches import Batch
-from hfgen.cli import main
-from hfgen.code_files import save_pipeline
+from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
-from hfgen.data import ImageData, load_images
-from hfgen.errors import UserError
-from hfgen.evaluation import evaluate
-from hfgen.figures import sample_grid
-from hfgen.loading import load
-from hfgen.metrics.judge import load_judge
-from hfgen.options import EvaluateConfig
+from hfgen.config.commands import EvaluateConfig
+from hfgen.data.images import ImageData, load_images
+from hfgen.data.loader import Batch
+from hfgen.evaluation.evaluate import evaluate
+from hfgen.figures.pictures import sample_grid
+from hfgen.judges.judge import load_judge
+from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
-from hfgen.sampling import sample
-from hfgen.seeds import derive_seed
+from hfgen.pipelines.saving import save_pipeline
+from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.utils.errors import UserError
+from hfgen.utils.seeds import derive_seed
 
 CODE_FILE = "pipeline_hfgen_class_conditional_diffusion.py"
 NAMES = ["cat", "Dog", "7"]

@@ -7,10 +7,10 @@ import typing
 import pytest
 from conftest import TINY_GAN
 
-from hfgen.cli import FAMILIES, parse_config
+from hfgen.cli.main import FAMILIES, parse_config
 from hfgen.config import ClassifierConfig, CycleGANConfig, DDPMConfig, GANConfig, TranslationConfig, VAEConfig
-from hfgen.errors import UserError
-from hfgen.options import AnalyzeConfig, CompareSamplersConfig, EvaluateConfig, SampleConfig, TranslateConfig
+from hfgen.config.commands import AnalyzeConfig, CompareSamplersConfig, EvaluateConfig, SampleConfig, TranslateConfig
+from hfgen.utils.errors import UserError
 
 RUN = {"dataset_name": "digits", "output_dir": "x"}
 SMALLEST = {
@@ -97,8 +97,8 @@ def test_the_steps_of_one_scheduler_are_bounded_too():
 
 
 def test_a_run_may_be_asked_for_what_never_happens(tmp_path):
-    from hfgen.run import train
     from hfgen.tasks.gan import GANTask
+    from hfgen.training.run import train
 
     huge = {name: 10**12 for name in (*LENGTHS, "seed") if name != "sample_steps"}
     fields = TINY_GAN | huge | {"sample_steps": [10**12], "max_train_steps": 2, "output_dir": str(tmp_path / "run")}

@@ -24,7 +24,6 @@ from diffusers.hooks import apply_group_offloading
 from fake_device import fake_device
 
 import hfgen
-from hfgen.code_files import save_pipeline
 from hfgen.models import modeling_hfgen_gan, modeling_hfgen_translation, modeling_hfgen_vae
 from hfgen.models.modeling_hfgen_gan import (
     ConvolutionalDiscriminator,
@@ -37,10 +36,11 @@ from hfgen.models.modeling_hfgen_gan import (
 from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
-from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
+from hfgen.pipelines.saving import save_pipeline
+from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline
 
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
 COUNT = 3  # images at a time

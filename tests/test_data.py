@@ -21,16 +21,16 @@ import yaml
 from conftest import REPOSITORY, TINY
 from filelock import FileLock
 
-from hfgen import data
-from hfgen.cli import main
-from hfgen.code_files import save_pipeline
+from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
-from hfgen.data import load_images, placed_source, public_name
-from hfgen.errors import UserError
+from hfgen.data import images as data
+from hfgen.data.images import load_images, placed_source, public_name
 from hfgen.models.modeling_hfgen_translation import ResidualTranslationUNet
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
-from hfgen.run import train
+from hfgen.pipelines.saving import save_pipeline
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.training.run import train
+from hfgen.utils.errors import UserError
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_image
 
-from hfgen.degradations import Degradation, check_degradations, degrade, parse_degradations
-from hfgen.errors import UserError
+from hfgen.data.degradations import Degradation, check_degradations, degrade, parse_degradations
+from hfgen.utils.errors import UserError
 
 
 def photograph() -> torch.Tensor:

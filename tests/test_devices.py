@@ -5,9 +5,9 @@ import torch
 from conftest import TINY, TINY_GAN, TINY_TRANSLATION, TINY_VAE
 from fake_device import fake_device
 
-from hfgen.batches import ImageBatches
 from hfgen.config import CycleGANConfig, DDPMConfig, GANConfig, TranslationConfig, VAEConfig
-from hfgen.data import load_images
+from hfgen.data.images import load_images
+from hfgen.data.loader import ImageBatches
 from hfgen.tasks.cyclegan import CycleGANTask
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.tasks.gan import GANTask

@@ -20,17 +20,20 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 
 import hfgen
-from hfgen import comparison, figures, hub, report
-from hfgen.analysis import _page as analysis_page
-from hfgen.cli import main, parse_config
+from hfgen.cli.main import main, parse_config
 from hfgen.config import DDPMConfig
-from hfgen.errors import UserError
-from hfgen.metrics.judge import load_judge
-from hfgen.options import EvaluateConfig, SampleConfig, TranslateConfig
-from hfgen.references import default_output
-from hfgen.run_facts import public_command, public_text
-from hfgen.sampling import check_sampling
-from hfgen.sweep import parse_sweep
+from hfgen.config.commands import EvaluateConfig, SampleConfig, TranslateConfig
+from hfgen.evaluation import report
+from hfgen.evaluation import samplers as comparison
+from hfgen.evaluation.real import default_output
+from hfgen.evaluation.vae import _page as analysis_page
+from hfgen.figures import pictures as figures
+from hfgen.judges.judge import load_judge
+from hfgen.publishing import hub
+from hfgen.publishing.facts import public_command, public_text
+from hfgen.sampling.sample import check_sampling
+from hfgen.training.sweep import parse_sweep
+from hfgen.utils.errors import UserError
 
 SECRET = "not for anybody"
 BAD_NAME = "a|b\n# Heading\n```\n<script>x</script> [link](javascript:x) $\\bad{$ `c` **bold**\x1b[31m\u202e"
@@ -658,7 +661,7 @@ def test_code_beside_a_stock_component_does_not_run(stock, tmp_path):
 def test_a_mistyped_path_is_no_hub_id(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "c10").mkdir(parents=True)
-    monkeypatch.setattr("hfgen.loading.hf_hub_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("hfgen.pipelines.loading.hf_hub_download", lambda *_, **__: pytest.fail("asked the Hub"))
     assert main(["sample", "runs/c1"]) == 2
     assert "there is no folder runs/c1; did you mean runs/c10?" in capsys.readouterr().err
 
@@ -746,8 +749,8 @@ def test_a_sweep_that_is_not_finished_is_named(tmp_path, capsys):
 
 def test_members_are_called_by_the_last_part_of_a_path(tmp_path, monkeypatch, capsys):
     made = []
-    monkeypatch.setattr("hfgen.sweep.train", lambda config, task: made.append(Path(config.output_dir).name))
-    monkeypatch.setattr("hfgen.sweep.write_page", lambda folder: None)
+    monkeypatch.setattr("hfgen.training.sweep.train", lambda config, task: made.append(Path(config.output_dir).name))
+    monkeypatch.setattr("hfgen.training.sweep.write_page", lambda folder: None)
     sweep = [f"train_data_dir={tmp_path}/a,{tmp_path}/b"]
     assert (
         main(["train", "vae", "--output_dir", str(tmp_path / "s"), "--dataset_name", "digits", "--sweep", *sweep]) == 2

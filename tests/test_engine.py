@@ -14,14 +14,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from hfgen.config import DDPMConfig, VAEConfig
-from hfgen.data import ImageData
-from hfgen.errors import InterruptedTrainingError, TrainingError
-from hfgen.figures import save_class_shares
-from hfgen.processes import SpeedWatch, as_found
-from hfgen.records import add_row, forget_rows, read_rows
-from hfgen.seeds import derive_seed, seed_torch
-from hfgen.tasks import Diagnosis, Loss
-from hfgen.training import Trainer, endless_warmups, learning_rate_factor
+from hfgen.data.images import ImageData
+from hfgen.figures.pictures import save_class_shares
+from hfgen.runs.record import add_row, forget_rows, read_rows
+from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.training.processes import SpeedWatch, as_found
+from hfgen.training.trainer import Trainer, endless_warmups, learning_rate_factor
+from hfgen.utils.errors import InterruptedTrainingError, TrainingError
+from hfgen.utils.seeds import derive_seed, seed_torch
 
 
 class TwoModules:
@@ -369,7 +369,7 @@ def test_what_has_become_slow_is_said_once_and_changes_no_metrics(make_trainer, 
             time.sleep(0.04 if len(self.draws) > 10 else 0)
             yield from super().losses(batch)
 
-    monkeypatch.setattr("hfgen.training.SpeedWatch", functools.partial(SpeedWatch, window_seconds=0.001))
+    monkeypatch.setattr("hfgen.training.trainer.SpeedWatch", functools.partial(SpeedWatch, window_seconds=0.001))
     metrics = []
     for task in (Slow(), TwoModules()):
         make_trainer(task, max_train_steps=15, logging_steps=1).run_loop()
@@ -380,7 +380,7 @@ def test_what_has_become_slow_is_said_once_and_changes_no_metrics(make_trainer, 
 
 def test_the_speed_is_that_of_the_steps_without_what_lies_between(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("hfgen.processes.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("hfgen.training.processes.time.monotonic", lambda: clock[0])
     watch = SpeedWatch(100)
 
     def steps(number, seconds):

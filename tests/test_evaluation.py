@@ -13,21 +13,23 @@ import torch
 import yaml
 from conftest import REPOSITORY, TINY, finish, flags, hfgen
 
-from hfgen import card, evaluation, subjects
-from hfgen.cli import main
+from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
-from hfgen.data import SHORT_NAMES, ImageData, load_images
-from hfgen.errors import UserError
-from hfgen.evaluation import evaluate
-from hfgen.figures import save_images
+from hfgen.config.commands import EvaluateConfig
+from hfgen.data.images import SHORT_NAMES, ImageData, load_images
+from hfgen.evaluation import evaluate as evaluation
+from hfgen.evaluation import generated as subjects
+from hfgen.evaluation.evaluate import evaluate
+from hfgen.evaluation.generated import take
+from hfgen.evaluation.report import accuracy_text, number, results_page, save_report
+from hfgen.figures.pictures import save_images
+from hfgen.judges.judge import JUDGES, load_judge, shipped_judges
 from hfgen.metrics.inception_scores import inception_scores
-from hfgen.metrics.judge import JUDGES, load_judge, shipped_judges
-from hfgen.options import EvaluateConfig
-from hfgen.report import accuracy_text, number, results_page, save_report
-from hfgen.run import train
-from hfgen.sampling import sample
-from hfgen.subjects import take
+from hfgen.publishing import card
+from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.training.run import train
+from hfgen.utils.errors import UserError
 
 SPLITS = {"reference_split": "train[:50%]", "train_split": "train[50%:]"}
 
@@ -418,7 +420,7 @@ def test_shipped_judges_are_small_and_whole(name):
 
 
 def test_a_damaged_shipped_judge_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("hfgen.metrics.judge.JUDGES", tmp_path)
+    monkeypatch.setattr("hfgen.judges.judge.JUDGES", tmp_path)
     name = "mnist"
     shutil.copytree(JUDGES / name, tmp_path / name)
     load_judge(name)

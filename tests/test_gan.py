@@ -16,18 +16,17 @@ from conftest import finish, flags, hfgen, kill_when
 from huggingface_hub import ModelCard
 
 import hfgen as package
-from hfgen.adversarial_losses import (
+from hfgen.cli.main import main
+from hfgen.config import GANConfig
+from hfgen.data.images import load_images
+from hfgen.data.loader import Batch
+from hfgen.losses.adversarial import (
     discriminator_loss,
     frozen,
     generator_loss,
     lipschitz_penalty,
     squared_gradient_norms,
 )
-from hfgen.batches import Batch
-from hfgen.cli import main
-from hfgen.config import GANConfig
-from hfgen.data import load_images
-from hfgen.errors import UserError
 from hfgen.models.modeling_hfgen_gan import (
     ConvolutionalDiscriminator,
     ConvolutionalGenerator,
@@ -37,10 +36,11 @@ from hfgen.models.modeling_hfgen_gan import (
     ResidualGenerator,
 )
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
-from hfgen.records import read_rows
-from hfgen.run import train
+from hfgen.runs.record import read_rows
 from hfgen.tasks.gan import GANTask
-from hfgen.training import METRICS_FILE, STATE_FILE
+from hfgen.training.run import train
+from hfgen.training.trainer import METRICS_FILE, STATE_FILE
+from hfgen.utils.errors import UserError
 
 LOSSES = ["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"]
 PAIRS = [
@@ -282,7 +282,7 @@ def run(gan_run):
 
 def test_a_run_learns_digits_of_the_classes_that_it_is_asked_for(run, judge_run):
     pipe = package.load(str(run))
-    from hfgen.metrics.judge import load_judge
+    from hfgen.judges.judge import load_judge
 
     labels = [number for number in range(10) for _ in range(20)]
     images = pipe(class_labels=labels, generator=torch.Generator().manual_seed(0), output_type="pt").images

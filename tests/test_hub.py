@@ -21,9 +21,9 @@ from safetensors.torch import load, load_file
 
 import hfgen
 from hfgen.config import DDPMConfig
-from hfgen.errors import UserError
-from hfgen.run import train
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.training.run import train
+from hfgen.utils.errors import UserError
 
 PUBLISHED = {
     "README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
@@ -82,7 +82,7 @@ def environment_of(server, home):
 @pytest.fixture(scope="module")
 def client(server, home):
     client = Client(environment_of(server, home))
-    client(code="import hfgen.hub; hfgen.hub.PAUSE_SECONDS = 0")
+    client(code="import hfgen.publishing.hub; hfgen.publishing.hub.PAUSE_SECONDS = 0")
     yield client
     client.close()
 

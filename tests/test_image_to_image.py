@@ -13,13 +13,13 @@ import torch
 from conftest import TINY_TRANSLATION, finish, flags, hfgen, kill_when, train_translation
 from huggingface_hub import ModelCard
 
-from hfgen.batches import Batch
-from hfgen.cli import main
+from hfgen.cli.main import main
 from hfgen.config import CycleGANConfig, TranslationConfig
-from hfgen.data import load_images
-from hfgen.errors import UserError
-from hfgen.figures import save_images
-from hfgen.loading import load
+from hfgen.data.images import load_images
+from hfgen.data.loader import Batch
+from hfgen.data.paired import SecondKind
+from hfgen.evaluation.report import _nearness
+from hfgen.figures.pictures import save_images
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.models.modeling_hfgen_translation import (
     PatchDiscriminator,
@@ -27,14 +27,14 @@ from hfgen.models.modeling_hfgen_translation import (
     TranslationUNet,
     TranslatorOutput,
 )
-from hfgen.pairs import SecondKind
+from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
-from hfgen.records import read_rows
-from hfgen.report import _nearness
-from hfgen.run import train
+from hfgen.runs.record import read_rows
 from hfgen.tasks.cyclegan import CycleGANTask, Discriminators, Generators
 from hfgen.tasks.translation import TranslationTask
-from hfgen.training import METRICS_FILE, STATE_FILE
+from hfgen.training.run import train
+from hfgen.training.trainer import METRICS_FILE, STATE_FILE
+from hfgen.utils.errors import UserError
 
 CYCLE = {
     "dataset_name": "digits",

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from hfgen.losses import (
+from hfgen.losses.objectives import (
     diffusion_target,
     draw_timesteps,
     implied_image,

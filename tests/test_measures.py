@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from hfgen.data import ImageData, load_images
-from hfgen.measures import Reference, count_in, nearest
-from hfgen.metrics.judge import load_judge
+from hfgen.data.images import ImageData, load_images
+from hfgen.evaluation.statistics import Reference, count_in, nearest
+from hfgen.judges.judge import load_judge
 from hfgen.metrics.memorization_gap.memorization_gap import memorization_gap
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))

@@ -20,7 +20,7 @@ import yaml
 from conftest import TINY, TINY_GAN, TINY_JUDGE, TINY_TRANSLATION, TINY_VAE, flags
 from safetensors.torch import save_file
 
-from hfgen.cli import main
+from hfgen.cli.main import main
 
 SECONDS = 60  # a case that takes longer hangs
 SHORT = {"max_train_steps": 2, "checkpointing_steps": 1, "train_batch_size": 16, "num_samples": 2}

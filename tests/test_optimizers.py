@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfgen.optimizers import Muon, orthogonalize
+from hfgen.training.optimizers import Muon, orthogonalize
 
 OPTIONS = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 

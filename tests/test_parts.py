@@ -11,17 +11,17 @@ import pytest
 import torch
 from conftest import TINY, train_classifier
 
-from hfgen.cli import main
+from hfgen.cli.main import main
 from hfgen.config import ClassifierConfig, DDPMConfig, TranslationConfig
+from hfgen.config.commands import TestingOptions as Options
 from hfgen.config.training import changed_fields
-from hfgen.data import load_images
-from hfgen.errors import UserError
-from hfgen.options import TestingOptions as Options
-from hfgen.pairs import Inputs, SecondKind
-from hfgen.parts import divide
-from hfgen.references import load_real
-from hfgen.run import placed_fields
+from hfgen.data.images import load_images
+from hfgen.data.paired import Inputs, SecondKind
+from hfgen.data.parts import divide
+from hfgen.evaluation.real import load_real
 from hfgen.tasks.classifier import load_test_images
+from hfgen.training.run import placed_fields
+from hfgen.utils.errors import UserError
 
 FRACTIONS = {"validation_fraction": 0.1, "test_fraction": 0.2}
 

@@ -21,17 +21,18 @@ from accelerate.tracking import TensorBoardTracker
 from conftest import REPOSITORY, TINY
 from filelock import FileLock, SoftFileLock
 
-from hfgen import devices, launcher
-from hfgen.batches import ImageBatches
 from hfgen.config import DDPMConfig
-from hfgen.data import load_images
-from hfgen.errors import TrainingError, UserError
-from hfgen.files import complete_or_absent
-from hfgen.processes import as_found, saying_what_is_waited_for
-from hfgen.run import _agree_on_start, on_all_processes, train
-from hfgen.tasks import Loss
+from hfgen.data.images import load_images
+from hfgen.data.loader import ImageBatches
+from hfgen.tasks.base import Loss
 from hfgen.tasks.diffusion import DiffusionTask
-from hfgen.training import STATE_FILE
+from hfgen.training import launcher
+from hfgen.training.processes import as_found, saying_what_is_waited_for
+from hfgen.training.run import _agree_on_start, on_all_processes, train
+from hfgen.training.trainer import STATE_FILE
+from hfgen.utils import devices
+from hfgen.utils.errors import TrainingError, UserError
+from hfgen.utils.files import complete_or_absent
 
 STATES = (AcceleratorState, GradientState, PartialState)
 
@@ -357,7 +358,7 @@ def own_start(alone, tmp_path, monkeypatch, other):
     checkpoint = tmp_path / "step-000010"
     checkpoint.mkdir()
     (checkpoint / "manifest.json").write_text("{}")
-    monkeypatch.setattr("hfgen.run.gather_object", lambda own: [*own, own[0] | {"host": "b"} | other(own[0])])
+    monkeypatch.setattr("hfgen.training.run.gather_object", lambda own: [*own, own[0] | {"host": "b"} | other(own[0])])
     _agree_on_start(config(), alone, checkpoint, [load_images("digits")])
 
 
@@ -383,10 +384,10 @@ def test_processes_that_would_begin_differently_do_not_begin(alone, tmp_path, mo
 
 def test_processes_whose_files_lie_elsewhere_begin(alone, tmp_path, monkeypatch):
     own_start(alone, tmp_path, monkeypatch, lambda own: {})
-    monkeypatch.setattr("hfgen.run.gather_object", lambda own: own)
+    monkeypatch.setattr("hfgen.training.run.gather_object", lambda own: own)
     gathered = []
     for folder in ("a", "b"):
-        monkeypatch.setattr("hfgen.run.gather_object", lambda own: gathered.extend(own) or own)
+        monkeypatch.setattr("hfgen.training.run.gather_object", lambda own: gathered.extend(own) or own)
         _agree_on_start(config(output_dir=folder, cache_dir=folder), alone, None, [])
     assert gathered[0] == gathered[1]
     assert gathered[0]["host"] == platform.node()
@@ -396,7 +397,7 @@ def test_a_mistake_on_another_process_ends_this_one_too(alone, monkeypatch):
     assert on_all_processes(alone, lambda: 7, "who count") == 7
     with pytest.raises(OSError, match="mine"):
         on_all_processes(alone, lambda: (_ for _ in ()).throw(OSError("mine")), "who count")
-    monkeypatch.setattr("hfgen.processes.gather_object", lambda own: [*own, "process 1: theirs"])
+    monkeypatch.setattr("hfgen.training.processes.gather_object", lambda own: [*own, "process 1: theirs"])
     with pytest.raises(UserError, match="process 1: theirs"):
         on_all_processes(alone, lambda: 7, "who count")
 
@@ -417,7 +418,7 @@ def test_processes_wait_for_hours_for_one_that_decodes(tmp_path, monkeypatch):
             handlers.extend(options["kwargs_handlers"])
             super().__init__(**options)
 
-    monkeypatch.setattr("hfgen.run.Accelerator", Watched)
+    monkeypatch.setattr("hfgen.training.run.Accelerator", Watched)
     run_training(tmp_path / "run")
     assert handlers[0].to_kwargs()["timeout"].total_seconds() >= 3600
 
@@ -425,7 +426,7 @@ def test_processes_wait_for_hours_for_one_that_decodes(tmp_path, monkeypatch):
 def test_a_lock_that_a_machine_left_behind_is_named(tmp_path, monkeypatch):
     """Where the file system has no locks, the file is the lock, and stays after a power cut."""
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr("hfgen.run.FileLock", SoftFileLock)
+    monkeypatch.setattr("hfgen.training.run.FileLock", SoftFileLock)
     (tmp_path / "run" / ".lock").write_text("1\nanother-machine\n")
     with pytest.raises(UserError, match=f"remove {tmp_path / 'run' / '.lock'}$"):
         run_training(tmp_path / "run")
@@ -434,7 +435,7 @@ def test_a_lock_that_a_machine_left_behind_is_named(tmp_path, monkeypatch):
         def acquire(self):
             raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("hfgen.run.FileLock", Broken)
+    monkeypatch.setattr("hfgen.training.run.FileLock", Broken)
     with pytest.raises(UserError, match=r"\.lock cannot be locked \(No locks available\); use another disk"):
         run_training(tmp_path / "run")
 
@@ -451,9 +452,9 @@ def test_every_module_imports_without_what_windows_lacks(tmp_path):
         "    return imported(name, names, *further, **named)\n"
         "builtins.__import__ = as_windows\n"
         f"import {', '.join(f'hfgen.{name}' for name in modules)}\n"
-        "assert hfgen.devices.resource is None\n"
+        "assert hfgen.utils.devices.resource is None\n"
         "del signal.SIGHUP, signal.SIGUSR1\n"
-        "with hfgen.training._stop_signals() as received:\n    assert received == []\n"
+        "with hfgen.training.trainer._stop_signals() as received:\n    assert received == []\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
@@ -467,7 +468,9 @@ def test_files_are_complete_on_windows_which_opens_no_folders(tmp_path, monkeypa
         assert flags & os.O_RDWR, "or it cannot be flushed"
         return opened(path, flags, *further)
 
-    monkeypatch.setattr("hfgen.files.os", SimpleNamespace(**vars(os) | {"name": "nt", "open": open_as_windows_does}))
+    monkeypatch.setattr(
+        "hfgen.utils.files.os", SimpleNamespace(**vars(os) | {"name": "nt", "open": open_as_windows_does})
+    )
     with complete_or_absent(tmp_path / "file") as temporary:
         temporary.write_text("a")
     with complete_or_absent(tmp_path / "folder") as temporary:

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from conftest import TINY, TORCHRUN, finish, flags, hfgen, kill_when, start
 
-from hfgen.checkpoints import damage, list_checkpoints, newest_complete
 from hfgen.config import DDPMConfig
 from hfgen.config.training import changed_fields, read_fields
-from hfgen.training import METRICS_FILE, STATE_FILE
+from hfgen.runs.checkpoints import damage, list_checkpoints, newest_complete
+from hfgen.training.trainer import METRICS_FILE, STATE_FILE
 
 
 def train(run: Path, *extra: str, num_processes: int = 1, **fields) -> subprocess.Popen:
@@ -85,8 +85,8 @@ import torch
 from accelerate import Accelerator
 
 from hfgen.config import DDPMConfig
-from hfgen.data import ImageData
-from hfgen.training import Trainer
+from hfgen.data.images import ImageData
+from hfgen.training.trainer import Trainer
 
 folder, tests = sys.argv[1:]
 sys.path.insert(0, tests)
@@ -220,7 +220,7 @@ def test_a_second_process_may_not_train_in_the_same_folder(tmp_path):
 
 def test_a_save_that_is_killed_leaves_only_whole_checkpoints(tmp_path):
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom hfgen.checkpoints import save_checkpoint\n"
+        "import os, sys\nfrom pathlib import Path\nfrom hfgen.runs.checkpoints import save_checkpoint\n"
         "def write(folder):\n    for i in range(20):\n        (folder / str(i)).write_bytes(os.urandom(20_000))\n"
         "for step in range(1, 10**6):\n    save_checkpoint(Path(sys.argv[1]), step, write, limit=3)\n"
     )

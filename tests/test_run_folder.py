@@ -10,11 +10,11 @@ import yaml
 from conftest import TINY, TINY_VAE, flags
 from safetensors.torch import load_file, save_file
 
-from hfgen import run as running
-from hfgen.checkpoints import MANIFEST, POSITION_FILE, _fingerprints, list_checkpoints
-from hfgen.cli import main
-from hfgen.files import complete_or_absent, remove_leftovers
-from hfgen.training import STATE_FILE
+from hfgen.cli.main import main
+from hfgen.runs.checkpoints import MANIFEST, POSITION_FILE, _fingerprints, list_checkpoints
+from hfgen.training import run as running
+from hfgen.training.trainer import STATE_FILE
+from hfgen.utils.files import complete_or_absent, remove_leftovers
 
 FIELDS = TINY | {"max_train_samples": 40, "checkpointing_steps": 2, "logging_steps": 1, "max_train_steps": 4}
 RESUME = ("--resume_from_checkpoint", "latest")

@@ -8,9 +8,11 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-from hfgen.cli import main
+from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
-from hfgen.denoising import (
+from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import start_denoising
+from hfgen.sampling.sample import film, sample
+from hfgen.sampling.schedulers import (
     SHORT_NAMES,
     KnowsTheImage,
     denoising_states,
@@ -18,11 +20,9 @@ from hfgen.denoising import (
     recovers_known_image,
     suitable_schedulers,
 )
-from hfgen.errors import UserError
-from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import start_denoising
-from hfgen.sampling import film, sample
-from hfgen.seeds import derive_seed
 from hfgen.tasks.diffusion import make_noise_schedule
+from hfgen.utils.errors import UserError
+from hfgen.utils.seeds import derive_seed
 
 
 def make_pipeline(channels=1, prediction_type="epsilon", beta_schedule="linear", size=8) -> DDPMPipeline:

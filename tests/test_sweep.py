@@ -11,10 +11,10 @@ import pytest
 import yaml
 from conftest import REPOSITORY, TINY, TINY_JUDGE, TINY_VAE, flags
 
-from hfgen.cli import main
-from hfgen.errors import UserError
-from hfgen.report import number, with_error
-from hfgen.sweep import parse_sweep, write_page
+from hfgen.cli.main import main
+from hfgen.evaluation.report import number, with_error
+from hfgen.training.sweep import parse_sweep, write_page
+from hfgen.utils.errors import UserError
 
 SHARED = {name: value for name, value in TINY_VAE.items() if name not in ("latent_dim", "hidden_sizes")}
 VAE = flags(**SHARED | {"max_train_steps": 60})

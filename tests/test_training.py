@@ -13,13 +13,13 @@ import torch
 from conftest import TINY, finish, flags, hfgen
 from diffusers import DDPMPipeline, DiffusionPipeline
 
-from hfgen.cli import main
+from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
-from hfgen.errors import UserError
-from hfgen.loading import load
-from hfgen.run import train
+from hfgen.pipelines.loading import load
 from hfgen.tasks.diffusion import DiffusionTask
-from hfgen.training import STATE_FILE
+from hfgen.training.run import train
+from hfgen.training.trainer import STATE_FILE
+from hfgen.utils.errors import UserError
 
 
 def run_training(**fields) -> Path:

@@ -7,18 +7,18 @@ import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from scipy.ndimage import gaussian_filter
 
-from hfgen.cli import main
-from hfgen.code_files import save_pipeline
+from hfgen.cli.main import main
 from hfgen.config import TranslationConfig
-from hfgen.data import load_images
-from hfgen.figures import save_images
-from hfgen.loading import load
-from hfgen.losses import diffusion_target
-from hfgen.metrics.judge import load_judge
+from hfgen.data.images import load_images
+from hfgen.figures.pictures import save_images
+from hfgen.judges.judge import load_judge
+from hfgen.losses.objectives import diffusion_target
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel
-from hfgen.pipelines.pipeline_hfgen_diffusion_editing import DiffusionEditingPipeline, estimate_noise_std
+from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
-from hfgen.translation import _usual_border
+from hfgen.pipelines.saving import save_pipeline
+from hfgen.sampling.edit import _usual_border
+from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline, estimate_noise_std
 
 KINDS = ["epsilon", "sample", "v_prediction", "flow_prediction"]
 
@@ -378,7 +378,7 @@ def test_what_models_are_usually_given_is_known_without_a_network(tmp_path, monk
     assert _usual_border(bright | {"degradation": ["invert"]}) == pytest.approx(0.2)
     assert _usual_border(bright | {"input_column": "other"}) is None
     assert _usual_border(bright | {"train_data_dir": str(tmp_path / "gone")}) is None
-    monkeypatch.setattr("hfgen.translation.load_images", lambda *_, **__: pytest.fail("asked for the images"))
+    monkeypatch.setattr("hfgen.sampling.edit.load_images", lambda *_, **__: pytest.fail("asked for the images"))
     assert _usual_border({"dataset_name": "mnist"}) == 0
     assert [_usual_border(run) for run in ({}, {"dataset_name": "cifar10"}, {"dataset_name": "user/set"})] == [
         None

@@ -14,19 +14,19 @@ from huggingface_hub import ModelCard
 from torch.distributions import Normal, kl_divergence
 
 import hfgen
-from hfgen.batches import Batch
-from hfgen.cli import main
-from hfgen.code_files import save_pipeline
+from hfgen.cli.main import main
 from hfgen.config import VAEConfig
-from hfgen.data import load_images
-from hfgen.errors import UserError
-from hfgen.losses import best_gaussian, free_bits_kl, importance_weighted_bound, normal_kl, pixel_error
-from hfgen.metrics.judge import load_judge
+from hfgen.data.images import load_images
+from hfgen.data.loader import Batch
+from hfgen.judges.judge import load_judge
+from hfgen.losses.objectives import best_gaussian, free_bits_kl, importance_weighted_bound, normal_kl, pixel_error
 from hfgen.models.modeling_hfgen_vae import DiscretizedLogistic, GaussianMixtureModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline, _slerp
-from hfgen.run import train
-from hfgen.seeds import derive_seed
+from hfgen.pipelines.saving import save_pipeline
 from hfgen.tasks.vae import VAETask
+from hfgen.training.run import train
+from hfgen.utils.errors import UserError
+from hfgen.utils.seeds import derive_seed
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Flat training configurations, one dataclass a family, with the flags of diffusers' training scripts.
 
-`hfgen.cli` turns each field into a flag and takes its help text from the docstrings here. The same names are the
+`hfgen.cli.main` turns each field into a flag and takes its help text from the docstrings here. The same names are the
 keys of a recipe (`hfgen/recipes/*.yaml`) and of the `config.yaml` that every run keeps.
 """
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from hfgen.config.training import MAX_BATCH_SIZE, MAX_DEPTH, MAX_WIDTH, TrainingConfig
-from hfgen.errors import UserError
+from hfgen.utils.errors import UserError
 
 
 @dataclass(kw_only=True)

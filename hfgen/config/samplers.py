@@ -11,7 +11,7 @@ GUIDANCE = ("guidance_scale", "guidance_interval")
 
 
 def own_sampler(pipeline: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return how a run draws its own grids, as `hfgen.sampling.sample` takes it.
+    """Return how a run draws its own grids, as `hfgen.sampling.sample.sample` takes it.
 
     Args:
         pipeline: The name of its pipeline's class.

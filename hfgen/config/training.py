@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
-from hfgen.errors import UserError
+from hfgen.utils.errors import UserError
 
 CONFIG_FILE = "config.yaml"  # that a run keeps of itself
 
@@ -236,7 +236,7 @@ class TrainingConfig:
         return self.learning_rate
 
     def reading_options(self) -> dict[str, Any]:
-        """Return how images are read, as `hfgen.data.load_images` takes it, whatever the split."""
+        """Return how images are read, as `hfgen.data.images.load_images` takes it, whatever the split."""
         names = (
             "image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir",
             "validation_fraction", "test_fraction",

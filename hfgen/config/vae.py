@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from hfgen.config.training import MAX_DEPTH, MAX_LATENTS, MAX_WIDTH, TrainingConfig
-from hfgen.errors import UserError
+from hfgen.utils.errors import UserError
 
 MAX_COMPONENTS = 1_000
 MAX_LATENT_DIM = 4_096  # each component of the mixture has a covariance of that times that

@@ -16,14 +16,14 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from hfgen.augmentation import random_erase, random_shift
-from hfgen.batches import Batch
 from hfgen.config.classifier import REGNET_GROUP_WIDTH, ClassifierConfig
-from hfgen.data import ImageData, load_images
-from hfgen.errors import UserError
-from hfgen.figures import confusion_picture
-from hfgen.metrics.judge import UPSCALE, Judge
-from hfgen.tasks import Diagnosis, Loss
+from hfgen.data.augmentation import random_erase, random_shift
+from hfgen.data.images import ImageData, load_images
+from hfgen.data.loader import Batch
+from hfgen.figures.pictures import confusion_picture
+from hfgen.judges.judge import UPSCALE, Judge
+from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.utils.errors import UserError
 
 
 class ClassifierTask:

@@ -16,18 +16,18 @@ from diffusers import (
 )
 from torch import nn
 
-from hfgen.batches import Batch
-from hfgen.code_files import save_pipeline
 from hfgen.config import DDPMConfig
 from hfgen.config.samplers import own_sampler
-from hfgen.data import ImageData
-from hfgen.denoising import make_scheduler
-from hfgen.errors import UserError
-from hfgen.figures import sample_grid
-from hfgen.losses import FLOW_PREDICTION, diffusion_target, draw_timesteps, loss_weights, signal_and_noise
+from hfgen.data.images import ImageData
+from hfgen.data.loader import Batch
+from hfgen.figures.pictures import sample_grid
+from hfgen.losses.objectives import FLOW_PREDICTION, diffusion_target, draw_timesteps, loss_weights, signal_and_noise
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
-from hfgen.sampling import check_sampling, labels_of, sample
-from hfgen.tasks import Diagnosis, Loss
+from hfgen.pipelines.saving import save_pipeline
+from hfgen.sampling.sample import check_sampling, labels_of, sample
+from hfgen.sampling.schedulers import make_scheduler
+from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.utils.errors import UserError
 
 
 class DiffusionTask:

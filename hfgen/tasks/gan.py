@@ -9,7 +9,13 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from hfgen.adversarial_losses import (
+from hfgen.config import GANConfig
+from hfgen.data.augmentation import random_color, random_erase, random_shift
+from hfgen.data.images import ImageData
+from hfgen.data.loader import Batch
+from hfgen.figures.pictures import sample_grid
+from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
+from hfgen.losses.adversarial import (
     discriminator_loss,
     frozen,
     generator_loss,
@@ -17,15 +23,6 @@ from hfgen.adversarial_losses import (
     opinions,
     squared_gradient_norms,
 )
-from hfgen.augmentation import random_color, random_erase, random_shift
-from hfgen.batches import Batch
-from hfgen.code_files import save_pipeline
-from hfgen.config import GANConfig
-from hfgen.data import ImageData
-from hfgen.errors import UserError
-from hfgen.figures import sample_grid
-from hfgen.latents import interpolations_picture, plane_picture, truncations_picture
-from hfgen.metrics.judge import Judge, judges_numbers, load_judge, shipped_judges_of
 from hfgen.models.modeling_hfgen_gan import (
     ConvolutionalDiscriminator,
     ConvolutionalGenerator,
@@ -35,9 +32,12 @@ from hfgen.models.modeling_hfgen_gan import (
     ResidualGenerator,
 )
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
-from hfgen.sampling import labels_of, sample
-from hfgen.seeds import derive_seed
-from hfgen.tasks import Diagnosis, Loss
+from hfgen.pipelines.saving import save_pipeline
+from hfgen.sampling.latents import interpolations_picture, plane_picture, truncations_picture
+from hfgen.sampling.sample import labels_of, sample
+from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.utils.errors import UserError
+from hfgen.utils.seeds import derive_seed
 
 JUDGED_IMAGES = 1000  # that are drawn to see which classes there are
 RELIABLE = 0.9  # the part of the training images that a judge has to be right on

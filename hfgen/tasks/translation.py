@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hfgen.adversarial_losses import discriminator_loss, frozen, generator_loss, opinions
-from hfgen.batches import Batch
-from hfgen.code_files import save_pipeline
 from hfgen.config import TranslationConfig
-from hfgen.data import ImageData
-from hfgen.degradations import Degraded
-from hfgen.errors import UserError
-from hfgen.figures import counterparts_picture
-from hfgen.losses import SSIM_PIXELS, structural_similarity
-from hfgen.pairs import Inputs
+from hfgen.data.degradations import Degraded
+from hfgen.data.images import ImageData
+from hfgen.data.loader import Batch
+from hfgen.data.paired import Inputs
+from hfgen.figures.pictures import counterparts_picture
+from hfgen.losses.adversarial import discriminator_loss, frozen, generator_loss, opinions
+from hfgen.losses.objectives import SSIM_PIXELS, structural_similarity
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
-from hfgen.sampling import to_uint8
-from hfgen.seeds import derive_seed, seed_torch
-from hfgen.tasks import Diagnosis, Loss
-from hfgen.translators import make_patch_discriminator, make_translator
+from hfgen.pipelines.saving import save_pipeline
+from hfgen.sampling.sample import to_uint8
+from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.tasks.image_to_image import make_patch_discriminator, make_translator
+from hfgen.utils.errors import UserError
+from hfgen.utils.seeds import derive_seed, seed_torch
 
 
 class TranslationTask:

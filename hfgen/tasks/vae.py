@@ -10,14 +10,12 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from hfgen.batches import Batch
-from hfgen.binarization import Binarizer
-from hfgen.code_files import save_pipeline
 from hfgen.config import VAEConfig
-from hfgen.data import ImageData
-from hfgen.errors import TrainingError, UserError
-from hfgen.figures import sample_grid
-from hfgen.losses import (
+from hfgen.data.binarization import Binarizer
+from hfgen.data.images import ImageData
+from hfgen.data.loader import Batch
+from hfgen.figures.pictures import sample_grid
+from hfgen.losses.objectives import (
     best_gaussian,
     count_active_units,
     free_bits_kl,
@@ -27,9 +25,11 @@ from hfgen.losses import (
 )
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel, VAEModelOutput
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
-from hfgen.sampling import labels_of, sample
-from hfgen.seeds import derive_seed
-from hfgen.tasks import Diagnosis, Loss
+from hfgen.pipelines.saving import save_pipeline
+from hfgen.sampling.sample import labels_of, sample
+from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.utils.errors import TrainingError, UserError
+from hfgen.utils.seeds import derive_seed
 
 FITTED_IMAGES = 5_000  # to which the mixture and an analytic standard deviation are fitted, at most
 

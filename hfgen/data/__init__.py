@@ -1,0 +1,1 @@
+"""Images, from whatever source: decoded once, loaded in batches, augmented, degraded, paired."""

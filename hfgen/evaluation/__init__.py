@@ -1,0 +1,1 @@
+"""How good models are: what is measured, and the reports of it."""

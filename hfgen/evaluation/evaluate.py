@@ -1,0 +1,337 @@
+"""`hfgen evaluate`: draw images from a model or take them from anywhere, measure them, write one honest report."""
+
+import contextlib
+import dataclasses
+import io
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hfgen.config import ClassifierConfig
+from hfgen.config.commands import EvaluateConfig
+from hfgen.data.images import (
+    ImageData,
+    border_brightness,
+    is_inverse,
+    load_images,
+    placed_folder,
+    placed_source,
+    public_name,
+)
+from hfgen.evaluation.generated import Subject, draw, labels_like, take
+from hfgen.evaluation.real import (
+    check_size,
+    data_source_of,
+    default_output,
+    held_out_by,
+    load_references,
+    name_of,
+    run_fields,
+    train_split_of,
+    training_of,
+    versions,
+)
+from hfgen.evaluation.report import PICTURES, RECORD, save_classifier_report, save_pictures, save_report
+from hfgen.evaluation.restoration import evaluate_translation
+from hfgen.evaluation.statistics import (
+    KERNEL_SUBSET,
+    KERNEL_SUBSETS,
+    NEIGHBOURS,
+    Reference,
+    accuracy_of,
+    count_in,
+    nearest,
+)
+from hfgen.figures.pictures import save_arrays
+from hfgen.judges.judge import WEIGHTS, Judge, judges_numbers, load_judge
+from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
+from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
+from hfgen.pipelines.loading import load
+from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
+from hfgen.sampling.sample import check_sampling, default_sampler, image_shape_of, is_conditional
+from hfgen.tasks.classifier import ClassifierTask, load_test_images
+from hfgen.training.run import train as run_training
+from hfgen.utils.devices import default_device
+from hfgen.utils.errors import UserError
+from hfgen.utils.files import remove_leftovers
+from hfgen.utils.seeds import derive_seed
+
+DEFAULT_NUM_IMAGES = 10_000
+SCORE_STEPS = 1500  # optimizer steps of the classifiers of the classification accuracy score
+SHOWN_IMAGES = 100
+SHOWN_NEIGHBOURS = 16
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """Measure a model's images, or a classifier's accuracy, and write the report.
+
+    Returns:
+        The path of `evaluation.json`; `evaluation.md` and its pictures are beside it.
+
+    Raises:
+        UserError: before any image is drawn, if the model, the data, the judges or the number of images do not allow
+            the measuring.
+    """
+    source = Path(config.run_or_repo or "").expanduser()
+    if config.run_or_repo and (source / "config.json").is_file() and (source / WEIGHTS).is_file():
+        return _evaluate_classifier(config, source)
+    given = None
+    if config.images:
+        given = load_images(placed_folder(config.images), channels=config.channels, cache_dir=config.cache_dir)
+        if config.invert:
+            given = dataclasses.replace(given, images=255 - given.images)
+    pipeline = None
+    if not given:
+        pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        if isinstance(pipeline, ImageTranslationPipeline):
+            return evaluate_translation(pipeline, config)
+    run, training = ({}, {}) if given else (run_fields(source), training_of(source))
+    num_images = config.num_images or (len(given) if given else DEFAULT_NUM_IMAGES)
+    references = load_references(config, run, config.run_or_repo, num_images)
+    inception = _load_inception(num_images, references[0].test) if config.inception else None
+    output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
+    if given:
+        subject = _take_images(config, given, num_images, references[0])
+    else:
+        subject = _draw_images(config, pipeline, run, num_images, references[0], output)
+    output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output)
+    record = _measure(config, subject, references, run, training, output)
+    if inception:
+        test = references[0].test
+        subset_size = min(KERNEL_SUBSET, len(subject.images), len(test))
+        record["inception"] = inception_scores(subject.images, test.images, subset_size, inception=inception)
+        save_report(record, output)
+    if config.classification_accuracy_score:
+        record["classification_accuracy_score"] = _classification_accuracy_score(subject, references[0])
+        save_report(record, output)
+    return output / RECORD
+
+
+def _take_images(config: EvaluateConfig, given: ImageData, num_images: int, reference: Reference) -> Subject:
+    check_size(given.images.shape[1:], config.images, reference.test)
+    sets = (given, reference.train, reference.test)
+    if config.classification_accuracy_score and any(data.labels is None for data in sets):
+        raise UserError("the classification accuracy score needs labels, of the images and of the data set")
+    usual, found = (border_brightness(data.images) for data in (reference.test, given))
+    if is_inverse(found, usual):
+        print(
+            f"hfgen: the border of {config.images} is {'dark' if usual > 0.5 else 'bright'}, and that of "
+            f"{reference.test.source} {'bright' if usual > 0.5 else 'dark'}; --invert turns the images round",
+            file=sys.stderr,
+        )
+    name = Path(config.images).name + (", inverted" if config.invert else "")
+    return take(given, name, num_images, reference.judge.label_names)
+
+
+def _draw_images(
+    config: EvaluateConfig,
+    pipeline: DiffusionPipeline,
+    run: dict[str, Any],
+    num_images: int,
+    reference: Reference,
+    output: Path,
+) -> Subject:
+    conditional = is_conditional(pipeline)
+    if config.classification_accuracy_score and not conditional:
+        raise UserError(f"the classification accuracy score needs labels, and {config.run_or_repo} draws without")
+    if config.classification_accuracy_score:
+        reference.test.require_labels()
+    sampler = default_sampler(pipeline, run) | config.given_sampler()
+    class_labels = labels_like(reference.train, config.seed) if conditional else []
+    check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
+    check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
+    pipeline.to(default_device())
+    sampler["seed"] = config.seed
+    folder = output / PICTURES
+    return draw(
+        pipeline,
+        name_of(config.run_or_repo),
+        sampler,
+        num_images,
+        config.batch_size,
+        folder,
+        class_labels,
+        reference.judge.label_names,
+    )
+
+
+def _measure(
+    config: EvaluateConfig,
+    subject: Subject,
+    references: list[Reference],
+    run: dict[str, Any],
+    training: dict[str, Any],
+    output: Path,
+) -> dict[str, Any]:
+    """Measure what needs no further training or download, and save the report of it."""
+    started = time.monotonic()
+    test, train = references[0].test, references[0].train
+    record: dict[str, Any] = {
+        "protocol": {
+            "num_images": len(subject.images),
+            "image_shape": list(subject.images.shape[1:]),
+            **subject.protocol,
+            "dataset": public_name(test.source),
+            "reference_split": config.reference_split,
+            "reference_images": len(test),
+            "reference_sha256": test.fingerprint,
+            "train_split": train_split_of(config, run),
+            **{name: value for name, value in held_out_by(config, run, test.source).items() if value},
+            "training_images": len(train),
+            "training_sha256": train.fingerprint,
+            "reference_images_in_training": references[0].test_images_in_training,
+            "neighbours": NEIGHBOURS,
+            "kernel_subsets": KERNEL_SUBSETS,
+            "kernel_subset_size": min(KERNEL_SUBSET, len(subject.images), len(test)),
+            "judges": {reference.judge.name: reference.judge.sha256 for reference in references},
+            "device": str(references[0].judge.model.device),
+            "python": platform.python_version(),
+            "versions": versions(),
+        },
+        "measures": {}, "floors": {}, "memorization": {}, "classes": {}, "conditional": {},
+        "judge_accuracy": {}, "copies_of_training_images": count_in(train, subject.images),
+    }  # fmt: skip
+    for reference in tqdm(references, desc="measuring", unit="judge", disable=None):
+        judge = reference.judge
+        features, logits = judge.look_at(subject.images)
+        record["measures"][judge.name] = reference.measures(features)
+        record["floors"][judge.name] = reference.floors(len(features))
+        if reference.is_unseen:
+            record["memorization"][judge.name] = reference.memorization(features)
+        if reference.accuracy:
+            record["judge_accuracy"][judge.name] = reference.accuracy
+        record["classes"][judge.name] = {
+            "label_names": judge.label_names,
+            "shares": {
+                "generated": _shares(logits.argmax(1), judge),
+                "real": _shares(reference.predicted(test), judge),
+            },
+        }
+        if subject.labels is not None:
+            record["conditional"][judge.name] = _conditional(subject.labels, features, logits, reference)
+        if reference is references[0]:
+            distances, numbers = nearest(features, reference.features(train))
+            closest = distances.argsort()[:SHOWN_NEIGHBOURS]
+            pairs = subject.images[closest], train.images[numbers[closest]]
+            planes = features, reference.features(test)
+    if training:
+        record["training"] = training
+    record["seconds"] = {
+        "drawing_this_time": round(subject.seconds, 1),
+        "measuring": round(time.monotonic() - started, 1),
+    }
+    save_pictures(record, subject.images[:SHOWN_IMAGES], pairs, planes, output)
+    save_report(record, output)
+    return record
+
+
+def _load_inception(num_images: int, test: ImageData) -> nn.Module:
+    if min(num_images, len(test)) < MINIMUM:
+        raise UserError(f"--inception needs at least {MINIMUM} images of each kind, not {num_images} and {len(test)}")
+    try:
+        return load_inception()
+    except ModuleNotFoundError as error:
+        raise UserError("--inception needs the package torch-fidelity: pip install torch-fidelity") from error
+    except OSError as error:
+        raise UserError(f"--inception needs weights that could not be downloaded ({error})") from error
+
+
+def _shares(predicted: Tensor, judge: Judge) -> list[float]:
+    return (predicted.bincount(minlength=len(judge.label_names)).double() / len(predicted)).tolist()
+
+
+def _conditional(labels: Tensor, features: Tensor, logits: Tensor, reference: Reference) -> dict[str, Any]:
+    """Measure how well images show the classes that they are meant to."""
+    classes = len(reference.judge.label_names)
+    results = accuracy_of(logits.argmax(1), labels, classes)
+    if (real := reference.labels(reference.test)) is not None:
+        results["frechet_distance_per_class"] = frechet_distance_per_class(
+            features, reference.features(reference.test), labels, real, classes
+        )
+    return results
+
+
+def _classification_accuracy_score(subject: Subject, reference: Reference) -> dict[str, Any]:
+    """Train a classifier on the images and the same on as many real ones; test both on the test images."""
+    test, train, test_labels = reference.test, reference.train, reference.labels(reference.test)
+    generator = torch.Generator().manual_seed(derive_seed("classification accuracy score"))
+    chosen = torch.randperm(len(train), generator=generator)[: len(subject.images)]
+    sources = {
+        "generated": (subject.images, subject.labels),
+        "real": (train.images[chosen], reference.labels(train)[chosen]),
+    }
+    results: dict[str, Any] = {"optimizer_steps": SCORE_STEPS}
+    names = np.array(reference.judge.label_names)
+    with tempfile.TemporaryDirectory() as folder:
+        save_arrays(test.images, Path(folder, "test.npz"), labels=test_labels.numpy(), label_names=names)
+        for kind, (images, labels) in sources.items():
+            file = Path(folder, f"{kind}.npz")
+            save_arrays(images, file, labels=labels.numpy(), label_names=names)
+            fields = ClassifierConfig(
+                dataset_name=str(file),
+                test_dataset_name=str(Path(folder, "test.npz")),
+                test_split="train",
+                output_dir=str(Path(folder, kind)),
+                max_train_steps=SCORE_STEPS,
+                lr_warmup_steps=SCORE_STEPS // 10,
+                checkpointing_steps=SCORE_STEPS,
+                cache_dir=folder,
+            )
+            with contextlib.redirect_stdout(io.StringIO()):  # which names folders that will be gone
+                judge = load_judge(str(run_training(fields, ClassifierTask)))
+            predicted = judge.look_at(test.images)[1].argmax(1)
+            results[kind] = {
+                "training_images": len(images),
+                **accuracy_of(predicted, test_labels, len(names)),
+            }
+    return results
+
+
+def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
+    """Measure a classifier's accuracy on its test images."""
+    if config.revision:
+        raise UserError(f"{source} is a folder, and a revision ({config.revision}) is one of a Hub id; leave it out")
+    if config.judge or config.num_images or config.classification_accuracy_score or config.inception:
+        raise UserError(f"{config.run_or_repo} is a classifier, of which only the accuracy is measured, on all images")
+    judge = load_judge(str(source))
+    run = ClassifierConfig(**(run_fields(source) | {"cache_dir": config.cache_dir}))
+    if config.validation_fraction is not None or config.test_fraction is not None:
+        raise UserError("a classifier is measured on what was held out in its training; leave the fractions out")
+    own = data_source_of(run.to_dict())
+    if config.dataset_name:
+        named = placed_source(config.dataset_name)
+        run.test_dataset_name, run.test_split = None if named == own else named, config.reference_split
+    test = load_test_images(run, own)
+    test.require_labels()
+    labels = judges_numbers(test.label_names, test.source, judge.label_names)[test.labels]
+    predicted = judge.look_at(test.images)[1].argmax(1)
+    record = {
+        "protocol": {
+            "model": judge.name,
+            "pipeline": type(judge.model).__name__,
+            "weights_sha256": judge.sha256,
+            "num_parameters": judge.model.num_parameters(),
+            "num_features": judge.num_features,
+            "dataset": public_name(test.source),
+            "reference_split": run.test_split,
+            "reference_images": len(test),
+            "reference_sha256": test.fingerprint,
+            "seed": run.seed,
+            "versions": versions(),
+        },
+        "label_names": judge.label_names,
+        **accuracy_of(predicted, labels, len(judge.label_names)),
+    }
+    output = Path(config.output_dir) if config.output_dir else source
+    output.mkdir(parents=True, exist_ok=True)
+    return save_classifier_report(record, output)

@@ -1,0 +1,266 @@
+"""`hfgen compare-samplers`: how good a model's images are by scheduler, steps and guidance, and what that costs."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from hfgen.config.commands import CompareSamplersConfig
+from hfgen.config.samplers import GUIDANCE
+from hfgen.data.images import public_name
+from hfgen.evaluation.generated import draw, labels_like
+from hfgen.evaluation.real import check_size, default_output, load_references, name_of, run_fields
+from hfgen.evaluation.report import MEASURES, careful, code, escaped, number, sampler_text, table, with_std
+from hfgen.evaluation.statistics import Reference, jackknife
+from hfgen.figures.pictures import curves_picture, sample_grid, save_picture
+from hfgen.judges.judge import judges_numbers
+from hfgen.pipelines.loading import load
+from hfgen.sampling.sample import (
+    check_sampling,
+    default_sampler,
+    image_shape_of,
+    is_conditional,
+    network_of,
+    require_diffusion,
+    sample,
+)
+from hfgen.utils.devices import default_device
+from hfgen.utils.errors import UserError
+from hfgen.utils.files import complete_or_absent, remove_leftovers
+
+RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
+TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance is larger by no more than this share,
+# or by no more than the standard error of the difference
+SHOWN_IMAGES = 12
+TIMED_IMAGES = 50
+TIMINGS = 3  # of each setting, in turn with the others
+
+
+def compare_samplers(config: CompareSamplersConfig) -> Path:
+    """Draw with each setting from each model, measure the images, and write what was found.
+
+    Returns:
+        The path of `comparison.json`; `comparison.md` and its pictures are beside it.
+
+    Raises:
+        UserError: before any image is drawn, if a model, a setting, the data or the judges do not allow it.
+    """
+    names = [name_of(run) for run in config.runs]
+    if len(set(names)) < len(names):
+        raise UserError(f"runs must differ in the names of their folders: {', '.join(names)}")
+    models = [_load_model(config, run) for run in config.runs]
+    reference = load_references(config, models[0].fields, config.runs[0], config.num_images)[0]
+    for run, model in zip(config.runs, models, strict=True):
+        check_size(image_shape_of(model.pipeline), run, reference.test)
+        if is_conditional(model.pipeline):
+            model.labels = labels_like(reference.train, config.seed)
+            judges_numbers(sorted(set(model.labels)), run, reference.judge.label_names)
+    settings = [(model, sampler) for model in models for sampler in _samplers(config, model)]
+    for model, sampler in settings:
+        check_sampling(model.pipeline, class_labels=sorted(set(model.labels)), **sampler)
+    output = Path(config.output_dir) if config.output_dir else default_output(config.runs[0])
+    output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output)
+    rows, shown = [], []
+    costs = _costs(settings)
+    for (model, sampler), cost in zip(tqdm(settings, "settings", unit="setting", disable=None), costs, strict=True):
+        row, images = _try_setting(config, model, sampler, reference, output)
+        rows.append({"model": model.name, **sampler, **cost, **row})
+        shown.append(images)
+    return _save(config, rows, torch.cat(shown), reference, output)
+
+
+@dataclass
+class _Model:
+    """A model to draw from: what its run was configured with, and the classes to ask it for, if it knows any."""
+
+    name: str
+    pipeline: DiffusionPipeline
+    fields: dict[str, Any]
+    labels: list[str] = field(default_factory=list)
+
+
+def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
+    pipeline = load(run, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    require_diffusion(pipeline)
+    if (config.guidance_scale or config.guidance_interval) and not is_conditional(pipeline):
+        raise UserError(f"{run} knows no classes, so that there is no guidance to try")
+    pipeline.to(default_device())
+    return _Model(name_of(run), pipeline, run_fields(Path(run).expanduser()))
+
+
+def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, Any]]:
+    """List what to try of a model: every pair of scheduler and steps, with every guidance scale."""
+    own = default_sampler(model.pipeline, model.fields)
+    guidance = {name: own[name] for name in GUIDANCE if name in own}
+    if guidance and config.guidance_interval:
+        guidance["guidance_interval"] = config.guidance_interval
+    guidances = [guidance | {"guidance_scale": scale} for scale in config.guidance_scale] or [guidance]
+    return [
+        {"scheduler": name, "num_inference_steps": steps} | chosen
+        for chosen in guidances
+        for name, steps in config.settings()
+    ]
+
+
+def _try_setting(
+    config: CompareSamplersConfig, model: _Model, sampler: dict[str, Any], reference: Reference, output: Path
+) -> tuple[dict[str, Any], torch.Tensor]:
+    subject = draw(
+        model.pipeline,
+        model.name,
+        sampler | {"seed": config.seed},
+        config.num_images,
+        config.batch_size,
+        output / PICTURES,
+        model.labels,
+        reference.judge.label_names,
+    )
+    features, logits = reference.judge.look_at(subject.images)
+    row: dict[str, Any] = reference.measures(features)
+    row["frechet_distance"]["without_each_tenth"] = reference.frechet_distances_without(features)
+    if subject.labels is not None:
+        row["accuracy"] = (logits.argmax(1) == subject.labels).double().mean().item()
+    return row, subject.images[:SHOWN_IMAGES]
+
+
+def _costs(settings: list[tuple[_Model, dict[str, Any]]]) -> list[dict[str, float]]:
+    """Count how often the network is evaluated for an image, and time the drawing of a batch.
+
+    What else the machine does meanwhile differs from minute to minute, and a first batch takes longer than others. So
+    each model draws one that does not count, the settings are timed in turn, and the quickest of their times is taken.
+    """
+    for model, sampler in {model.name: (model, sampler) for model, sampler in settings}.values():
+        _draw_batch(model, sampler)
+    rounds = [
+        [_draw_batch(model, sampler) for model, sampler in settings]
+        for _ in tqdm(range(TIMINGS), "timing", unit="round", disable=None)
+    ]
+    return [
+        {"network_evaluations": timings[0][0], "milliseconds_per_image": round(1000 * min(t for _, t in timings), 3)}
+        for timings in zip(*rounds, strict=True)
+    ]
+
+
+def _draw_batch(model: _Model, sampler: dict[str, Any]) -> tuple[float, float]:
+    """Draw a batch; return how often the network was evaluated for an image, and the seconds that an image took."""
+    shown: list[int] = []
+    hook = network_of(model.pipeline).register_forward_hook(
+        lambda network, arguments, output: shown.append(len(arguments[0]))
+    )
+    started = time.monotonic()
+    options = {"num_images": TIMED_IMAGES, "batch_size": TIMED_IMAGES, "class_labels": model.labels, **sampler}
+    for _ in sample(model.pipeline, **options):
+        pass
+    hook.remove()
+    return sum(shown) / TIMED_IMAGES, (time.monotonic() - started) / TIMED_IMAGES
+
+
+def compare_with_best(rows: list[dict[str, Any]]) -> None:
+    """Write into each row of a model how far its Fréchet distance is above the best (`above_best`, value and std).
+
+    Its standard error comes from leaving out the same tenth of the images of both, which begin with the same noise
+    image by image; it is None where there are too few images for that.
+    """
+    best = min(rows, key=_distance)
+    for row in rows:
+        pairs = zip(*(each["frechet_distance"]["without_each_tenth"] for each in (row, best)), strict=True)
+        differences = [own - other for own, other in pairs]
+        std = jackknife(differences) if differences else None
+        row["above_best"] = {"value": _distance(row) - _distance(best), "std": std}
+
+
+def cheapest(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row with the fewest network evaluations that is as good as the best (see `compare_with_best`)."""
+    best = min(map(_distance, rows))
+    good = [row for row in rows if row["above_best"]["value"] <= max(TOLERANCE * best, row["above_best"]["std"] or 0)]
+    return min(good, key=lambda row: (row["network_evaluations"], _distance(row)))
+
+
+def _distance(row: dict[str, Any]) -> float:
+    return row["frechet_distance"]["value"]
+
+
+def _save(
+    config: CompareSamplersConfig, rows: list[dict[str, Any]], images: torch.Tensor, reference: Reference, output: Path
+) -> Path:
+    floor = reference.floors(config.num_images).get("train_against_test", {})
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], []).append(row)
+    for group in by_model.values():
+        compare_with_best(group)
+    record = {
+        "protocol": {
+            "num_images": config.num_images,
+            "seed": config.seed,
+            "dataset": public_name(reference.test.source),
+            "reference_split": config.reference_split,
+            "judge": reference.judge.name,
+            "judge_sha256": reference.judge.sha256,
+            "device": str(reference.judge.model.device),
+            "threads": torch.get_num_threads(),
+        },
+        "judge_accuracy": {reference.judge.name: reference.accuracy} if reference.accuracy else {},
+        "real_images": floor,
+        "settings": rows,
+        "cheapest": {name: cheapest(group) for name, group in by_model.items()},
+    }
+    labels = [(f"{row['model']}: " if len(by_model) > 1 else "") + sampler_text(row) for row in rows]
+    (output / PICTURES).mkdir(exist_ok=True)
+    save_picture(curves_picture(rows, floor, labels), output / PICTURES / "curves.png")
+    numbers = [index for index in range(len(rows)) for _ in range(SHOWN_IMAGES)]
+    save_picture(sample_grid(images, numbers, labels), output / PICTURES / "images.png")
+    for name, text in {
+        PAGE: "\n".join(_page(record)) + "\n",
+        RECORD: json.dumps(record, indent=1, ensure_ascii=False) + "\n",
+    }.items():
+        with complete_or_absent(output / name) as temporary:
+            temporary.write_text(text)
+    return output / RECORD
+
+
+def _page(record: dict[str, Any]) -> list[str]:
+    protocol, rows, floor = record["protocol"], record["settings"], record["real_images"]
+    real = f" Real training images have a Fréchet distance of {number(floor['frechet_distance'])}." if floor else ""
+    lines = [
+        "# Samplers compared",
+        "",
+        f"{protocol['num_images']:,} images for each setting, compared with the split "
+        f"{code(protocol['reference_split'])} of {escaped(protocol['dataset'])} in the features of "
+        f"{code(protocol['judge'])} (no FID). Every setting begins with the same noise.{real}",
+        *careful(record["judge_accuracy"]),
+        "",
+        f"As good as the best is what is above it by no more than {TOLERANCE:.0%}, or by no more than the standard "
+        "error of the difference (leaving out the same tenth of the images of both at a time). The lowest of many "
+        "values is so partly by chance: with another seed, the best is more likely to be worse than better.",
+        "",
+    ]
+    for model, row in record["cheapest"].items():
+        lines.append(
+            f"- **{escaped(model)}**: the cheapest setting that is as good as the best is "
+            f"**{escaped(sampler_text(row))}**: {number(row['network_evaluations'])} network evaluations an image, "
+            f"Fréchet distance {with_std(row['frechet_distance'])}, "
+            + (f"{with_std(row['above_best'])} above the best." if row["above_best"]["value"] else "the best.")
+        )
+    lines += ["", f"![quality against cost]({PICTURES}/curves.png)"]
+    names = [name for name in MEASURES if name != "kernel_distance"]
+    costs = ["network evaluations an image", "milliseconds an image"]
+    first, *others = (MEASURES[name][0] for name in names)
+    header = ["model", "sampler", *costs, first, "above the best", *others, "of the class asked for"]
+    lines += table(header, (_cells(row, names) for row in rows))
+    first = f"The first images of each setting, from the same noise:\n\n![images]({PICTURES}/images.png)"
+    return [*lines, "", first]
+
+
+def _cells(row: dict[str, Any], names: list[str]) -> list[str]:
+    costs = [number(row[name]) for name in ("network_evaluations", "milliseconds_per_image")]
+    accuracy = f"{row['accuracy']:.2%}" if "accuracy" in row else ""
+    above = with_std(row["above_best"]) if row["above_best"]["value"] else ""
+    first, *others = (with_std(row[name]) for name in names)
+    return [escaped(row["model"]), escaped(sampler_text(row)), *costs, first, above, *others, accuracy]

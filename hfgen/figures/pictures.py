@@ -1,0 +1,446 @@
+"""Pictures: grids of samples, films, training curves, what an evaluation found."""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import PIL.ImageOps
+import torch
+from diffusers.utils import export_to_gif, make_image_grid
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from hfgen.data.images import open_picture
+from hfgen.runs.record import read_rows
+from hfgen.utils.files import complete_or_absent
+from hfgen.utils.untrusted import one_line
+
+TILE_PIXELS = 64  # a small image is enlarged by whole numbers to about this size
+GAP_PIXELS = 2  # around each image of a grid
+GAP_COLOUR = "slategrey"
+FLOOR_COLOURS = ("tab:blue", "lightsteelblue")
+FILM_FRAMES = 40
+STRIP_FRAMES = 11
+FILM_FPS = 10
+SLIDES_FPS = 5
+SLIDES, SLIDE_SIZE = 15, (320, 240)
+
+
+def plain_label(name: str, length: int = 60) -> str:
+    """Return what somebody else named as a picture can show it: in one line, and not too long."""
+    line = one_line(name)
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def mathless_label(name: str) -> str:
+    """Return a name for matplotlib, which takes what stands between two `$` for a formula, and leaves out `_names`."""
+    line = plain_label(name).replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line
+
+
+def to_pil(image: Tensor) -> PIL.Image.Image:
+    """Convert one uint8 image (C, H, W) with 1 or 3 channels."""
+    array = image.numpy()
+    return PIL.Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+
+
+def image_grid(images: Tensor, columns: int | None = None) -> PIL.Image.Image:
+    """Lay out uint8 images (N, C, H, W) row by row, enlarged without blurring, a gap between them.
+
+    Without a number of columns, the grid has as many as rows.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    height, width = images.shape[-2:]
+    scale = max(1, round(TILE_PIXELS / max(height, width)))
+    tiles = [to_pil(image).resize((width * scale, height * scale), PIL.Image.Resampling.NEAREST) for image in images]
+    tiles = [PIL.ImageOps.expand(tile.convert("RGB"), GAP_PIXELS, GAP_COLOUR) for tile in tiles]
+    tiles += [PIL.Image.new("RGB", tiles[0].size, GAP_COLOUR)] * (rows * columns - len(tiles))
+    return make_image_grid(tiles, rows, columns)
+
+
+def sample_grid(
+    images: Tensor, labels: Sequence[int] | None = None, label_names: Sequence[str] = ()
+) -> PIL.Image.Image:
+    """Lay out uint8 images (N, C, H, W); with labels, a row for each class among them, its name at the left."""
+    if labels is None:
+        return image_grid(images)
+    labels = torch.as_tensor(labels)
+    present = labels.unique().tolist()
+    columns = max(int((labels == number).sum()) for number in present)
+    rows = [image_grid(images[labels == number], columns) for number in present]
+    font = PIL.ImageFont.load_default(TILE_PIXELS // 4)
+    names = {number: plain_label(label_names[number]) for number in present}
+    margin = math.ceil(max(map(font.getlength, names.values()))) + 4 * GAP_PIXELS
+    height = rows[0].height
+    picture = PIL.Image.new("RGB", (margin + rows[0].width, height * len(rows)), GAP_COLOUR)
+    draw = PIL.ImageDraw.Draw(picture)
+    for place, (number, row) in enumerate(zip(present, rows, strict=True)):
+        picture.paste(row, (margin, place * height))
+        middle = (margin - 2 * GAP_PIXELS, place * height + height // 2)
+        draw.text(middle, names[number], fill="white", font=font, anchor="rm")
+    return picture
+
+
+def counterparts_picture(images: dict[str, Tensor], columns: int = 16) -> PIL.Image.Image:
+    """Lay out images, uint8 (N, C, H, W), with their counterparts below them; the names stand at the left.
+
+    Grey ones may stand beside coloured ones, and smaller ones beside larger ones, which they are enlarged to.
+    """
+    kinds = [*images.values()]
+    channels, side = max(len(kind[0]) for kind in kinds), max(kind.shape[-1] for kind in kinds)
+    alike = [
+        kind.expand(-1, channels, -1, -1)
+        .repeat_interleave(side // kind.shape[-1], 2)
+        .repeat_interleave(side // kind.shape[-1], 3)
+        for kind in kinds
+    ]
+    parts = []
+    for first in range(0, len(kinds[0]), columns):
+        rows = [kind[first : first + columns] for kind in alike]
+        numbers = [number for number, row in enumerate(rows) for _ in row]
+        parts.append(sample_grid(torch.cat(rows), numbers, [*images]))
+    width, height = max(part.width for part in parts), sum(part.height for part in parts)
+    picture = PIL.Image.new("RGB", (width, height), GAP_COLOUR)
+    top = 0
+    for part in parts:
+        picture.paste(part, (0, top))
+        top += part.height
+    return picture
+
+
+def save_picture(picture: PIL.Image.Image, path: Path) -> None:
+    """Save as PNG, completely or not at all."""
+    with complete_or_absent(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
+
+
+def save_images(images: Tensor, path: Path) -> None:
+    """Save uint8 images (N, C, H, W) as single PNGs, `00000.png` and on, in a folder."""
+    path.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        save_picture(to_pil(image), path / f"{index:05d}.png")
+
+
+def save_arrays(images: Tensor, path: Path, **others: ArrayLike) -> None:
+    """Save uint8 images (N, C, H, W) as `images`, (N, H, W) or (N, H, W, 3), and other arrays in an .npz file."""
+    array = images.permute(0, 2, 3, 1).numpy()
+    with complete_or_absent(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, images=array[..., 0] if array.shape[-1] == 1 else array, **others)
+
+
+def save_film(noised: Tensor, estimates: Tensor, path: Path) -> None:
+    """Save a denoising as an animated GIF: grids of x_t at the left, of the model's x̂₀ at the right; the last stays.
+
+    Args:
+        noised: x_t, uint8 (F, N, C, H, W).
+        estimates: x̂₀, likewise.
+        path: The file.
+    """
+    frames = [make_image_grid([image_grid(x), image_grid(e)], 1, 2) for x, e in zip(noised, estimates, strict=True)]
+    with complete_or_absent(path) as temporary:
+        export_to_gif(frames + [frames[-1]] * FILM_FPS, str(temporary), fps=FILM_FPS)
+
+
+def film_strip(noised: Tensor, estimates: Tensor) -> PIL.Image.Image:
+    """Lay out a denoising from left to right: for each image a row of x_t above one of the model's x̂₀.
+
+    Args:
+        noised: x_t, uint8 (F, N, C, H, W).
+        estimates: x̂₀, likewise.
+    """
+    rows = torch.stack([noised, estimates], 2).permute(1, 2, 0, 3, 4, 5)  # image, kind, frame
+    names = ["noised", "estimate"] * rows.shape[0]
+    return sample_grid(rows.flatten(0, 2), [row for row in range(len(names)) for _ in noised], names)
+
+
+def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -> None:
+    """Draw each loss and gradient norm of a `metrics.jsonl` over optimizer steps and epochs, with its running mean."""
+    rows = read_rows(metrics_file)
+    steps = np.array([row["step"] for row in rows])
+    names = [name for name in rows[0] if name != "step"]
+    figure = Figure(figsize=(8, 2.4 * len(names)), layout="constrained")
+    for name, axes in zip(names, figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], strict=True):
+        values = np.array([row[name] for row in rows])
+        axes.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.8)
+        axes.plot(*_running_mean(steps, values), color="tab:blue")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+        if name.startswith("loss/") and values.min() > 0:
+            axes.set_yscale("log")
+    axes.set_xlabel("optimizer steps")
+    epochs = (lambda step: step / steps_per_epoch, lambda epoch: epoch * steps_per_epoch)
+    figure.axes[0].secondary_xaxis("top", functions=epochs).set_xlabel("epochs")
+    with complete_or_absent(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
+
+
+def save_class_shares(classes_file: Path, path: Path) -> None:
+    """Draw which shares of the images show which class, a bar for each checkpoint of a `classes.jsonl`.
+
+    The last bar is of real images, which runs of older versions did not write down.
+    """
+    rows = read_rows(classes_file)
+    bars = [(f"{row['step']:,}", row["shares"]) for row in rows]
+    if real := rows[-1].get("real_shares"):
+        bars.append(("real", real))
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    bottom = np.zeros(len(bars))
+    for number, name in enumerate(rows[0]["shares"]):
+        shares = np.array([of_class[name] for _, of_class in bars])
+        axes.bar(
+            range(len(bars)),
+            shares,
+            bottom=bottom,
+            label=mathless_label(name),
+            color=f"C{number % 10}",
+            edgecolor="white",
+        )
+        bottom += shares
+    shown = sorted({round(place) for place in np.linspace(0, len(bars) - 1, 8)})
+    axes.set_xticks(shown, [bars[place][0] for place in shown])
+    axes.set(xlabel="optimizer steps", ylabel="share of the images", xlim=(-1, len(bars)), ylim=(0, 1))
+    figure.legend(loc="outside right upper", reverse=True)
+    with complete_or_absent(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
+
+
+def save_slides(pictures: list[Path], path: Path) -> None:
+    """Save pictures one after the other as an animated GIF; the last stays.
+
+    At most `SLIDES` of them, evenly spread, and of each the upper left quarter, `SLIDE_SIZE` at most: a page has no
+    space for more, and no more is needed to see how training goes on.
+    """
+    chosen = sorted({round(i) for i in np.linspace(0, len(pictures) - 1, SLIDES)})
+    slides = [open_picture(pictures[index]).convert("RGB") for index in chosen]
+    size = [min(side // 2, most) for side, most in zip(slides[0].size, SLIDE_SIZE, strict=True)]
+    slides = [slide.crop((0, 0, *size)) for slide in slides]
+    with complete_or_absent(path) as temporary:
+        export_to_gif(slides + [slides[-1]] * FILM_FPS, str(temporary), fps=SLIDES_FPS)
+
+
+def _running_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means over a hundredth of the values each, and where they end."""
+    width = max(1, len(values) // 100)
+    return steps[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")
+
+
+def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[float]]]]) -> PIL.Image.Image:
+    """Draw the running means of several runs' metrics over the epochs, a panel a metric and a line a run.
+
+    Args:
+        members: By run and metric, the epochs and the values.
+    """
+    names = list(dict.fromkeys(name for curves in members.values() for name in curves))
+    figure = Figure(figsize=(8, 2.8 * len(names)), layout="constrained")
+    for name, axes in zip(names, figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], strict=True):
+        for label, curves in members.items():
+            if name in curves:
+                axes.plot(*_running_mean(*map(np.array, curves[name])), label=mathless_label(label))
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("epochs")
+    figure.axes[0].legend()
+    return to_picture(figure)
+
+
+def named_pictures(pictures: dict[str, Path]) -> PIL.Image.Image:
+    """Lay out pictures from left to right, each below its name."""
+    loaded = {name: open_picture(path).convert("RGB") for name, path in pictures.items()}
+    font = PIL.ImageFont.load_default(TILE_PIXELS // 3)
+    top = TILE_PIXELS // 2
+    width = sum(picture.width + GAP_PIXELS for picture in loaded.values()) - GAP_PIXELS
+    result = PIL.Image.new("RGB", (width, top + max(picture.height for picture in loaded.values())), GAP_COLOUR)
+    draw, left = PIL.ImageDraw.Draw(result), 0
+    for name, picture in loaded.items():
+        draw.text((left + 4 * GAP_PIXELS, top // 2), plain_label(name), fill="white", font=font, anchor="lm")
+        result.paste(picture, (left, top))
+        left += picture.width + GAP_PIXELS
+    return result
+
+
+def confusion_picture(
+    images: Tensor, labels: Tensor, logits: Tensor, label_names: list[str], num_mistakes: int
+) -> PIL.Image.Image:
+    """Draw what a classifier takes each class for, and its most confident mistakes.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        logits: float (N, classes).
+        label_names: One name a class.
+        num_mistakes: How many images to show at most.
+    """
+    predicted = logits.argmax(1)
+    counts = torch.zeros(len(label_names), len(label_names), dtype=torch.long)
+    counts.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    confidence = logits[wrong].softmax(1).max(1).values
+    worst = wrong[confidence.argsort(descending=True)][:num_mistakes]
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    matrix, mistakes = figure.subplots(1, 2)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    matrix.imshow(shares, cmap="Blues")
+    for row, column in counts.nonzero().tolist():
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        matrix.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=7)
+    names = [mathless_label(name) for name in label_names]
+    matrix.set_xticks(range(len(names)), names, rotation=90)
+    matrix.set_yticks(range(len(names)), names)
+    matrix.set(xlabel="taken for", ylabel="is")
+    matrix.set_title(f"{(predicted == labels).float().mean():.2%} of {len(labels)} test images right")
+    mistakes.axis("off")
+    mistakes.set_title(f"the {len(worst)} most confident of {len(wrong)} mistakes")
+    if len(worst):
+        mistakes.imshow(image_grid(images[worst]))
+    return to_picture(figure)
+
+
+def to_picture(figure: Figure) -> PIL.Image.Image:
+    """Render a matplotlib figure."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=80)
+    return open_picture(content).convert("RGB")
+
+
+def measures_picture(
+    measures: dict[str, dict[str, dict[str, float | None]]],
+    floors: dict[str, dict[str, dict[str, float]]],
+    titles: dict[str, tuple[str, str]],
+    floor_names: dict[str, str],
+) -> PIL.Image.Image:
+    """Draw each measure with its deviation beside those of real images; one row a judge, one panel a measure."""
+    figure = Figure(figsize=(2.2 * len(titles), 2.4 * len(measures)), layout="constrained")
+    panels = figure.subplots(len(measures), len(titles), squeeze=False)
+    for row, (judge, found) in zip(panels, measures.items(), strict=True):
+        for axes, (name, (title, better)) in zip(row, titles.items(), strict=True):
+            axes.bar(["generated"], found[name]["value"], yerr=found[name]["std"], capsize=4, color="tab:orange")
+            for (floor, values), colour in zip(floors[judge].items(), FLOOR_COLOURS, strict=False):
+                axes.bar([floor_names[floor]], values[name], color=colour)
+            axes.set_xticks([])
+            axes.set_title(f"{title} ({better})", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.grid(axis="y", alpha=0.3)
+        row[0].set_ylabel(mathless_label(judge))
+    shown = ["generated", *(f"real: {floor_names[floor]}" for floor in next(iter(floors.values())))]
+    patches = [Patch(color=colour) for colour in ("tab:orange", *FLOOR_COLOURS)]
+    figure.legend(patches[: len(shown)], shown, loc="outside lower center", ncols=3, fontsize=8)
+    return to_picture(figure)
+
+
+def curves_picture(rows: list[dict[str, Any]], floor: dict[str, float], labels: list[str]) -> PIL.Image.Image:
+    """Draw measures of sampler settings over network evaluations; settings that differ in nothing else are joined.
+
+    Args:
+        rows: One a setting, as `hfgen.evaluation.samplers` makes them.
+        floor: The measures of real images.
+        labels: What a setting is called, "scheduler, N steps, …".
+    """
+    panels = {"frechet_distance": "Fréchet distance", "precision": "precision", "recall": "recall"}
+    if all("accuracy" in row for row in rows):
+        panels["accuracy"] = "of the class asked for"
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row, label in zip(rows, labels, strict=True):
+        lines.setdefault(re.sub(r", \d+ steps", "", label), []).append(row)
+    figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for label, group in lines.items():
+            group = sorted(group, key=lambda row: row["network_evaluations"])
+            costs = [row["network_evaluations"] for row in group]
+            values = [row[name] if name == "accuracy" else row[name]["value"] for row in group]
+            axes.plot(costs, values, marker="o", label=mathless_label(label))
+        if name in floor:
+            axes.axhline(floor[name], color="grey", linestyle="--", label="real images")
+        axes.set(xscale="log", xlabel="network evaluations an image", title=title)
+        if name == "frechet_distance":
+            axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis) if name == "frechet_distance" else (axes.xaxis,):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
+    return to_picture(figure)
+
+
+def class_shares_picture(classes: dict[str, dict[str, Any]]) -> PIL.Image.Image:
+    """Draw for each judge which share of the generated and of the real images it takes for each class."""
+    figure = Figure(figsize=(10, 2.6 * len(classes)), layout="constrained")
+    for axes, (judge, found) in zip(figure.subplots(len(classes), squeeze=False)[:, 0], classes.items(), strict=True):
+        places = np.arange(len(found["label_names"]))
+        for offset, (kind, colour) in zip(
+            (-0.2, 0.2), (("generated", "tab:orange"), ("real", "tab:blue")), strict=True
+        ):
+            axes.bar(places + offset, found["shares"][kind], width=0.4, label=kind, color=colour)
+        axes.set_xticks(places, [mathless_label(name) for name in found["label_names"]])
+        axes.set(title=mathless_label(judge), ylabel="share")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        axes.grid(axis="y", alpha=0.3)
+    return to_picture(figure)
+
+
+def features_picture(generated: Tensor, real: Tensor, shown: int = 2000) -> PIL.Image.Image:
+    """Draw generated and real features, (N, D) and (M, D), on the two main directions of the real ones."""
+    mean = real.mean(0)
+    directions = torch.linalg.svd(real - mean, full_matrices=False).Vh[:2].T
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, features, kind, colour in (
+        (left, real, "real", "tab:blue"),
+        (right, generated, "generated", "tab:orange"),
+    ):
+        points = (features[:shown] - mean) @ directions
+        axes.scatter(*points.T.numpy(), s=6, alpha=0.5, color=colour, linewidths=0)
+        axes.set_title(f"{kind}: {len(points)} images")
+        axes.set(xlabel="first main direction of the real features", ylabel="second")
+    return to_picture(figure)
+
+
+def latents_picture(
+    planes: dict[str, np.ndarray], labels: Tensor | None, label_names: list[str] | None
+) -> PIL.Image.Image:
+    """Draw latents on planes, each (N, 2), by the name of the plane; labels (N,), where there are any, colour them."""
+    figure = Figure(figsize=(6 * len(planes), 5.5), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes.items(), strict=True):
+        by_class = {}
+        if labels is not None:
+            by_class = {"c": labels.numpy(), "cmap": "tab10" if len(label_names) <= 10 else "nipy_spectral"}
+        drawn = axes.scatter(*points.T, s=7, alpha=0.7, linewidths=0, **by_class)
+        axes.set_title(name)
+        axes.set_aspect("equal", adjustable="datalim")
+    if labels is not None:
+        handles, _ = drawn.legend_elements(num=None)
+        present = labels.unique().tolist()
+        names = [mathless_label(label_names[number]) for number in present]
+        figure.legend(handles, names, loc="outside right upper", fontsize=8)
+    return to_picture(figure)
+
+
+def neighbours_picture(images: Tensor, neighbours: Tensor) -> PIL.Image.Image:
+    """Draw images, uint8 (N, C, H, W), eight a row, each above its neighbour, (N, C, H, W)."""
+    columns = 8
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(columns, 2.2 * rows), layout="constrained")
+    for part, starts in zip(
+        figure.subfigures(rows, 1, squeeze=False)[:, 0], range(0, len(images), columns), strict=True
+    ):
+        panels = part.subplots(2, columns)
+        for row, (kind, shown) in zip(panels, (("generated", images), ("training", neighbours)), strict=True):
+            row[0].set_ylabel(kind)
+            for axes in row:
+                axes.set(xticks=[], yticks=[])
+            for axes, image in zip(row, shown[starts : starts + columns], strict=False):
+                axes.imshow(to_pil(image).convert("RGB"), interpolation="nearest")
+    return to_picture(figure)

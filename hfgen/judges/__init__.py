@@ -1,0 +1,1 @@
+"""The classifiers in whose features images are compared, and their weights."""

@@ -1,0 +1,1 @@
+"""Training objectives as functions, each with its equation and source."""

@@ -1,0 +1,216 @@
+"""Load a pipeline from a run, a folder or the Hub, without running code or pickles of strangers."""
+
+import contextlib
+import difflib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers.pipelines
+import httpx2
+import torch
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.utils.logging import disable_progress_bar
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from hfgen.pipelines.saving import own_class
+from hfgen.runs.checkpoints import newest_complete
+from hfgen.utils.errors import UserError, first_line
+from hfgen.utils.untrusted import INDEX, check_numbers, components_of, read_index, read_json
+
+LIBRARIES = {"diffusers", "transformers"}  # whose classes a component may be of, without code of its own
+CONFIGS = ("config.json", "scheduler_config.json")
+
+
+def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bool = False) -> DiffusionPipeline:
+    """Load a pipeline from safetensors, without running code that came with it.
+
+    A pipeline of a class of hfgen's comes with a copy of its file, for diffusers; here not that copy runs, but the
+    installed file.
+
+    Args:
+        run_or_repo: A run folder (while it is still training, its newest checkpoint is taken), a checkpoint, any
+            folder that `DiffusionPipeline.save_pretrained` wrote, or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+        trust_remote_code: Allow other Python files that come with the model, and that the message names without this,
+            to run on this machine.
+
+    Raises:
+        UserError: if there is no pipeline, or it could only be loaded by running pickles or remote code.
+    """
+    source = _source(run_or_repo, revision)
+    disable_progress_bar()  # there are two components
+    try:
+        index = _read_index(source, revision)
+        pipeline = index["_class_name"]
+        own = own_class(*pipeline) if isinstance(pipeline, list) else None
+        if own and issubclass(own, DiffusionPipeline):
+            loaded = _assemble(own, source, revision, index)
+        else:
+            loaded = _load_stock(run_or_repo, source, revision, index, trust_remote_code)
+    except (OSError, httpx2.HTTPError) as error:
+        raise UserError(f"cannot load a pipeline from {run_or_repo}: {first_line(error)}") from error
+    for name, part in loaded.components.items():
+        tensors = part.state_dict() if isinstance(part, torch.nn.Module) else {}
+        if missing := [tensor for tensor, value in tensors.items() if value.is_meta]:
+            raise UserError(f"cannot load a pipeline from {run_or_repo}: the weights of {name} lack {missing[0]}")
+    return loaded
+
+
+def require_folder(name: str | Path) -> None:
+    """Refuse a folder that is not there.
+
+    Raises:
+        UserError: with the names beside it that are similar.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {name}{_similar(folder)}")
+
+
+def _similar(folder: Path) -> str:
+    """Name what lies where a folder is sought, the most similar names first."""
+    beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, beside, n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(str(folder.with_name(other)) for other in near)}?" if near else ""
+
+
+def _source(run_or_repo: str, revision: str | None) -> str:
+    """Find the folder, or accept a Hub id."""
+    folder = Path(run_or_repo).expanduser()
+    if folder.is_dir():
+        if revision:
+            raise UserError(f"{run_or_repo} is a folder, and a revision ({revision}) is one of a Hub id; leave it out")
+        if (folder / "preprocessor_config.json").exists():
+            raise UserError(f"{run_or_repo} is a classifier, which draws no images")
+        if not (folder / INDEX).exists():
+            checkpoint = newest_complete(folder / "checkpoints")
+            if checkpoint is None:
+                raise UserError(f"{folder} holds no pipeline (no {INDEX}) and no complete checkpoint of a run")
+            folder = checkpoint
+        return str(folder)
+    first, _, second = run_or_repo.partition("/")
+    if folder.exists() or Path(first).is_dir() or first.startswith((".", "~")):
+        require_folder(run_or_repo)
+    if not first or not second or "/" in second:
+        raise UserError(f"there is no folder {run_or_repo}, and a Hub id has the form user/name{_similar(folder)}")
+    return run_or_repo
+
+
+def _read_index(source: str, revision: str | None) -> dict[str, object]:
+    try:
+        return read_index(_fetch(source, revision, INDEX))
+    except RevisionNotFoundError as error:
+        raise UserError(f"{source} has no revision {revision}") from error
+    except RemoteEntryNotFoundError as error:
+        raise UserError(f"{source} holds no pipeline (no {INDEX})") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise UserError(
+            f"there is no folder {source}, and as a Hub id it is neither in the cache nor can it be reached"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"there is no folder {source} and no such repo on the Hub that this token may see") from error
+    except HFValidationError as error:
+        raise UserError(f"there is no folder {source}, and it can be no Hub id: {first_line(error)}") from error
+
+
+def _fetch(source: str, revision: str | None, name: str) -> Path:
+    """Return a file of a folder, or of a repo from the cache or the Hub."""
+    return Path(source, name) if Path(source).is_dir() else Path(hf_hub_download(source, name, revision=revision))
+
+
+def _load_stock(
+    run_or_repo: str, source: str, revision: str | None, index: dict[str, object], trust_remote_code: bool
+) -> DiffusionPipeline:
+    """Load a pipeline of diffusers' own, or, if that is allowed, of code that came with it."""
+    safely = {"use_safetensors": True, "trust_remote_code": trust_remote_code}
+    _refuse_code(run_or_repo, source, index, trust_remote_code)
+    if not Path(source).is_dir():
+        with _explained(run_or_repo):
+            source = str(DiffusionPipeline.download(source, revision=revision, **safely))
+        _refuse_code(run_or_repo, source, index, trust_remote_code)
+    for name, (library, class_name) in components_of(index).items():
+        if library in LIBRARIES and not isinstance(getattr(importlib.import_module(library), class_name, None), type):
+            raise UserError(f"{run_or_repo}: {library} has no class {class_name}, which is to be its {name}")
+        for file in (Path(source, name, config) for config in CONFIGS):
+            if file.exists():
+                check_numbers(read_json(file), file)
+    with _explained(run_or_repo):
+        return DiffusionPipeline.from_pretrained(source, **safely)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Say what a library cannot load: files of strangers make it fail in any way."""
+    try:
+        yield
+    except Exception as error:
+        reason = (
+            first_line(error)
+            if isinstance(error, OSError | ValueError)
+            else f"{type(error).__name__}: {first_line(error)}"
+        )
+        raise UserError(f"cannot load a pipeline from {what}: {reason}") from error
+
+
+def _refuse_code(run_or_repo: str, source: str, index: dict[str, object], trusted: bool) -> None:
+    if not trusted and (files := _code_files(source, index)):
+        raise UserError(
+            f"{run_or_repo} comes with code of its own, which would run on this machine: {', '.join(files)}. Read "
+            "it, and if you trust it, allow it with trust_remote_code"
+        )
+
+
+def _code_files(source: str, index: dict[str, object]) -> list[str]:
+    """Name the Python files that loading would run: those of classes that neither diffusers nor transformers has."""
+    pipeline = index["_class_name"]
+    files = [f"{pipeline[0]}.py"] if isinstance(pipeline, list) else []
+    for name, (library, _) in components_of(index).items():
+        known = library is None or library in LIBRARIES or hasattr(diffusers.pipelines, library)
+        if not known or Path(source, name, f"{library}.py").exists():
+            files.append(f"{name}/{library}.py")
+    return files
+
+
+def _assemble(
+    pipeline_class: type[DiffusionPipeline], source: str, revision: str | None, index: dict[str, object]
+) -> DiffusionPipeline:
+    """Build a pipeline of a class of hfgen's from what was saved of it, running no code that was saved with it."""
+    expected, optional = pipeline_class._get_signature_keys(pipeline_class)
+    components = {name: value for name, value in components_of(index).items() if value[0]}
+    if not set(expected) - set(pipeline_class._optional_components) <= components.keys() <= set(expected):
+        raise UserError(
+            f"{source} has the parts {', '.join(components)} where a {pipeline_class.__name__} has "
+            f"{', '.join(expected)}; a newer hfgen may have made it"
+        )
+    parts = {}
+    for name, (library, class_name) in components.items():
+        part_class = own_class(library, class_name) or getattr(diffusers, class_name, object)
+        if not isinstance(part_class, type) or not issubclass(part_class, ModelMixin | SchedulerMixin):
+            raise UserError(f"{source} has a {class_name} as its {name}, which is neither a model nor a scheduler")
+        is_model = issubclass(part_class, ModelMixin)
+        options = (
+            {"use_safetensors": True, "output_loading_info": True} if is_model else {"return_unused_kwargs": True}
+        )
+        config = _fetch(source, revision, f"{name}/{part_class.config_name}")
+        check_numbers(read_json(config), config)
+        with _explained(source):
+            part, found = part_class.from_pretrained(source, subfolder=name, revision=revision, **options)
+        if missing := found.get("missing_keys"):
+            raise UserError(f"cannot load a pipeline from {source}: the weights of {name} lack {missing[0]}")
+        parts[name] = part
+    known = [
+        n for part in parts.values() for n in (part.config.get("num_classes"), part.config.get("num_class_embeds"))
+    ]
+    if (named := len(index.get("id2label", {}))) > min([n for n in known if n], default=0):
+        raise UserError(f"{source}: {INDEX} names {named} classes, and the network knows fewer")
+    with _explained(source):
+        return pipeline_class(**parts, **{name: index[name] for name in optional if name in index})

@@ -1,0 +1,38 @@
+"""The files of `hfgen/models` and `hfgen/pipelines` travel with weights: saved beside them, known again by name."""
+
+import importlib
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+PLACES = [Path(__file__).parents[1] / name for name in ("models", "pipelines")]
+
+
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Save a pipeline in safetensors, so that diffusers loads it where there is no hfgen.
+
+    What is a class of diffusers needs no more. Of any other, `save_pretrained` records the module that it was imported
+    from, which elsewhere is missing; so its file is put where diffusers looks for remote code, and recorded.
+    """
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    index_file = folder / pipeline.config_name
+    index = json.loads(index_file.read_text())
+    for name, part in {"_class_name": pipeline, **pipeline.components}.items():
+        if type(part).__module__.partition(".")[0] in {"hfgen", "diffusers_modules"}:  # the latter: remote code
+            file = Path(inspect.getfile(type(part)))
+            place = folder if part is pipeline else folder / name
+            shutil.copyfile(file, place / file.name)
+            index[name] = [file.stem, type(part).__name__]
+    index_file.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def own_class(module: str, name: str) -> type | None:
+    """Return the installed class of which `save_pipeline` saved the file, or None for what is not hfgen's."""
+    for place in PLACES:
+        if module in {file.stem for file in place.glob("*_hfgen_*.py")}:
+            found = getattr(importlib.import_module(f"hfgen.{place.name}.{module}"), name, None)
+            return found if isinstance(found, type) else None
+    return None

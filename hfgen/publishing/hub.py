@@ -1,0 +1,345 @@
+"""Publish on the Hub: turn a run into what is published, and push it."""
+
+import contextlib
+import difflib
+import functools
+import json
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import get_token, validate_repo_id
+
+from hfgen.evaluation.report import REPORTS
+from hfgen.pipelines.loading import INDEX
+from hfgen.publishing.card import FIGURES, README, copy_whole, write_card
+from hfgen.publishing.facts import require_run
+from hfgen.utils.errors import PublishingError, UserError, first_line
+from hfgen.utils.untrusted import check_content, components_of, own_file, read_index
+
+T = TypeVar("T")
+
+# As the Hub knows them: https://huggingface.co/docs/hub/repositories-licenses
+LICENSES = [
+    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
+    "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
+    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "creativeml-openrail-m",
+    "deepfloyd-if-license", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2",
+    "fair-noncommercial-research-license", "gemma", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "grok2-community",
+    "h-research", "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "llama2", "llama3",
+    "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by",
+    "ofl-1.1", "open-mdw", "openmdw-1.0", "openrail", "openrail++", "osl-3.0", "other", "pddl", "postgresql",
+    "unknown", "unlicense", "wtfpl", "zlib",
+]  # fmt: skip
+
+CLASSIFIER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+TRIES = 3  # of an upload, beside those that the client makes of each request
+PAUSE_SECONDS = 5
+
+
+def check_address(repo_id: str, spdx_license: str) -> None:
+    """Refuse an id or a licence that the Hub does not take, without asking it.
+
+    Raises:
+        UserError: naming it, and what would work.
+    """
+    if repo_id.count("/") != 1:
+        raise UserError(f"{repo_id} is no Hub id, which has the form user/name")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error
+    check_license(spdx_license)
+
+
+def check_license(spdx_license: str) -> None:
+    """Refuse a licence that the Hub does not take, without asking it.
+
+    Raises:
+        UserError: naming it, and similar ones.
+    """
+    if spdx_license not in LICENSES:
+        near = difflib.get_close_matches(spdx_license, LICENSES, n=3) or ["apache-2.0", "mit", "cc-by-4.0", "other"]
+        raise UserError(
+            f'"license" must be one of those that the Hub knows, such as {", ".join(near)}, not {spdx_license!r}'
+        )
+
+
+def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
+    """Write what is published of a finished run: its model, its page with pictures, its evaluation.
+
+    Raises:
+        UserError: if there is no finished run, its model is not in safetensors, or a file is a symbolic link or not
+            what its name says.
+    """
+    require_run(run)
+    _copy_model(run, folder)  # before the film is drawn, since it refuses more
+    write_card(run, folder, repo_id=repo_id, spdx_license=spdx_license)
+
+
+def index_file_of(folder: Path) -> str:
+    """Name the file by which a reader finds the rest of a folder's model."""
+    return INDEX if (folder / INDEX).is_file() else CLASSIFIER_FILES[0]
+
+
+def _model_files(source: Path) -> list[Path]:
+    """List the files of a folder's model, relative to it: safetensors, JSON, and the code that the index names."""
+    if index_file_of(source) != INDEX:
+        return [own_file(source, name).relative_to(source) for name in CLASSIFIER_FILES]
+    index = read_index(own_file(source, INDEX))
+    modules = {name: value[0] for name, value in components_of(index).items() if value[0]}
+    code = {Path(part, f"{module}.py") for part, module in modules.items()}
+    files = [Path(INDEX)]
+    for part in modules:
+        found = sorted(own_file(source, part).rglob("*"))
+        files += [path.relative_to(source) for path in found if path.is_symlink() or not path.is_dir()]
+    if isinstance(index["_class_name"], list):
+        files.append(Path(f"{index['_class_name'][0]}.py"))
+        code.add(files[-1])
+    for file in files:
+        own_file(source, file)
+    if others := [file for file in files if file.suffix not in {".json", ".safetensors"} and file not in code]:
+        raise UserError(f"{source / others[0]} is no safetensors file, and nothing else is published")
+    return files
+
+
+def _copy_model(source: Path, folder: Path) -> None:
+    for file in _model_files(source):
+        check_content(source / file)
+        copy_whole(source / file, folder / file)
+
+
+def push(
+    run: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+    spdx_license: str = "apache-2.0",
+) -> str:
+    """Publish a finished run on the Hub, in one commit.
+
+    Args:
+        run: The run folder.
+        repo_id: `user/name`; the repo is made if it is not there.
+        private: Make it private, if it is made.
+        create_pr: Propose the commit as a pull request.
+        revision: Branch to commit to, made if it is not there; by default `main`.
+        spdx_license: Of the weights, as the Hub spells it.
+
+    Returns:
+        The address of the commit or the pull request, or that there was nothing to change.
+
+    Raises:
+        UserError: if the run, the token or the repo do not allow it; nothing has been uploaded.
+        PublishingError: if the upload failed, repeatedly; the message names the command that tries again.
+    """
+    check_address(repo_id, spdx_license)
+    _require_token()
+    command = ["hfgen", "push", str(run), "--repo_id", repo_id]
+    command += ["--private"] * private + ["--create_pr"] * create_pr
+    command += ["--revision", revision] if revision else []
+    command += ["--license", spdx_license] if spdx_license != "apache-2.0" else []
+    later = f"The run is whole; publish it later with: {shlex.join(command)}"
+    with tempfile.TemporaryDirectory() as folder:
+        export(run, Path(folder), repo_id=repo_id, spdx_license=spdx_license)
+
+        def prepare() -> None:
+            index_file = index_file_of(run)
+            prepare_repo(repo_id, index_file, spdx_license=spdx_license, private=private, create_pr=create_pr)
+
+        def commit() -> str:
+            if revision:
+                with _explained(repo_id):
+                    HfApi().create_branch(repo_id, branch=revision, exist_ok=True)
+            return _commit(Path(folder), repo_id, f"Upload {run.resolve().name}", revision, create_pr)
+
+        _try_again_on_failure(prepare, later)
+        # Where only the answer was lost, trying again would make a second pull request, though no second commit.
+        return _try_again_on_failure(commit, later, tries=1 if create_pr else TRIES)
+
+
+def list_published(run: Path, repo_id: str, spdx_license: str) -> list[tuple[str, int]]:
+    """List what `push` would upload, with sizes in bytes, and send nothing.
+
+    Raises:
+        UserError: see `export`; or for an id or a licence that the Hub does not take.
+    """
+    check_address(repo_id, spdx_license)
+    with tempfile.TemporaryDirectory() as folder:
+        export(run, Path(folder), repo_id=repo_id, spdx_license=spdx_license)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+
+
+def prepare_repo(repo_id: str, index_file: str, *, spdx_license: str, private: bool, create_pr: bool = False) -> None:
+    """Make sure that a model can be pushed to a repo, which is made if it is not there.
+
+    Args:
+        repo_id: `user/name`.
+        index_file: The file by which a reader finds the rest of the model.
+        spdx_license: Of the weights, as the Hub spells it.
+        private: Make the repo private, if it is made.
+        create_pr: A pull request is all that has to be possible; the repo must be there.
+
+    Raises:
+        UserError: if the token or what is in the repo does not allow it, or the Hub does not know the licence.
+        PublishingError: if the Hub fails.
+    """
+    check_address(repo_id, spdx_license)
+    _require_token()
+    api = HfApi()
+    with _explained(repo_id):
+        ModelCard(f"---\nlicense: {spdx_license}\n---\n").validate()
+        if not create_pr:
+            if not api.repo_exists(repo_id):
+                for kind in ("dataset", "space"):
+                    if api.repo_exists(repo_id, repo_type=kind):
+                        raise UserError(f"{repo_id} is a {kind} on the Hub; choose another --repo_id for the model")
+            api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the namespace has it
+            api.auth_check(repo_id, write=True)
+        info = api.model_info(repo_id)
+    if private and not info.private:
+        raise UserError(f"{repo_id} is there already, and public; make it private on the Hub, or choose another id")
+    there = {file.rfilename for file in info.siblings}
+    if others := {INDEX, CLASSIFIER_FILES[0]} & there - {index_file}:
+        raise UserError(f"{repo_id} holds another kind of model ({', '.join(others)}); choose another id")
+
+
+def _require_token() -> None:
+    if get_token() is None:
+        raise UserError("there is no token for the Hub: run hf auth login, or set HF_TOKEN")
+
+
+def publish_all(runs: list[Path], namespace: str, *, private: bool, spdx_license: str, collection: str) -> str:
+    """Publish finished runs, each under its folder's name, and gather them in one collection.
+
+    Returns:
+        The address of the collection.
+
+    Raises:
+        PublishingError: if some of them could not be published, after the others were and are in the collection; it
+            says why, and which commands try again.
+    """
+    published, failures = [], []
+    for run in runs:
+        repo_id = f"{namespace}/{run.name}"
+        try:
+            print(f"Published: {push(run, repo_id, private=private, spdx_license=spdx_license)}")
+            published.append(repo_id)
+        except (UserError, PublishingError) as error:
+            failures.append(f"{run}: {error}")
+    if not published:
+        raise PublishingError("\n".join(failures))
+    api = HfApi()
+    with _explained(namespace):
+        gathered = api.create_collection(collection, namespace=namespace, private=private, exists_ok=True)
+        for repo_id in published:
+            api.add_collection_item(gathered.slug, repo_id, "model", exists_ok=True)
+    if failures:
+        raise PublishingError("\n".join(failures))
+    return gathered.url
+
+
+class CheckpointUploads:
+    """Pushes checkpoints to the Hub in the background while training goes on, one at a time.
+
+    A checkpoint that comes while another is on its way is left out. An upload that fails is reported and costs
+    nothing else: the finished model is pushed at the end.
+
+    Args:
+        repo_id: Where to.
+    """
+
+    def __init__(self, repo_id: str):
+        self.repo_id = repo_id
+        self.upload: Future[None] | None = None
+
+    def start(self, checkpoint: Path) -> None:
+        """Begin to upload a checkpoint's model."""
+        if self.upload and not self.upload.done():
+            return
+        folder = tempfile.TemporaryDirectory()
+        try:
+            _copy_model(checkpoint, Path(folder.name))  # now, since the checkpoint may soon be removed
+        except (OSError, UserError) as error:
+            folder.cleanup()
+            print(f"{checkpoint.name} was not published: {error}. Training goes on")
+            return
+        self.upload = HfApi().run_as_future(self._push, folder, checkpoint.name)
+
+    def _push(self, folder: tempfile.TemporaryDirectory, name: str) -> None:
+        with folder:
+            try:
+                commit = functools.partial(_commit, Path(folder.name), self.repo_id, f"Upload {name}")
+                _try_again_on_failure(commit, "Training goes on")
+            except Exception as error:  # whatever it is, it is no reason to lose a training
+                print(f"{name} was not published: {error}")
+
+    def wait(self) -> None:
+        """Wait for the upload that is on its way."""
+        if self.upload:
+            self.upload.result()
+
+
+def _commit(folder: Path, repo_id: str, message: str, revision: str | None = None, create_pr: bool = False) -> str:
+    """Make one commit of a folder, which also removes what an earlier push left in its places and those of a page."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    places = {name.partition("/")[0] for name in files} | {README, FIGURES, *REPORTS}
+    api = HfApi()
+    with _explained(repo_id):
+        before = api.model_info(repo_id, revision=revision)
+        there = [file.rfilename for file in before.siblings]
+        stale = [name for name in there if name.partition("/")[0] in places and name not in files]
+        operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
+        operations += [CommitOperationDelete(name) for name in stale]
+        made = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+    if made.oid == before.sha:
+        return f"nothing, since {repo_id} holds all of this already, {made.commit_url}"
+    return made.pr_url or made.commit_url
+
+
+def _try_again_on_failure(action: Callable[[], T], later: str, tries: int = TRIES) -> T:
+    """Do something on the Hub, again if the Hub fails; the message of the last failure ends with `later`."""
+    while True:
+        tries -= 1
+        try:
+            return action()
+        except PublishingError as error:
+            if not tries:
+                raise PublishingError(f"{error}. {later}") from error
+        time.sleep(PAUSE_SECONDS)
+
+
+@contextlib.contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """Say what the Hub's refusals mean (UserError), and tell them from failures that may pass (PublishingError)."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        reason = first_line(error.server_message or error)
+        match error.response.status_code:
+            case 401:
+                raise UserError(f"the Hub does not accept this token ({reason}); run hf auth login") from error
+            case 403:
+                raise UserError(f"this token may not write to {repo_id}: {reason}") from error
+            case 404:
+                raise UserError(f"there is no repo {repo_id} that this token may see: {reason}") from error
+            case 400 | 413 | 422:
+                raise UserError(f"the Hub refuses this for {repo_id}: {reason}") from error
+        raise PublishingError(f"the Hub failed for {repo_id}: {reason}") from error
+    except (OSError, RuntimeError, httpx2.HTTPError, json.JSONDecodeError) as error:
+        raise PublishingError(f"the Hub failed for {repo_id}: {first_line(error)}") from error
+    except ValueError as error:  # a name that can be none, a page that the Hub finds fault with
+        raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error

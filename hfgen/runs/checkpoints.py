@@ -1,0 +1,194 @@
+"""Checkpoints that are complete or absent: save, verify, rotate, find the newest good one, pack and unpack."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from hfgen.utils.errors import UserError
+from hfgen.utils.files import complete_or_absent, remove
+
+MANIFEST = "manifest.json"
+POSITION_FILE = "training_position.json"
+
+
+def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limit: int | None) -> Path:
+    """Write the checkpoint of a step, then remove the oldest ones beyond a limit.
+
+    Args:
+        folder: Where checkpoints are kept.
+        step: Optimizer steps done; names the checkpoint.
+        write: Fills the folder that it is given.
+        limit: How many checkpoints to keep, or None for all.
+
+    Returns:
+        The checkpoint, a folder with a manifest of its files' sizes and SHA-256.
+
+    Raises:
+        OSError: if it could not be written; earlier checkpoints are untouched then.
+    """
+    path = folder / f"step-{step:06d}"
+    if path.exists():
+        if damage(path) is None:  # a finished run that is finished again
+            return path
+        remove(path)
+    with complete_or_absent(path) as temporary:
+        temporary.mkdir()
+        write(temporary)
+        (temporary / MANIFEST).write_text(json.dumps(_fingerprints(temporary), indent=1))
+    for old in list_checkpoints(folder)[: -limit if limit else 0]:
+        remove(old)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder, the oldest first."""
+    return list_steps(folder)
+
+
+def list_steps(folder: Path, ending: str = "") -> list[Path]:
+    """List what is named after optimizer steps in a folder, such as `step-000469.png`, the earliest first."""
+    entries = folder.iterdir() if folder.is_dir() else []
+    return sorted((path for path in entries if re.fullmatch(rf"step-\d+{re.escape(ending)}", path.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Return the optimizer steps in the name of a checkpoint (`step-000469`) or sample (`step-000469.png`)."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint, or None if each file is as it was written."""
+    try:
+        expected = json.loads((checkpoint / MANIFEST).read_text())
+        found = _fingerprints(checkpoint)
+    except (OSError, ValueError) as error:
+        return f"its manifest cannot be read ({error})"
+    if not isinstance(expected, dict) or not expected:
+        return "its manifest lists no files"
+    if wrong := sorted(name for name in expected if found.get(name) != expected[name]):
+        return f"{', '.join(wrong)} missing or changed"
+    return None
+
+
+def newest_complete(folder: Path, report: Callable[[str], None] = print) -> Path | None:
+    """Return the newest undamaged checkpoint in a folder, or None if there is none at all.
+
+    Damaged ones are reported and passed over.
+
+    Raises:
+        UserError: if there are checkpoints and all are damaged.
+    """
+    checkpoints = list_checkpoints(folder)
+    for checkpoint in reversed(checkpoints):
+        if (problem := damage(checkpoint)) is None:
+            return checkpoint
+        report(f"checkpoint {checkpoint} is damaged: {problem}; trying the one before it")
+    if checkpoints:
+        raise UserError(f"every checkpoint in {folder} is damaged; to begin anew, remove them or use another folder")
+    return None
+
+
+def find_checkpoint(folder: Path, name: str, report: Callable[[str], None] = print) -> Path | None:
+    """Resolve `--resume_from_checkpoint`: `latest` (None if there is none yet), or the path of a checkpoint.
+
+    Raises:
+        UserError: if the named checkpoint is not one of the folder's, or is damaged.
+    """
+    if name == "latest":
+        return newest_complete(folder, report)
+    checkpoints = list_checkpoints(folder)
+    there = f"checkpoints in {folder}: {', '.join(p.name for p in checkpoints) or 'none'}"
+    places = {place.resolve() for place in (Path(name), folder / name)} if name else set()
+    checkpoint = next((p for p in checkpoints if p.resolve() in places), None)
+    if checkpoint is None:
+        if any((place / POSITION_FILE).is_file() for place in places):
+            raise UserError(f"checkpoint {name} belongs to another run; {there}")
+        raise UserError(f"there is no checkpoint {name or repr(name)}; {there}")
+    if problem := damage(checkpoint):
+        raise UserError(f"checkpoint {checkpoint} is damaged: {problem}; use another, or latest")
+    return checkpoint
+
+
+def read_position(checkpoint: Path) -> dict[str, Any]:
+    """Read where training stood at a checkpoint: step, seconds, processes, data, configuration.
+
+    Raises:
+        UserError: if it is damaged although its files are as they were written.
+    """
+    try:
+        position = json.loads((checkpoint / POSITION_FILE).read_text())
+        known = {"step", "seconds", "num_processes", "command", "scaler", "data"} <= position.keys()
+        whole = known and position["step"] == step_of(checkpoint) and position["seconds"] >= 0
+    except (OSError, ValueError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{unusable(checkpoint)} ({POSITION_FILE} cannot be read)")
+    return position
+
+
+def unusable(checkpoint: Path) -> str:
+    """Say that training cannot go on from a checkpoint, and from which it may."""
+    before = [p.name for p in list_checkpoints(checkpoint.parent) if step_of(p) < step_of(checkpoint)]
+    advice = f"--resume_from_checkpoint {before[-1]}" if before else "a new run in another --output_dir"
+    return f"cannot go on from {checkpoint}, whose state is damaged; try {advice}"
+
+
+def pack_state(
+    modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer], averages: dict[str, EMAModel]
+) -> dict[str, Tensor]:
+    """Return every tensor that decides how training goes on, named for a safetensors file.
+
+    Hyper-parameters of the optimizers are not among them: they follow from the configuration and the step.
+    """
+    state: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        state |= {f"modules.{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, entries in optimizer.state_dict()["state"].items():
+            state |= {f"optimizers.{name}.{index}.{key}": tensor for key, tensor in entries.items()}
+    for name, average in averages.items():
+        state |= {f"averages.{name}.{index}": tensor for index, tensor in enumerate(average.shadow_params)}
+    return {key: tensor.detach().contiguous() for key, tensor in state.items()}
+
+
+def unpack_state(
+    state: dict[str, Tensor],
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, torch.optim.Optimizer],
+    averages: dict[str, EMAModel],
+) -> None:
+    """Put what `pack_state` returned back into modules, optimizers and averages."""
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+    for name, module in modules.items():
+        module.load_state_dict(part(f"modules.{name}."))
+    for name, optimizer in optimizers.items():
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in part(f"optimizers.{name}.").items():
+            index, entry = key.split(".")
+            entries.setdefault(int(index), {})[entry] = tensor
+        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    for name, average in averages.items():
+        tensors = part(f"averages.{name}.")
+        if len(tensors) != len(average.shadow_params):
+            raise ValueError(f"{len(tensors)} averaged tensors of {name} instead of {len(average.shadow_params)}")
+        average.shadow_params = [tensors[str(index)] for index in range(len(tensors))]
+
+
+def _fingerprints(folder: Path) -> dict[str, dict[str, int | str]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

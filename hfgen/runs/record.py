@@ -1,0 +1,154 @@
+"""What a run writes down about itself: a line of metrics for each step, and on what it was trained."""
+
+import json
+import math
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hfgen.utils.devices import device_name, peak_memory_bytes
+from hfgen.utils.files import complete_or_absent
+
+METRICS_FILE = "metrics.jsonl"
+CLASSES_FILE = "classes.jsonl"  # one JSON object a checkpoint, with the share of each class, drawn and real
+RUN_FILE = "run.json"
+OUTDATED = "outdated"  # folder of what a resumed run leaves behind
+RECORDED_PACKAGES = [
+    "hfgen",
+    "torch",
+    "diffusers",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "huggingface-hub",
+]
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object an optimizer step, `{"step": 1, "loss/unet": …, …}`.
+
+    It holds nothing that depends on the clock, so that it is the same file for a run that was interrupted.
+
+    Args:
+        path: The file.
+        accelerator: Over whose processes values are averaged.
+    """
+
+    def __init__(self, path: Path, accelerator: Accelerator):
+        self.path, self.accelerator = path, accelerator
+        self.waiting: list[tuple[int, dict[str, Tensor | float]]] = []
+
+    def add(self, step: int, values: dict[str, Tensor | float]) -> None:
+        """Note the scalars of a step; tensors stay on their device, so that it need not wait."""
+        self.waiting.append((step, values))
+
+    def write(self) -> dict[str, float]:
+        """Append what was noted, averaged over the processes.
+
+        Returns:
+            The last row; or the first with a loss or gradient norm that is not finite, after which nothing is written.
+        """
+        tensors = [[v for v in values.values() if isinstance(v, Tensor)] for _, values in self.waiting]
+        stacked = torch.stack([torch.stack(scalars) for scalars in tensors])
+        averaged = self.accelerator.reduce(stacked, "mean").tolist()
+        rows = []
+        for (step, values), numbers in zip(self.waiting, averaged, strict=True):
+            remaining = iter(numbers)
+            rows.append(
+                {"step": step} | {k: next(remaining) if isinstance(v, Tensor) else v for k, v in values.items()}
+            )
+        self.waiting.clear()
+        bad = next((i for i, row in enumerate(rows) if self.not_finite(row)), None)
+        if self.accelerator.is_main_process:
+            with open(self.path, "a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows[:bad])
+        return rows[-1 if bad is None else bad]
+
+    def not_finite(self, row: dict[str, float]) -> list[str]:
+        """Name the losses and gradient norms of a row that are NaN or infinite.
+
+        With a gradient scaler (fp16) an infinite norm is nothing unusual: it skips that step.
+        """
+        watched = "loss/" if self.accelerator.scaler else ("loss/", "grad_norm/")
+        return [name for name, value in row.items() if name.startswith(watched) and not math.isfinite(value)]
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Read `metrics.jsonl` or `classes.jsonl`: one row an optimizer step or checkpoint; damaged lines are left out."""
+    return [row for line in path.read_bytes().splitlines() if (row := _row(line))]
+
+
+def add_row(path: Path, row: dict[str, float]) -> None:
+    """Append a row, in place of those of its step and later ones."""
+    forget_rows(path, row["step"] - 1)
+    with open(path, "a") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def forget_rows(path: Path, step: int) -> None:
+    """Forget what was written after a step, and damaged lines, whose number is told but for a last one cut short."""
+    if path.exists():
+        *lines, _ = path.read_bytes().split(b"\n")
+        rows = [_row(line) for line in lines]
+        if damaged := rows.count(None):
+            print(f"{path}: left out {damaged} line{'s' * (damaged > 1)} that cannot be read")
+        with complete_or_absent(path) as temporary:
+            kept = [line + b"\n" for line, row in zip(lines, rows, strict=True) if row and row["step"] <= step]
+            temporary.write_bytes(b"".join(kept))
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    """Read a line as a row, or return None if it is damaged."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def losses_of(row: dict[str, float]) -> dict[str, float]:
+    """Return the losses of a row of metrics by module name."""
+    return {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")}
+
+
+def this_command() -> str:
+    """Return the command line of this process."""
+    return shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "hfgen"), *sys.argv[1:]])
+
+
+def describe_run(
+    path: Path,
+    accelerator: Accelerator,
+    command: str,
+    steps: int,
+    images_per_step: int,
+    steps_per_epoch: int,
+    seconds: float,
+    problems: list[str],
+) -> None:
+    """Write `run.json`: command, versions, hardware, time and memory of a finished training, and what went wrong."""
+    record = {
+        "command": command,
+        "device_type": accelerator.device.type,
+        "device": device_name(accelerator.device),
+        "threads": torch.get_num_threads(),
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "optimizer_steps": steps,
+        "steps_per_epoch": steps_per_epoch,
+        "images_seen": steps * images_per_step,
+        "train_seconds": round(seconds, 1),
+        "images_per_second": round(steps * images_per_step / seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(accelerator.device),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in RECORDED_PACKAGES},
+        "problems": problems,
+    }
+    with complete_or_absent(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""Drawing images from models, and changing given ones."""

@@ -1,0 +1,307 @@
+"""`hfgen translate`: given images, changed by an image-to-image model or by a diffusion model."""
+
+import contextlib
+import io
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from hfgen.config.commands import TranslateConfig
+from hfgen.data.images import (
+    SHORT_NAMES,
+    border_brightness,
+    is_inverse,
+    load_images,
+    open_picture,
+    placed_folder,
+    to_array,
+)
+from hfgen.figures.pictures import counterparts_picture, save_arrays, save_picture, to_pil
+from hfgen.pipelines.loading import load
+from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
+from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline
+from hfgen.sampling.sample import ONE_STEP, image_shape_of, require_diffusion, to_uint8
+from hfgen.utils.devices import default_device
+from hfgen.utils.errors import UserError, first_line
+from hfgen.utils.files import local_path
+from hfgen.utils.seeds import derive_seed
+
+BATCH_SIZE = 250
+PIXELS_AT_A_TIME = 2**18  # of pictures that a network is shown together
+OF_DIFFUSION = ("noise_std", "strength", "guidance_scale", "num_inference_steps")
+
+
+class Translated(NamedTuple):
+    """Some images before and after.
+
+    Attributes:
+        names: What to call the results.
+        given: uint8 (C, H, W) each, as the model was shown them.
+        results: Likewise.
+    """
+
+    names: list[str]
+    given: list[Tensor]
+    results: list[Tensor]
+
+
+def translate(config: TranslateConfig, run: Mapping[str, Any] = MappingProxyType({})) -> tuple[int, dict[Path, str]]:
+    """Change images and write them: a picture (.png, given above results), arrays (.npz), or a folder of pictures.
+
+    A folder is filled as the work goes on. Where what is given is white on black and the training images are not, or
+    the other way round, that is said at the end.
+
+    Args:
+        config: What to do.
+        run: The fields of the model's run, where there is one.
+
+    Returns:
+        How many images were written, and the files that could not be read, with the reason.
+
+    Raises:
+        UserError: if the model cannot do this to these images, or they cannot be written so.
+    """
+    output = local_path(config.output)
+    loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    if type(loaded) in ONE_STEP:
+        family, _ = ONE_STEP[type(loaded)]
+        raise UserError(
+            f"{config.run_or_repo} is a {family}, which makes images of latents and changes none; translate takes "
+            "image-to-image models and diffusion models"
+        )
+    loaded.to(default_device())
+    unreadable: dict[Path, str] = {}
+    by_what = _by_network if isinstance(loaded, ImageTranslationPipeline) else _by_diffusion
+    borders: list[float] = []
+    parts = _watch_borders(by_what(loaded, config, unreadable), borders)
+    count = _save_each(parts, output, config) if not output.suffix else _save_together(parts, output, config)
+    if not count:
+        raise UserError(_nothing_read(config.input, unreadable))
+    usual = None if config.inverse else _usual_border(run)
+    if usual is not None and is_inverse(statistics.median(borders), usual):
+        print(
+            f"hfgen: the border of {config.input} is {'dark' if usual > 0.5 else 'bright'}, and that of the images "
+            f"that the model knows {'bright' if usual > 0.5 else 'dark'}; --invert turns the input round",
+            file=sys.stderr,
+        )
+    return count, unreadable
+
+
+def _watch_borders(parts: Iterator[Translated], borders: list[float]) -> Iterator[Translated]:
+    """Note how bright the borders of the given images are."""
+    for part in parts:
+        borders += map(border_brightness, part.given)
+        yield part
+
+
+def _usual_border(run: Mapping[str, Any]) -> float | None:
+    """Return how bright the border of what a model was trained to be given is, if that is known without a network."""
+    if run.get("input_column") or run.get("input_data_dir"):
+        return None
+    folder, source = run.get("train_data_dir"), run.get("dataset_name")
+    usual = 0.0  # of the digits and the garments
+    if folder or source not in {"digits", "mnist", "fashion_mnist"}:
+        source = placed_folder(folder) if folder else source
+        if source is None or source in SHORT_NAMES or not local_path(source).exists():
+            return None
+        names = ("image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir")
+        options = {name: run[name] for name in names} | {"split": run["train_split"]}
+        options |= {name: run.get(name, 0.0) for name in ("validation_fraction", "test_fraction")}
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # what training said of them
+                data = load_images(
+                    source, held_out_of=run["train_split"], max_samples=run["max_train_samples"], **options
+                )
+        except UserError:  # the images are no longer what they were
+            return None
+        usual = border_brightness(data.images)
+    return 1 - usual if "invert" in run.get("degradation", []) else usual
+
+
+def _nothing_read(source: str, unreadable: dict[Path, str]) -> str:
+    if not unreadable:
+        return f"there are no files in {source}"
+    file, why = next(iter(unreadable.items()))
+    if len(unreadable) == 1:
+        return f"{file} cannot be read as a picture ({why})"
+    return f"none of the {len(unreadable)} files in {source} can be read as a picture; the first is {file} ({why})"
+
+
+def _save_each(parts: Iterator[Translated], folder: Path, config: TranslateConfig) -> int:
+    """Write each result into a folder as soon as it is there; return how many there were."""
+    protected = {file.resolve() for file in _files(config)}
+    count = 0
+    for part in parts:
+        for name, image in zip(part.names, part.results, strict=True):
+            target = folder / f"{name}.png"
+            if target.resolve() in protected:
+                raise UserError(f"{target} is an input, which would be written over; name another output")
+            save_picture(to_pil(image), target)
+            count += 1
+    return count
+
+
+def _save_together(parts: Iterator[Translated], output: Path, config: TranslateConfig) -> int:
+    """Write all results into one file; return how many there were."""
+    given: list[Tensor] = []
+    results: list[Tensor] = []
+    for part in parts:
+        given, results = given + part.given, results + part.results
+        if len({image.shape for image in results}) > 1:
+            raise UserError(f"the images differ in size, so that {output} cannot hold them; name a folder as output")
+    if results and output.suffix.lower() == ".npz":
+        save_arrays(torch.stack(results), output)
+    elif results:
+        rows = {"given": torch.stack(given), config.task or "made": torch.stack(results)}
+        save_picture(counterparts_picture(rows), output)
+    return len(results)
+
+
+def _files(config: TranslateConfig) -> list[Path]:
+    """Return the files to read, PNGs before others of the same name, so that it is theirs in the output too."""
+    source = local_path(config.input)
+    if not source.is_dir():
+        return [source]
+    files = (path for path in source.rglob("*") if path.is_file())
+    return sorted(files, key=lambda path: (path.with_suffix(""), path.suffix.lower() != ".png", path.suffix))
+
+
+def _by_network(
+    pipeline: ImageTranslationPipeline, config: TranslateConfig, unreadable: dict[Path, str]
+) -> Iterator[Translated]:
+    """Let an image-to-image model translate images of any size, some at a time; note what cannot be read."""
+    if config.task:
+        raise UserError(f"{config.run_or_repo} does what it was trained for, so that there is no task to name")
+    of_diffusion = (
+        "mask", "strength", "guidance_scale", "num_inference_steps", "class_labels", "source_class_labels"
+    )  # fmt: skip
+    if unused := [name for name in of_diffusion if getattr(config, name) not in (None, [])]:
+        raise UserError(f"an image-to-image model has no {unused[0]}")
+    network = pipeline.inverse_generator if config.inverse else pipeline.generator
+    if network is None:
+        raise UserError(f"{config.run_or_repo} knows one direction only, so that there is no inverse")
+    options = {name: getattr(config, name) for name in ("noise_std", "inverse", "tile_size")}
+    for part in _at_a_time(_pictures(config, network.config.in_channels, None, unreadable)):
+        given = [image for _, image in part]
+        try:
+            made = pipeline(given, **options, batch_size=len(given), output_type="pt").images
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        yield Translated([name for name, _ in part], given, [to_uint8(image * 2 - 1) for image in made])
+
+
+def _pictures(
+    config: TranslateConfig, channels: int, resolution: int | None, unreadable: dict[Path, str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Read the pictures of files, or the images of an .npz file, as training does: names and uint8 (C, H, W)."""
+    source = local_path(config.input)
+    if source.suffix == ".npz":
+        for number, image in enumerate(load_images(str(source), channels=channels, resolution=resolution).images):
+            yield f"{number:05d}", 255 - image if config.invert else image
+        return
+    names: set[str] = set()
+    for file in _files(config):
+        try:
+            with open_picture(file) as opened:
+                image = torch.from_numpy(to_array(opened, resolution, channels).copy())
+        except Exception as error:  # Pillow's readers raise any kind for a damaged file
+            unreadable[file] = first_line(error)
+            continue
+        name = str(file.relative_to(source).with_suffix("")) if source.is_dir() else file.stem
+        name = f"{name}{file.suffix}" if name in names else name  # a.png and a.jpg
+        names.add(name)
+        yield name, 255 - image if config.invert else image
+
+
+def _at_a_time(images: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+    """Gather images until they have `PIXELS_AT_A_TIME`."""
+    part: list[tuple[str, Tensor]] = []
+    for named in images:
+        part.append(named)
+        if sum(image[0].numel() for _, image in part) >= PIXELS_AT_A_TIME:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _by_diffusion(
+    loaded: DiffusionPipeline, config: TranslateConfig, unreadable: dict[Path, str]
+) -> Iterator[Translated]:
+    """Let a diffusion model change images, brought to its size and channels."""
+    if unused := [name for name in ("inverse", "tile_size") if getattr(config, name)]:
+        raise UserError(f"{unused[0]} belongs to image-to-image models, which {config.run_or_repo} is not")
+    if config.task is None:
+        raise UserError("a diffusion model needs --task: denoise, vary, inpaint or change_class")
+    pipeline = editing_pipeline(loaded)
+    channels, height, width = image_shape_of(loaded)
+    resolution = height if height == width and config.noise_std is None else None
+    pictures = dict(_pictures(config, channels, resolution, unreadable))
+    for name, picture in pictures.items():
+        if picture.shape[1:] != (height, width):
+            raise UserError(
+                f"{name} has {picture.shape[2]}×{picture.shape[1]} pixels, the model {width}×{height}"
+                + ("" if config.noise_std is None else "; resizing would change noise_std")
+            )
+    if not pictures:
+        return
+    names, given = [*pictures], torch.stack([*pictures.values()])
+    labels = {
+        name: _one_an_image(name, getattr(config, name), len(given))
+        for name in ("class_labels", "source_class_labels")
+        if getattr(config, name)
+    }
+    masks = _masks(config.mask, height, width, len(given)) if config.mask else None
+    for first in range(0, len(given), BATCH_SIZE):
+        images = given[first : first + BATCH_SIZE].float() / 255
+        numbers = range(first, first + len(images))
+        options: dict[str, Any] = {name: each[first : numbers.stop] for name, each in labels.items()}
+        options["output_type"] = "pt"
+        options |= {name: value for name in OF_DIFFUSION if (value := getattr(config, name)) is not None}
+        if config.task in ("vary", "inpaint"):
+            # Not the purpose of `sample`: these images may be its own, and this noise must be independent of theirs.
+            seeds = [derive_seed("translate", config.task, config.seed, i) for i in numbers]
+            options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if masks is not None:
+            options["mask_image"] = masks[numbers] if len(masks) == len(given) else masks
+        function = pipeline if config.task == "vary" else getattr(pipeline, config.task)
+        try:
+            made = function(images, **options).images
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        part = slice(first, numbers.stop)
+        yield Translated(names[part], [*given[part]], [*to_uint8(made * 2 - 1)])
+
+
+def editing_pipeline(loaded: DiffusionPipeline) -> DiffusionEditingPipeline:
+    """Return what edits images with the parts of a pipeline that draws.
+
+    Raises:
+        UserError: if it is no diffusion.
+    """
+    require_diffusion(loaded)
+    of_classes = {name: loaded.config[name] for name in ("id2label", "learnt_no_class") if name in loaded.config}
+    return DiffusionEditingPipeline(loaded.unet, loaded.scheduler, **of_classes)
+
+
+def _masks(source: str, height: int, width: int, count: int) -> Tensor:
+    """Load masks, one or as many as there are images, brought to their size: float (N, 1, H, W) in [0, 1]."""
+    masks = load_images(source, channels=1, resolution=height if height == width else None).images
+    if masks.shape[2:] != (height, width):
+        raise UserError(f"the mask has {masks.shape[3]}×{masks.shape[2]} pixels, the images {width}×{height}")
+    if len(masks) not in (1, count):
+        raise UserError(f"mask must be one picture, or one for each of the {count} images, not {len(masks)}")
+    return masks.float() / 255
+
+
+def _one_an_image(name: str, labels: list[str], count: int) -> list[str]:
+    if len(labels) not in (1, count):
+        raise UserError(f"{name} must be one for all or one for each of the {count} images, not {len(labels)}")
+    return labels * count if len(labels) == 1 else labels

@@ -1,0 +1,273 @@
+"""Drawing images from any pipeline that hfgen trains; image i follows from (seed, i), whatever its batch."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDPMPipeline, DiffusionPipeline, SchedulerMixin, UNet2DModel
+from torch import Tensor
+
+from hfgen.config.samplers import GUIDANCE, own_sampler
+from hfgen.config.vae import PRIORS
+from hfgen.losses.objectives import FLOW_SCHEDULERS
+from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
+from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
+from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
+from hfgen.sampling.schedulers import denoising_states, make_scheduler
+from hfgen.utils.errors import UserError
+from hfgen.utils.seeds import derive_seed
+
+# The component of a pipeline that makes the images, by the name of its class; of any other it is the `unet`.
+NETWORKS = {"VAEPipeline": "vae", "GANPipeline": "generator", "ImageTranslationPipeline": "generator"}
+# Pipelines that make images of latents in one step, and what decides how these are drawn.
+ONE_STEP = {VAEPipeline: ("VAE", "prior"), GANPipeline: ("GAN", "truncation")}
+
+LARGEST_GUIDANCE = 1000  # in amount; beyond, float32 makes nothing but noise of it
+
+
+def is_conditional(pipeline: DiffusionPipeline) -> bool:
+    """Tell whether a pipeline draws the classes that it is asked for."""
+    return bool(getattr(pipeline, "labels", {}))
+
+
+def network_of(pipeline: DiffusionPipeline) -> torch.nn.Module:
+    """Return the network that makes the images."""
+    return pipeline.components[NETWORKS.get(type(pipeline).__name__, "unet")]
+
+
+def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images that a pipeline draws."""
+    config = network_of(pipeline).config
+    size, channels = config.sample_size, config.get("in_channels") or config.out_channels
+    return (channels, *((size, size) if isinstance(size, int) else size))
+
+
+def require_diffusion(pipeline: DiffusionPipeline) -> None:
+    """Refuse what is no diffusion on pixels.
+
+    Raises:
+        UserError: naming the pipeline.
+    """
+    parts = pipeline.components
+    drawable = parts.keys() == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
+    conditional = isinstance(pipeline, ClassConditionalDiffusionPipeline)
+    if not drawable or bool(parts["unet"].config.num_class_embeds) != conditional:
+        raise UserError(f"{type(pipeline).__name__} is no diffusion on pixels that hfgen knows")
+    scheduler = parts["scheduler"]
+    is_diffusion = hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config
+    if not is_diffusion and not isinstance(scheduler, FLOW_SCHEDULERS):
+        raise UserError(f"hfgen cannot draw with a {type(scheduler).__name__}")
+
+
+def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[str, Any]:
+    """Return how a run draws its own grids, as `sample` takes it.
+
+    Args:
+        pipeline: What draws.
+        run: The fields of its configuration. Without any, a VAE and a GAN are drawn from as they were saved, and a
+            diffusion by the scheduler, the steps and the guidance that a configuration has by default.
+    """
+    saved = {}
+    if type(pipeline) in ONE_STEP:
+        _, option = ONE_STEP[type(pipeline)]
+        saved[option] = pipeline.config[option]
+    elif is_conditional(pipeline) and not pipeline.config.learnt_no_class:
+        saved["guidance_scale"] = 1.0
+    return own_sampler(type(pipeline).__name__, saved | run)
+
+
+def check_sampling(pipeline: DiffusionPipeline, *, class_labels: Sequence[str | int] = (), **sampler: Any) -> None:
+    """Refuse what `sample` cannot draw.
+
+    Raises:
+        UserError: if hfgen cannot draw from the pipeline; for options that are none of its kind; for a class that the
+            model does not know, or if it knows none; of a diffusion, if the scheduler does not fit the model, or
+            cannot take so many steps, or the guidance cannot be.
+    """
+    _drawing(pipeline, class_labels, sampler)
+
+
+def sample(
+    pipeline: DiffusionPipeline,
+    *,
+    num_images: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    first_image: int = 0,
+    class_labels: Sequence[str | int] = (),
+    **sampler: Any,
+) -> Iterator[Tensor]:
+    """Draw images batch by batch from number `first_image` on; image i follows from (seed, i), not from its batch.
+
+    Args:
+        pipeline: A `DDPMPipeline`, `ClassConditionalDiffusionPipeline`, `VAEPipeline` or `GANPipeline`.
+        num_images: How many.
+        seed: Zero or more.
+        batch_size: Images drawn at a time.
+        first_image: Number of the first one.
+        class_labels: Image i shows class `class_labels[i % len(class_labels)]`; all classes in turn by default.
+        sampler: Of a diffusion `num_inference_steps` and `scheduler` (see `make_scheduler`), and of what
+            `ClassConditionalDiffusionPipeline.guided` takes `guidance_scale`, `guidance_interval` and
+            `negative_class_labels`, which are taken in turn like the classes; of a VAE the `prior`;
+            of a GAN the `truncation`.
+
+    Yields:
+        The images of each batch, uint8 (B, C, H, W).
+
+    Raises:
+        UserError: see `check_sampling`.
+    """
+    draw = _drawing(pipeline, class_labels, sampler)
+    end = first_image + num_images
+    for first in range(first_image, end, batch_size):
+        numbers = range(first, min(first + batch_size, end))
+        yield to_uint8(draw(numbers, [derive_seed("image", seed, i) for i in numbers]))
+
+
+def film(
+    pipeline: DiffusionPipeline,
+    *,
+    num_images: int,
+    num_frames: int,
+    seed: int = 0,
+    class_labels: Sequence[str | int] = (),
+    **sampler: Any,
+) -> tuple[Tensor, Tensor]:
+    """Denoise the images of `sample` in one batch, and keep what happens on the way.
+
+    Returns:
+        x_t and the model's x̂₀ at up to `num_frames` steps, evenly spread, the images themselves last: each uint8
+        (F, B, C, H, W).
+
+    Raises:
+        UserError: if it is no diffusion, and see `check_sampling`.
+    """
+    require_diffusion(pipeline)
+    solver = _check_denoising(pipeline, class_labels, **sampler)
+    solver.set_timesteps(sampler["num_inference_steps"])
+    frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
+    seeds = [derive_seed("image", seed, i) for i in range(num_images)]
+    states = enumerate(_denoise(pipeline, solver, class_labels, sampler, range(num_images), seeds))
+    kept = [(to_uint8(x), to_uint8(estimate)) for index, (x, estimate) in states if index in frames]
+    noised, estimates = zip(*kept, strict=True)
+    return torch.stack(noised), torch.stack(estimates)
+
+
+def labels_of(pipeline: DiffusionPipeline, class_labels: Sequence[str | int], numbers: Iterable[int]) -> list[int]:
+    """Return the classes of images by their numbers, in `sample`."""
+    known = pipeline.get_label_ids(class_labels or list(pipeline.labels.values()))
+    return [known[i % len(known)] for i in numbers]
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Round images from [−1, 1] to uint8 on the CPU, cutting off what lies outside."""
+    return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+
+
+def _drawing(
+    pipeline: DiffusionPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
+) -> Callable[[range, list[int]], Tensor]:
+    """Return what draws images (B, C, H, W) in [−1, 1] by their numbers and seeds; see `check_sampling`."""
+    if type(pipeline) in ONE_STEP:
+        return _one_step(pipeline, class_labels, sampler)
+    require_diffusion(pipeline)
+    solver = _check_denoising(pipeline, class_labels, **sampler)
+
+    def draw(numbers: range, seeds: list[int]) -> Tensor:
+        *_, (images, _) = _denoise(pipeline, solver, class_labels, sampler, numbers, seeds)
+        return images
+
+    return draw
+
+
+def _check_denoising(
+    pipeline: DiffusionPipeline,
+    class_labels: Sequence[str | int],
+    *,
+    num_inference_steps: int,
+    scheduler: str,
+    negative_class_labels: Sequence[str | int] = (),
+    **guidance: Any,
+) -> SchedulerMixin:
+    """Build the scheduler, or refuse what cannot be drawn."""
+    max_steps = pipeline.scheduler.config.num_train_timesteps
+    if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= max_steps:
+        raise UserError(f"num_inference_steps must be from 1 to {max_steps}, not {num_inference_steps}")
+    scale = guidance.get("guidance_scale", 1)
+    if not isinstance(scale, int | float) or not abs(scale) <= LARGEST_GUIDANCE:
+        raise UserError(f"guidance_scale must be a number of at most {LARGEST_GUIDANCE}, not {scale}")
+    if unknown := guidance.keys() - set(GUIDANCE):
+        raise UserError(f"a diffusion model has no {', '.join(sorted(unknown))}")
+    if is_conditional(pipeline):
+        numbers = range(max(len(class_labels), len(negative_class_labels), 1))
+        try:
+            _guided(pipeline, class_labels, negative_class_labels, guidance, numbers)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    elif class_labels or negative_class_labels or guidance:
+        raise UserError("the model knows no classes, so that it cannot be asked for one, nor guided to it")
+    return make_scheduler(scheduler, pipeline.scheduler, num_inference_steps)
+
+
+def _guided(
+    pipeline: ClassConditionalDiffusionPipeline,
+    class_labels: Sequence[str | int],
+    negative_class_labels: Sequence[str | int],
+    guidance: dict[str, Any],
+    numbers: range,
+) -> GuidedModel:
+    """Return the network as it predicts for the images with these numbers."""
+    negatives = labels_of(pipeline, negative_class_labels, numbers) if negative_class_labels else None
+    return pipeline.guided(labels_of(pipeline, class_labels, numbers), negative_class_labels=negatives, **guidance)
+
+
+def _denoise(
+    pipeline: DDPMPipeline | ClassConditionalDiffusionPipeline,
+    solver: SchedulerMixin,
+    class_labels: Sequence[str | int],
+    sampler: dict[str, Any],
+    numbers: range,
+    seeds: list[int],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the states of the images with these numbers; see `denoising_states`."""
+    model = functools.partial(_predict, pipeline.unet)
+    if is_conditional(pipeline):
+        guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}
+        model = _guided(pipeline, class_labels, sampler.get("negative_class_labels", ()), guidance, numbers)
+    shape = (1, *image_shape_of(pipeline))
+    return denoising_states(model, solver, sampler["num_inference_steps"], shape, seeds, pipeline.device)
+
+
+def _predict(unet: UNet2DModel, x: Tensor, timestep: Tensor) -> Tensor:
+    return unet(x.to(unet.dtype), timestep).sample.to(x.dtype)
+
+
+def _one_step(
+    pipeline: VAEPipeline | GANPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
+) -> Callable[[range, list[int]], Tensor]:
+    """Return what draws latents and makes images of them."""
+    family, option = ONE_STEP[type(pipeline)]
+    if others := sampler.keys() - {option}:
+        raise UserError(
+            f"a {family} is drawn from in one step, by its {option}, and has no {', '.join(sorted(others))}"
+        )
+    if option == "prior" and sampler["prior"] not in PRIORS:
+        raise UserError(f"prior must be {' or '.join(PRIORS)}, not {sampler['prior']}")
+    if option == "truncation" and sampler["truncation"] is not None and not sampler["truncation"] > 0:
+        raise UserError(f"truncation must be positive, not {sampler['truncation']}")
+    if class_labels and not is_conditional(pipeline):
+        raise UserError("the model knows no classes, so that it cannot be asked for one")
+    try:
+        if class_labels:
+            pipeline.get_label_ids(class_labels)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+    def draw(numbers: range, seeds: list[int]) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        labels = labels_of(pipeline, class_labels, numbers) if is_conditional(pipeline) else None
+        options = sampler | {"class_labels": labels, "generator": generators, "output_type": "pt"}
+        return pipeline(len(seeds), **options).images * 2 - 1
+
+    return draw

@@ -1,0 +1,383 @@
+"""From a configuration to a finished run folder: everything that is checked and made before and around the loop."""
+
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from hfgen.config.training import CONFIG_FILE, TrainingConfig, changed_fields, read_fields
+from hfgen.data.images import ImageData, load_images, placed_folder, placed_source
+from hfgen.publishing import hub
+from hfgen.runs.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, read_position
+from hfgen.tasks.base import Task
+from hfgen.training.launcher import decide, refuse_distribution, refuse_split_networks
+from hfgen.training.processes import as_found, on_all_processes, saying_what_is_waited_for
+from hfgen.training.trainer import Trainer
+from hfgen.utils.devices import forget_peak_memory, training_device
+from hfgen.utils.errors import PublishingError, TrainingError, UserError, first_line
+from hfgen.utils.files import INCOMPLETE, local_path
+from hfgen.utils.seeds import derive_seed, seed_torch
+
+PATIENCE = timedelta(hours=6)  # of a process for the others, of which one may have images to decode or to draw
+
+
+def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task]) -> Path:
+    """Train a task and leave a run folder.
+
+    The folder holds the model as `from_pretrained` takes it, `config.yaml` (every field),
+    `metrics.jsonl` (one line an optimizer step), `run.json` (versions, hardware, time), `samples/`, `figures/` and
+    `checkpoints/`. With the same configuration, number of processes and hardware, a run that was killed and resumed
+    ends with the same bits as one that was not, except under `max_train_seconds`; on a GPU with `deterministic` only.
+
+    The process is left as it was found (`hfgen.training.processes.as_found`). In a thread other than the main one no
+    signal can be received, so that none saves the run.
+
+    Args:
+        config: What to do.
+        make_task: Builds the task from the configuration and the training images.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: before any work, if the configuration, the data or the folder do not allow it.
+        TrainingError: if a loss is no longer finite, the disk is full, another process ended, or a signal asked to
+            stop; the message says what was kept and how to go on.
+        PublishingError: under `push_to_hub`, if the finished run could not be uploaded.
+    """
+    with as_found(deterministic=config.deterministic):
+        return _train(config, make_task)
+
+
+def _train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task]) -> Path:
+    refuse_split_networks()
+    decided = decide(config)
+    config = dataclasses.replace(
+        config,
+        mixed_precision=decided.mixed_precision,
+        torch_compile=decided.torch_compile,
+        **placed_fields(config, config.to_dict()),
+    )
+    run = local_path(config.output_dir)
+    with _usable(run):
+        _check_run_folder(config, run)
+    accelerator = _make_accelerator(config)
+    for remark in decided.remarks:
+        accelerator.print(remark)
+    keep_freed_memory()
+    forget_peak_memory(accelerator.device)
+    data = on_all_processes(accelerator, lambda: _load_data(config), "which read the images")
+    if len(data) == 1:
+        accelerator.print(f"{data.source} has one image; a model of it can do no more than repeat it")
+    seed_torch(derive_seed("initial weights", config.seed), accelerator.device)
+    task = on_all_processes(accelerator, lambda: make_task(config, data), "which make the networks")
+    if config.push_to_hub:
+        _prepare_repo(config, accelerator, task.index_file)
+    with _only_training_in(run, accelerator), _trackers_finished(accelerator):
+        checkpoint = on_all_processes(  # again, since another run may have come and gone in it meanwhile
+            accelerator, lambda: _check_run_folder(config, run, accelerator.print), "which look into the run folder"
+        )
+        if config.resume_from_checkpoint and checkpoint is None:
+            accelerator.print(f"There is nothing to resume in {run}, so training begins at step 0")
+        _agree_on_start(config, accelerator, checkpoint, [data, *task.further_images])
+        trainer = Trainer(config, task, data, accelerator, run)
+        try:
+            if checkpoint:
+                trainer.resume(checkpoint)
+            if trainer.is_finished():
+                accelerator.print(f"{run} is finished: a larger --max_train_steps or --num_train_epochs prolongs it")
+            else:
+                trainer.prepare_run_folder()
+                trainer.run_loop()
+                trainer.finish()
+        except (OSError, SafetensorError) as error:  # a full disk, mostly; on one process, so wait for no other
+            raise TrainingError(f"{error}. Training stopped. {trainer.how_to_go_on()}") from error
+        except TrainingError:
+            trainer.release()
+            raise
+        except RuntimeError as error:
+            if why := _why_it_ended(error, config, accelerator):
+                raise TrainingError(f"{why}. {trainer.how_to_go_on()}") from error
+            raise
+        trainer.release()
+    accelerator.print(f"The run is in {run}; next: {config.next_command} {run}")
+    if config.push_to_hub and accelerator.is_main_process:
+        _publish(config, run)
+    return run
+
+
+def _load_data(config: TrainingConfig) -> ImageData:
+    """Load the images; of several processes on a machine the first decodes them, and the others wait for its lock."""
+    if config.train_data_dir and not Path(config.train_data_dir).is_dir():
+        raise UserError(f"there is no folder {config.train_data_dir} (train_data_dir)")
+    return load_images(
+        config.dataset_name or config.train_data_dir,
+        split=config.train_split,
+        max_samples=config.max_train_samples,
+        **config.reading_options(),
+    )
+
+
+def _agree_on_start(
+    config: TrainingConfig, accelerator: Accelerator, checkpoint: Path | None, sources: Sequence[ImageData]
+) -> None:
+    """Make sure that all processes begin with the same checkpoint, configuration and images.
+
+    They need not where they run on machines of which each has files of its own. Where these lie may differ.
+
+    Raises:
+        UserError: on all processes, naming what differs.
+    """
+    places = {"cache_dir", "output_dir", "resume_from_checkpoint", *config.dataset_fields, *config.folder_fields}
+    own = {
+        "host": platform.node(),
+        "checkpoint": checkpoint and checkpoint.name,
+        "state": checkpoint and hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest(),
+        "config": {name: value for name, value in config.to_dict().items() if name not in places},
+        "images": [images.fingerprint for images in sources],
+    }
+    with saying_what_is_waited_for("the other processes (which compare how they begin)"):
+        first, *others = gather_object([own])
+    for index, other in enumerate(others, start=1):
+        if other == first | {"host": other["host"]}:
+            continue
+        if other["checkpoint"] != first["checkpoint"]:
+            found = " and ".join(
+                f"process {number} (on {one['host']}) {one['checkpoint'] or 'none'}"
+                for number, one in ((0, first), (index, other))
+            )
+            why = f"they find different checkpoints, {found}; put the run folder on a disk that all share, or copy it"
+        elif other["state"] != first["state"]:
+            why = f"their checkpoints {first['checkpoint']} differ; copy the run folder of one machine to the others"
+        elif other["images"] != first["images"]:
+            why = f"process {index} (on {other['host']}) has other images than process 0 (on {first['host']})"
+        else:
+            changed = [
+                f"{name} {first['config'][name]} and {value}"
+                for name, value in other["config"].items()
+                if first["config"][name] != value
+            ]
+            why = f"processes 0 and {index} have different configurations ({', '.join(changed)})"
+        raise UserError(f"the processes cannot train together: {why}")
+
+
+@contextlib.contextmanager
+def _trackers_finished(accelerator: Accelerator) -> Iterator[None]:
+    """Finish the trackers of a training that fails; otherwise `Trainer.release` does."""
+    try:
+        yield
+    except BaseException:
+        for tracker in accelerator.trackers:
+            with contextlib.suppress(Exception):  # what happened before is what matters
+                tracker.finish()
+        raise
+
+
+def _why_it_ended(error: RuntimeError, config: TrainingConfig, accelerator: Accelerator) -> str | None:
+    """Explain an error of torch that nothing in hfgen is the cause of, or return None."""
+    if config.deterministic and "deterministic" in str(error):
+        return f"deterministic cannot be kept: {first_line(error)}. Begin anew without it"
+    lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    if accelerator.num_processes > 1 and lost:
+        return f"Another process of this training ended ({first_line(error)[:100]}), so this one stopped too"
+    return None
+
+
+def _publishing_options(config: TrainingConfig) -> dict[str, Any]:
+    return {"repo_id": config.hub_model_id, "private": config.hub_private_repo, "spdx_license": config.hub_license}
+
+
+def _publish(config: TrainingConfig, run: Path) -> None:
+    try:
+        print("Published:", hub.push(run, **_publishing_options(config)))
+    except UserError as error:  # what was possible before training no longer is
+        again = f"hfgen push {run} --repo_id {config.hub_model_id}"
+        raise PublishingError(f"{error}. The run is whole; once that is mended: {again}") from error
+
+
+def _prepare_repo(config: TrainingConfig, accelerator: Accelerator, index_file: str) -> None:
+    """Find out on one process, before training, whether the model can be published after it; tell the others."""
+    errors: list[Exception | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            hub.prepare_repo(index_file=index_file, **_publishing_options(config))
+        except (UserError, PublishingError) as error:
+            errors = [error]
+    broadcast_object_list(errors)
+    if errors[0]:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def _usable(run: Path) -> Iterator[None]:
+    """Say of a folder that cannot be read or made that it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"output_dir {run} cannot be used ({error.strerror}); name another folder") from error
+
+
+@contextlib.contextmanager
+def _only_training_in(run: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Keep a second training out of a run folder."""
+    with _usable(run):
+        run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock", timeout=0)
+
+    def take() -> None:
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"another process is training in {run}; choose another --output_dir. If none is, which can only be "
+                f"where the disk is that of a network and a machine broke down, remove {lock.lock_file}"
+            ) from error
+        except OSError as error:
+            raise UserError(f"{lock.lock_file} cannot be locked ({error.strerror}); use another disk") from error
+
+    on_all_processes(accelerator, take if accelerator.is_main_process else lambda: None, "which lock the run folder")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of a step's tensors for the next step, on a CPU.
+
+    By default it returns large blocks to the system, which then fills them with zeros page by page at every step.
+    See mallopt(3); 32 MiB is the largest threshold. Other C libraries are left as they are. It holds until the process
+    ends, since the thresholds before cannot be asked for.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mmap_threshold, trim_threshold = -3, -1
+        mallopt(mmap_threshold, 2**25)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def placed_fields(config: TrainingConfig, fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fields that name places on this machine, so that they mean the same in whatever folder."""
+    data = {name: placed_source(fields[name]) for name in config.dataset_fields if fields.get(name)}
+    folders = {name: fields[name] for name in config.folder_fields if fields.get(name)}
+    return data | {name: placed_folder(folder) for name, folder in folders.items()}
+
+
+def _check_run_folder(
+    config: TrainingConfig, run: Path, report: Callable[[str], None] = lambda message: None
+) -> Path | None:
+    """Find the checkpoint to resume from, if any.
+
+    Raises:
+        UserError: if something else than a run is in the folder, or a run that is not to be resumed or is another one.
+    """
+    saved = run / CONFIG_FILE
+    if run.exists() and not run.is_dir():
+        raise UserError(f"output_dir {run} is a file; name a folder")
+    for name in config.folder_fields:
+        folder = getattr(config, name)
+        if folder and run.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"output_dir {run} is inside {name}, whose images it would add to; name another folder")
+    if not saved.exists():
+        if config.resume_from_checkpoint not in (None, "latest"):
+            raise UserError(f"cannot resume: {run} holds no run (no {CONFIG_FILE})")
+        if list_checkpoints(run / "checkpoints"):
+            raise UserError(
+                f"{run} holds checkpoints of a run, but not its {CONFIG_FILE}; bring that back to resume it, "
+                "or choose another --output_dir"
+            )
+        if others := _files_in(run):
+            raise UserError(
+                f"output_dir {run} is not empty and holds no run ({', '.join(others[:3])}"
+                f"{', …' * (len(others) > 3)}); name a new or empty folder, and nothing there is touched"
+            )
+        return None
+    if config.resume_from_checkpoint is None:
+        raise UserError(
+            f"{run} already holds a run; continue it with --resume_from_checkpoint latest, "
+            "or choose another --output_dir"
+        )
+    before = read_fields(saved)
+    if changed := changed_fields(config, before | placed_fields(config, before)):
+        raise UserError(
+            f"cannot resume {run} with another configuration ({'; '.join(changed)}); use its own, --config {saved}, "
+            "or start a new run in another --output_dir"
+        )
+    checkpoint = find_checkpoint(run / "checkpoints", config.resume_from_checkpoint, report)
+    trained = read_position(checkpoint).get("config") if checkpoint else None  # older ones do not have it
+    if trained and (changed := changed_fields(config, trained)):
+        raise UserError(
+            f"cannot resume {run}: {saved} is not what {checkpoint.name} was trained with ({'; '.join(changed)}); "
+            "undo the change, or start a new run in another --output_dir"
+        )
+    return checkpoint
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Name what is in a folder, but for empty folders and what a training leaves before it begins."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    ours = (".lock", INCOMPLETE)
+    full = (entry for entry in entries if entry.is_symlink() or not entry.is_dir() or any(entry.iterdir()))
+    return [entry.name for entry in full if not entry.name.startswith(ours)]
+
+
+def _make_accelerator(config: TrainingConfig) -> Accelerator:
+    if missing := set(config.report_to) - {str(tracker) for tracker in get_available_trackers()}:
+        available = ", ".join(sorted(str(tracker) for tracker in get_available_trackers())) or "none"
+        raise UserError(
+            f"report_to {', '.join(sorted(missing))}: no such tracker is installed; installed: {available}"
+        )
+    device = training_device().type
+    if config.mixed_precision == "fp16" and device != "cuda":
+        raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
+    _refuse_another_state(config, device)
+    accelerator = Accelerator(
+        cpu=device == "cpu",  # or several CPU processes would not find each other
+        mixed_precision=config.mixed_precision,
+        # Not a number, which the environment would overrule.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+        dynamo_backend="inductor" if config.torch_compile else "no",
+        log_with=config.report_to or None,
+        project_dir=config.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    refuse_distribution(accelerator.distributed_type)
+    return accelerator
+
+
+def _refuse_another_state(config: TrainingConfig, device: str) -> None:
+    """Refuse to train beside the caller's own `Accelerator` if that has settings which all of a process share."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise UserError("this process is already in a group of processes, and hfgen makes its own; leave it before")
+    if not AcceleratorState._shared_state:
+        return
+    theirs = AcceleratorState()
+    own = {
+        "mixed_precision": (theirs.mixed_precision, config.mixed_precision),
+        "torch_compile": (theirs.dynamo_plugin.backend.value != "NO", config.torch_compile),
+        "device": (theirs.device.type, device),
+    }
+    if differing := [f"{name} {a}, not {b}" for name, (a, b) in own.items() if a != b]:
+        raise UserError(
+            f"this process has an Accelerator with {'; '.join(differing)}, and accelerate has one setting a process; "
+            "train with the same, or in a process of its own"
+        )

@@ -1,0 +1,546 @@
+"""The one training loop, for every family: it knows tasks, not networks."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
+from tqdm import tqdm
+
+from hfgen.config import TrainingConfig
+from hfgen.config.training import CONFIG_FILE
+from hfgen.data.images import ImageData
+from hfgen.data.loader import ImageBatches
+from hfgen.evaluation.report import REPORTS
+from hfgen.figures.pictures import save_class_shares, save_picture, save_slides, save_training_curves
+from hfgen.publishing.card import README
+from hfgen.publishing.hub import CheckpointUploads
+from hfgen.runs.checkpoints import (
+    POSITION_FILE,
+    list_checkpoints,
+    list_steps,
+    newest_complete,
+    pack_state,
+    read_position,
+    save_checkpoint,
+    step_of,
+    unpack_state,
+    unusable,
+)
+from hfgen.runs.record import (
+    CLASSES_FILE,
+    METRICS_FILE,
+    OUTDATED,
+    RUN_FILE,
+    MetricsFile,
+    add_row,
+    describe_run,
+    forget_rows,
+    losses_of,
+    this_command,
+)
+from hfgen.tasks.base import Diagnosis, Loss, Task
+from hfgen.training.optimizers import Muon
+from hfgen.training.processes import SpeedWatch
+from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError, first_line
+from hfgen.utils.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
+from hfgen.utils.seeds import derive_seed, seed_torch
+
+STATE_FILE = "training_state.safetensors"
+PREVIEW_SEED = 0
+AGREEMENT_SECONDS = 3  # between two at which several processes find out that one was asked to stop
+
+
+def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> float:
+    """Return the share of the peak learning rate for an optimizer step.
+
+    Args:
+        config: Names the schedule and the warm-up, which multiply.
+        step: Optimizer steps done.
+        progress: Share of the run that is done, from 0 to 1, in steps or in time.
+    """
+    warm_up = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
+    decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return warm_up * decay[config.lr_scheduler]
+
+
+def endless_warmups(config: TrainingConfig, steps: int) -> list[str]:
+    """Say which warm-ups do not end within a run of so many optimizer steps."""
+    longer = {name: value for name in config.warmup_fields if (value := getattr(config, name)) > steps}
+    return [f"{name} {value:,} is more than the {steps:,} steps of the run" for name, value in longer.items()]
+
+
+@dataclass
+class Trainer:
+    """One run of the loop: what it trains, where it stands, what it keeps.
+
+    Everything that decides the weights is in the checkpoint or follows from (seed, step, process); see
+    `_optimizer_step`.
+    """
+
+    config: TrainingConfig
+    task: Task
+    data: ImageData
+    accelerator: Accelerator
+    run: Path
+
+    def __post_init__(self):
+        config, accelerator, task = self.config, self.accelerator, self.task
+        self.step = 0  # optimizer steps done
+        self.seconds_before = 0.0  # trained before this process started
+        self.command = this_command()  # that began the run
+        self.started = time.monotonic()
+        self.agreed = 0, 0.0  # the step and the seconds at which the processes last agreed
+        self.next_agreement = 1  # a step, at the latest
+        self.batches = ImageBatches(
+            self.data,
+            train_batch_size=config.images_per_batch,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+            seed=config.seed,
+            random_flip=config.random_flip,
+            device=accelerator.device,
+        )
+        self.max_steps = self._max_steps()
+        self.problems: list[str] = []  # that the task knew of at the last checkpoint
+        self.metrics = MetricsFile(self.run / METRICS_FILE, accelerator)
+        self.originals = dict(task.modules)
+        self.optimizers = {}
+        for name, module in self.originals.items():
+            task.modules[name] = accelerator.prepare(module)
+            self.optimizers[name] = accelerator.prepare(self._make_optimizer(module))
+        self.averages = {
+            name: EMAModel(module.parameters(), decay=config.ema_max_decay, foreach=True)
+            for name, module in self.originals.items()
+            if config.use_ema and name in task.published
+        }
+        push = config.push_to_hub and config.hub_strategy == "every_save" and accelerator.is_main_process
+        self.uploads = CheckpointUploads(config.hub_model_id) if push else None
+
+    def _max_steps(self) -> int | None:
+        if self.config.max_train_steps is None and self.config.max_train_seconds is None:
+            return self.config.num_train_epochs * self.batches.steps_per_epoch
+        return self.config.max_train_steps
+
+    def _make_optimizer(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+        config = self.config
+        options = {
+            "lr": config.learning_rate,
+            "betas": (config.adam_beta1, config.adam_beta2),
+            "weight_decay": config.adam_weight_decay,
+            "eps": config.adam_epsilon,
+        }
+        if config.optimizer == "muon":
+            return Muon(module, **options)
+        return torch.optim.AdamW(module.parameters(), **options, fused=True)
+
+    def is_finished(self) -> bool:
+        """Tell whether the run folder already holds all that this run would end with."""
+        offered = (self.run / self.task.index_file).exists() and (self.run / RUN_FILE).exists()
+        newest = max(map(step_of, list_checkpoints(self.run / "checkpoints")), default=0)
+        return self._progress(self.seconds_before) >= 1 and offered and newest == self.step
+
+    def prepare_run_folder(self) -> None:
+        """Write down the configuration, make the folders, put away what a resumed run will do again."""
+        if self.accelerator.is_main_process:
+            with complete_or_absent(self.run / CONFIG_FILE) as temporary:
+                temporary.write_text(yaml.safe_dump(self._fields(), sort_keys=False))
+            for folder in (self.run, self.run / "checkpoints", self.run / "samples", self.run / "figures"):
+                folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(folder)
+            for file in (METRICS_FILE, CLASSES_FILE):
+                forget_rows(self.run / file, self.step)
+            (self.run / self.task.index_file).unlink(missing_ok=True)  # until there is a newer model
+            self._put_away_outdated()
+        if self.config.report_to:
+            fields = {
+                key: value for key, value in self.config.to_dict().items() if isinstance(value, int | float | str)
+            }
+            self.accelerator.init_trackers("hfgen", config=fields)
+        self.accelerator.wait_for_everyone()
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the fields of the configuration as they are saved: the folder by its absolute path."""
+        return self.config.to_dict() | {"output_dir": str(self.run.absolute()), "resume_from_checkpoint": None}
+
+    def _put_away_outdated(self) -> None:
+        """Move what belongs to a later step than this, and what was said of an older model, to a folder of its own."""
+        checkpoints = [path for path in list_checkpoints(self.run / "checkpoints") if step_of(path) > self.step]
+        pictures = [path for path in list_steps(self.run / "samples", ".png") if step_of(path) > self.step]
+        if not checkpoints:  # the run was stopped after its last save, and draws them again
+            for picture in pictures:
+                remove(picture)
+            pictures = []
+        pages = [self.run / name for name in (*REPORTS, README) if (self.run / name).exists()]
+        if outdated := [*checkpoints, *pictures, *pages]:
+            taken = [int(path.name) for path in (self.run / OUTDATED).glob("*") if path.name.isdigit()]
+            folder = self.run / OUTDATED / str(max(taken, default=0) + 1)
+            for path in outdated:
+                place = folder / path.relative_to(self.run)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+            names = ", ".join(str(path.relative_to(self.run)) for path in outdated)
+            self.accelerator.print(f"The run goes on from step {self.step}; outdated, and now in {folder}: {names}")
+
+    def run_loop(self) -> None:
+        """Train until the steps or the seconds are used up."""
+        config, alone = self.config, self.accelerator.num_processes == 1
+        seconds = self.seconds_before
+        stop_signal, speed = 0, SpeedWatch(self.step)
+        for endless in endless_warmups(config, self.max_steps) if self.max_steps else ():
+            self.accelerator.print(f"hfgen: warning: {endless}, which ends before the warm-up", file=sys.stderr)
+        with _stop_signals() as stop_signals, self._progress_bar() as bar:
+            while (progress := self._progress(seconds)) < 1:
+                self.metrics.add(self.step + 1, self._optimizer_step(progress))
+                self.step += 1
+                save = self.step % config.checkpointing_steps == 0
+                draw = self.step in config.sample_steps or self._ends_shown_epoch()
+                due = save or draw or self.step % config.logging_steps == 0 or self.step == self.max_steps
+                if due or (stop_signals if alone else self.step >= self.next_agreement):
+                    seconds, stop_signal = self._agree(self.seconds(), stop_signals)
+                if due or stop_signal:
+                    if (slower := speed.slower(self.step)) and self.accelerator.is_main_process:
+                        tqdm.write(f"hfgen: {slower}", file=sys.stderr)
+                    latest = self._write_metrics()
+                    self._show(bar, latest, seconds)
+                    if draw:
+                        self.save_preview()
+                    if save or stop_signal:
+                        checkpoint = self.save_checkpoint()
+                        if self.uploads and not stop_signal:
+                            self.uploads.start(checkpoint)
+                    if stop_signal:
+                        name = signal.Signals(stop_signal).name
+                        message = f"stopped by {name} after step {self.step}, which is saved. {self.how_to_go_on()}"
+                        raise InterruptedTrainingError(message, stop_signal)
+                    speed.begin(self.step)
+
+    def _ends_shown_epoch(self) -> bool:
+        epochs = self.config.save_images_epochs
+        return bool(epochs) and self.step % (epochs * self.batches.steps_per_epoch) == 0
+
+    def _write_metrics(self) -> dict[str, float]:
+        row = self.metrics.write()
+        if bad := self.metrics.not_finite(row):
+            kept = newest_complete(self.run / "checkpoints")
+            raise TrainingError(
+                f"{bad[0]} became {row[bad[0]]} at step {row['step']}. "
+                + (f"The last good checkpoint is {kept}. " if kept else "There is no checkpoint yet. ")
+                + "A lower --learning_rate, a longer --lr_warmup_steps or --mixed_precision no may help"
+            )
+        return row
+
+    def _progress(self, seconds: float) -> float:
+        """Return the share of the run that is done: of its steps or of its time, whichever is larger."""
+        steps = self.step / self.max_steps if self.max_steps else 0.0
+        time_used = seconds / self.config.max_train_seconds if self.config.max_train_seconds else 0.0
+        return min(1.0, max(steps, time_used))
+
+    def _optimizer_step(self, progress: float) -> dict[str, Tensor | float]:
+        """Take one optimizer step of every module and return what to log.
+
+        All random numbers of the step follow from (seed, step, process), none from what ran before; this is what
+        makes resuming exact.
+        """
+        config, accelerator = self.config, self.accelerator
+        seed_torch(derive_seed("step", config.seed, self.step, accelerator.process_index), accelerator.device)
+        factor = learning_rate_factor(config, self.step, progress)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * config.learning_rate_of(name)
+        found: dict[str, list[Tensor]] = {}
+        passes = [self._gradients(micro_step) for micro_step in range(config.gradient_accumulation_steps)]
+        with self._exchanging_once():
+            for losses in zip(*passes, strict=True):  # each loss of all passes before the next
+                name = losses[0].module
+                for loss in losses:
+                    named = {f"loss/{name}": loss.value} | {f"{name}/{term}": v for term, v in loss.terms.items()}
+                    for key, value in named.items():
+                        found.setdefault(key, []).append(value.detach())
+                found.setdefault(f"grad_norm/{name}", []).append(self._update(name))
+        for name, average in self.averages.items():
+            average.step(self.originals[name].parameters())
+        means = {key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()}
+        rates = {name: factor * config.learning_rate_of(name) for name in self.optimizers}
+        if len(set(rates.values())) == 1:
+            return means | {"learning_rate": next(iter(rates.values()))}
+        return means | {f"learning_rate/{name}": rate for name, rate in rates.items()}
+
+    def _gradients(self, micro_step: int) -> Iterator[Loss]:
+        """Add the gradients of each loss of a forward pass to those of its module, then yield it."""
+        for loss in self.task.losses(self.batches(self.step, micro_step)):
+            self.accelerator.backward(loss.value)
+            yield loss
+
+    @contextlib.contextmanager
+    def _exchanging_once(self) -> Iterator[None]:
+        """With accumulation, exchange gradients between processes in `_update` only.
+
+        Modules that do it themselves take the backward pass after a forward pass for its own, which it need not be
+        here. Neither do they then make buffers alike before a forward pass, which is done here.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.config.gradient_accumulation_steps > 1:
+                for name, module in self.originals.items():
+                    stack.enter_context(self.accelerator.no_sync(self.task.modules[name]))
+                    broadcast(list(module.buffers()))
+            yield
+
+    def _update(self, name: str) -> Tensor:
+        """Update a module by its gradients, clipped, and return their norm, a scalar."""
+        accelerator, optimizer = self.accelerator, self.optimizers[name]
+        parameters = list(self.originals[name].parameters())
+        if self.config.gradient_accumulation_steps > 1 and accelerator.num_processes > 1:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            mean = accelerator.reduce(parameters_to_vector(gradients), "mean")
+            vector_to_parameters(mean, gradients)
+        accelerator.unscale_gradients(optimizer)
+        norm = clip_grad_norm_(parameters, self.config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm.detach()
+
+    def seconds(self) -> float:
+        """Return the wall-clock seconds trained so far, those before a resume included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _agree(self, seconds: float, stop_signals: list[int]) -> tuple[float, int]:
+        """Let all processes see the same clock and the same stop signal (0 for none), and when to do so again."""
+        state = torch.tensor([seconds, float(stop_signals[0] if stop_signals else 0)], device=self.accelerator.device)
+        seconds, stop_signal = self.accelerator.gather(state).view(-1, 2).max(0).values.tolist()
+        steps, elapsed = self.step - self.agreed[0], max(seconds - self.agreed[1], 1e-3)
+        self.agreed = self.step, seconds
+        self.next_agreement = self.step + max(1, int(steps / elapsed * AGREEMENT_SECONDS))
+        return seconds, int(stop_signal)
+
+    def how_to_go_on(self) -> str:
+        """Name the command that continues the run."""
+        options = f"--config {shlex.quote(str(self.run / CONFIG_FILE))} --resume_from_checkpoint latest"
+        if self.accelerator.num_processes > 1:
+            return f"Continue with the same launcher, number of processes and script, and {options}"
+        return f"Continue with: hfgen train {self.config.family} {options}"
+
+    def _progress_bar(self) -> tqdm:
+        main = self.accelerator.is_main_process
+        interval = 0.5 if sys.stderr.isatty() else 10
+        if self.max_steps:
+            return tqdm(total=self.max_steps, initial=self.step, unit="step", disable=not main, mininterval=interval)
+        return tqdm(
+            total=round(self.config.max_train_seconds),
+            initial=round(self.seconds_before),
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}",
+            disable=not main,
+            mininterval=interval,
+        )
+
+    def _show(self, bar: tqdm, latest: dict[str, float], seconds: float) -> None:
+        images_per_second = self.step * self.batches.images_per_step / seconds
+        losses = {name: f"{loss:.4f}" for name, loss in losses_of(latest).items()}
+        bar.set_postfix(losses | {"step": self.step, "images/s": f"{images_per_second:.0f}"}, refresh=False)
+        bar.update((self.step if self.max_steps else min(round(seconds), bar.total)) - bar.n)
+        if self.config.report_to:
+            self.accelerator.log(latest, step=self.step)
+
+    @contextlib.contextmanager
+    def _published_weights(self) -> Iterator[None]:
+        """Put the averaged weights into the networks, which stand in evaluation mode meanwhile."""
+        for name, module in self.originals.items():
+            module.eval()
+            if name in self.averages:
+                self.averages[name].store(module.parameters())
+                self.averages[name].copy_to(module.parameters())
+        try:
+            yield
+        finally:
+            for name, module in self.originals.items():
+                module.train()
+                if name in self.averages:
+                    self.averages[name].restore(module.parameters())
+
+    def save_preview(self) -> None:
+        """Draw `samples/step-….png` with the averaged weights."""
+        if self.accelerator.is_main_process:
+            with self._published_weights():
+                picture = self.task.preview(self.config.num_samples, PREVIEW_SEED)
+            save_picture(picture, self._preview_file())
+
+    def _preview_file(self) -> Path:
+        return self.run / "samples" / f"step-{self.step:06d}.png"
+
+    def save_checkpoint(self) -> Path:
+        """Save the model, ready to be used, and beside it all that training needs to go on; return where."""
+
+        def write(folder: Path) -> None:
+            self._save_model(folder)
+            save_file(pack_state(self.originals, self.optimizers, self.averages), folder / STATE_FILE)
+            (folder / POSITION_FILE).write_text(json.dumps(self._position()))
+
+        if self.accelerator.is_main_process:
+            with self._published_weights():
+                self._note(self.task.diagnose())
+            save_checkpoint(self.run / "checkpoints", self.step, write, self.config.checkpoints_total_limit)
+        return self.run / "checkpoints" / f"step-{self.step:06d}"
+
+    def _note(self, diagnosis: Diagnosis) -> None:
+        for problem in set(diagnosis.problems) - set(self.problems):
+            tqdm.write(f"hfgen: warning at step {self.step}: {problem}", file=sys.stderr)
+        self.problems = list(diagnosis.problems)
+        if diagnosis.class_shares:
+            shares = {"shares": dict(diagnosis.class_shares), "real_shares": dict(diagnosis.real_class_shares)}
+            add_row(self.run / CLASSES_FILE, {"step": self.step} | shares)
+
+    def finish(self) -> None:
+        """Write what a finished run offers: model, last samples, curves, the record of the run."""
+        seconds = self.seconds()
+        self.save_checkpoint()
+        if not self._preview_file().exists():
+            self.save_preview()
+        if self.accelerator.is_main_process:
+            describe_run(
+                self.run / RUN_FILE,
+                self.accelerator,
+                self.command,
+                self.step,
+                self.batches.images_per_step,
+                self.batches.steps_per_epoch,
+                seconds,
+                self.problems,
+            )
+            self._save_figures()
+            # The run folder itself is the model's.
+            with parts_complete_or_absent(self.run, last=self.task.index_file) as temporary:
+                self._save_model(temporary)
+
+    def _save_figures(self) -> None:
+        figures = self.run / "figures"
+        save_training_curves(self.run / METRICS_FILE, figures / "training_curves.png", self.batches.steps_per_epoch)
+        if (self.run / CLASSES_FILE).exists():
+            save_class_shares(self.run / CLASSES_FILE, figures / "classes.png")
+        if self.config.save_images_epochs:
+            save_slides(list_steps(self.run / "samples", ".png"), figures / "training.gif")
+        with self._published_weights():
+            pictures = self.task.pictures()
+        for name, picture in pictures.items():
+            save_picture(picture, figures / f"{name}.png")
+
+    def release(self) -> None:
+        """Let go of what wraps the networks, then of the other processes; in another order the exit can hang."""
+        self.task.modules.update(self.originals)
+        self.accelerator.free_memory()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        self.accelerator.trackers.clear()
+        if self.uploads:
+            self.uploads.wait()
+
+    def _save_model(self, folder: Path) -> None:
+        with self._published_weights():
+            self.task.save(folder)
+
+    def _position(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "command": self.command,
+            "seconds": self.seconds(),
+            "num_processes": self.accelerator.num_processes,
+            "scaler": scaler.state_dict() if scaler else None,
+            "data": self._fingerprint(),
+            "classes": [_digest_of_classes(images) for images in self._sources()],
+            "config": self._fields(),
+        }
+
+    def _sources(self) -> list[ImageData]:
+        return [self.data, *self.task.further_images]
+
+    def _fingerprint(self) -> str:
+        return "+".join(images.fingerprint for images in self._sources())
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take up where a checkpoint left off.
+
+        Raises:
+            UserError: if the images or their classes are not those that it was trained on, or its state is damaged.
+        """
+        position = read_position(checkpoint)
+        sources = " and ".join(images.source for images in self._sources())
+        if position["data"] != self._fingerprint():
+            raise UserError(f"cannot resume {self.run}: the images of {sources} are not those of {checkpoint.name}")
+        now = [_digest_of_classes(images) for images in self._sources()]
+        if position.get("classes", now) != now:  # older checkpoints do not say
+            raise UserError(
+                f"cannot resume {self.run}: the labels or the names of the classes of {sources} are not those of "
+                f"{checkpoint.name}"
+            )
+        try:
+            unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
+        except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{unusable(checkpoint)} ({STATE_FILE}: {first_line(error)})") from error
+        self.step, self.seconds_before = position["step"], position["seconds"]
+        self.agreed, self.next_agreement = (self.step, self.seconds_before), self.step + 1
+        self.command = position["command"]
+        for average in self.averages.values():
+            average.to(self.accelerator.device)
+            average.optimization_step = self.step
+        if position["scaler"]:
+            self.accelerator.scaler.load_state_dict(position["scaler"])
+        if position["num_processes"] != self.accelerator.num_processes:
+            self.accelerator.print(
+                f"The run had {position['num_processes']} processes and goes on with "
+                f"{self.accelerator.num_processes}: batches and noise differ from an uninterrupted run's"
+            )
+        self.accelerator.print(f"Resuming {self.run} from {checkpoint.name}")
+
+
+def _digest_of_classes(images: ImageData) -> str | None:
+    """Return the SHA-256 of the labels and the names of their classes, if the images have any."""
+    if images.labels is None:
+        return None
+    return hashlib.sha256(repr((images.label_names, images.labels.tolist())).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect signals that ask to stop in the list that is yielded; a second one acts as it would without this.
+
+    SIGHUP (a terminal that closes) and SIGUSR1 (a cluster whose time is up) are left alone where they are ignored, as
+    by nohup, or handled. Only the main thread can receive signals; in another one there are none.
+    """
+    received: list[int] = []
+    before = {}
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(number)
+        for other, handler in before.items():
+            signal.signal(other, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        further = [number for name in ("SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None))]
+        unhandled = [number for number in further if signal.getsignal(number) is signal.SIG_DFL]
+        for number in (signal.SIGINT, signal.SIGTERM, *unhandled):
+            before[number] = signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
