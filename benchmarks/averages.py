@@ -23,11 +23,11 @@ from hfgen.config import DDPMConfig
 from hfgen.config.commands import CompareSamplersConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.evaluation.report import number, table, with_std
 from hfgen.evaluation.samplers import compare_samplers
 from hfgen.tasks.base import Loss
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import train
+from hfgen.utils.markdown import number, table, with_std
 
 LENGTHS = (0.0, 0.03, 0.05, 0.09, 0.15, 0.25)  # 0 is the last step's weights
 GUIDANCE = [1.0, 1.5]

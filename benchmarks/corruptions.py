@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from hfgen.data.images import load_images
 from hfgen.evaluation.report import MEASURES
 from hfgen.evaluation.statistics import Reference
-from hfgen.figures.pictures import image_grid, save_picture, to_picture
+from hfgen.figures.grids import image_grid, save_picture
+from hfgen.figures.plots import to_picture
 from hfgen.judges.judge import load_judge, shipped_judges
 
 REPOSITORY = Path(__file__).parents[1]

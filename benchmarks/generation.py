@@ -17,8 +17,9 @@ import torch
 
 from hfgen import load
 from hfgen.evaluation.real import run_fields
-from hfgen.evaluation.report import RECORD, number, sampler_text, table
+from hfgen.evaluation.report import RECORD, sampler_text
 from hfgen.sampling.sample import default_sampler, sample
+from hfgen.utils.markdown import number, table
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from hfgen.cli.main import parse_config
 from hfgen.config import DDPMConfig
+from hfgen.config.parser import parse_config
 from hfgen.data.images import load_images
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import keep_freed_memory

@@ -17,10 +17,10 @@ import torch
 
 from hfgen.config import DDPMConfig
 from hfgen.config.commands import CompareSamplersConfig
-from hfgen.evaluation.report import number, with_std
 from hfgen.evaluation.samplers import compare_samplers
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import train
+from hfgen.utils.markdown import number, with_std
 
 RESULTS = Path(__file__).parent / "results"
 BASE = {

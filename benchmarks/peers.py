@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from hfgen.data.images import load_images
-from hfgen.evaluation.report import table, with_std
+from hfgen.utils.markdown import table, with_std
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("smalldiffusion", "denoising-diffusion-pytorch", "diffusers")

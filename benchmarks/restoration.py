@@ -28,7 +28,7 @@ from torch.nn import functional
 from hfgen.data.degradations import Degraded, degrade, parse_degradations
 from hfgen.data.images import ImageData, load_images
 from hfgen.evaluation.restoration import class_seen, restore, similarity
-from hfgen.figures.pictures import sample_grid, save_picture
+from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.judges.judge import load_judge, shipped_judges_of
 from hfgen.pipelines.loading import load
 from hfgen.runs.record import this_command

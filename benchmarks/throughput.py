@@ -26,10 +26,10 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 
-from hfgen.cli.main import parse_config
 from hfgen.config import DDPMConfig
+from hfgen.config.parser import parse_config
 from hfgen.data.images import load_images
-from hfgen.losses.objectives import diffusion_target, signal_and_noise
+from hfgen.losses.diffusion import diffusion_target, signal_and_noise
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.trainer import Trainer
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from hfgen.data.images import load_images
-from hfgen.evaluation.report import table
+from hfgen.utils.markdown import table
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = "vae_mnist_mlp_cpu20s"

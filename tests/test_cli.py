@@ -6,9 +6,11 @@ import pytest
 import yaml
 from conftest import flags
 
-from hfgen.cli.main import FAMILIES, RECIPES, main, parse_config
+from hfgen.cli.commands import FAMILIES
+from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
 from hfgen.config.commands import SampleConfig
+from hfgen.config.parser import RECIPES, parse_config
 from hfgen.utils.errors import UserError
 
 

@@ -12,11 +12,11 @@ from conftest import TINY
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
 from hfgen.evaluation import samplers as comparison
-from hfgen.evaluation.report import with_std
 from hfgen.evaluation.samplers import TIMED_IMAGES, TIMINGS, cheapest, compare_with_best
 from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import train
+from hfgen.utils.markdown import with_std
 
 
 @pytest.fixture(scope="module")

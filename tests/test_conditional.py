@@ -21,7 +21,7 @@ from hfgen.config.commands import EvaluateConfig
 from hfgen.data.images import ImageData, load_images
 from hfgen.data.loader import Batch
 from hfgen.evaluation.evaluate import evaluate
-from hfgen.figures.pictures import sample_grid
+from hfgen.figures.grids import sample_grid
 from hfgen.judges.judge import load_judge
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel

@@ -7,9 +7,10 @@ import typing
 import pytest
 from conftest import TINY_GAN
 
-from hfgen.cli.main import FAMILIES, parse_config
+from hfgen.cli.commands import FAMILIES
 from hfgen.config import ClassifierConfig, CycleGANConfig, DDPMConfig, GANConfig, TranslationConfig, VAEConfig
 from hfgen.config.commands import AnalyzeConfig, CompareSamplersConfig, EvaluateConfig, SampleConfig, TranslateConfig
+from hfgen.config.parser import parse_config
 from hfgen.utils.errors import UserError
 
 RUN = {"dataset_name": "digits", "output_dir": "x"}

@@ -23,8 +23,10 @@ from filelock import FileLock
 
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
+from hfgen.data import decoding
 from hfgen.data import images as data
-from hfgen.data.images import load_images, placed_source, public_name
+from hfgen.data.images import load_images
+from hfgen.data.sources import placed_source, public_name
 from hfgen.models.modeling_hfgen_translation import ResidualTranslationUNet
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.pipelines.saving import save_pipeline
@@ -243,7 +245,7 @@ def test_decoding_happens_once_and_again_when_the_files_change(load, tmp_path, m
     folder = image_folder(tmp_path / "set", {"1.png": picture()})
     load(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_load_dataset", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(data, "open_dataset", lambda *_: pytest.fail("decoded again"))
         assert len(load(folder)) == 1
     image_folder(folder, {"2.png": picture()})
     assert len(load(folder)) == 2
@@ -402,12 +404,12 @@ def test_files_of_a_data_set_from_the_hub_are_those_in_its_part_of_the_cache(tmp
     picture(colour=9).save(repo / "blobs" / "abc", format="PNG")
     (repo / "snapshots" / "main" / "1.png").symlink_to("../../blobs/abc")
     picture().save(tmp_path / "secret.png")
-    open_own = data._OwnFiles(repo, follow=False)
+    open_own = decoding.OwnFiles(repo, follow=False)
     assert open_own({"bytes": None, "path": str(repo / "snapshots/main/1.png")})
     with pytest.raises(ValueError, match="outside the data set"):
         open_own({"bytes": None, "path": str(tmp_path / "secret.png")})
     with pytest.raises(ValueError, match="holds no image"):
-        data._OwnFiles(None, follow=False)({"bytes": None, "path": str(tmp_path / "secret.png")})
+        decoding.OwnFiles(None, follow=False)({"bytes": None, "path": str(tmp_path / "secret.png")})
 
 
 def test_arrays_are_never_unpickled(load, tmp_path):
@@ -483,7 +485,7 @@ def test_a_copied_cache_is_read_once_more_and_then_trusted(load, tmp_path, monke
     load("digits", max_samples=20)
     os.utime(cached(tmp_path) / "images.bin")
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_load_dataset", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(data, "open_dataset", lambda *_: pytest.fail("decoded again"))
         load("digits", max_samples=20)
         patch.setattr(data, "_sha256_of", lambda *_: pytest.fail("read again"))
         load("digits", max_samples=20)

@@ -20,20 +20,23 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 
 import hfgen
-from hfgen.cli.main import main, parse_config
+from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
 from hfgen.config.commands import EvaluateConfig, SampleConfig, TranslateConfig
-from hfgen.evaluation import report
+from hfgen.config.parser import parse_config
+from hfgen.evaluation import report, results
 from hfgen.evaluation import samplers as comparison
 from hfgen.evaluation.real import default_output
 from hfgen.evaluation.vae import _page as analysis_page
-from hfgen.figures import pictures as figures
+from hfgen.figures import grids, plots
 from hfgen.judges.judge import load_judge
 from hfgen.publishing import hub
-from hfgen.publishing.facts import public_command, public_text
+from hfgen.runs.record import public_command
 from hfgen.sampling.sample import check_sampling
 from hfgen.training.sweep import parse_sweep
+from hfgen.utils import markdown
 from hfgen.utils.errors import UserError
+from hfgen.utils.privacy import public_text
 
 SECRET = "not for anybody"
 BAD_NAME = "a|b\n# Heading\n```\n<script>x</script> [link](javascript:x) $\\bad{$ `c` **bold**\x1b[31m\u202e"
@@ -445,7 +448,7 @@ def test_the_table_of_results_writes_bad_names_as_they_are(tmp_path):
         folder.mkdir()
         name = "analysis.json" if kind == "analysis" else "evaluation.json"
         (folder / name).write_text(json.dumps(spoil(record_of(*RECORDS[kind]), set())))
-    page = report.results_page([tmp_path], tmp_path)
+    page = results.results_page([tmp_path], tmp_path)
     assert_names_stay_names(page, 4)
     assert page.count("(analysis%20%7C%5Bx%5D%28y%29%60%3Cb%3E)") == 1
 
@@ -507,22 +510,22 @@ def pictures():
     found = {name: {"value": 1.0, "std": 0.1} for name in report.MEASURES}
     floor = {"train_against_test": dict.fromkeys(report.MEASURES, 1.0)}
     row = {"network_evaluations": 5, **found}
-    yield lambda: figures.sample_grid(images, labels, NAMES)
-    yield lambda: figures.counterparts_picture(dict.fromkeys(NAMES, images))
-    yield lambda: figures.confusion_picture(images, labels, torch.eye(6).flip(0), NAMES, 3)
-    yield lambda: figures.class_shares_picture(
+    yield lambda: grids.sample_grid(images, labels, NAMES)
+    yield lambda: grids.counterparts_picture(dict.fromkeys(NAMES, images))
+    yield lambda: plots.confusion_picture(images, labels, torch.eye(6).flip(0), NAMES, 3)
+    yield lambda: plots.class_shares_picture(
         {name: {"label_names": NAMES, "shares": {"generated": [*shares.values()], "real": [*shares.values()]}}
          for name in NAMES[:2]}
     )  # fmt: skip
-    yield lambda: figures.measures_picture(
+    yield lambda: plots.measures_picture(
         dict.fromkeys(NAMES[:2], found),
         dict.fromkeys(NAMES[:2], floor),
         {"recall": ("recall", "higher")},
         report.FLOORS,
     )
-    yield lambda: figures.curves_picture([row] * 2, {}, [f"{name}, 5 steps" for name in NAMES[:2]])
-    yield lambda: figures.latents_picture({"z": np.random.default_rng(0).normal(size=(6, 2))}, labels, NAMES)
-    yield lambda: figures.members_curves_picture({name: {"loss": ([1.0, 2.0], [1.0, 2.0])} for name in NAMES})
+    yield lambda: plots.curves_picture([row] * 2, {}, [f"{name}, 5 steps" for name in NAMES[:2]])
+    yield lambda: plots.latents_picture({"z": np.random.default_rng(0).normal(size=(6, 2))}, labels, NAMES)
+    yield lambda: plots.members_curves_picture({name: {"loss": ([1.0, 2.0], [1.0, 2.0])} for name in NAMES})
 
 
 @pytest.mark.parametrize("draw", [*pictures()])
@@ -535,25 +538,25 @@ def test_a_picture_shows_any_name(draw):
 def test_class_shares_and_members_show_any_name(tmp_path):
     rows = [{"step": step, "shares": dict.fromkeys(NAMES[:5], 0.2)} for step in (1, 2)]
     (tmp_path / "classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    figures.save_class_shares(tmp_path / "classes.jsonl", tmp_path / "classes.png")
+    plots.save_class_shares(tmp_path / "classes.jsonl", tmp_path / "classes.png")
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert figures.named_pictures(dict.fromkeys(NAMES, tmp_path / "a.png")).height < 100
+    assert grids.named_pictures(dict.fromkeys(NAMES, tmp_path / "a.png")).height < 100
 
 
 def test_a_name_with_a_leading_underscore_is_in_the_legend():
-    axes = figures.Figure().subplots()
-    axes.plot([0], [0], label=figures.mathless_label("_hidden"))
+    axes = plots.Figure().subplots()
+    axes.plot([0], [0], label=plots.mathless_label("_hidden"))
     assert axes.get_legend_handles_labels()[1] == [" _hidden"]
 
 
 def test_a_block_of_code_ends_where_it_ends():
-    page = rendered("\n".join(report.fenced("note: |\n```\n# Heading", "yaml")))
+    page = rendered("\n".join(markdown.fenced("note: |\n```\n# Heading", "yaml")))
     assert page.count("<pre>") == 1
     assert "<h1>" not in page
 
 
 def test_a_name_with_a_formula_is_shown_as_it_is():
-    label = figures.Figure().text(0, 0, figures.mathless_label("$x$ and $\\bad{y$"))
+    label = plots.Figure().text(0, 0, plots.mathless_label("$x$ and $\\bad{y$"))
     assert label._preprocess_math(label.get_text()) == ("$x$ and $\\bad{y$", False)
 
 
@@ -750,7 +753,7 @@ def test_a_sweep_that_is_not_finished_is_named(tmp_path, capsys):
 def test_members_are_called_by_the_last_part_of_a_path(tmp_path, monkeypatch, capsys):
     made = []
     monkeypatch.setattr("hfgen.training.sweep.train", lambda config, task: made.append(Path(config.output_dir).name))
-    monkeypatch.setattr("hfgen.training.sweep.write_page", lambda folder: None)
+    monkeypatch.setattr("hfgen.evaluation.sweep_report.write_page", lambda folder: None)
     sweep = [f"train_data_dir={tmp_path}/a,{tmp_path}/b"]
     assert (
         main(["train", "vae", "--output_dir", str(tmp_path / "s"), "--dataset_name", "digits", "--sweep", *sweep]) == 2

@@ -16,13 +16,15 @@ from conftest import REPOSITORY, TINY, finish, flags, hfgen
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
 from hfgen.config.commands import EvaluateConfig
-from hfgen.data.images import SHORT_NAMES, ImageData, load_images
+from hfgen.data.images import ImageData, load_images
+from hfgen.data.sources import SHORT_NAMES
 from hfgen.evaluation import evaluate as evaluation
 from hfgen.evaluation import generated as subjects
 from hfgen.evaluation.evaluate import evaluate
 from hfgen.evaluation.generated import take
-from hfgen.evaluation.report import accuracy_text, number, results_page, save_report
-from hfgen.figures.pictures import save_images
+from hfgen.evaluation.report import accuracy_text, save_report
+from hfgen.evaluation.results import results_page
+from hfgen.figures.grids import save_images
 from hfgen.judges.judge import JUDGES, load_judge, shipped_judges
 from hfgen.metrics.inception_scores import inception_scores
 from hfgen.publishing import card
@@ -30,6 +32,7 @@ from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import train
 from hfgen.utils.errors import UserError
+from hfgen.utils.markdown import number
 
 SPLITS = {"reference_split": "train[:50%]", "train_split": "train[50%:]"}
 

@@ -18,8 +18,8 @@ from hfgen.config import CycleGANConfig, TranslationConfig
 from hfgen.data.images import load_images
 from hfgen.data.loader import Batch
 from hfgen.data.paired import SecondKind
-from hfgen.evaluation.report import _nearness
-from hfgen.figures.pictures import save_images
+from hfgen.evaluation.report import nearness_texts
+from hfgen.figures.grids import save_images
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.models.modeling_hfgen_translation import (
     PatchDiscriminator,
@@ -432,8 +432,8 @@ def test_what_is_made_grey_of_colour_and_told_its_noise_is_measured(tmp_path, ju
 def test_equal_images_have_an_infinite_psnr():
     near = {"mse": 0.1, "psnr": 10.0, "ssim": 0.5}
     equal = {"mse": 0.0, "ssim": 1.0}
-    assert _nearness({"given": near, "made": equal}) == ["10.00 → ∞", "0.500 → 1.000"]
-    assert _nearness({"given": {}, "made": near}) == ["10.00", "0.500"]
+    assert nearness_texts({"given": near, "made": equal}) == ["10.00 → ∞", "0.500 → 1.000"]
+    assert nearness_texts({"given": {}, "made": near}) == ["10.00", "0.500"]
 
 
 def test_the_command_translates_files_and_folders_of_any_size(translation_run, tmp_path, capsys):

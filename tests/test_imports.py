@@ -20,12 +20,8 @@ ROOMS = [
     "tasks", "training", "evaluation", "publishing", "cli", "__main__",
 ]  # fmt: skip
 UPWARD = {
-    ("hfgen.evaluation.real", "hfgen.publishing.facts"),
     ("hfgen.training.run", "hfgen.publishing"),
     ("hfgen.training.run", "hfgen.publishing.hub"),
-    ("hfgen.training.sweep", "hfgen.evaluation"),
-    ("hfgen.training.sweep", "hfgen.evaluation.report"),
-    ("hfgen.training.sweep", "hfgen.publishing.facts"),
     ("hfgen.training.trainer", "hfgen.evaluation.report"),
     ("hfgen.training.trainer", "hfgen.publishing.card"),
     ("hfgen.training.trainer", "hfgen.publishing.hub"),

@@ -5,15 +5,15 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from hfgen.losses.objectives import (
+from hfgen.losses.diffusion import (
     diffusion_target,
     draw_timesteps,
     implied_image,
     loss_weights,
     prediction_type_of,
     signal_and_noise,
-    structural_similarity,
 )
+from hfgen.losses.similarity import structural_similarity
 
 TIMESTEPS = torch.tensor([0, 1, 500, 998, 999])
 FLOW = FlowMatchEulerDiscreteScheduler()

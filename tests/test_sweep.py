@@ -12,9 +12,10 @@ import yaml
 from conftest import REPOSITORY, TINY, TINY_JUDGE, TINY_VAE, flags
 
 from hfgen.cli.main import main
-from hfgen.evaluation.report import number, with_error
-from hfgen.training.sweep import parse_sweep, write_page
+from hfgen.evaluation.sweep_report import write_page
+from hfgen.training.sweep import parse_sweep
 from hfgen.utils.errors import UserError
+from hfgen.utils.markdown import number, with_error
 
 SHARED = {name: value for name, value in TINY_VAE.items() if name not in ("latent_dim", "hidden_sizes")}
 VAE = flags(**SHARED | {"max_train_steps": 60})

@@ -10,9 +10,9 @@ from scipy.ndimage import gaussian_filter
 from hfgen.cli.main import main
 from hfgen.config import TranslationConfig
 from hfgen.data.images import load_images
-from hfgen.figures.pictures import save_images
+from hfgen.figures.grids import save_images
 from hfgen.judges.judge import load_judge
-from hfgen.losses.objectives import diffusion_target
+from hfgen.losses.diffusion import diffusion_target
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline

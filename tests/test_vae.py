@@ -19,7 +19,7 @@ from hfgen.config import VAEConfig
 from hfgen.data.images import load_images
 from hfgen.data.loader import Batch
 from hfgen.judges.judge import load_judge
-from hfgen.losses.objectives import best_gaussian, free_bits_kl, importance_weighted_bound, normal_kl, pixel_error
+from hfgen.losses.vae import best_gaussian, free_bits_kl, importance_weighted_bound, normal_kl, pixel_error
 from hfgen.models.modeling_hfgen_vae import DiscretizedLogistic, GaussianMixtureModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline, _slerp
 from hfgen.pipelines.saving import save_pipeline

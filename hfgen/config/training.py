@@ -328,3 +328,17 @@ def defaults(config_class: type[TrainingConfig]) -> dict[str, Any]:
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in dataclasses.fields(config_class)
     }
+
+
+# What concerns the machine or the publishing, not the model.
+NOT_SHOWN = {
+    "cache_dir",
+    "hub_license",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_strategy",
+    "output_dir",
+    "push_to_hub",
+    "report_to",
+    "resume_from_checkpoint",
+}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hfgen.data.degradations import Degradation, Degraded, check_degradations, degrade, parse_degradations
-from hfgen.data.images import ImageData, load_images, placed_folder
+from hfgen.data.images import ImageData, load_images
+from hfgen.data.sources import placed_folder
 from hfgen.utils.errors import UserError
 
 

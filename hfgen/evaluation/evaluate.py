@@ -18,15 +18,9 @@ from tqdm import tqdm
 
 from hfgen.config import ClassifierConfig
 from hfgen.config.commands import EvaluateConfig
-from hfgen.data.images import (
-    ImageData,
-    border_brightness,
-    is_inverse,
-    load_images,
-    placed_folder,
-    placed_source,
-    public_name,
-)
+from hfgen.data.decoding import border_brightness, is_inverse
+from hfgen.data.images import ImageData, load_images
+from hfgen.data.sources import placed_folder, placed_source, public_name
 from hfgen.evaluation.generated import Subject, draw, labels_like, take
 from hfgen.evaluation.real import (
     check_size,
@@ -51,7 +45,7 @@ from hfgen.evaluation.statistics import (
     count_in,
     nearest,
 )
-from hfgen.figures.pictures import save_arrays
+from hfgen.figures.grids import save_arrays
 from hfgen.judges.judge import WEIGHTS, Judge, judges_numbers, load_judge
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
 from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception

@@ -9,13 +9,13 @@ from typing import Any
 
 from hfgen.config.commands import MeasuringOptions, TestingOptions
 from hfgen.config.training import CONFIG_FILE, read_fields
-from hfgen.data.images import SHORT_NAMES, ImageData, cache_folder, load_images, placed_folder, placed_source
+from hfgen.data.images import ImageData, cache_folder, load_images
+from hfgen.data.sources import SHORT_NAMES, placed_folder, placed_source
 from hfgen.evaluation.generated import size_of
 from hfgen.evaluation.report import weak_judges
 from hfgen.evaluation.statistics import Reference
 from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
-from hfgen.publishing.facts import read_training
-from hfgen.runs.record import RUN_FILE
+from hfgen.runs.record import RUN_FILE, read_training
 from hfgen.utils.errors import UserError
 from hfgen.utils.untrusted import own_file
 

@@ -1,28 +1,17 @@
 """What an evaluation leaves: `evaluation.json`, `evaluation.md` with pictures, and one table of many of them."""
 
 import json
-import math
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from torch import Tensor
 
-from hfgen.figures.pictures import (
-    class_shares_picture,
-    features_picture,
-    image_grid,
-    measures_picture,
-    neighbours_picture,
-    save_picture,
-)
-from hfgen.runs.record import OUTDATED
-from hfgen.utils.errors import UserError, first_line
+from hfgen.figures.grids import image_grid, neighbours_picture, save_picture
+from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.untrusted import one_line, read_json
+from hfgen.utils.markdown import code, code_cell, escaped, fenced, number, table, with_error, with_std
 
 RECORD = "evaluation.json"
 PAGE = "evaluation.md"
@@ -90,18 +79,18 @@ def restoration_table(record: dict[str, Any]) -> list[str]:
     header = ["given", "PSNR (dB)", "SSIM", *(f"class seen by {code_cell(judge)}" for judge in judges)]
     rows = []
     for setting in record["restoration"]:
-        seen = [_seen(setting, judge) for judge in judges]
-        rows.append([escaped(setting["title"]), *_nearness(setting), *seen])
+        seen = [seen_text(setting, judge) for judge in judges]
+        rows.append([escaped(setting["title"]), *nearness_texts(setting), *seen])
     return table(header, rows)
 
 
-def _seen(setting: dict[str, Any], judge: str) -> str:
+def seen_text(setting: dict[str, Any], judge: str) -> str:
     """Say how often a judge sees the class in what was given, and in what was made of it."""
     before, after = (setting[kind]["class_seen"].get(judge) for kind in ("given", "made"))
     return f"{before['accuracy']:.1%} → {after['accuracy']:.1%}" if after else ""
 
 
-def _nearness(setting: dict[str, Any]) -> list[str]:
+def nearness_texts(setting: dict[str, Any]) -> list[str]:
     """Say how near what was given comes to what should be, in PSNR and SSIM, and what was made of it."""
     compared = [part for part in (setting["given"], setting["made"]) if "mse" in part]
     psnrs = [f"{part['psnr']:.2f}" if "psnr" in part else "∞" for part in compared]  # of earlier versions: equal
@@ -123,9 +112,9 @@ def _restoration_page(record: dict[str, Any]) -> list[str]:
         *careful(record["judge_accuracy"]),
         *restoration_table(record),
     ]
-    for number, setting in enumerate(record["restoration"]):
+    for index, setting in enumerate(record["restoration"]):
         lines += ["", f"## {escaped(setting['title'])}", ""]
-        lines += [f"![what is given and what is made of it]({PICTURES}/restored-{number}.png)"]
+        lines += [f"![what is given and what is made of it]({PICTURES}/restored-{index}.png)"]
     return [*lines, "", "## Protocol", "", *fenced(json.dumps(protocol, indent=1, ensure_ascii=False), "json")]
 
 
@@ -142,64 +131,6 @@ def _second_kind(protocol: dict[str, Any]) -> list[str]:
     ]
 
 
-def results_page(folders: list[Path], place: Path) -> str:
-    """Return one Markdown page, for the folder `place`, with a row for each `evaluation.json` below some folders.
-
-    Raises:
-        UserError: if there is none.
-    """
-    records, analyses = (
-        [
-            (_link(file.resolve().parent, place), read_record(file))
-            for folder in folders
-            for file in sorted(folder.rglob(name))
-            if OUTDATED not in file.relative_to(folder).parts
-        ]
-        for name in (RECORD, ANALYSIS_RECORD)
-    )
-    if not records and not analyses:
-        places = ", ".join(str(folder) for folder in folders)
-        raise UserError(f"there is no {RECORD} below {places}; hfgen evaluate writes one")
-    models = sorted(
-        ((name, record) for name, record in records if "measures" in record),
-        key=lambda item: (item[1]["protocol"]["dataset"], item[0]),
-    )
-    judges = [(name, record) for name, record in records if "accuracy" in record]
-    restorers = [(name, record) for name, record in records if "restoration" in record]
-    lines = [
-        "# Results",
-        "",
-        f"Written by `hfgen results` from the `{RECORD}` of each model; nothing here is typed by hand.",
-    ]
-    if models:
-        lines += _models_table(models)
-    if analyses:
-        lines += _latents_table(analyses)
-    if restorers:
-        lines += _restorers_table(restorers)
-    if judges:
-        lines += _judges_table(judges)
-    return "\n".join(lines) + "\n"
-
-
-def read_record(file: Path) -> dict[str, Any]:
-    """Read the record of an evaluation or an analysis.
-
-    Raises:
-        UserError: naming the file, if no row of a table can be written of it.
-    """
-    record = read_json(file)
-    tables = {"measures": _models_table, "accuracy": _judges_table, "restoration": _restorers_table}
-    kind = "bounds" if file.name == ANALYSIS_RECORD else next((name for name in tables if name in record), None)
-    if kind is None:
-        raise UserError(f"{file} is no record of hfgen evaluate: it has none of {', '.join(tables)}")
-    try:
-        (tables | {"bounds": _latents_table})[kind]([("", record)])
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-        raise UserError(f"{file} is no whole record of hfgen: {type(error).__name__}: {first_line(error)}") from error
-    return record
-
-
 def save_record(
     record: dict[str, Any], page: list[str], folder: Path, *, record_file: str = RECORD, page_file: str = PAGE
 ) -> Path:
@@ -209,51 +140,6 @@ def save_record(
         with complete_or_absent(folder / name) as temporary:
             temporary.write_text(text + "\n")
     return folder / record_file
-
-
-def number(value: float) -> str:
-    """Write a number with three digits."""
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def with_std(measure: dict[str, float | None]) -> str:
-    """Write a measure and its standard deviation."""
-    return number(measure["value"]) + (f" ± {number(float(f'{std:.1g}'))}" if (std := measure["std"]) else "")
-
-
-def table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """Return the lines of a Markdown table, an empty one first."""
-    return ["", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"] + [f"| {' | '.join(r)} |" for r in rows]
-
-
-def escaped(text: object) -> str:
-    """Write what somebody else named, a class or a folder say, so that Markdown shows it as it is, in one line."""
-    return re.sub(r"([\\`*\[\]<>|$&~])", r"\\\1", one_line(text))
-
-
-def code(text: object) -> str:
-    """Write a text as code in a line of Markdown, whatever it holds."""
-    line = one_line(text)
-    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    space = " " if line.startswith("`") or line.endswith("`") or not line else ""
-    return f"{fence}{space}{line}{space}{fence}"
-
-
-def code_cell(text: object) -> str:
-    """Write a text as code in a cell of a table."""
-    return code(text).replace("|", r"\|")
-
-
-def fenced(text: str, language: str) -> list[str]:
-    """Return the lines of a block of code in Markdown, whatever it holds."""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return [f"{fence}{language}", *text.splitlines(), fence]
-
-
-def with_error(found: dict[str, float]) -> str:
-    """Write a value and its standard error, both with the digits of which two of the error's are left."""
-    decimals = max(0, 1 - math.floor(math.log10(found["std"]))) if found["std"] > 0 else 2
-    return f"{found['value']:.{decimals}f} ± {found['std']:.{decimals}f}"
 
 
 def nearer_text(found: dict[str, float]) -> str:
@@ -293,15 +179,6 @@ def careful(accuracies: dict[str, dict[str, Any]]) -> list[str]:
 def accuracy_text(found: dict[str, Any]) -> str:
     """Write an accuracy and its standard deviation in per cent."""
     return f"{found['accuracy']:.2%} ± {found['accuracy_std']:.2%}"
-
-
-def _link(folder: Path, place: Path) -> str:
-    return f"[{escaped(folder.name)}]({quote(Path(os.path.relpath(folder, place.resolve())).as_posix())})"
-
-
-def duration(seconds: float) -> str:
-    """Write a time in minutes, or in seconds if it is short."""
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def bounds_table(record: dict[str, Any]) -> list[str]:
@@ -522,119 +399,4 @@ def _classifier_card(record: dict[str, Any]) -> list[str]:
         'processor = AutoImageProcessor.from_pretrained("path of this folder")',
         'model = AutoModelForImageClassification.from_pretrained("path of this folder")',
         "```",
-    ]
-
-
-def _models_table(models: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    def distance(record: dict[str, Any], judge: str) -> str:
-        floor = record["floors"][judge].get("train_against_test")
-        real = f" ({number(floor['frechet_distance'])})" if floor else ""
-        return with_std(record["measures"][judge]["frechet_distance"]) + real
-
-    def row(name: str, record: dict[str, Any]) -> list[str]:
-        protocol, training = record["protocol"], record.get("training")
-        judge, measures = next(iter(record["measures"].items()))
-        shares = record["classes"][judge]["shares"]["generated"]
-        return [
-            name,
-            escaped(protocol["dataset"]),
-            f"{duration(training['train_seconds'])}, {training['images_seen']:,} images" if training else "",
-            escaped(sampler_text(protocol)),
-            f"{protocol['num_images']:,}",
-            "; ".join(distance(record, judge) for judge in record["measures"]),
-            *(with_std(measures[m]) for m in MEASURES if m != "frechet_distance"),
-            f"{min(shares):.1%} to {max(shares):.1%}",
-            accuracy_text(record["conditional"][judge]) if record["conditional"] else "",
-        ]
-
-    header = ["model", "data", "training", "sampler", "images", "Fréchet distance (of real training images)"]
-    header += [title for name, (title, _) in MEASURES.items() if name != "frechet_distance"]
-    return [
-        "",
-        "## Models",
-        "",
-        "Fréchet distances are in the features of each judge, one after the other; the other measures and the classes "
-        "are those of the first. They are no FIDs. Each model's page has the protocol.",
-        *table([*header, "shares of the classes", "of the class asked for"], (row(*item) for item in models)),
-    ]
-
-
-def _latents_table(analyses: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    def row(name: str, record: dict[str, Any]) -> list[str]:
-        protocol, similarity = record["protocol"], record["similarity"]
-        bound = record["bounds"]["negative_importance_weighted_bound"]
-        kept = next(iter(record["class_kept"].values()), None)
-        return [
-            name,
-            escaped(protocol["dataset"]),
-            escaped(f"{protocol['pixel_distribution']}, binarised: {protocol['pixels']}"),
-            f"{record['active_units']} of {protocol['latent_dim']}",
-            with_error(record["bounds"]["negative_elbo"]),
-            f"{with_error(bound)} ({protocol['num_importance_samples']:,} latents, {protocol['num_bound_images']:,} "
-            "images)",
-            number(similarity["mse"]),
-            number(similarity["ssim"]) if "ssim" in similarity else "",
-            f"{record['pixel_accuracy']:.2%}",
-            accuracy_text(kept["reconstructions"]) if kept else "",
-        ]
-
-    header = ["model", "data", "pixels", "active latents", "−ELBO (nats)", "importance-weighted", "MSE", "SSIM"]
-    return [
-        "",
-        "## Latents",
-        "",
-        "What `hfgen analyze` found on the test images. Bounds of pixels that are not binarised are no likelihoods. "
-        "MSE, SSIM, the pixels on the same side of a half, and the class that the first judge sees, are of an image "
-        "and its reconstruction.",
-        *table(
-            [*header, "pixels right", "class kept"],
-            (row(*item) for item in sorted(analyses, key=lambda item: item[0])),
-        ),
-    ]
-
-
-def _restorers_table(restorers: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    def rows(name: str, record: dict[str, Any]) -> Iterable[list[str]]:
-        protocol, training = record["protocol"], record["training"]
-        judge = next(iter(protocol["judges"]), None)
-        length = f"{duration(training['train_seconds'])}, {training['images_seen']:,} images" if training else ""
-        for setting in record["restoration"]:
-            yield [
-                name,
-                escaped(protocol["dataset"]),
-                length,
-                escaped(setting["title"]),
-                *_nearness(setting),
-                _seen(setting, judge) if judge else "",
-            ]
-
-    header = ["model", "data", "training", "given", "PSNR (dB)", "SSIM", "class seen by the first judge"]
-    return [
-        "",
-        "## Image to image",
-        "",
-        "What a model is given → what it makes of that, beside what should be, on test images.",
-        *table(header, (row for item in restorers for row in rows(*item))),
-    ]
-
-
-def _judges_table(judges: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    return [
-        "",
-        "## Judges",
-        *table(
-            ["judge", "data", "network", "parameters", "features", "test accuracy", "SHA-256 of the weights"],
-            (
-                [
-                    name,
-                    escaped(record["protocol"]["dataset"]),
-                    escaped(record["protocol"]["pipeline"]),
-                    f"{record['protocol']['num_parameters']:,}",
-                    str(record["protocol"]["num_features"]),
-                    accuracy_text(record),
-                    code_cell(f"{record['protocol']['weights_sha256'][:16]}…"),
-                ]
-                for name, record in judges
-            ),
-        ),
     ]

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from hfgen.config.commands import EvaluateConfig
 from hfgen.data.degradations import Degradation, Degraded, to_grey
-from hfgen.data.images import ImageData, public_name
+from hfgen.data.images import ImageData
 from hfgen.data.paired import Inputs, SecondKind
+from hfgen.data.sources import public_name
 from hfgen.evaluation.generated import sha256_of
 from hfgen.evaluation.real import (
     data_source_of,
@@ -27,7 +28,7 @@ from hfgen.evaluation.real import (
 )
 from hfgen.evaluation.report import PICTURES, save_restoration_report
 from hfgen.evaluation.statistics import accuracy_of
-from hfgen.figures.pictures import counterparts_picture, save_picture
+from hfgen.figures.grids import counterparts_picture, save_picture
 from hfgen.judges.judge import Judge, judges_numbers
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline

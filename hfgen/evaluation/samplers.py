@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 from hfgen.config.commands import CompareSamplersConfig
 from hfgen.config.samplers import GUIDANCE
-from hfgen.data.images import public_name
+from hfgen.data.sources import public_name
 from hfgen.evaluation.generated import draw, labels_like
 from hfgen.evaluation.real import check_size, default_output, load_references, name_of, run_fields
-from hfgen.evaluation.report import MEASURES, careful, code, escaped, number, sampler_text, table, with_std
+from hfgen.evaluation.report import MEASURES, careful, sampler_text
 from hfgen.evaluation.statistics import Reference, jackknife
-from hfgen.figures.pictures import curves_picture, sample_grid, save_picture
+from hfgen.figures.grids import sample_grid, save_picture
+from hfgen.figures.plots import curves_picture
 from hfgen.judges.judge import judges_numbers
 from hfgen.pipelines.loading import load
 from hfgen.sampling.sample import (
@@ -32,6 +33,7 @@ from hfgen.sampling.sample import (
 from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent, remove_leftovers
+from hfgen.utils.markdown import code, escaped, number, table, with_std
 
 RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
 TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance is larger by no more than this share,

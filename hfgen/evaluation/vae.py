@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from hfgen.config.commands import AnalyzeConfig
 from hfgen.data.binarization import Binarizer
-from hfgen.data.images import ImageData, public_name
+from hfgen.data.images import ImageData
+from hfgen.data.sources import public_name
 from hfgen.evaluation.real import (
     check_size,
     data_source_of,
@@ -30,23 +31,12 @@ from hfgen.evaluation.real import (
 from hfgen.evaluation.report import ANALYSIS_PAGE as PAGE
 from hfgen.evaluation.report import ANALYSIS_PICTURES as PICTURES
 from hfgen.evaluation.report import ANALYSIS_RECORD as RECORD
-from hfgen.evaluation.report import (
-    accuracy_text,
-    bounds_table,
-    bounds_text,
-    careful,
-    code,
-    code_cell,
-    escaped,
-    fenced,
-    number,
-    save_record,
-    table,
-)
+from hfgen.evaluation.report import accuracy_text, bounds_table, bounds_text, careful, save_record
 from hfgen.evaluation.statistics import accuracy_of
-from hfgen.figures.pictures import counterparts_picture, latents_picture, sample_grid, save_picture
+from hfgen.figures.grids import counterparts_picture, sample_grid, save_picture
+from hfgen.figures.plots import latents_picture
 from hfgen.judges.judge import Judge, judges_numbers
-from hfgen.losses.objectives import ACTIVE_VARIANCE, count_active_units, log_importance_weights, normal_kl, pixel_error
+from hfgen.losses.vae import ACTIVE_VARIANCE, count_active_units, log_importance_weights, normal_kl, pixel_error
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.metrics.likelihood_bounds.likelihood_bounds import likelihood_bounds
 from hfgen.pipelines.loading import load
@@ -55,6 +45,7 @@ from hfgen.sampling.latents import STRIP_STEPS, STRIPS, first_class, plane_pictu
 from hfgen.sampling.sample import image_shape_of
 from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError
+from hfgen.utils.markdown import code, code_cell, escaped, fenced, number, table
 from hfgen.utils.seeds import derive_seed
 
 SIMILARITIES = {"mse": "mean squared error", "psnr": "PSNR (dB)", "ssim": "SSIM"}

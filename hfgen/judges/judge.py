@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, RegNetForImageClassification, ResNetForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from hfgen.data.images import SHORT_NAMES
+from hfgen.data.sources import SHORT_NAMES
 from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import check_numbers, read_json, shown

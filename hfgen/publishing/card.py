@@ -21,20 +21,12 @@ from hfgen.evaluation.report import (
     bounds_table,
     bounds_text,
     careful,
-    code,
-    code_cell,
-    duration,
-    escaped,
-    fenced,
     nearer_explained,
     nearer_text,
-    number,
     restoration_table,
     sampler_text,
-    table,
-    with_std,
 )
-from hfgen.figures.pictures import save_film
+from hfgen.figures.animations import save_film
 from hfgen.pipelines.loading import load
 from hfgen.publishing.facts import read_run
 from hfgen.publishing.kinds import CLASS_CONDITIONAL, DDPM, TRANSLATOR, Kind, sampler_of, tags_and_description, use_of
@@ -42,6 +34,7 @@ from hfgen.runs.checkpoints import list_steps
 from hfgen.sampling.sample import film
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
+from hfgen.utils.markdown import code, code_cell, duration, escaped, fenced, number, table, with_std
 from hfgen.utils.untrusted import check_content, own_file
 
 README = "README.md"

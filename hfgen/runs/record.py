@@ -7,13 +7,18 @@ import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hfgen.config.training import NOT_SHOWN
 from hfgen.utils.devices import device_name, peak_memory_bytes
+from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
+from hfgen.utils.privacy import public_text
+from hfgen.utils.untrusted import read_json, shown
 
 METRICS_FILE = "metrics.jsonl"
 CLASSES_FILE = "classes.jsonl"  # one JSON object a checkpoint, with the share of each class, drawn and real
@@ -152,3 +157,50 @@ def describe_run(
     }
     with complete_or_absent(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
+
+
+# What a record must have, and of what type.
+TRAINING = {
+    "command": str,
+    "device": str,
+    "device_type": str,
+    "images_per_second": int | float,
+    "images_seen": int,
+    "mixed_precision": str,
+    "num_processes": int,
+    "optimizer_steps": int,
+    "threads": int,
+    "train_seconds": int | float,
+    "versions": dict,
+}
+
+
+def read_training(file: Path) -> dict[str, Any]:
+    """Read `run.json`, without the places on this machine in the command and in what went wrong."""
+    training = read_json(file)
+    for name, kind in TRAINING.items():
+        if not isinstance(training.get(name), kind):
+            raise UserError(f"{file} is no record of a finished run: {name} is {shown(training.get(name))}")
+    try:
+        command = public_command(training["command"])
+    except ValueError as error:
+        raise UserError(f"{file}: command is {shown(training['command'])}, which is no command") from error
+    problems = [public_text(str(problem)) for problem in training.get("problems", [])]
+    return training | {"command": command, "problems": problems}
+
+
+def public_command(command: str) -> str:
+    """Take from a command what is nobody's business, and the places on this machine.
+
+    Raises:
+        ValueError: if a quotation does not end.
+    """
+    words: list[str] = []
+    left_out = False
+    for word in shlex.split(command):
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if flag:
+            left_out = flag.removeprefix("--") in NOT_SHOWN - {"output_dir"}
+        if not left_out:
+            words.append(f"{flag}{equals}{public_text(value)}")
+    return shlex.join(words)

@@ -14,16 +14,10 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from hfgen.config.commands import TranslateConfig
-from hfgen.data.images import (
-    SHORT_NAMES,
-    border_brightness,
-    is_inverse,
-    load_images,
-    open_picture,
-    placed_folder,
-    to_array,
-)
-from hfgen.figures.pictures import counterparts_picture, save_arrays, save_picture, to_pil
+from hfgen.data.decoding import border_brightness, is_inverse, open_picture, to_array
+from hfgen.data.images import load_images
+from hfgen.data.sources import SHORT_NAMES, placed_folder
+from hfgen.figures.grids import counterparts_picture, save_arrays, save_picture, to_pil
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline

@@ -7,7 +7,7 @@ import torch
 from PIL.Image import Image
 from scipy.stats import norm
 
-from hfgen.figures.pictures import image_grid, sample_grid
+from hfgen.figures.grids import image_grid, sample_grid
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.sampling.sample import network_of, sample, to_uint8

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfgen.config.samplers import GUIDANCE, own_sampler
 from hfgen.config.vae import PRIORS
-from hfgen.losses.objectives import FLOW_SCHEDULERS
+from hfgen.losses.diffusion import FLOW_SCHEDULERS
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline

@@ -10,7 +10,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hfgen.losses.objectives import (
+from hfgen.losses.diffusion import (
     FLOW_PREDICTION,
     FLOW_SCHEDULERS,
     diffusion_target,

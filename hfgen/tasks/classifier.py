@@ -20,7 +20,7 @@ from hfgen.config.classifier import REGNET_GROUP_WIDTH, ClassifierConfig
 from hfgen.data.augmentation import random_erase, random_shift
 from hfgen.data.images import ImageData, load_images
 from hfgen.data.loader import Batch
-from hfgen.figures.pictures import confusion_picture
+from hfgen.figures.plots import confusion_picture
 from hfgen.judges.judge import UPSCALE, Judge
 from hfgen.tasks.base import Diagnosis, Loss
 from hfgen.utils.errors import UserError

@@ -13,7 +13,7 @@ from hfgen.config import CycleGANConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
 from hfgen.data.paired import SecondKind
-from hfgen.figures.pictures import counterparts_picture
+from hfgen.figures.grids import counterparts_picture
 from hfgen.losses.adversarial import discriminator_loss, frozen, generator_loss, opinions
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.pipelines.saving import save_pipeline

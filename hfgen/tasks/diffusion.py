@@ -20,8 +20,8 @@ from hfgen.config import DDPMConfig
 from hfgen.config.samplers import own_sampler
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.figures.pictures import sample_grid
-from hfgen.losses.objectives import FLOW_PREDICTION, diffusion_target, draw_timesteps, loss_weights, signal_and_noise
+from hfgen.figures.grids import sample_grid
+from hfgen.losses.diffusion import FLOW_PREDICTION, diffusion_target, draw_timesteps, loss_weights, signal_and_noise
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.pipelines.saving import save_pipeline
 from hfgen.sampling.sample import check_sampling, labels_of, sample

@@ -13,7 +13,7 @@ from hfgen.config import GANConfig
 from hfgen.data.augmentation import random_color, random_erase, random_shift
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.figures.pictures import sample_grid
+from hfgen.figures.grids import sample_grid
 from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
 from hfgen.losses.adversarial import (
     discriminator_loss,

@@ -13,9 +13,9 @@ from hfgen.data.degradations import Degraded
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
 from hfgen.data.paired import Inputs
-from hfgen.figures.pictures import counterparts_picture
+from hfgen.figures.grids import counterparts_picture
 from hfgen.losses.adversarial import discriminator_loss, frozen, generator_loss, opinions
-from hfgen.losses.objectives import SSIM_PIXELS, structural_similarity
+from hfgen.losses.similarity import SSIM_PIXELS, structural_similarity
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.pipelines.saving import save_pipeline
 from hfgen.sampling.sample import to_uint8

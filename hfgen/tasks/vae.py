@@ -14,8 +14,8 @@ from hfgen.config import VAEConfig
 from hfgen.data.binarization import Binarizer
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.figures.pictures import sample_grid
-from hfgen.losses.objectives import (
+from hfgen.figures.grids import sample_grid
+from hfgen.losses.vae import (
     best_gaussian,
     count_active_units,
     free_bits_kl,

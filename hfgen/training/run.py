@@ -25,7 +25,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from hfgen.config.training import CONFIG_FILE, TrainingConfig, changed_fields, read_fields
-from hfgen.data.images import ImageData, load_images, placed_folder, placed_source
+from hfgen.data.images import ImageData, load_images
+from hfgen.data.sources import placed_folder, placed_source
 from hfgen.publishing import hub
 from hfgen.runs.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, read_position
 from hfgen.tasks.base import Task

@@ -31,7 +31,9 @@ from hfgen.config.training import CONFIG_FILE
 from hfgen.data.images import ImageData
 from hfgen.data.loader import ImageBatches
 from hfgen.evaluation.report import REPORTS
-from hfgen.figures.pictures import save_class_shares, save_picture, save_slides, save_training_curves
+from hfgen.figures.animations import save_slides
+from hfgen.figures.grids import save_picture
+from hfgen.figures.plots import save_class_shares, save_training_curves
 from hfgen.publishing.card import README
 from hfgen.publishing.hub import CheckpointUploads
 from hfgen.runs.checkpoints import (

@@ -1,20 +1,14 @@
-"""Training objectives as pure functions, each with its equation and source."""
+"""Training objectives of diffusion and flow models as pure functions, each with its equation and source."""
 
-import math
 from typing import Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, SchedulerMixin
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
-from torch.distributions import Distribution, Normal
-from torch.nn import functional
 
 FLOW_PREDICTION = "flow_prediction"
 FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
-ACTIVE_VARIANCE = 0.01  # of a latent dimension's mean, above which it tells images apart
-SSIM_PIXELS = 11  # its window
-SSIM_STD = 1.5
 
 
 def prediction_type_of(scheduler: SchedulerMixin) -> str:
@@ -133,86 +127,3 @@ def draw_timesteps(sampling: Literal["uniform", "logit_normal"], scheduler: Sche
     share = compute_density_for_timestep_sampling(sampling, batch_size, logit_mean=0.0, logit_std=1.0)
     t = share * scheduler.config.num_train_timesteps
     return t if prediction_type_of(scheduler) == FLOW_PREDICTION else t.long()
-
-
-def normal_kl(latent_dist: Normal) -> Tensor:
-    """Return the divergence of N(μ, σ²) from N(0, 1) of each latent dimension, in nats: (B, D).
-
-    ½ (μ² + σ² − 1 − ln σ²) (Kingma and Welling 2014, appendix B).
-    """
-    variance = latent_dist.stddev.square()
-    return 0.5 * (latent_dist.mean.square() + variance - 1 - variance.log())
-
-
-def count_active_units(means: Tensor) -> int:
-    """Count the latent dimensions that differ from image to image: Var_x(E[z_d | x]) > 0.01 (Burda et al. 2016).
-
-    Args:
-        means: E[z | x] of many images, (N, D).
-    """
-    return int((means.var(0) > ACTIVE_VARIANCE).sum())
-
-
-def pixel_error(pixels: Distribution, images: Tensor) -> Tensor:
-    """Return −ln p(x | z) of images (B, C, H, W) in [0, 1], in nats: (B, C, H, W)."""
-    return -pixels.log_prob(images)
-
-
-def best_gaussian(mean: Tensor, images: Tensor) -> Normal:
-    """Return the normal distributions about `mean` whose one variance makes images most likely.
-
-    It is their mean squared error; gradients flow through it too (σ-VAE, Rybkin et al. 2021, section 4.2).
-    """
-    return Normal(mean, (images - mean).square().mean().clamp_min(1e-8).sqrt(), validate_args=False)
-
-
-def free_bits_kl(divergence: Tensor, free_nats: float) -> Tensor:
-    """Return Σ_d max(λ, mean divergence of dimension d over the batch), a scalar (Kingma et al. 2016, eq. 15)."""
-    return divergence.mean(0).clamp_min(free_nats).sum()
-
-
-def importance_weighted_bound(error: Tensor, latents: Tensor, latent_dist: Normal) -> Tensor:
-    """Return ln 1/k Σ_k w_k, in nats: (B,) (Burda et al. 2016, eq. 8); see `log_importance_weights`."""
-    return log_importance_weights(error, latents, latent_dist).logsumexp(0) - math.log(len(latents))
-
-
-def log_importance_weights(error: Tensor, latents: Tensor, latent_dist: Normal) -> Tensor:
-    """Return ln w_k = ln p(x | z_k) p(z_k) / q(z_k | x), in nats: (k, B).
-
-    Args:
-        error: −ln p(x | z_k), (k, B).
-        latents: z_k, drawn from q(z | x): (k, B, D).
-        latent_dist: q(z | x), over (B, D).
-    """
-    prior = Normal(torch.zeros_like(latents), 1.0, validate_args=False)
-    return (prior.log_prob(latents) - latent_dist.log_prob(latents)).sum(-1) - error
-
-
-def structural_similarity(images: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean SSIM of pairs of images, a scalar that gradients flow through (Wang et al. 2004, eq. 13).
-
-    What torchmetrics computes by default, in a tenth to a hundredth of its time on a CPU: the Gaussian window is two
-    products with matrices here, not a convolution with 121 weights.
-
-    Args:
-        images: (B, C, H, W) in [0, 1], of 11 pixels or more.
-        wanted: Likewise.
-    """
-    down, across = (_window(size, images.device) for size in images.shape[-2:])
-    products = torch.cat([images, wanted, images * images, wanted * wanted, images * wanted])
-    mean, wanted_mean, square, wanted_square, product = (down.T @ products @ across).chunk(5)
-    both = mean * wanted_mean
-    variance = (square - mean.square()).clamp(min=0)
-    wanted_variance = (wanted_square - wanted_mean.square()).clamp(min=0)
-    above = (2 * both + 0.01**2) * (2 * (product - both) + 0.03**2)
-    below = (mean.square() + wanted_mean.square() + 0.01**2) * (variance + wanted_variance + 0.03**2)
-    return (above / below).mean()
-
-
-def _window(size: int, device: torch.device) -> Tensor:
-    """Return the matrix (size, size) whose columns are Gaussians about each pixel, reflected at the edges."""
-    half = SSIM_PIXELS // 2
-    distances = torch.arange(-half, half + 1, device=device)
-    gaussian = (-0.5 * (distances / SSIM_STD).square()).softmax(0)
-    reflected = functional.pad(torch.eye(size, device=device)[None], (half, half), mode="reflect")[0]
-    return reflected.unfold(1, SSIM_PIXELS, 1) @ gaussian

@@ -1,0 +1,153 @@
+"""A configuration from the defaults, a file and flags, each winning over the last."""
+
+import dataclasses
+import difflib
+import re
+import typing
+from argparse import ArgumentError
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from hfgen.config.training import CONFIG_FILE
+from hfgen.utils.errors import UserError
+
+LARGEST_CONFIG = 10**6  # bytes
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def parse_config(config_class: type, arguments: list[str], *, prog: str, positional: str | None = None) -> Any:
+    """Build a configuration from the defaults, the file that `--config` names, and flags, each winning over the last.
+
+    Args:
+        config_class: A flat dataclass; its docstring says what each field means.
+        arguments: The command line after the command.
+        prog: The command, for messages.
+        positional: The field that is given without a flag.
+
+    Raises:
+        UserError: for an unknown flag or key (with a suggestion), or a value of a wrong type.
+        SystemExit: after printing help.
+    """
+    parser = _make_parser(config_class, prog, positional)
+    known = {field.name for field in dataclasses.fields(config_class)}
+    flags = known - {positional} | {"config", "help"}
+    for argument in arguments:
+        name = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and name not in flags and name.removeprefix("no_") not in flags:
+            raise UserError(f"there is no flag --{name}" + suggestion([name], sorted(flags), "--"))
+    try:
+        file = parser.parse_args(arguments).config
+        if file is not None:
+            values = _read_config_file(file)
+            if folder := _run_of(file):
+                values["output_dir"] = folder
+            _check_fields(values, file, known, typing.get_type_hints(config_class))
+            parser.set_defaults(parser.parse_object(values, defaults=False).as_dict())
+        namespace = parser.parse_args(arguments)
+    except (ArgumentError, TypeError, ValueError) as error:  # TypeError: of words in the place of a list's entries
+        message = re.sub(r'Parser key "(\w+)":|<class \'(\w+)\'>|typing\.', r"\1\2", " ".join(str(error).split()))
+        raise UserError(f"{message}; see {prog} --help") from error
+    fields = {name: namespace[name] for name in known}
+    for name, value in fields.items():
+        for text in value if isinstance(value, list) else [value]:
+            _require_home(name, text)
+    return config_class(**fields)
+
+
+def _require_home(name: str, value: Any) -> None:
+    if isinstance(value, str) and value.startswith("~"):
+        try:
+            Path(value).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"{name} is {value}, and there is no user of that name here") from error
+
+
+def _make_parser(config_class: type, prog: str, positional: str | None) -> ArgumentParser:
+    ancestry = [parse_docstring(c.__doc__) for c in config_class.__mro__[:-1]]
+    help_texts = {p.arg_name: p.description for documented in reversed(ancestry) for p in documented.params}
+    hints = typing.get_type_hints(config_class)
+    parser = ArgumentParser(prog=prog, description=ancestry[0].short_description, exit_on_error=False)
+    parser.add_argument("--config", help="Recipe (see hfgen recipes) or YAML file to take values from; flags win.")
+    for field in dataclasses.fields(config_class):
+        hint, default = hints[field.name], field.default
+        options: dict[str, Any] = {"help": " ".join(help_texts[field.name].split())}
+        if hint in (bool, bool | None):
+            options["action"] = ActionYesNo(no_prefix="no_")
+        elif item := _item_type(hint):
+            options |= {"nargs": "*" if field.name == positional else "+", "type": item}
+            default = default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        else:
+            options |= {"type": hint} | ({"nargs": "?"} if field.name == positional else {})
+        if field.name != positional and default is dataclasses.MISSING and not options.get("nargs"):
+            parser.add_argument(f"--{field.name}", required=True, **options)
+        elif field.name != positional:
+            parser.add_argument(f"--{field.name}", default=default, **options)
+        elif default is dataclasses.MISSING:
+            parser.add_argument(field.name, type=hint, help=options["help"])
+        else:
+            parser.add_argument(field.name, default=default, **options)
+    return parser
+
+
+def _item_type(hint: Any) -> type | None:
+    """Return what a field of lists, or of lists or None, holds; of another field None."""
+    lists = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is list]
+    return typing.get_args(lists[0])[0] if lists else None
+
+
+def _check_fields(values: dict[Any, Any], file: str, known: set[str], hints: dict[str, Any]) -> None:
+    """Refuse fields of a file that are unknown, or of no kind that a field has; take `no` as the word that it is."""
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{file} has an unknown field {key}" + suggestion([str(key)], sorted(known)))
+        words = [word for part in (hints[key], *typing.get_args(hints[key])) for word in typing.get_args(part)]
+        if value is False and "no" in words:  # what YAML makes of an unquoted no
+            values[key] = "no"
+        if value is None and type(None) not in typing.get_args(hints[key]):
+            raise UserError(f"{file}: {key} must have a value, not null; leave the line out for the default")
+        if _item_type(hints[key]) and not isinstance(value, list | None):
+            entries = ", ".join(str(value).split())
+            raise UserError(f"{file}: {key} must be a list, as in {key}: [{entries}], not {value!r}")
+        if isinstance(value, dict):
+            raise UserError(f"{file}: {key} must be a value or a list, not further fields")
+
+
+def _read_config_file(name: str) -> dict[str, Any]:
+    recipe = RECIPES / f"{name}.yaml"
+    path = recipe if recipe.exists() else Path(name)
+    if path.is_dir():
+        inside = path / "config.yaml"
+        raise UserError(f"{name} is a folder" + (f"; did you mean {inside}?" if inside.is_file() else ""))
+    if not path.is_file():
+        recipes = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        raise UserError(
+            f"there is no configuration file {name} and no such recipe ({', '.join(recipes)})"
+            + suggestion([name], recipes)
+        )
+    if (size := path.stat().st_size) > LARGEST_CONFIG:
+        raise UserError(f"{path} has {size:,} bytes, and a configuration has {LARGEST_CONFIG:,} at most")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold fields and their values, one `field: value` a line")
+    return values
+
+
+def _run_of(file: str) -> str | None:
+    """Return the folder of the run whose configuration a file is: there it goes on, wherever it was begun."""
+    path = Path(file)
+    of_run = path.name == CONFIG_FILE and any((path.parent / name).exists() for name in ("checkpoints", ".lock"))
+    return str(path.parent) if of_run else None
+
+
+def suggestion(words: Sequence[str], known: Iterable[str], prefix: str = "") -> str:
+    """Return the end of a message that names the known word nearest to what was given, if one is near."""
+    near = [match for word in words for match in difflib.get_close_matches(word.replace("-", "_"), list(known), n=1)]
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

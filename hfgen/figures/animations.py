@@ -1,0 +1,61 @@
+"""Images in the course of denoising and of training, one after the other."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import PIL.ImageOps
+import torch
+from diffusers.utils import export_to_gif, make_image_grid
+from torch import Tensor
+
+from hfgen.data.decoding import open_picture
+from hfgen.figures.grids import image_grid, sample_grid
+from hfgen.utils.files import complete_or_absent
+
+FILM_FRAMES = 40
+STRIP_FRAMES = 11
+FILM_FPS = 10
+SLIDES_FPS = 5
+SLIDES, SLIDE_SIZE = 15, (320, 240)
+
+
+def save_film(noised: Tensor, estimates: Tensor, path: Path) -> None:
+    """Save a denoising as an animated GIF: grids of x_t at the left, of the model's x̂₀ at the right; the last stays.
+
+    Args:
+        noised: x_t, uint8 (F, N, C, H, W).
+        estimates: x̂₀, likewise.
+        path: The file.
+    """
+    frames = [make_image_grid([image_grid(x), image_grid(e)], 1, 2) for x, e in zip(noised, estimates, strict=True)]
+    with complete_or_absent(path) as temporary:
+        export_to_gif(frames + [frames[-1]] * FILM_FPS, str(temporary), fps=FILM_FPS)
+
+
+def film_strip(noised: Tensor, estimates: Tensor) -> PIL.Image.Image:
+    """Lay out a denoising from left to right: for each image a row of x_t above one of the model's x̂₀.
+
+    Args:
+        noised: x_t, uint8 (F, N, C, H, W).
+        estimates: x̂₀, likewise.
+    """
+    rows = torch.stack([noised, estimates], 2).permute(1, 2, 0, 3, 4, 5)  # image, kind, frame
+    names = ["noised", "estimate"] * rows.shape[0]
+    return sample_grid(rows.flatten(0, 2), [row for row in range(len(names)) for _ in noised], names)
+
+
+def save_slides(pictures: list[Path], path: Path) -> None:
+    """Save pictures one after the other as an animated GIF; the last stays.
+
+    At most `SLIDES` of them, evenly spread, and of each the upper left quarter, `SLIDE_SIZE` at most: a page has no
+    space for more, and no more is needed to see how training goes on.
+    """
+    chosen = sorted({round(i) for i in np.linspace(0, len(pictures) - 1, SLIDES)})
+    slides = [open_picture(pictures[index]).convert("RGB") for index in chosen]
+    size = [min(side // 2, most) for side, most in zip(slides[0].size, SLIDE_SIZE, strict=True)]
+    slides = [slide.crop((0, 0, *size)) for slide in slides]
+    with complete_or_absent(path) as temporary:
+        export_to_gif(slides + [slides[-1]] * FILM_FPS, str(temporary), fps=SLIDES_FPS)
