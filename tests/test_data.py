@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
-from hfgen.data import decoding
+from hfgen.data import decoding, sources
 from hfgen.data import images as data
 from hfgen.data.images import load_images
 from hfgen.data.sources import placed_source, public_name
@@ -343,7 +343,7 @@ def test_pictures_are_opened_in_one_place_only():
         for line in path.read_text().splitlines()
         if re.search(r"Image\.open\((?!\")", line)  # not the example on a model's page
     ]
-    assert calls == ["data.py"]
+    assert calls == ["decoding.py"]
 
 
 def save_table(folder, columns, features):
@@ -669,7 +669,7 @@ def test_arrays_that_no_images_can_be_made_of_are_refused(load, tmp_path, monkey
     with pytest.raises(UserError, match="labels of .* must be below 100,000 where there are no label_names"):
         load(save(images=images, labels=np.array([0, 1, 10**12])))
     bomb = save(images=np.zeros((1000, 100, 100), np.uint8))
-    monkeypatch.setattr(data, "_memory", lambda: 39_000_000)
+    monkeypatch.setattr(sources, "_memory", lambda: 39_000_000)
     with pytest.raises(UserError, match=r"declares 0\.0 GB of arrays, too much for this machine's memory"):
         load(bomb)
     monkeypatch.undo()

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hfgen.figures.grids import image_grid, neighbours_picture, save_picture
-from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture
+from hfgen.figures.grids import image_grid, save_picture
+from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture, neighbours_picture
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import code, code_cell, escaped, fenced, number, table, with_error, with_std
 

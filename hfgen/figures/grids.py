@@ -11,12 +11,10 @@ import PIL.ImageFont
 import PIL.ImageOps
 import torch
 from diffusers.utils import make_image_grid
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hfgen.data.decoding import open_picture
-from hfgen.figures.plots import to_picture
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.untrusted import one_line
 
@@ -135,21 +133,3 @@ def named_pictures(pictures: dict[str, Path]) -> PIL.Image.Image:
         result.paste(picture, (left, top))
         left += picture.width + GAP_PIXELS
     return result
-
-
-def neighbours_picture(images: Tensor, neighbours: Tensor) -> PIL.Image.Image:
-    """Draw images, uint8 (N, C, H, W), eight a row, each above its neighbour, (N, C, H, W)."""
-    columns = 8
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(columns, 2.2 * rows), layout="constrained")
-    for part, starts in zip(
-        figure.subfigures(rows, 1, squeeze=False)[:, 0], range(0, len(images), columns), strict=True
-    ):
-        panels = part.subplots(2, columns)
-        for row, (kind, shown) in zip(panels, (("generated", images), ("training", neighbours)), strict=True):
-            row[0].set_ylabel(kind)
-            for axes in row:
-                axes.set(xticks=[], yticks=[])
-            for axes, image in zip(row, shown[starts : starts + columns], strict=False):
-                axes.imshow(to_pil(image).convert("RGB"), interpolation="nearest")
-    return to_picture(figure)

@@ -1,6 +1,7 @@
 """Plots: training curves, and what an evaluation found."""
 
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from hfgen.data.decoding import open_picture
-from hfgen.figures.grids import image_grid, plain_label
+from hfgen.figures.grids import image_grid, plain_label, to_pil
 from hfgen.runs.record import read_rows
 from hfgen.utils.files import complete_or_absent
 
@@ -262,4 +263,22 @@ def latents_picture(
         present = labels.unique().tolist()
         names = [mathless_label(label_names[number]) for number in present]
         figure.legend(handles, names, loc="outside right upper", fontsize=8)
+    return to_picture(figure)
+
+
+def neighbours_picture(images: Tensor, neighbours: Tensor) -> PIL.Image.Image:
+    """Draw images, uint8 (N, C, H, W), eight a row, each above its neighbour, (N, C, H, W)."""
+    columns = 8
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(columns, 2.2 * rows), layout="constrained")
+    for part, starts in zip(
+        figure.subfigures(rows, 1, squeeze=False)[:, 0], range(0, len(images), columns), strict=True
+    ):
+        panels = part.subplots(2, columns)
+        for row, (kind, shown) in zip(panels, (("generated", images), ("training", neighbours)), strict=True):
+            row[0].set_ylabel(kind)
+            for axes in row:
+                axes.set(xticks=[], yticks=[])
+            for axes, image in zip(row, shown[starts : starts + columns], strict=False):
+                axes.imshow(to_pil(image).convert("RGB"), interpolation="nearest")
     return to_picture(figure)
