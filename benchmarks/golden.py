@@ -71,11 +71,11 @@ def train_all() -> None:
         process.kill()
         process.join()
         run("train", family, "--config", f"{family}.yaml")
-        record = Path(family, "run.json")
-        record.write_text(json.dumps(json.loads(record.read_text()) | TIMES, indent=1))
     sweep = {"output_dir": "sweep", "sweep": ["latent_dim=2,3"], "resume_from_checkpoint": None}
     save_fields("sweep", shared | FAMILIES["vae"] | sweep)
     run("train", "vae", "--config", "sweep.yaml")
+    for record in Path().rglob("run.json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | TIMES, indent=1))
 
 
 def use_all() -> None:
@@ -85,12 +85,13 @@ def use_all() -> None:
     for family in DRAWN:
         run("evaluate", family, *tested, "--num_images", "60")
         run("sample", family, "--num_images", "8", "--output", f"drawn/{family}.png")
-    run("analyze", "vae", *tested, "--num_importance_samples", "10", "--num_bound_images", "20")
+    for name in ("vae", "sweep"):
+        run("analyze", name, *tested, "--num_importance_samples", "10", "--num_bound_images", "20")
     run("sample", "ddpm", "--num_images", "4", "--output", "drawn/film.gif")
     samplers = ["--scheduler", "ddim", "unipc", "--num_inference_steps", "2", "3", "--output_dir", "samplers"]
     run("compare-samplers", "ddpm", *tested, "--num_images", "60", *samplers)
     for task, flags in {
-        "denoise": [], "vary": [], "inpaint": ["--mask", "mask.png"], "change_class": ["--class_labels", "3"],
+        "denoise": [], "vary": [], "inpaint": ["--mask", os.path.abspath("mask.png")], "change_class": ["--class_labels", "3"],
     }.items():  # fmt: skip
         run("translate", "ddpm", "--task", task, "--input", "digits.npz", "--output", f"drawn/{task}.npz",
             "--num_inference_steps", "4", *flags)  # fmt: skip
@@ -160,7 +161,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         name: path.read_bytes()
         for name, path in files.items()
-        if path.name not in CLOCKED - {"config.yaml"} and not name.startswith(("home/", "printed/train_"))
+        if path.name not in CLOCKED - {"config.yaml"} and not name.startswith(("home/", "models/", "printed/train_"))
     }
 
 
@@ -196,7 +197,8 @@ def main_program() -> int:
     prepare(folder)
     train_all()
     use_all()
-    draw_all(record if record.exists() else folder)
+    Path("models").symlink_to(record if record.exists() else folder)
+    draw_all(Path("models"))
     after = contents(folder)
     if not record.exists():
         shutil.copytree(folder, record, symlinks=True)

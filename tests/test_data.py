@@ -687,3 +687,9 @@ def test_one_image_is_mentioned(tmp_path, capsys):
     train(DDPMConfig(**run, output_dir=str(tmp_path / "run")), DiffusionTask)
     assert "has one image; a model of it can do no more than repeat it" in capsys.readouterr().out
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train_data_dir"] == str(folder)
+
+
+def test_a_picture_may_be_named_from_the_folder_that_it_is_in(load, tmp_path, monkeypatch):
+    picture(size=(8, 8)).save(tmp_path / "one.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(load("one.png")) == 1
