@@ -137,7 +137,8 @@ def test_commands(page, workplace):
             for output in re.findall(r"--output(?:_dir)? (\S+)", command):
                 assert (folder / output).exists(), command
     for snippet in blocks(page, "python"):
-        without = "" if "hfgen.pipelines" in snippet else "import sys; sys.modules['hfgen'] = None\n"
+        uses_hfgen = re.search("^(import|from) hfgen", snippet, re.MULTILINE)
+        without = "" if uses_hfgen else "import sys; sys.modules['hfgen'] = None\n"
         code = without + snippet.replace("user/", "ada/")
         subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, timeout=300)
 
@@ -148,12 +149,11 @@ def test_links_and_pictures_are_there(page):
         assert (page.parent / target).exists(), target
 
 
-def test_the_file_table_names_every_module():
-    text = PAGES[0].read_text()
-    modules = {p.relative_to(REPOSITORY) for p in (REPOSITORY / "hfgen").glob("*.py") if not p.name.startswith("__")}
-    assert not [str(module) for module in modules | {Path("scripts")} if module.suffix and f"`{module}`" not in text]
-    named = re.findall(r"`(hfgen/[^`]+)`", text)
-    assert not [name for name in named if not (REPOSITORY / name).exists()]
+def test_the_tree_names_every_room():
+    (tree,) = re.findall(r"```\n(hfgen/\n.*?)```", PAGES[0].read_text(), re.DOTALL)
+    rooms = {file.parent.name for file in (REPOSITORY / "hfgen").glob("[a-z]*/*.*") if file.is_file()}
+    assert sorted(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)) == sorted(rooms)
+    assert not [name for name in re.findall(r"^(\w+)/", tree, re.MULTILINE) if not (REPOSITORY / name).is_dir()]
 
 
 def test_speeds_in_the_readme_are_those_of_the_record():
