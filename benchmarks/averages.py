@@ -39,16 +39,16 @@ class AveragedTask(DiffusionTask):
     def __init__(self, config: DDPMConfig, data: ImageData):
         super().__init__(config, data)
         self.step = 0
-        self.averages: dict[float, list[torch.Tensor]] = {}
+        self.ema_models: dict[float, list[torch.Tensor]] = {}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the loss; once the loop has taken the step, average."""
         yield from super().losses(batch)
-        if not self.averages:  # the network has come to its device
-            self.averages = {length: [w.detach().clone() for w in self.unet.parameters()] for length in LENGTHS}
+        if not self.ema_models:  # the network has come to its device
+            self.ema_models = {length: [w.detach().clone() for w in self.unet.parameters()] for length in LENGTHS}
         self.step += 1
         with torch.no_grad():
-            for length, average in self.averages.items():
+            for length, average in self.ema_models.items():
                 share = 1 - (1 - 1 / self.step) ** (exponent(length) + 1) if length else 1.0
                 torch._foreach_lerp_(average, list(self.unet.parameters()), share)
 

@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hfgen.config import DDPMConfig
 from hfgen.data.images import load_images
+from hfgen.runs.folder import RunFolder
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.trainer import Trainer
 from hfgen.utils.devices import native_precision
@@ -134,7 +135,7 @@ def measure(name: str, fields: dict, options, train_images, test_images, folder:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         task.network(torch.zeros(1, *train_images.images.shape[1:]), torch.zeros(1))
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.accelerator.is_available())
-    trainer = Trainer(config, task, train_images, accelerator, folder)
+    trainer = Trainer(config, task, train_images, accelerator, RunFolder(folder))
     trainer.prepare_run_folder()
     trainer.started = time.monotonic()
     trainer.run_loop()

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from hfgen import load
-from hfgen.evaluation.real import run_fields
 from hfgen.evaluation.report import RECORD, sampler_text
+from hfgen.runs.folder import run_fields
 from hfgen.sampling.sample import default_sampler, sample
 from hfgen.utils.markdown import number, table
 

@@ -91,8 +91,11 @@ def use_all() -> None:
     samplers = ["--scheduler", "ddim", "unipc", "--num_inference_steps", "2", "3", "--output_dir", "samplers"]
     run("compare-samplers", "ddpm", *tested, "--num_images", "60", *samplers)
     for task, flags in {
-        "denoise": [], "vary": [], "inpaint": ["--mask", os.path.abspath("mask.png")], "change_class": ["--class_labels", "3"],
-    }.items():  # fmt: skip
+        "denoise": [],
+        "vary": [],
+        "inpaint": ["--mask", os.path.abspath("mask.png")],
+        "change_class": ["--class_labels", "3"],
+    }.items():
         run("translate", "ddpm", "--task", task, "--input", "digits.npz", "--output", f"drawn/{task}.npz",
             "--num_inference_steps", "4", *flags)  # fmt: skip
     for family in TRANSLATING:

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from hfgen.config import DDPMConfig
 from hfgen.config.parser import parse_config
 from hfgen.data.images import load_images
+from hfgen.runs.folder import RunFolder
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import keep_freed_memory
 from hfgen.training.trainer import Trainer
@@ -41,7 +42,7 @@ def measure(recipe: str, dataset_name: str, steps: int) -> dict[str, float]:
         config = dataclasses.replace(config, max_train_seconds=None, max_train_steps=WARM_UP_STEPS, sample_steps=[])
         data = load_images(dataset_name)
         accelerator = Accelerator(cpu=True, mixed_precision=config.mixed_precision)
-        trainer = Trainer(config, DiffusionTask(config, data), data, accelerator, Path(folder))
+        trainer = Trainer(config, DiffusionTask(config, data), data, accelerator, RunFolder(Path(folder)))
         trainer.prepare_run_folder()
         trainer.run_loop()
         trainer.max_steps += steps

@@ -30,6 +30,7 @@ from hfgen.config import DDPMConfig
 from hfgen.config.parser import parse_config
 from hfgen.data.images import load_images
 from hfgen.losses.diffusion import diffusion_target, signal_and_noise
+from hfgen.runs.folder import RunFolder
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.trainer import Trainer
 
@@ -43,7 +44,7 @@ def make_hfgen(config: DDPMConfig, data, folder: Path):
     AcceleratorState._reset_state()
     task = DiffusionTask(config, data)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    trainer = Trainer(config, task, data, accelerator, folder)
+    trainer = Trainer(config, task, data, accelerator, RunFolder(folder))
     trainer.prepare_run_folder()
 
     def run(steps: int) -> None:

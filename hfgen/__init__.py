@@ -4,12 +4,29 @@ import importlib
 from importlib.metadata import version
 from typing import Any
 
-__all__ = ["load"]
+_PLACES = {  # of each public name, imported when it is asked for; `__init__.pyi` has the same for type checkers
+    "hfgen.api.calls": (
+        "analyze", "card", "compare_samplers", "edit", "evaluate", "load", "publish_all", "push", "recipes", "results",
+        "sample", "train",
+    ),
+    "hfgen.config": (
+        "ClassifierConfig", "CycleGANConfig", "DDPMConfig", "GANConfig", "TranslationConfig", "VAEConfig",
+    ),
+    "hfgen.config.commands": (
+        "AnalyzeConfig", "CompareSamplersConfig", "EvaluateConfig", "SampleConfig", "TranslateConfig",
+    ),
+    "hfgen.utils.errors": ("PublishingError", "TrainingError", "UserError"),
+}  # fmt: skip
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+__all__ = [*_MODULES]
 __version__ = version("hfgen")
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` when it is asked for, so that the command line need not wait for torch."""
-    if name == "load":
-        return importlib.import_module("hfgen.pipelines.loading").load
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

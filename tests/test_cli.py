@@ -6,11 +6,11 @@ import pytest
 import yaml
 from conftest import flags
 
-from hfgen.cli.commands import FAMILIES
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
 from hfgen.config.commands import SampleConfig
 from hfgen.config.parser import RECIPES, parse_config
+from hfgen.families import families
 from hfgen.utils.errors import UserError
 
 
@@ -122,7 +122,7 @@ def test_a_mistake_is_one_message_and_status_2(arguments, message, capsys):
 
 
 def test_help_names_every_field(capsys):
-    for family, config_class in FAMILIES.items():
+    for family, config_class in families().items():
         with pytest.raises(SystemExit, match="0"):
             main(["train", family, "--help"])
         text = capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_recipes_open_with_command_cost_and_result_and_are_valid(path, capsys):
     assert "expected" in header.lower()
     assert "pending" not in header
     family = path.stem.split("_")[0]
-    config = parse_config(FAMILIES[family], ["--config", path.stem], prog="")
+    config = parse_config(families()[family].config, ["--config", path.stem], prog="")
     assert config.output_dir == f"runs/{path.stem}"
     assert main(["recipes"]) == 0
     assert path.stem in capsys.readouterr().out

@@ -7,10 +7,10 @@ import typing
 import pytest
 from conftest import TINY_GAN
 
-from hfgen.cli.commands import FAMILIES
 from hfgen.config import ClassifierConfig, CycleGANConfig, DDPMConfig, GANConfig, TranslationConfig, VAEConfig
 from hfgen.config.commands import AnalyzeConfig, CompareSamplersConfig, EvaluateConfig, SampleConfig, TranslateConfig
 from hfgen.config.parser import parse_config
+from hfgen.families import families
 from hfgen.utils.errors import UserError
 
 RUN = {"dataset_name": "digits", "output_dir": "x"}
@@ -109,7 +109,7 @@ def test_a_run_may_be_asked_for_what_never_happens(tmp_path):
 
 def test_the_latent_sizes_of_the_vae_are_swept_unless_another_sweep_is_asked_for():
     def parse(*arguments):
-        return parse_config(FAMILIES["vae"], ["--config", "vae_mnist_mlp", *arguments], prog="")
+        return parse_config(families()["vae"].config, ["--config", "vae_mnist_mlp", *arguments], prog="")
 
     assert parse().sweep == ["latent_dim=2,4,16"]
     assert parse("--sweep", "beta=1,2").sweep == ["beta=1,2"]

@@ -51,7 +51,7 @@ RESIDUAL = {"architecture": "residual", "block_out_channels": [8, 8], "hidden_si
     ],
 )
 def test_steps_and_previews_need_no_double_precision(task_class, config_class, fields, tmp_path, monkeypatch):
-    monkeypatch.setattr("hfgen.tasks.vae.save_pipeline", lambda pipeline, folder: None)  # its files are the CPU's
+    monkeypatch.setattr("hfgen.tasks.base.save_pipeline", lambda pipeline, folder: None)  # its files are the CPU's
     data = load_images("digits")
     task = task_class(config_class(**fields | {"output_dir": str(tmp_path)}), data)
     with fake_device() as device:

@@ -217,7 +217,7 @@ def test_a_page_that_shows_pictures_of_elsewhere_takes_none_along(run, tmp_path,
 def test_checkpoints_in_the_background_hold_what_their_names_say(run, capsys):
     checkpoint = next((run / "checkpoints").iterdir())
     (checkpoint / "vae" / "x.safetensors").write_text(SECRET)
-    uploads = hub.CheckpointUploads("ada/x")
+    uploads = hub.HubPublisher("ada/x", every_save=True)
     uploads.start(checkpoint)
     assert uploads.upload is None
     assert "x.safetensors is no safetensors file" in capsys.readouterr().out
@@ -234,7 +234,7 @@ def test_checkpoints_in_the_background_follow_no_links(run, tmp_path, capsys):
     (tmp_path / "secret").write_bytes((run / WEIGHTS).read_bytes())
     checkpoint = next((run / "checkpoints").iterdir())
     (checkpoint / "vae" / "x.safetensors").symlink_to(tmp_path / "secret")
-    uploads = hub.CheckpointUploads("ada/x")
+    uploads = hub.HubPublisher("ada/x", every_save=True)
     uploads.start(checkpoint)
     assert uploads.upload is None
     assert "x.safetensors is a symbolic link" in capsys.readouterr().out

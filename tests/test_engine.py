@@ -16,20 +16,20 @@ from torch import nn
 from hfgen.config import DDPMConfig, VAEConfig
 from hfgen.data.images import ImageData
 from hfgen.figures.plots import save_class_shares
+from hfgen.runs.folder import RunFolder
 from hfgen.runs.record import add_row, forget_rows, read_rows
-from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.training.processes import SpeedWatch, as_found
 from hfgen.training.trainer import Trainer, endless_warmups, learning_rate_factor
 from hfgen.utils.errors import InterruptedTrainingError, TrainingError
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 
-class TwoModules:
+class TwoModules(Task):
     """Two scalars, each pulled towards the mean of the batch; the second only sees the first after its update."""
 
-    published = frozenset({"first"})
+    saved_modules = frozenset({"first"})
     index_file = "weights.json"
-    further_images = ()
 
     def __init__(self):
         self.networks = {name: nn.Linear(1, 1, bias=False) for name in ("first", "second")}
@@ -55,9 +55,6 @@ class TwoModules:
     def diagnose(self):
         return Diagnosis(self.problems)
 
-    def pictures(self):
-        return {}
-
 
 @pytest.fixture
 def make_trainer(tmp_path):
@@ -67,7 +64,9 @@ def make_trainer(tmp_path):
         images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1)
         accelerator = Accelerator(gradient_accumulation_steps=config.gradient_accumulation_steps)
         accelerator.scaler = scaler
-        trainer = Trainer(config, task, ImageData(images, None, None, "test", "fingerprint"), accelerator, tmp_path)
+        trainer = Trainer(
+            config, task, ImageData(images, None, None, "test", "fingerprint"), accelerator, RunFolder(tmp_path)
+        )
         trainer.prepare_run_folder()
         return trainer
 
@@ -166,14 +165,14 @@ def test_gradients_are_clipped(make_trainer):
 def test_average_follows_diffusers_ema(make_trainer):
     task = TwoModules()
     trainer = make_trainer(task, values=[255])
-    assert set(trainer.averages) == {"first"}, "modules that are not published are not averaged"
+    assert set(trainer.ema_models) == {"first"}, "modules that are not published are not averaged"
     average = torch.zeros(1, 1)
     for step in range(4):
         trainer._optimizer_step(0.0)
         trainer.step += 1
         decay = 0.0 if step == 0 else (1 + step) / (10 + step)
         average = decay * average + (1 - decay) * task.modules["first"].weight.detach()
-    assert trainer.averages["first"].shadow_params[0].item() == pytest.approx(average.item(), rel=1e-5)
+    assert trainer.ema_models["first"].shadow_params[0].item() == pytest.approx(average.item(), rel=1e-5)
     trained = task.modules["first"].weight.item()
     with trainer._published_weights():
         assert task.modules["first"].weight.item() == pytest.approx(average.item(), rel=1e-5)
@@ -227,8 +226,8 @@ class Alternating(TwoModules):
     def preview(self, num_images, seed):
         return PIL.Image.new("L", (8, 8), 10 * int(self.networks["second"].weight.item() < -0.15))
 
-    def pictures(self):
-        return {"weights": self.preview(1, 0)}
+    def save_figures(self, folder):
+        self.preview(1, 0).save(folder / "weights.png")
 
     def diagnose(self):
         return Diagnosis([], {"good": 0.25, "bad": 0.75}, {"good": 0.5, "bad": 0.5})
@@ -243,7 +242,7 @@ def test_a_module_that_is_updated_twice_is_logged_by_its_means(make_trainer):
     logs = trainer._optimizer_step(0.0)
     assert logs["first/target"].item() == 1
     assert logs["loss/first"].item() == pytest.approx((0 + 4) / 2)
-    assert trainer.originals["first"].weight.item() > 0.05, "the second step follows the second loss"
+    assert trainer.unwrapped["first"].weight.item() > 0.05, "the second step follows the second loss"
 
 
 def test_each_module_has_its_own_learning_rate(make_trainer, monkeypatch):
@@ -251,7 +250,7 @@ def test_each_module_has_its_own_learning_rate(make_trainer, monkeypatch):
     trainer = make_trainer(TwoModules(), values=[255])
     logs = trainer._optimizer_step(0.0)
     for name, rate in {"first": 0.3, "second": 0.05}.items():
-        assert trainer.originals[name].weight.item() == pytest.approx(rate, rel=1e-4), name
+        assert trainer.unwrapped[name].weight.item() == pytest.approx(rate, rel=1e-4), name
         assert logs[f"learning_rate/{name}"] == rate
 
 

@@ -86,6 +86,7 @@ from accelerate import Accelerator
 
 from hfgen.config import DDPMConfig
 from hfgen.data.images import ImageData
+from hfgen.runs.folder import RunFolder
 from hfgen.training.trainer import Trainer
 
 folder, tests = sys.argv[1:]
@@ -106,10 +107,10 @@ config = DDPMConfig(
 images = torch.arange(0, 96, 3, dtype=torch.uint8).view(-1, 1, 1, 1)
 data = ImageData(images, None, None, "test", "fingerprint")
 task = Game()
-trainer = Trainer(config, task, data, accelerator, Path(folder))
+trainer = Trainer(config, task, data, accelerator, RunFolder(Path(folder)))
 trainer.prepare_run_folder()
 trainer.run_loop()
-weights = torch.cat([module.weight.detach().flatten() for module in trainer.originals.values()])
+weights = torch.cat([module.weight.detach().flatten() for module in trainer.unwrapped.values()])
 everyones = accelerator.gather(weights[None])
 assert everyones.shape == (accelerator.num_processes, 2) and (everyones == weights).all(), everyones
 remembered = accelerator.gather(torch.tensor(task.remembered[::2])[None])  # before the first pass of each step

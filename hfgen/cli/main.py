@@ -4,16 +4,17 @@ import sys
 from collections.abc import Sequence
 
 import hfgen
-from hfgen.cli.commands import COMMANDS, FAMILIES, train_family
+from hfgen.cli.commands import COMMANDS, run_command, run_train
 from hfgen.config.parser import suggestion
+from hfgen.families import families
 from hfgen.utils.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 
-USAGE = f"""usage: hfgen COMMAND …
+USAGE = """usage: hfgen COMMAND …
 
 Train, measure and publish small-image generative models.
 
 commands:
-  train FAMILY   train a model; FAMILY is {" or ".join(FAMILIES)}
+  train FAMILY   train a model; FAMILY is {families}
   sample RUN     draw images from a run, a checkpoint, a folder or a Hub id
   translate RUN  change given images: what the model was trained for, or denoise, vary, fill in, change the class
   evaluate RUN   measure how good its images are, or a classifier, or --images from anywhere
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _usage() -> str:
+    return USAGE.format(families=" or ".join(families()))
+
+
 def _print_error(error: Exception) -> None:
     """Print a message, in which names from files of strangers may stand, without what a terminal would obey."""
     text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(error))
@@ -56,23 +61,22 @@ def _print_error(error: Exception) -> None:
 def _run(arguments: list[str]) -> int:
     match arguments:
         case [] | ["-h" | "--help"]:
-            print(USAGE)
+            print(_usage())
         case ["--version"]:
             print(f"hfgen {hfgen.__version__}")
-        case ["train", family, *rest] if family in FAMILIES:
-            train_family(FAMILIES[family], rest)
+        case ["train", family, *rest] if family in families():
+            run_train(families()[family], rest)
         case ["train", "-h" | "--help"]:
-            print(
-                f"usage: hfgen train FAMILY …; FAMILY is {' or '.join(FAMILIES)}. hfgen train FAMILY --help says more."
-            )
+            known = " or ".join(families())
+            print(f"usage: hfgen train FAMILY …; FAMILY is {known}. hfgen train FAMILY --help says more.")
         case ["train", *rest]:
             raise UserError(
-                f"hfgen train needs a family first ({', '.join(FAMILIES)})" + suggestion(rest[:1], FAMILIES)
+                f"hfgen train needs a family first ({', '.join(families())})" + suggestion(rest[:1], families())
             )
         case [command, *rest] if command in COMMANDS:
-            return COMMANDS[command](rest) or 0
+            return run_command(command, rest)
         case [command, *_]:
             raise UserError(
-                f"there is no command {command}" + suggestion([command], ["train", *COMMANDS]) + "\n\n" + USAGE
+                f"there is no command {command}" + suggestion([command], ["train", *COMMANDS]) + "\n\n" + _usage()
             )
     return 0

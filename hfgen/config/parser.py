@@ -1,13 +1,16 @@
 """A configuration from the defaults, a file and flags, each winning over the last."""
 
+import contextlib
 import dataclasses
 import difflib
 import re
 import typing
 from argparse import ArgumentError
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import yaml
 from docstring_parser import parse as parse_docstring
@@ -16,11 +19,19 @@ from jsonargparse import ActionYesNo, ArgumentParser
 from hfgen.config.training import CONFIG_FILE
 from hfgen.utils.errors import UserError
 
+C = TypeVar("C")
 LARGEST_CONFIG = 10**6  # bytes
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-def parse_config(config_class: type, arguments: list[str], *, prog: str, positional: str | None = None) -> Any:
+def parse_config(
+    config_class: type[C],
+    arguments: list[str],
+    *,
+    prog: str,
+    positional: str | None = None,
+    base: Mapping[str, Any] = MappingProxyType({}),
+) -> C:
     """Build a configuration from the defaults, the file that `--config` names, and flags, each winning over the last.
 
     Args:
@@ -28,35 +39,89 @@ def parse_config(config_class: type, arguments: list[str], *, prog: str, positio
         arguments: The command line after the command.
         prog: The command, for messages.
         positional: The field that is given without a flag.
+        base: Fields that take the place of the defaults.
 
     Raises:
         UserError: for an unknown flag or key (with a suggestion), or a value of a wrong type.
         SystemExit: after printing help.
     """
     parser = _make_parser(config_class, prog, positional)
-    known = {field.name for field in dataclasses.fields(config_class)}
-    flags = known - {positional} | {"config", "help"}
+    flags = _names(config_class) - {positional} | {"config", "help"}
     for argument in arguments:
         name = argument.removeprefix("--").partition("=")[0]
         if argument.startswith("--") and name not in flags and name.removeprefix("no_") not in flags:
             raise UserError(f"there is no flag --{name}" + suggestion([name], sorted(flags), "--"))
-    try:
+    with _explained(prog):
+        parser.set_defaults(dict(base))
         file = parser.parse_args(arguments).config
         if file is not None:
-            values = _read_config_file(file)
-            if folder := _run_of(file):
-                values["output_dir"] = folder
-            _check_fields(values, file, known, typing.get_type_hints(config_class))
-            parser.set_defaults(parser.parse_object(values, defaults=False).as_dict())
-        namespace = parser.parse_args(arguments)
-    except (ArgumentError, TypeError, ValueError) as error:  # TypeError: of words in the place of a list's entries
-        message = re.sub(r'Parser key "(\w+)":|<class \'(\w+)\'>|typing\.', r"\1\2", " ".join(str(error).split()))
-        raise UserError(f"{message}; see {prog} --help") from error
-    fields = {name: namespace[name] for name in known}
+            _take_file(parser, config_class, file)
+        return _built(config_class, parser.parse_args(arguments))
+
+
+def make_config(config_class: type[C], values: Mapping[str, Any], *, prog: str, positional: str | None = None) -> C:
+    """Build a configuration from the defaults, a file, and values, each winning over the last.
+
+    Args:
+        config_class: A flat dataclass; its docstring says what each field means.
+        values: By field, as Python has them; under `config` the file, as `--config` takes it.
+        prog: The command, for messages.
+        positional: The field that is given to the command without a flag.
+
+    Raises:
+        UserError: for an unknown field (with a suggestion), or a value of a wrong type.
+    """
+    parser = _make_parser(config_class, prog, positional)
+    hints = typing.get_type_hints(config_class)
+    if unknown := values.keys() - hints.keys() - {"config"}:
+        name = min(unknown)
+        raise UserError(f"there is no field {name}" + suggestion([name], sorted(hints)))
+    given = {name: _plain(value, hints[name]) for name, value in values.items() if name != "config"}
+    with _explained(prog):
+        if file := values.get("config"):
+            _take_file(parser, config_class, str(file))
+        return _built(config_class, parser.parse_object(given))
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """Return a value as a file would hold it: a path as text, a single entry of a list as the list."""
+    if isinstance(value, PathLike):
+        return str(value)
+    if item := _item_type(hint):
+        entries = [] if value is None else [value] if isinstance(value, str | int | float) else list(value)
+        return [str(entry) for entry in entries] if item is str else entries
+    return value
+
+
+def _take_file(parser: ArgumentParser, config_class: type, file: str) -> None:
+    """Let the values of a configuration file take the place of the defaults."""
+    values = _read_config_file(file)
+    if folder := _run_of(file):
+        values["output_dir"] = folder
+    _check_fields(values, file, _names(config_class), typing.get_type_hints(config_class))
+    parser.set_defaults(parser.parse_object(values, defaults=False).as_dict())
+
+
+def _built(config_class: type[C], namespace: Any) -> C:
+    fields = {name: namespace[name] for name in _names(config_class)}
     for name, value in fields.items():
         for text in value if isinstance(value, list) else [value]:
             _require_home(name, text)
     return config_class(**fields)
+
+
+def _names(config_class: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_class)}
+
+
+@contextlib.contextmanager
+def _explained(prog: str) -> Iterator[None]:
+    """Say in one line what the parser refuses."""
+    try:
+        yield
+    except (ArgumentError, TypeError, ValueError) as error:  # TypeError: of words in the place of a list's entries
+        message = re.sub(r'Parser key "(\w+)":|<class \'(\w+)\'>|typing\.', r"\1\2", " ".join(str(error).split()))
+        raise UserError(f"{message}; see {prog} --help") from error
 
 
 def _require_home(name: str, value: Any) -> None:

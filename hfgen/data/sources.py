@@ -134,7 +134,9 @@ def _load_picture(path: Path, source: str, split: str) -> Any:
     import datasets
 
     features = datasets.Features({"image": datasets.Image()})
-    return _select_only_split(datasets.Dataset.from_dict({"image": [str(path.absolute())]}, features=features), source, split)
+    return _select_only_split(
+        datasets.Dataset.from_dict({"image": [str(path.absolute())]}, features=features), source, split
+    )
 
 
 def _load_arrays(path: Path, source: str, split: str) -> Any:

@@ -29,7 +29,6 @@ from hfgen.evaluation.real import (
     held_out_by,
     load_references,
     name_of,
-    run_fields,
     train_split_of,
     training_of,
     versions,
@@ -51,6 +50,7 @@ from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per
 from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
+from hfgen.runs.folder import run_fields
 from hfgen.sampling.sample import check_sampling, default_sampler, image_shape_of, is_conditional
 from hfgen.tasks.classifier import ClassifierTask, load_test_images
 from hfgen.training.run import train as run_training

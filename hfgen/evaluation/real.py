@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.config.commands import MeasuringOptions, TestingOptions
-from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.data.images import ImageData, cache_folder, load_images
 from hfgen.data.sources import SHORT_NAMES, placed_folder, placed_source
 from hfgen.evaluation.generated import size_of
 from hfgen.evaluation.report import weak_judges
 from hfgen.evaluation.statistics import Reference
 from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
-from hfgen.runs.record import RUN_FILE, read_training
+from hfgen.runs.folder import RUN_FILE, is_checkpoint
+from hfgen.runs.record import read_training
 from hfgen.utils.errors import UserError
 from hfgen.utils.untrusted import own_file
 
@@ -114,23 +114,6 @@ def judges_of(options: TestingOptions, dataset: str, test: ImageData) -> list[Ju
 def train_split_of(options: TestingOptions, run: dict[str, Any]) -> str:
     """Return the split that a model was trained on."""
     return getattr(options, "train_split", None) or run.get("train_split", "train")
-
-
-def run_fields(source: Path) -> dict[str, Any]:
-    """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints.
-
-    Raises:
-        UserError: if it is damaged.
-    """
-    for folder in (source, source.resolve().parents[1] if is_checkpoint(source) else source):
-        if (folder / CONFIG_FILE).is_file():
-            return read_fields(folder / CONFIG_FILE)
-    return {}
-
-
-def is_checkpoint(source: Path) -> bool:
-    """Tell a checkpoint's folder from a run's."""
-    return source.resolve().parent.name == "checkpoints"
 
 
 def training_of(run: Path) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from hfgen.evaluation.real import (
     judges_of,
     load_real,
     name_of,
-    run_fields,
     training_of,
     versions,
     warn_of_weak_judges,
@@ -32,6 +31,7 @@ from hfgen.figures.grids import counterparts_picture, save_picture
 from hfgen.judges.judge import Judge, judges_numbers
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
+from hfgen.runs.folder import run_fields
 from hfgen.sampling.sample import to_uint8
 from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError

@@ -15,8 +15,9 @@ from hfgen.evaluation.report import (
     sampler_text,
     seen_text,
 )
-from hfgen.runs.record import OUTDATED
+from hfgen.runs.folder import OUTDATED
 from hfgen.utils.errors import UserError, first_line
+from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import code_cell, duration, escaped, number, table, with_error, with_std
 from hfgen.utils.untrusted import read_json
 
@@ -196,3 +197,20 @@ def _judges_table(judges: list[tuple[str, dict[str, Any]]]) -> list[str]:
             ),
         ),
     ]
+
+
+def write_results(folders: list[Path], output: Path) -> Path:
+    """Write the table of some folders to a page.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: if there is no evaluation, or a page that hfgen did not write would be written over.
+    """
+    if output.is_file() and "`hfgen results`" not in output.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{output} is not by hfgen results, and would be written over; name another --output")
+    page = results_page(folders, output.parent)
+    with complete_or_absent(output) as temporary:
+        temporary.write_text(page)
+    return output

@@ -11,16 +11,17 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from hfgen.config.commands import CompareSamplersConfig
-from hfgen.config.samplers import GUIDANCE
 from hfgen.data.sources import public_name
 from hfgen.evaluation.generated import draw, labels_like
-from hfgen.evaluation.real import check_size, default_output, load_references, name_of, run_fields
+from hfgen.evaluation.real import check_size, default_output, load_references, name_of
 from hfgen.evaluation.report import MEASURES, careful, sampler_text
 from hfgen.evaluation.statistics import Reference, jackknife
+from hfgen.families import GUIDANCE
 from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.figures.plots import curves_picture
 from hfgen.judges.judge import judges_numbers
 from hfgen.pipelines.loading import load
+from hfgen.runs.folder import run_fields
 from hfgen.sampling.sample import (
     check_sampling,
     default_sampler,

@@ -10,7 +10,8 @@ from hfgen.evaluation.results import read_record
 from hfgen.figures.grids import named_pictures, save_picture
 from hfgen.figures.plots import members_curves_picture
 from hfgen.runs.checkpoints import list_steps
-from hfgen.runs.record import METRICS_FILE, RUN_FILE, public_command, read_rows, read_training
+from hfgen.runs.folder import METRICS_FILE, RUN_FILE
+from hfgen.runs.record import public_command, read_rows, read_training
 from hfgen.training.sweep import read_sweep
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import code, duration, escaped, number, table, with_error, with_std

@@ -25,7 +25,6 @@ from hfgen.evaluation.real import (
     judges_of,
     load_real,
     name_of,
-    run_fields,
     warn_of_weak_judges,
 )
 from hfgen.evaluation.report import ANALYSIS_PAGE as PAGE
@@ -41,6 +40,7 @@ from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.metrics.likelihood_bounds.likelihood_bounds import likelihood_bounds
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
+from hfgen.runs.folder import run_fields
 from hfgen.sampling.latents import STRIP_STEPS, STRIPS, first_class, plane_picture
 from hfgen.sampling.sample import image_shape_of
 from hfgen.utils.devices import default_device

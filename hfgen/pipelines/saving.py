@@ -8,6 +8,9 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
+from hfgen.families import families
+
+LIBRARIES = {"diffusers", "transformers"}  # whose classes load without a file beside the weights
 PLACES = [Path(__file__).parents[1] / name for name in ("models", "pipelines")]
 
 
@@ -21,7 +24,7 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     index_file = folder / pipeline.config_name
     index = json.loads(index_file.read_text())
     for name, part in {"_class_name": pipeline, **pipeline.components}.items():
-        if type(part).__module__.partition(".")[0] in {"hfgen", "diffusers_modules"}:  # the latter: remote code
+        if part is not None and type(part).__module__.partition(".")[0] not in LIBRARIES:
             file = Path(inspect.getfile(type(part)))
             place = folder if part is pipeline else folder / name
             shutil.copyfile(file, place / file.name)
@@ -30,9 +33,9 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
 
 
 def own_class(module: str, name: str) -> type | None:
-    """Return the installed class of which `save_pipeline` saved the file, or None for what is not hfgen's."""
-    for place in PLACES:
-        if module in {file.stem for file in place.glob("*_hfgen_*.py")}:
-            found = getattr(importlib.import_module(f"hfgen.{place.name}.{module}"), name, None)
-            return found if isinstance(found, type) else None
-    return None
+    """Return the installed class of which `save_pipeline` saved the file, or None for what is of no known family."""
+    own = [f"hfgen.{place.name}.{file.stem}" for place in PLACES for file in place.glob("*_hfgen_*.py")]
+    others = [other for family in families().values() for other in family.modules]
+    full_name = next((each for each in (*own, *others) if each.rpartition(".")[2] == module), None)
+    found = getattr(importlib.import_module(full_name), name, None) if full_name else None
+    return found if isinstance(found, type) else None

@@ -9,7 +9,6 @@ from urllib.parse import quote
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hfgen.config.samplers import own_sampler
 from hfgen.evaluation.report import (
     ANALYSIS_PAGE,
     ANALYSIS_PICTURES,
@@ -26,28 +25,23 @@ from hfgen.evaluation.report import (
     restoration_table,
     sampler_text,
 )
-from hfgen.figures.animations import save_film
-from hfgen.pipelines.loading import load
+from hfgen.families import own_sampler
 from hfgen.publishing.facts import read_run
-from hfgen.publishing.kinds import CLASS_CONDITIONAL, DDPM, TRANSLATOR, Kind, sampler_of, tags_and_description, use_of
+from hfgen.publishing.kinds import TRANSLATOR, Kind, sampler_of, tags_and_description, use_of
 from hfgen.runs.checkpoints import list_steps
-from hfgen.sampling.sample import film
+from hfgen.runs.folder import ANIMATION, CARD, CLASSES, CURVES, FIGURES, TIMELAPSE
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import code, code_cell, duration, escaped, fenced, number, table, with_std
 from hfgen.utils.untrusted import check_content, own_file
 
-README = "README.md"
 WALL = ["# Models", "", "Made by `hfgen card`: "]
-FIGURES = "figures"
-SAMPLES, CURVES, FILM = "samples.png", "training_curves.png", "film.gif"
-CLASSES, TRAINING_FILM = "classes.png", "training.gif"
+SAMPLES_PICTURE = "samples.png"
 LATENTS = {  # pictures of the task, and what they show
     "interpolations.png": "Between two random latents, on a straight line and along an arc",
     "truncations.png": "The same latents, drawn from narrower or wider parts of the normal distribution",
     "plane.png": "The plane of the two latent dimensions, at points that divide the distribution into equal masses",
 }
-FILM_IMAGES, FILM_FRAMES = 4, 20  # what keeps it below half a megabyte
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumed, for the estimate of energy
 
 
@@ -77,8 +71,6 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     folder.mkdir(parents=True, exist_ok=True)
     for target, name in copied.items():
         copy_whole(run / name, folder / target)
-    if facts["kind"] in (DDPM, CLASS_CONDITIONAL):
-        _draw_film(run, facts["config"], folder / FIGURES / FILM)
     pictures = {path.name for path in (folder / FIGURES).iterdir()} if (folder / FIGURES).exists() else set()
     model = repo_id or _id_of(run, facts["hub_model_id"])
     try:
@@ -90,9 +82,9 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
         ) from error
     text = "\n".join(["---", metadata, "---", "", *page])
     card = ModelCard(text + "\n")
-    with complete_or_absent(folder / README) as temporary:
+    with complete_or_absent(folder / CARD) as temporary:
         card.save(temporary)
-    return folder / README
+    return folder / CARD
 
 
 def _id_of(run: Path, hub_model_id: object) -> str:
@@ -109,7 +101,7 @@ def gallery_folder(gallery: Path, run: Path) -> Path:
         UserError: if pages that are none of hfgen's would be written over.
     """
     folder = gallery / run.resolve().name
-    for page, is_own in ((gallery / README, _is_wall), (folder / README, _is_page)):
+    for page, is_own in ((gallery / CARD, _is_wall), (folder / CARD, _is_page)):
         if page.exists() and not is_own(page):
             raise UserError(f"{page} is not by hfgen, and would be written over; name another --gallery")
     return folder
@@ -139,21 +131,21 @@ def write_gallery(folder: Path) -> Path:
         WALL[-1] + "each folder is what the model's page on the Hub shows. The images are the first of "
         "seed 0, not selected.",
     ]
-    for page in sorted(folder.glob(f"*/{README}")):
+    for page in sorted(folder.glob(f"*/{CARD}")):
         if not _is_page(page):
             continue
         name, place = escaped(page.parent.name), quote(page.parent.name)
         data = ModelCard.load(page).data
-        lines += ["", f"## [{name}]({place}/{README})"]
+        lines += ["", f"## [{name}]({place}/{CARD})"]
         if results := data.eval_results:
             best = results[0]
             measure = f"{best.dataset_name}: {best.metric_name} {number(best.metric_value)}"
             lines += ["", escaped(measure)]
-        if (page.parent / FIGURES / SAMPLES).exists():
-            lines += ["", f"![images of {name}]({place}/{FIGURES}/{SAMPLES})"]
-    with complete_or_absent(folder / README) as temporary:
+        if (page.parent / FIGURES / SAMPLES_PICTURE).exists():
+            lines += ["", f"![images of {name}]({place}/{FIGURES}/{SAMPLES_PICTURE})"]
+    with complete_or_absent(folder / CARD) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
-    return folder / README
+    return folder / CARD
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -165,8 +157,8 @@ def copy_whole(source: Path, target: Path) -> None:
 def _pictures_of(run: Path) -> dict[str, str]:
     """Return the pictures of a page that a run holds, each with the name that it has in the run."""
     samples = list_steps(own_file(run, "samples"), ".png")
-    found = {f"{FIGURES}/{SAMPLES}": f"samples/{samples[-1].name}"} if samples else {}
-    names = [f"{FIGURES}/{name}" for name in (CURVES, CLASSES, TRAINING_FILM, *LATENTS)]
+    found = {f"{FIGURES}/{SAMPLES_PICTURE}": f"samples/{samples[-1].name}"} if samples else {}
+    names = [f"{FIGURES}/{name}" for name in (CURVES, CLASSES, ANIMATION, TIMELAPSE, *LATENTS)]
     return found | {name: name for name in names if _is_there(run / name)}
 
 
@@ -181,12 +173,6 @@ def _reports_of(run: Path) -> list[str]:
 
 def _is_there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
-
-
-def _draw_film(run: Path, config: dict[str, Any], path: Path) -> None:
-    pipeline = load(str(run))
-    sampler = own_sampler(type(pipeline).__name__, config)
-    save_film(*film(pipeline, num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **sampler), path)
 
 
 def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCardData:
@@ -254,17 +240,17 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
         f"{tags_and_description(facts)[1]} Trained on {escaped(facts['data'])} with hfgen: "
         f"{facts['size']} images, {facts['parameters']:,} parameters.",
     ]
-    if SAMPLES in pictures:
+    if SAMPLES_PICTURE in pictures:
         caption = kind.picture.format(sampler=escaped(sampler_of(facts)))
-        lines += ["", f"![{caption}]({FIGURES}/{SAMPLES})", "", f"*{caption}*"]
+        lines += ["", f"![{caption}]({FIGURES}/{SAMPLES_PICTURE})", "", f"*{caption}*"]
     lines += ["", "## Use", "", *fenced(use_of(facts, model), "python")]
     if kind.library == "diffusers":
         lines += ["", _command(facts, model)]
     lines += ["", "## How good it is", *_quality(facts)]
     if facts["analysis"]:
         lines += ["", "## What its latents keep", *_latents(facts["analysis"])]
-    if FILM in pictures:
-        lines += ["", "## From noise to images", "", f"![the denoising film]({FIGURES}/{FILM})"]
+    if ANIMATION in pictures:
+        lines += ["", "## From noise to images", "", f"![the denoising film]({FIGURES}/{ANIMATION})"]
     if shown := [name for name in LATENTS if name in pictures]:
         lines += ["", "## Between and around latents"]
         for name in shown:
@@ -274,8 +260,8 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> list[str]:
         lines += ["", f"![losses and gradient norms]({FIGURES}/{CURVES})"]
     if CLASSES in pictures:
         lines += ["", f"![share of the images that a judge takes for each class, by step]({FIGURES}/{CLASSES})"]
-    if TRAINING_FILM in pictures:
-        lines += ["", f"![samples in the course of training]({FIGURES}/{TRAINING_FILM})"]
+    if TIMELAPSE in pictures:
+        lines += ["", f"![samples in the course of training]({FIGURES}/{TIMELAPSE})"]
     return [*lines, "", "## Limits", "", kind.limits.format(size=facts["size"], data=escaped(facts["data"]))]
 
 

@@ -10,11 +10,12 @@ from hfgen.config.training import CONFIG_FILE, NOT_SHOWN, read_fields
 from hfgen.data.sources import public_name
 from hfgen.evaluation.report import ANALYSIS_RECORD, RECORD
 from hfgen.evaluation.results import read_record
+from hfgen.families import model_of
 from hfgen.judges.judge import UPSCALE
 from hfgen.pipelines.loading import INDEX, require_folder
 from hfgen.publishing.kinds import KINDS
-from hfgen.runs.record import RUN_FILE, read_training
-from hfgen.sampling.sample import NETWORKS
+from hfgen.runs.folder import RUN_FILE
+from hfgen.runs.record import read_training
 from hfgen.utils.errors import UserError
 from hfgen.utils.privacy import public_text, public_value
 from hfgen.utils.untrusted import check_content, is_word, one_line, own_file, read_index, read_json, shown
@@ -100,8 +101,9 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
     """Return the number of parameters, the size and channels of the images, and the classes if there are any."""
     labels: list[str] = []
     try:
-        if KINDS[class_name].library == "diffusers":
-            network = NETWORKS.get(class_name, "unet")
+        model = model_of(class_name)
+        if model.use != "classify":
+            network = model.network
             config = read_json(own_file(run, f"{network}/config.json"))
             size, channels = config["sample_size"], config.get("in_channels") or config["out_channels"]
             height, width = (size, size) if isinstance(size, int) else size

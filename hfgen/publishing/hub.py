@@ -17,10 +17,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_token, validate_repo_id
 
-from hfgen.evaluation.report import REPORTS
+from hfgen.config import TrainingConfig
 from hfgen.pipelines.loading import INDEX
-from hfgen.publishing.card import FIGURES, README, copy_whole, write_card
+from hfgen.publishing.card import copy_whole, write_card
 from hfgen.publishing.facts import require_run
+from hfgen.runs.folder import CARD, FIGURES, REPORTS
+from hfgen.training.publisher import Publisher
 from hfgen.utils.errors import PublishingError, UserError, first_line
 from hfgen.utils.untrusted import check_content, components_of, own_file, read_index
 
@@ -252,23 +254,33 @@ def publish_all(runs: list[Path], namespace: str, *, private: bool, spdx_license
     return gathered.url
 
 
-class CheckpointUploads:
-    """Pushes checkpoints to the Hub in the background while training goes on, one at a time.
+class HubPublisher(Publisher):
+    """Publishes a training's model on the Hub: the finished run, and checkpoints on the way.
 
-    A checkpoint that comes while another is on its way is left out. An upload that fails is reported and costs
-    nothing else: the finished model is pushed at the end.
+    Checkpoints are pushed in the background, one at a time; one that comes while another is on its way is left out. An
+    upload that fails is reported and costs nothing else, since the finished model is pushed at the end.
 
     Args:
-        repo_id: Where to.
+        repo_id: `user/name`.
+        private: Make the repo private, if it is made.
+        spdx_license: Of the weights, as the Hub spells it.
+        every_save: Whether checkpoints are published too.
     """
 
-    def __init__(self, repo_id: str):
-        self.repo_id = repo_id
+    def __init__(
+        self, repo_id: str, *, private: bool = False, spdx_license: str = "apache-2.0", every_save: bool = False
+    ):
+        self.repo_id, self.private, self.spdx_license = repo_id, private, spdx_license
+        self.every_save = every_save
         self.upload: Future[None] | None = None
 
+    def check(self, index_file: str) -> None:
+        """Make sure that the model can be pushed, and make the repo if it is not there."""
+        prepare_repo(self.repo_id, index_file, spdx_license=self.spdx_license, private=self.private)
+
     def start(self, checkpoint: Path) -> None:
-        """Begin to upload a checkpoint's model."""
-        if self.upload and not self.upload.done():
+        """Begin to push a checkpoint's model."""
+        if not self.every_save or (self.upload and not self.upload.done()):
             return
         folder = tempfile.TemporaryDirectory()
         try:
@@ -292,11 +304,31 @@ class CheckpointUploads:
         if self.upload:
             self.upload.result()
 
+    def publish(self, run: Path) -> None:
+        """Push a finished run, and print its address."""
+        try:
+            print("Published:", push(run, self.repo_id, private=self.private, spdx_license=self.spdx_license))
+        except UserError as error:  # what was possible before training no longer is
+            again = f"hfgen push {run} --repo_id {self.repo_id}"
+            raise PublishingError(f"{error}. The run is whole; once that is mended: {again}") from error
+
+
+def publisher_of(config: TrainingConfig) -> Publisher:
+    """Return what publishes the model of a training, as its configuration says."""
+    if not config.push_to_hub:
+        return Publisher()
+    return HubPublisher(
+        config.hub_model_id,
+        private=config.hub_private_repo,
+        spdx_license=config.hub_license,
+        every_save=config.hub_strategy == "every_save",
+    )
+
 
 def _commit(folder: Path, repo_id: str, message: str, revision: str | None = None, create_pr: bool = False) -> str:
     """Make one commit of a folder, which also removes what an earlier push left in its places and those of a page."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    places = {name.partition("/")[0] for name in files} | {README, FIGURES, *REPORTS}
+    places = {name.partition("/")[0] for name in files} | {CARD, FIGURES, *REPORTS}
     api = HfApi()
     with _explained(repo_id):
         before = api.model_info(repo_id, revision=revision)

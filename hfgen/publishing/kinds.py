@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from hfgen.config.samplers import own_sampler
 from hfgen.evaluation.report import sampler_text
+from hfgen.families import own_sampler
 from hfgen.sampling.schedulers import SHORT_NAMES
 
 USE_OF_DDPM = """\

@@ -20,10 +20,6 @@ from hfgen.utils.files import complete_or_absent
 from hfgen.utils.privacy import public_text
 from hfgen.utils.untrusted import read_json, shown
 
-METRICS_FILE = "metrics.jsonl"
-CLASSES_FILE = "classes.jsonl"  # one JSON object a checkpoint, with the share of each class, drawn and real
-RUN_FILE = "run.json"
-OUTDATED = "outdated"  # folder of what a resumed run leaves behind
 RECORDED_PACKAGES = [
     "hfgen",
     "torch",

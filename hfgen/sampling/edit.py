@@ -6,7 +6,6 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +16,12 @@ from hfgen.config.commands import TranslateConfig
 from hfgen.data.decoding import border_brightness, is_inverse, open_picture, to_array
 from hfgen.data.images import load_images
 from hfgen.data.sources import SHORT_NAMES, placed_folder
+from hfgen.families import family_of
 from hfgen.figures.grids import counterparts_picture, save_arrays, save_picture, to_pil
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline
-from hfgen.sampling.sample import ONE_STEP, image_shape_of, require_diffusion, to_uint8
+from hfgen.sampling.sample import decodes, image_shape_of, require_diffusion, to_uint8
 from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import local_path
@@ -46,7 +46,9 @@ class Translated(NamedTuple):
     results: list[Tensor]
 
 
-def translate(config: TranslateConfig, run: Mapping[str, Any] = MappingProxyType({})) -> tuple[int, dict[Path, str]]:
+def translate(
+    config: TranslateConfig, run: Mapping[str, Any], output: Path | None
+) -> tuple[int, list[Tensor], dict[Path, str]]:
     """Change images and write them: a picture (.png, given above results), arrays (.npz), or a folder of pictures.
 
     A folder is filled as the work goes on. Where what is given is white on black and the training images are not, or
@@ -54,18 +56,19 @@ def translate(config: TranslateConfig, run: Mapping[str, Any] = MappingProxyType
 
     Args:
         config: What to do.
-        run: The fields of the model's run, where there is one.
+        run: The fields of the model's run, empty where there is none.
+        output: Where to write the results, if anywhere; `config.output` is not looked at.
 
     Returns:
-        How many images were written, and the files that could not be read, with the reason.
+        How many results there are; the results themselves, uint8 (C, H, W), but for those in a folder; the files that
+        could not be read, with the reason.
 
     Raises:
         UserError: if the model cannot do this to these images, or they cannot be written so.
     """
-    output = local_path(config.output)
     loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    if type(loaded) in ONE_STEP:
-        family, _ = ONE_STEP[type(loaded)]
+    if decodes(loaded):
+        family = family_of(type(loaded).__name__).name.upper()
         raise UserError(
             f"{config.run_or_repo} is a {family}, which makes images of latents and changes none; translate takes "
             "image-to-image models and diffusion models"
@@ -75,7 +78,11 @@ def translate(config: TranslateConfig, run: Mapping[str, Any] = MappingProxyType
     by_what = _by_network if isinstance(loaded, ImageTranslationPipeline) else _by_diffusion
     borders: list[float] = []
     parts = _watch_borders(by_what(loaded, config, unreadable), borders)
-    count = _save_each(parts, output, config) if not output.suffix else _save_together(parts, output, config)
+    if output is None or output.suffix:
+        results = _save_together(parts, output, config)
+        count = len(results)
+    else:
+        results, count = [], _save_each(parts, output, config)
     if not count:
         raise UserError(_nothing_read(config.input, unreadable))
     usual = None if config.inverse else _usual_border(run)
@@ -85,7 +92,7 @@ def translate(config: TranslateConfig, run: Mapping[str, Any] = MappingProxyType
             f"that the model knows {'bright' if usual > 0.5 else 'dark'}; --invert turns the input round",
             file=sys.stderr,
         )
-    return count, unreadable
+    return count, results, unreadable
 
 
 def _watch_borders(parts: Iterator[Translated], borders: list[float]) -> Iterator[Translated]:
@@ -142,20 +149,20 @@ def _save_each(parts: Iterator[Translated], folder: Path, config: TranslateConfi
     return count
 
 
-def _save_together(parts: Iterator[Translated], output: Path, config: TranslateConfig) -> int:
-    """Write all results into one file; return how many there were."""
+def _save_together(parts: Iterator[Translated], output: Path | None, config: TranslateConfig) -> list[Tensor]:
+    """Write all results into one file, if any; return them."""
     given: list[Tensor] = []
     results: list[Tensor] = []
     for part in parts:
         given, results = given + part.given, results + part.results
-        if len({image.shape for image in results}) > 1:
+        if output and len({image.shape for image in results}) > 1:
             raise UserError(f"the images differ in size, so that {output} cannot hold them; name a folder as output")
-    if results and output.suffix.lower() == ".npz":
+    if results and output and output.suffix.lower() == ".npz":
         save_arrays(torch.stack(results), output)
-    elif results:
+    elif results and output:
         rows = {"given": torch.stack(given), config.task or "made": torch.stack(results)}
         save_picture(counterparts_picture(rows), output)
-    return len(results)
+    return results
 
 
 def _files(config: TranslateConfig) -> list[Path]:

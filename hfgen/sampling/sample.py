@@ -8,8 +8,8 @@ import torch
 from diffusers import DDPMPipeline, DiffusionPipeline, SchedulerMixin, UNet2DModel
 from torch import Tensor
 
-from hfgen.config.samplers import GUIDANCE, own_sampler
 from hfgen.config.vae import PRIORS
+from hfgen.families import GUIDANCE, family_of, model_of, own_sampler
 from hfgen.losses.diffusion import FLOW_SCHEDULERS
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
@@ -17,11 +17,6 @@ from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.sampling.schedulers import denoising_states, make_scheduler
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
-
-# The component of a pipeline that makes the images, by the name of its class; of any other it is the `unet`.
-NETWORKS = {"VAEPipeline": "vae", "GANPipeline": "generator", "ImageTranslationPipeline": "generator"}
-# Pipelines that make images of latents in one step, and what decides how these are drawn.
-ONE_STEP = {VAEPipeline: ("VAE", "prior"), GANPipeline: ("GAN", "truncation")}
 
 LARGEST_GUIDANCE = 1000  # in amount; beyond, float32 makes nothing but noise of it
 
@@ -31,9 +26,16 @@ def is_conditional(pipeline: DiffusionPipeline) -> bool:
     return bool(getattr(pipeline, "labels", {}))
 
 
+def decodes(pipeline: DiffusionPipeline) -> bool:
+    """Tell whether one call of a pipeline makes images of latents."""
+    model = model_of(type(pipeline).__name__)
+    return model is not None and model.use == "decode"
+
+
 def network_of(pipeline: DiffusionPipeline) -> torch.nn.Module:
     """Return the network that makes the images."""
-    return pipeline.components[NETWORKS.get(type(pipeline).__name__, "unet")]
+    model = model_of(type(pipeline).__name__)
+    return pipeline.components[model.network if model else "unet"]
 
 
 def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
@@ -69,9 +71,8 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
             diffusion by the scheduler, the steps and the guidance that a configuration has by default.
     """
     saved = {}
-    if type(pipeline) in ONE_STEP:
-        _, option = ONE_STEP[type(pipeline)]
-        saved[option] = pipeline.config[option]
+    if decodes(pipeline):
+        saved = {name: pipeline.config[name] for name in model_of(type(pipeline).__name__).sampler}
     elif is_conditional(pipeline) and not pipeline.config.learnt_no_class:
         saved["guidance_scale"] = 1.0
     return own_sampler(type(pipeline).__name__, saved | run)
@@ -169,7 +170,7 @@ def _drawing(
     pipeline: DiffusionPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
 ) -> Callable[[range, list[int]], Tensor]:
     """Return what draws images (B, C, H, W) in [−1, 1] by their numbers and seeds; see `check_sampling`."""
-    if type(pipeline) in ONE_STEP:
+    if decodes(pipeline):
         return _one_step(pipeline, class_labels, sampler)
     require_diffusion(pipeline)
     solver = _check_denoising(pipeline, class_labels, **sampler)
@@ -247,14 +248,16 @@ def _one_step(
     pipeline: VAEPipeline | GANPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
 ) -> Callable[[range, list[int]], Tensor]:
     """Return what draws latents and makes images of them."""
-    family, option = ONE_STEP[type(pipeline)]
-    if others := sampler.keys() - {option}:
+    name = type(pipeline).__name__
+    own = model_of(name).sampler
+    if others := sampler.keys() - set(own):
+        by = f", by its {' and '.join(own)}," if own else ""
         raise UserError(
-            f"a {family} is drawn from in one step, by its {option}, and has no {', '.join(sorted(others))}"
+            f"a {family_of(name).name.upper()} is drawn from in one step{by} and has no {', '.join(sorted(others))}"
         )
-    if option == "prior" and sampler["prior"] not in PRIORS:
+    if sampler.get("prior") not in (None, *PRIORS):
         raise UserError(f"prior must be {' or '.join(PRIORS)}, not {sampler['prior']}")
-    if option == "truncation" and sampler["truncation"] is not None and not sampler["truncation"] > 0:
+    if sampler.get("truncation") is not None and not sampler["truncation"] > 0:
         raise UserError(f"truncation must be positive, not {sampler['truncation']}")
     if class_labels and not is_conditional(pipeline):
         raise UserError("the model knows no classes, so that it cannot be asked for one")

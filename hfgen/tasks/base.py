@@ -1,24 +1,26 @@
-"""One task a family: what one training step computes, and what is published in the end."""
+"""The base class of the families: what one training step computes, and which model is saved."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import PIL.Image
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
+from hfgen.pipelines.saving import save_pipeline
 
 
 class Loss(NamedTuple):
-    """What a module is to be updated by, and what else there is to log of it.
+    """The loss of one module.
 
     Attributes:
-        module: The name of the module.
+        module: The name of the module to update.
         value: The loss, a scalar.
-        terms: Further scalars by name, for the metrics and the curves.
+        terms: Further scalars to log, by name.
     """
 
     module: str
@@ -27,12 +29,12 @@ class Loss(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """What a task finds out of its networks at a checkpoint, beyond the losses.
+    """The result of a task's health checks.
 
     Attributes:
-        problems: What has gone wrong, as one sentence each without a full stop; most often nothing.
-        class_shares: Which share of the images it draws shows each class, if that is known.
-        real_class_shares: The same of real images.
+        problems: One sentence each, without a full stop.
+        class_shares: Frequencies of the classes among samples, by name, if a classifier is at hand.
+        real_class_shares: The same of training images.
     """
 
     problems: Sequence[str] = ()
@@ -40,38 +42,41 @@ class Diagnosis(NamedTuple):
     real_class_shares: Mapping[str, float] = MappingProxyType({})
 
 
-class Task(Protocol):
-    """The contract between a family and the training loop (`hfgen.training.trainer`).
+class Task:
+    """A family, as the training loop (`hfgen.training.trainer`) sees it; each family fills in what it has.
 
     Attributes:
         modules: The networks to train, by name. The loop replaces each with the one that `accelerate` prepared, and
             `losses` must call these; `save` and `preview` use the original networks.
-        published: The names of those that `save` writes; these are averaged under `use_ema`.
+        saved_modules: The names of those that `save` writes; these are averaged under `use_ema`.
         index_file: The file that `save` writes by which a reader finds the rest.
-        further_images: What else it learns from than the training images.
+        extra_datasets: Additional training data.
     """
 
     modules: dict[str, nn.Module]
-    published: Set[str]
-    index_file: str
-    further_images: Sequence[ImageData]
+    saved_modules: Set[str]
+    index_file: str = DiffusionPipeline.config_name
+    extra_datasets: Sequence[ImageData] = ()
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        """Yield a loss; the loop updates its module before it resumes here."""
-        ...
+        """Yield one loss after another; the loop updates the module of each before it resumes here."""
+        raise NotImplementedError
 
-    def save(self, folder: Path) -> None:
-        """Write what is sampled and published, as a folder that the library it belongs to loads alone."""
-        ...
-
-    def diagnose(self) -> Diagnosis:
-        """Find out what no loss tells."""
-        ...
+    def pipeline(self) -> DiffusionPipeline:
+        """Return the pipeline that is sampled and published."""
+        raise NotImplementedError
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Draw the picture by which a person judges how far training is."""
-        ...
+        """Render the preview image of a step, by which a person judges how far training is."""
+        raise NotImplementedError
 
-    def pictures(self) -> dict[str, PIL.Image.Image]:
-        """Draw what else shows a finished model, by name."""
-        ...
+    def save(self, folder: Path) -> None:
+        """Write the model, as a folder that its library loads without hfgen."""
+        save_pipeline(self.pipeline(), folder)
+
+    def diagnose(self) -> Diagnosis:
+        """Run health checks beyond the losses, at a checkpoint."""
+        return Diagnosis()
+
+    def save_figures(self, folder: Path) -> None:
+        """Save further figures of a finished model."""

@@ -22,11 +22,11 @@ from hfgen.data.images import ImageData, load_images
 from hfgen.data.loader import Batch
 from hfgen.figures.plots import confusion_picture
 from hfgen.judges.judge import UPSCALE, Judge
-from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.tasks.base import Loss, Task
 from hfgen.utils.errors import UserError
 
 
-class ClassifierTask:
+class ClassifierTask(Task):
     """A classifier with its image processor; both load with `transformers` alone.
 
     Args:
@@ -37,9 +37,8 @@ class ClassifierTask:
         UserError: if there are no labels, or the test images do not fit the training images.
     """
 
-    published = frozenset({"classifier"})
+    saved_modules = frozenset({"classifier"})
     index_file = "config.json"
-    further_images = ()
 
     def __init__(self, config: ClassifierConfig, data: ImageData):
         self.config = config
@@ -101,14 +100,6 @@ class ClassifierTask:
         transformers_logging.disable_progress_bar()
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-
-    def diagnose(self) -> Diagnosis:
-        """Nothing is known that the losses do not tell."""
-        return Diagnosis()
-
-    def pictures(self) -> dict[str, PIL.Image.Image]:
-        """There are no others."""
-        return {}
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw the confusion matrix of the test images, and those that are most confidently taken for another class.

@@ -1,7 +1,6 @@
 """Image-to-image translation without pairs (CycleGAN, Zhu et al. 2017): two networks that undo each other."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import PIL.Image
@@ -16,9 +15,8 @@ from hfgen.data.paired import SecondKind
 from hfgen.figures.grids import counterparts_picture
 from hfgen.losses.adversarial import discriminator_loss, frozen, generator_loss, opinions
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
-from hfgen.pipelines.saving import save_pipeline
 from hfgen.sampling.sample import to_uint8
-from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.tasks.base import Loss, Task
 from hfgen.tasks.image_to_image import make_patch_discriminator, make_translator
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed, seed_torch
@@ -112,7 +110,7 @@ def _exchange(pool: Tensor, images: Tensor) -> Tensor:
     return shown
 
 
-class CycleGANTask:
+class CycleGANTask(Task):
     """Two networks that translate between two kinds of images, and a discriminator of each kind.
 
     Args:
@@ -123,13 +121,12 @@ class CycleGANTask:
         UserError: if there are no images of the second kind, or the networks cannot take such images.
     """
 
-    published = frozenset({"generators"})
-    index_file = ImageTranslationPipeline.config_name
+    saved_modules = frozenset({"generators"})
 
     def __init__(self, config: CycleGANConfig, data: ImageData):
         self.config, self.data = config, data
         self.second_kind = SecondKind(config.to_dict(), data, config.target_split)
-        self.further_images = [self.second_kind.data]
+        self.extra_datasets = [self.second_kind.data]
         first, second = tuple(data.images.shape[1:]), self.second_kind.shape
         if first[1:] != second[1:]:
             raise UserError(
@@ -175,14 +172,6 @@ class CycleGANTask:
             self.generators.there, self.generators.back, " ".join(self.config.target_degradation)
         )
 
-    def save(self, folder: Path) -> None:
-        """Save the pipeline."""
-        save_pipeline(self.pipeline(), folder)
-
-    def diagnose(self) -> Diagnosis:
-        """Find nothing beyond the losses."""
-        return Diagnosis()
-
     @torch.no_grad()
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw images of each kind, what they become, and that on the way back."""
@@ -196,7 +185,3 @@ class CycleGANTask:
         rows = {"first": first, "to second": made.second, "and back": made.first_again,
                 "second": second, "to first": made.first, "back again": made.second_again}  # fmt: skip
         return counterparts_picture({name: to_uint8(images) for name, images in rows.items()})
-
-    def pictures(self) -> dict[str, PIL.Image.Image]:
-        """Draw nothing else."""
-        return {}

@@ -17,20 +17,23 @@ from diffusers import (
 from torch import nn
 
 from hfgen.config import DDPMConfig
-from hfgen.config.samplers import own_sampler
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
+from hfgen.families import own_sampler
+from hfgen.figures.animations import save_film
 from hfgen.figures.grids import sample_grid
 from hfgen.losses.diffusion import FLOW_PREDICTION, diffusion_target, draw_timesteps, loss_weights, signal_and_noise
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
-from hfgen.pipelines.saving import save_pipeline
-from hfgen.sampling.sample import check_sampling, labels_of, sample
+from hfgen.runs.folder import ANIMATION
+from hfgen.sampling.sample import check_sampling, film, labels_of, sample
 from hfgen.sampling.schedulers import make_scheduler
-from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.tasks.base import Loss, Task
 from hfgen.utils.errors import UserError
 
+FILM_IMAGES, FILM_FRAMES = 4, 20  # what keeps it below half a megabyte
 
-class DiffusionTask:
+
+class DiffusionTask(Task):
     """A diffusion model of stock diffusers classes: `UNet2DModel`, a scheduler, and without classes `DDPMPipeline`.
 
     Args:
@@ -42,9 +45,7 @@ class DiffusionTask:
             does not fit the model.
     """
 
-    published = frozenset({"unet"})
-    index_file = DiffusionPipeline.config_name
-    further_images = ()
+    saved_modules = frozenset({"unet"})
 
     def __init__(self, config: DDPMConfig, data: ImageData):
         self.config = config
@@ -84,18 +85,6 @@ class DiffusionTask:
             return ClassConditionalDiffusionPipeline(self.unet, solver, names, self.config.class_dropout_prob > 0)
         return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
 
-    def save(self, folder: Path) -> None:
-        """Save the pipeline."""
-        save_pipeline(self.pipeline(), folder)
-
-    def diagnose(self) -> Diagnosis:
-        """Nothing is known that the losses do not tell."""
-        return Diagnosis()
-
-    def pictures(self) -> dict[str, PIL.Image.Image]:
-        """There are no others."""
-        return {}
-
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw a grid of samples; of a model that knows classes, a row of each."""
         pipeline = self.pipeline()
@@ -103,6 +92,11 @@ class DiffusionTask:
         images = torch.cat(list(batches))
         labels = labels_of(pipeline, (), range(num_images)) if self.config.class_conditional else None
         return sample_grid(images, labels, self.label_names)
+
+    def save_figures(self, folder: Path) -> None:
+        """Save the denoising of a few images as an animation."""
+        states = film(self.pipeline(), num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **self._sampler())
+        save_film(*states, folder / ANIMATION)
 
 
 def make_unet(config: DDPMConfig, image_shape: tuple[int, int, int], num_classes: int) -> UNet2DModel:

@@ -13,7 +13,7 @@ from hfgen.config import GANConfig
 from hfgen.data.augmentation import random_color, random_erase, random_shift
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.figures.grids import sample_grid
+from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
 from hfgen.losses.adversarial import (
     discriminator_loss,
@@ -32,10 +32,9 @@ from hfgen.models.modeling_hfgen_gan import (
     ResidualGenerator,
 )
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
-from hfgen.pipelines.saving import save_pipeline
 from hfgen.sampling.latents import interpolations_picture, plane_picture, truncations_picture
 from hfgen.sampling.sample import labels_of, sample
-from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
@@ -49,7 +48,7 @@ AUGMENTATIONS = {
 }
 
 
-class GANTask:
+class GANTask(Task):
     """A generator and a discriminator.
 
     Args:
@@ -61,9 +60,7 @@ class GANTask:
             or their classes.
     """
 
-    published = frozenset({"generator"})
-    index_file = GANPipeline.config_name
-    further_images = ()
+    saved_modules = frozenset({"generator"})
 
     def __init__(self, config: GANConfig, data: ImageData):
         self.config, self.data = config, data
@@ -140,10 +137,6 @@ class GANTask:
             self.generator, discriminator, dict(enumerate(self.label_names)), truncation=self.config.truncation
         )
 
-    def save(self, folder: Path) -> None:
-        """Save the pipeline."""
-        save_pipeline(self.pipeline(), folder)
-
     @torch.no_grad()
     def diagnose(self) -> Diagnosis:
         """Find out which classes are drawn, name those that have vanished (mode collapse), and a judge that errs.
@@ -198,16 +191,13 @@ class GANTask:
         labels = labels_of(pipeline, (), range(num_images)) if self.label_names else None
         return sample_grid(torch.cat(list(batches)), labels, self.label_names)
 
-    def pictures(self) -> dict[str, PIL.Image.Image]:
-        """Draw interpolations, less and less truncated latents, and the plane of two latent dimensions."""
+    def save_figures(self, folder: Path) -> None:
+        """Save interpolations, samples at several truncations, and the decoded plane of two latent dimensions."""
         pipeline = self.pipeline()
-        pictures = {
-            "interpolations": interpolations_picture(pipeline, self.config.seed),
-            "truncations": truncations_picture(pipeline, self.config.seed),
-        }
+        save_picture(interpolations_picture(pipeline, self.config.seed), folder / "interpolations.png")
+        save_picture(truncations_picture(pipeline, self.config.seed), folder / "truncations.png")
         if self.config.latent_dim == 2:
-            pictures["plane"] = plane_picture(pipeline)
-        return pictures
+            save_picture(plane_picture(pipeline), folder / "plane.png")
 
     def _find_judge(self) -> Judge | None:
         shape = tuple(self.data.images.shape[1:])

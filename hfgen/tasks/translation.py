@@ -1,7 +1,6 @@
 """Image-to-image translation with pairs (Isola et al. 2017): a network makes each image of what became of it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import PIL.Image
 import torch
@@ -17,15 +16,14 @@ from hfgen.figures.grids import counterparts_picture
 from hfgen.losses.adversarial import discriminator_loss, frozen, generator_loss, opinions
 from hfgen.losses.similarity import SSIM_PIXELS, structural_similarity
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
-from hfgen.pipelines.saving import save_pipeline
 from hfgen.sampling.sample import to_uint8
-from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.tasks.base import Loss, Task
 from hfgen.tasks.image_to_image import make_patch_discriminator, make_translator
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 
-class TranslationTask:
+class TranslationTask(Task):
     """A network that translates images, and with an adversarial loss a discriminator of its results.
 
     Args:
@@ -36,13 +34,12 @@ class TranslationTask:
         UserError: if the networks cannot take such images, or there is nothing to make them of.
     """
 
-    published = frozenset({"generator"})
-    index_file = ImageTranslationPipeline.config_name
+    saved_modules = frozenset({"generator"})
 
     def __init__(self, config: TranslationConfig, data: ImageData):
         self.config, self.data = config, data
         self.inputs = Inputs(config.to_dict(), data, config.train_split)
-        self.further_images = [] if self.inputs.data is None else [self.inputs.data]
+        self.extra_datasets = [] if self.inputs.data is None else [self.inputs.data]
         channels, height, width = data.images.shape[1:]
         if config.ssim_weight and min(height, width) < SSIM_PIXELS:
             raise UserError(f"ssim_weight needs images of {SSIM_PIXELS} pixels or more, not of {width}×{height}")
@@ -108,14 +105,6 @@ class TranslationTask:
         """Return the pipeline, whose files travel with the weights."""
         return ImageTranslationPipeline(self.generator, degradation=" ".join(self.config.degradation))
 
-    def save(self, folder: Path) -> None:
-        """Save the pipeline."""
-        save_pipeline(self.pipeline(), folder)
-
-    def diagnose(self) -> Diagnosis:
-        """Find nothing beyond the losses."""
-        return Diagnosis()
-
     @torch.no_grad()
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw training images, what the network is given, and what it makes of that."""
@@ -127,7 +116,3 @@ class TranslationTask:
         given = self.inputs(images.to(device).float() / 127.5 - 1, chosen)
         made = self.generator(given.images, given.noise_std if self.config.noise_level_input else None).sample
         return counterparts_picture({"original": images, "given": to_uint8(given.images), "made": to_uint8(made)})
-
-    def pictures(self) -> dict[str, PIL.Image.Image]:
-        """Draw nothing else."""
-        return {}

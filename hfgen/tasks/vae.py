@@ -25,16 +25,15 @@ from hfgen.losses.vae import (
 )
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel, VAEModelOutput
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
-from hfgen.pipelines.saving import save_pipeline
 from hfgen.sampling.sample import labels_of, sample
-from hfgen.tasks.base import Diagnosis, Loss
+from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.utils.errors import TrainingError, UserError
 from hfgen.utils.seeds import derive_seed
 
 FITTED_IMAGES = 5_000  # to which the mixture and an analytic standard deviation are fitted, at most
 
 
-class VAETask:
+class VAETask(Task):
     """A VAE, and the mixture that is fitted to the latents of its training images.
 
     Args:
@@ -45,9 +44,7 @@ class VAETask:
         UserError: if the network cannot take such images, or there are no labels.
     """
 
-    published = frozenset({"vae"})
-    index_file = VAEPipeline.config_name
-    further_images = ()
+    saved_modules = frozenset({"vae"})
 
     def __init__(self, config: VAEConfig, data: ImageData):
         self.config, self.data = config, data
@@ -114,7 +111,7 @@ class VAETask:
     def save(self, folder: Path) -> None:
         """Fit the mixture to the latents of training images, and save the pipeline."""
         self._fit()
-        save_pipeline(self.pipeline(), folder)
+        super().save(folder)
 
     @torch.no_grad()
     def diagnose(self) -> Diagnosis:
@@ -125,10 +122,6 @@ class VAETask:
             "posterior collapse: the latents tell nothing of an image, and all of them decode to the same; a smaller "
             "beta, reduction sum, kl_warmup_steps or free_bits may help"
         ])  # fmt: skip
-
-    def pictures(self) -> dict[str, PIL.Image.Image]:
-        """There are no others; `hfgen analyze` draws them, of test images."""
-        return {}
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Draw a grid of images; of a model that is told classes, a row of each."""

@@ -27,21 +27,27 @@ from safetensors import SafetensorError
 from hfgen.config.training import CONFIG_FILE, TrainingConfig, changed_fields, read_fields
 from hfgen.data.images import ImageData, load_images
 from hfgen.data.sources import placed_folder, placed_source
-from hfgen.publishing import hub
 from hfgen.runs.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, read_position
+from hfgen.runs.folder import CHECKPOINTS, LOCK, RunFolder
 from hfgen.tasks.base import Task
 from hfgen.training.launcher import decide, refuse_distribution, refuse_split_networks
 from hfgen.training.processes import as_found, on_all_processes, saying_what_is_waited_for
+from hfgen.training.publisher import Publisher
 from hfgen.training.trainer import Trainer
 from hfgen.utils.devices import forget_peak_memory, training_device
 from hfgen.utils.errors import PublishingError, TrainingError, UserError, first_line
-from hfgen.utils.files import INCOMPLETE, local_path
+from hfgen.utils.files import local_path
 from hfgen.utils.seeds import derive_seed, seed_torch
 
+NOWHERE = Publisher()
 PATIENCE = timedelta(hours=6)  # of a process for the others, of which one may have images to decode or to draw
 
 
-def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task]) -> Path:
+def train(
+    config: TrainingConfig,
+    make_task: Callable[[TrainingConfig, ImageData], Task],
+    publisher: Publisher = NOWHERE,
+) -> Path:
     """Train a task and leave a run folder.
 
     The folder holds the model as `from_pretrained` takes it, `config.yaml` (every field),
@@ -55,6 +61,7 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
     Args:
         config: What to do.
         make_task: Builds the task from the configuration and the training images.
+        publisher: Where the model is published.
 
     Returns:
         The run folder.
@@ -63,13 +70,15 @@ def train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData
         UserError: before any work, if the configuration, the data or the folder do not allow it.
         TrainingError: if a loss is no longer finite, the disk is full, another process ended, or a signal asked to
             stop; the message says what was kept and how to go on.
-        PublishingError: under `push_to_hub`, if the finished run could not be uploaded.
+        PublishingError: if the finished run could not be published.
     """
     with as_found(deterministic=config.deterministic):
-        return _train(config, make_task)
+        return _train(config, make_task, publisher)
 
 
-def _train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task]) -> Path:
+def _train(
+    config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task], publisher: Publisher
+) -> Path:
     refuse_split_networks()
     decided = decide(config)
     config = dataclasses.replace(
@@ -91,16 +100,15 @@ def _train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageDat
         accelerator.print(f"{data.source} has one image; a model of it can do no more than repeat it")
     seed_torch(derive_seed("initial weights", config.seed), accelerator.device)
     task = on_all_processes(accelerator, lambda: make_task(config, data), "which make the networks")
-    if config.push_to_hub:
-        _prepare_repo(config, accelerator, task.index_file)
+    _check_publisher(publisher, accelerator, task.index_file)
     with _only_training_in(run, accelerator), _trackers_finished(accelerator):
         checkpoint = on_all_processes(  # again, since another run may have come and gone in it meanwhile
             accelerator, lambda: _check_run_folder(config, run, accelerator.print), "which look into the run folder"
         )
         if config.resume_from_checkpoint and checkpoint is None:
             accelerator.print(f"There is nothing to resume in {run}, so training begins at step 0")
-        _agree_on_start(config, accelerator, checkpoint, [data, *task.further_images])
-        trainer = Trainer(config, task, data, accelerator, run)
+        _agree_on_start(config, accelerator, checkpoint, [data, *task.extra_datasets])
+        trainer = Trainer(config, task, data, accelerator, RunFolder(run), publisher)
         try:
             if checkpoint:
                 trainer.resume(checkpoint)
@@ -121,8 +129,8 @@ def _train(config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageDat
             raise
         trainer.release()
     accelerator.print(f"The run is in {run}; next: {config.next_command} {run}")
-    if config.push_to_hub and accelerator.is_main_process:
-        _publish(config, run)
+    if accelerator.is_main_process:
+        publisher.publish(run)
     return run
 
 
@@ -203,24 +211,12 @@ def _why_it_ended(error: RuntimeError, config: TrainingConfig, accelerator: Acce
     return None
 
 
-def _publishing_options(config: TrainingConfig) -> dict[str, Any]:
-    return {"repo_id": config.hub_model_id, "private": config.hub_private_repo, "spdx_license": config.hub_license}
-
-
-def _publish(config: TrainingConfig, run: Path) -> None:
-    try:
-        print("Published:", hub.push(run, **_publishing_options(config)))
-    except UserError as error:  # what was possible before training no longer is
-        again = f"hfgen push {run} --repo_id {config.hub_model_id}"
-        raise PublishingError(f"{error}. The run is whole; once that is mended: {again}") from error
-
-
-def _prepare_repo(config: TrainingConfig, accelerator: Accelerator, index_file: str) -> None:
+def _check_publisher(publisher: Publisher, accelerator: Accelerator, index_file: str) -> None:
     """Find out on one process, before training, whether the model can be published after it; tell the others."""
     errors: list[Exception | None] = [None]
     if accelerator.is_main_process:
         try:
-            hub.prepare_repo(index_file=index_file, **_publishing_options(config))
+            publisher.check(index_file)
         except (UserError, PublishingError) as error:
             errors = [error]
     broadcast_object_list(errors)
@@ -242,7 +238,7 @@ def _only_training_in(run: Path, accelerator: Accelerator) -> Iterator[None]:
     """Keep a second training out of a run folder."""
     with _usable(run):
         run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".lock", timeout=0)
+    lock = FileLock(run / LOCK, timeout=0)
 
     def take() -> None:
         try:
@@ -301,12 +297,12 @@ def _check_run_folder(
     if not saved.exists():
         if config.resume_from_checkpoint not in (None, "latest"):
             raise UserError(f"cannot resume: {run} holds no run (no {CONFIG_FILE})")
-        if list_checkpoints(run / "checkpoints"):
+        if list_checkpoints(run / CHECKPOINTS):
             raise UserError(
                 f"{run} holds checkpoints of a run, but not its {CONFIG_FILE}; bring that back to resume it, "
                 "or choose another --output_dir"
             )
-        if others := _files_in(run):
+        if others := RunFolder(run).foreign_files():
             raise UserError(
                 f"output_dir {run} is not empty and holds no run ({', '.join(others[:3])}"
                 f"{', …' * (len(others) > 3)}); name a new or empty folder, and nothing there is touched"
@@ -323,7 +319,7 @@ def _check_run_folder(
             f"cannot resume {run} with another configuration ({'; '.join(changed)}); use its own, --config {saved}, "
             "or start a new run in another --output_dir"
         )
-    checkpoint = find_checkpoint(run / "checkpoints", config.resume_from_checkpoint, report)
+    checkpoint = find_checkpoint(run / CHECKPOINTS, config.resume_from_checkpoint, report)
     trained = read_position(checkpoint).get("config") if checkpoint else None  # older ones do not have it
     if trained and (changed := changed_fields(config, trained)):
         raise UserError(
@@ -331,14 +327,6 @@ def _check_run_folder(
             "undo the change, or start a new run in another --output_dir"
         )
     return checkpoint
-
-
-def _files_in(folder: Path) -> list[str]:
-    """Name what is in a folder, but for empty folders and what a training leaves before it begins."""
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    ours = (".lock", INCOMPLETE)
-    full = (entry for entry in entries if entry.is_symlink() or not entry.is_dir() or any(entry.iterdir()))
-    return [entry.name for entry in full if not entry.name.startswith(ours)]
 
 
 def _make_accelerator(config: TrainingConfig) -> Accelerator:

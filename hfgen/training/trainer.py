@@ -4,19 +4,17 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
@@ -27,19 +25,14 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 from tqdm import tqdm
 
 from hfgen.config import TrainingConfig
-from hfgen.config.training import CONFIG_FILE
 from hfgen.data.images import ImageData
 from hfgen.data.loader import ImageBatches
-from hfgen.evaluation.report import REPORTS
 from hfgen.figures.animations import save_slides
 from hfgen.figures.grids import save_picture
 from hfgen.figures.plots import save_class_shares, save_training_curves
-from hfgen.publishing.card import README
-from hfgen.publishing.hub import CheckpointUploads
 from hfgen.runs.checkpoints import (
     POSITION_FILE,
     list_checkpoints,
-    list_steps,
     newest_complete,
     pack_state,
     read_position,
@@ -48,11 +41,8 @@ from hfgen.runs.checkpoints import (
     unpack_state,
     unusable,
 )
+from hfgen.runs.folder import CLASSES, CLASSES_FILE, CURVES, METRICS_FILE, RUN_FILE, TIMELAPSE, RunFolder
 from hfgen.runs.record import (
-    CLASSES_FILE,
-    METRICS_FILE,
-    OUTDATED,
-    RUN_FILE,
     MetricsFile,
     add_row,
     describe_run,
@@ -63,8 +53,9 @@ from hfgen.runs.record import (
 from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.training.optimizers import Muon
 from hfgen.training.processes import SpeedWatch
+from hfgen.training.publisher import Publisher
 from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError, first_line
-from hfgen.utils.files import complete_or_absent, parts_complete_or_absent, remove, remove_leftovers
+from hfgen.utils.files import parts_complete_or_absent
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 STATE_FILE = "training_state.safetensors"
@@ -103,7 +94,8 @@ class Trainer:
     task: Task
     data: ImageData
     accelerator: Accelerator
-    run: Path
+    run: RunFolder
+    publisher: Publisher = field(default_factory=Publisher)
 
     def __post_init__(self):
         config, accelerator, task = self.config, self.accelerator, self.task
@@ -126,18 +118,16 @@ class Trainer:
         self.max_steps = self._max_steps()
         self.problems: list[str] = []  # that the task knew of at the last checkpoint
         self.metrics = MetricsFile(self.run / METRICS_FILE, accelerator)
-        self.originals = dict(task.modules)
+        self.unwrapped = dict(task.modules)
         self.optimizers = {}
-        for name, module in self.originals.items():
+        for name, module in self.unwrapped.items():
             task.modules[name] = accelerator.prepare(module)
             self.optimizers[name] = accelerator.prepare(self._make_optimizer(module))
-        self.averages = {
+        self.ema_models = {
             name: EMAModel(module.parameters(), decay=config.ema_max_decay, foreach=True)
-            for name, module in self.originals.items()
-            if config.use_ema and name in task.published
+            for name, module in self.unwrapped.items()
+            if config.use_ema and name in task.saved_modules
         }
-        push = config.push_to_hub and config.hub_strategy == "every_save" and accelerator.is_main_process
-        self.uploads = CheckpointUploads(config.hub_model_id) if push else None
 
     def _max_steps(self) -> int | None:
         if self.config.max_train_steps is None and self.config.max_train_seconds is None:
@@ -159,21 +149,20 @@ class Trainer:
     def is_finished(self) -> bool:
         """Tell whether the run folder already holds all that this run would end with."""
         offered = (self.run / self.task.index_file).exists() and (self.run / RUN_FILE).exists()
-        newest = max(map(step_of, list_checkpoints(self.run / "checkpoints")), default=0)
+        newest = max(map(step_of, list_checkpoints(self.run.checkpoints)), default=0)
         return self._progress(self.seconds_before) >= 1 and offered and newest == self.step
 
     def prepare_run_folder(self) -> None:
         """Write down the configuration, make the folders, put away what a resumed run will do again."""
         if self.accelerator.is_main_process:
-            with complete_or_absent(self.run / CONFIG_FILE) as temporary:
-                temporary.write_text(yaml.safe_dump(self._fields(), sort_keys=False))
-            for folder in (self.run, self.run / "checkpoints", self.run / "samples", self.run / "figures"):
-                folder.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(folder)
+            self.run.begin(self._fields())
             for file in (METRICS_FILE, CLASSES_FILE):
                 forget_rows(self.run / file, self.step)
             (self.run / self.task.index_file).unlink(missing_ok=True)  # until there is a newer model
-            self._put_away_outdated()
+            place, outdated = self.run.put_away(self.step)
+            if outdated:
+                names = ", ".join(outdated)
+                self.accelerator.print(f"The run goes on from step {self.step}; outdated, and now in {place}: {names}")
         if self.config.report_to:
             fields = {
                 key: value for key, value in self.config.to_dict().items() if isinstance(value, int | float | str)
@@ -183,26 +172,7 @@ class Trainer:
 
     def _fields(self) -> dict[str, Any]:
         """Return the fields of the configuration as they are saved: the folder by its absolute path."""
-        return self.config.to_dict() | {"output_dir": str(self.run.absolute()), "resume_from_checkpoint": None}
-
-    def _put_away_outdated(self) -> None:
-        """Move what belongs to a later step than this, and what was said of an older model, to a folder of its own."""
-        checkpoints = [path for path in list_checkpoints(self.run / "checkpoints") if step_of(path) > self.step]
-        pictures = [path for path in list_steps(self.run / "samples", ".png") if step_of(path) > self.step]
-        if not checkpoints:  # the run was stopped after its last save, and draws them again
-            for picture in pictures:
-                remove(picture)
-            pictures = []
-        pages = [self.run / name for name in (*REPORTS, README) if (self.run / name).exists()]
-        if outdated := [*checkpoints, *pictures, *pages]:
-            taken = [int(path.name) for path in (self.run / OUTDATED).glob("*") if path.name.isdigit()]
-            folder = self.run / OUTDATED / str(max(taken, default=0) + 1)
-            for path in outdated:
-                place = folder / path.relative_to(self.run)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, place)
-            names = ", ".join(str(path.relative_to(self.run)) for path in outdated)
-            self.accelerator.print(f"The run goes on from step {self.step}; outdated, and now in {folder}: {names}")
+        return self.config.to_dict() | {"output_dir": str(self.run.path.absolute()), "resume_from_checkpoint": None}
 
     def run_loop(self) -> None:
         """Train until the steps or the seconds are used up."""
@@ -229,8 +199,8 @@ class Trainer:
                         self.save_preview()
                     if save or stop_signal:
                         checkpoint = self.save_checkpoint()
-                        if self.uploads and not stop_signal:
-                            self.uploads.start(checkpoint)
+                        if self.accelerator.is_main_process and not stop_signal:
+                            self.publisher.start(checkpoint)
                     if stop_signal:
                         name = signal.Signals(stop_signal).name
                         message = f"stopped by {name} after step {self.step}, which is saved. {self.how_to_go_on()}"
@@ -244,7 +214,7 @@ class Trainer:
     def _write_metrics(self) -> dict[str, float]:
         row = self.metrics.write()
         if bad := self.metrics.not_finite(row):
-            kept = newest_complete(self.run / "checkpoints")
+            kept = newest_complete(self.run.checkpoints)
             raise TrainingError(
                 f"{bad[0]} became {row[bad[0]]} at step {row['step']}. "
                 + (f"The last good checkpoint is {kept}. " if kept else "There is no checkpoint yet. ")
@@ -280,8 +250,8 @@ class Trainer:
                     for key, value in named.items():
                         found.setdefault(key, []).append(value.detach())
                 found.setdefault(f"grad_norm/{name}", []).append(self._update(name))
-        for name, average in self.averages.items():
-            average.step(self.originals[name].parameters())
+        for name, average in self.ema_models.items():
+            average.step(self.unwrapped[name].parameters())
         means = {key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()}
         rates = {name: factor * config.learning_rate_of(name) for name in self.optimizers}
         if len(set(rates.values())) == 1:
@@ -303,7 +273,7 @@ class Trainer:
         """
         with contextlib.ExitStack() as stack:
             if self.config.gradient_accumulation_steps > 1:
-                for name, module in self.originals.items():
+                for name, module in self.unwrapped.items():
                     stack.enter_context(self.accelerator.no_sync(self.task.modules[name]))
                     broadcast(list(module.buffers()))
             yield
@@ -311,7 +281,7 @@ class Trainer:
     def _update(self, name: str) -> Tensor:
         """Update a module by its gradients, clipped, and return their norm, a scalar."""
         accelerator, optimizer = self.accelerator, self.optimizers[name]
-        parameters = list(self.originals[name].parameters())
+        parameters = list(self.unwrapped[name].parameters())
         if self.config.gradient_accumulation_steps > 1 and accelerator.num_processes > 1:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             mean = accelerator.reduce(parameters_to_vector(gradients), "mean")
@@ -337,7 +307,7 @@ class Trainer:
 
     def how_to_go_on(self) -> str:
         """Name the command that continues the run."""
-        options = f"--config {shlex.quote(str(self.run / CONFIG_FILE))} --resume_from_checkpoint latest"
+        options = f"--config {shlex.quote(str(self.run.config))} --resume_from_checkpoint latest"
         if self.accelerator.num_processes > 1:
             return f"Continue with the same launcher, number of processes and script, and {options}"
         return f"Continue with: hfgen train {self.config.family} {options}"
@@ -366,18 +336,18 @@ class Trainer:
     @contextlib.contextmanager
     def _published_weights(self) -> Iterator[None]:
         """Put the averaged weights into the networks, which stand in evaluation mode meanwhile."""
-        for name, module in self.originals.items():
+        for name, module in self.unwrapped.items():
             module.eval()
-            if name in self.averages:
-                self.averages[name].store(module.parameters())
-                self.averages[name].copy_to(module.parameters())
+            if name in self.ema_models:
+                self.ema_models[name].store(module.parameters())
+                self.ema_models[name].copy_to(module.parameters())
         try:
             yield
         finally:
-            for name, module in self.originals.items():
+            for name, module in self.unwrapped.items():
                 module.train()
-                if name in self.averages:
-                    self.averages[name].restore(module.parameters())
+                if name in self.ema_models:
+                    self.ema_models[name].restore(module.parameters())
 
     def save_preview(self) -> None:
         """Draw `samples/step-….png` with the averaged weights."""
@@ -387,21 +357,21 @@ class Trainer:
             save_picture(picture, self._preview_file())
 
     def _preview_file(self) -> Path:
-        return self.run / "samples" / f"step-{self.step:06d}.png"
+        return self.run.samples / f"step-{self.step:06d}.png"
 
     def save_checkpoint(self) -> Path:
         """Save the model, ready to be used, and beside it all that training needs to go on; return where."""
 
         def write(folder: Path) -> None:
             self._save_model(folder)
-            save_file(pack_state(self.originals, self.optimizers, self.averages), folder / STATE_FILE)
+            save_file(pack_state(self.unwrapped, self.optimizers, self.ema_models), folder / STATE_FILE)
             (folder / POSITION_FILE).write_text(json.dumps(self._position()))
 
         if self.accelerator.is_main_process:
             with self._published_weights():
                 self._note(self.task.diagnose())
-            save_checkpoint(self.run / "checkpoints", self.step, write, self.config.checkpoints_total_limit)
-        return self.run / "checkpoints" / f"step-{self.step:06d}"
+            save_checkpoint(self.run.checkpoints, self.step, write, self.config.checkpoints_total_limit)
+        return self.run.checkpoints / f"step-{self.step:06d}"
 
     def _note(self, diagnosis: Diagnosis) -> None:
         for problem in set(diagnosis.problems) - set(self.problems):
@@ -430,30 +400,27 @@ class Trainer:
             )
             self._save_figures()
             # The run folder itself is the model's.
-            with parts_complete_or_absent(self.run, last=self.task.index_file) as temporary:
+            with parts_complete_or_absent(self.run.path, last=self.task.index_file) as temporary:
                 self._save_model(temporary)
 
     def _save_figures(self) -> None:
-        figures = self.run / "figures"
-        save_training_curves(self.run / METRICS_FILE, figures / "training_curves.png", self.batches.steps_per_epoch)
+        figures = self.run.figures
+        save_training_curves(self.run / METRICS_FILE, figures / CURVES, self.batches.steps_per_epoch)
         if (self.run / CLASSES_FILE).exists():
-            save_class_shares(self.run / CLASSES_FILE, figures / "classes.png")
+            save_class_shares(self.run / CLASSES_FILE, figures / CLASSES)
         if self.config.save_images_epochs:
-            save_slides(list_steps(self.run / "samples", ".png"), figures / "training.gif")
+            save_slides(self.run.grids(), figures / TIMELAPSE)
         with self._published_weights():
-            pictures = self.task.pictures()
-        for name, picture in pictures.items():
-            save_picture(picture, figures / f"{name}.png")
+            self.task.save_figures(figures)
 
     def release(self) -> None:
         """Let go of what wraps the networks, then of the other processes; in another order the exit can hang."""
-        self.task.modules.update(self.originals)
+        self.task.modules.update(self.unwrapped)
         self.accelerator.free_memory()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         self.accelerator.trackers.clear()
-        if self.uploads:
-            self.uploads.wait()
+        self.publisher.wait()
 
     def _save_model(self, folder: Path) -> None:
         with self._published_weights():
@@ -473,7 +440,7 @@ class Trainer:
         }
 
     def _sources(self) -> list[ImageData]:
-        return [self.data, *self.task.further_images]
+        return [self.data, *self.task.extra_datasets]
 
     def _fingerprint(self) -> str:
         return "+".join(images.fingerprint for images in self._sources())
@@ -495,13 +462,13 @@ class Trainer:
                 f"{checkpoint.name}"
             )
         try:
-            unpack_state(load_file(checkpoint / STATE_FILE), self.originals, self.optimizers, self.averages)
+            unpack_state(load_file(checkpoint / STATE_FILE), self.unwrapped, self.optimizers, self.ema_models)
         except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{unusable(checkpoint)} ({STATE_FILE}: {first_line(error)})") from error
         self.step, self.seconds_before = position["step"], position["seconds"]
         self.agreed, self.next_agreement = (self.step, self.seconds_before), self.step + 1
         self.command = position["command"]
-        for average in self.averages.values():
+        for average in self.ema_models.values():
             average.to(self.accelerator.device)
             average.optimization_step = self.step
         if position["scaler"]:

@@ -1,0 +1,357 @@
+"""What `hfgen.train` and the others do; a configuration is checked before anything heavy is imported."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hfgen.config import TrainingConfig
+from hfgen.config.commands import (
+    AnalyzeConfig,
+    CardConfig,
+    CompareSamplersConfig,
+    EvaluateConfig,
+    PublishAllConfig,
+    PushConfig,
+    ResultsConfig,
+    SampleConfig,
+    TranslateConfig,
+)
+from hfgen.config.parser import RECIPES, make_config, parse_config, suggestion
+from hfgen.families import families
+from hfgen.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from hfgen.api.outputs import Animation, Edited, Images, Report
+    from hfgen.runs.folder import RunFolder
+
+Name = str | PathLike[str]
+C = TypeVar("C")
+
+
+def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunFolder]":
+    """Train a model, or the members of a sweep, as `hfgen train` does.
+
+    Args:
+        family: `ddpm`, `vae`, `gan`, `translation`, `cyclegan`, `classifier` or another package's; or a configuration,
+            such as `hfgen.VAEConfig(...)`.
+        fields: The fields of the family's configuration, as in `hfgen train FAMILY --help`; `config` names a recipe
+            or a YAML file from which to take those that are not given.
+
+    Returns:
+        The run folder; of a sweep, that of each member.
+
+    Raises:
+        UserError: before any work, for what cannot be trained so.
+        TrainingError: if training had to stop; the message says how to go on.
+        PublishingError: under `push_to_hub`, if the finished run could not be published.
+    """
+    if isinstance(family, TrainingConfig):
+        config = dataclasses.replace(family, **fields)
+    elif family in families():
+        config = make_config(families()[family].config, fields, prog=f"hfgen train {family}")
+    else:
+        known = families()
+        raise UserError(f"there is no family {family}; there are {', '.join(known)}" + suggestion([family], known))
+    return train_configured(config, given=fields.keys())
+
+
+def train_configured(config: TrainingConfig, given: Any) -> "RunFolder | list[RunFolder]":
+    """Train what a configuration says; see `train`.
+
+    Args:
+        config: The configuration.
+        given: The names of the fields that were given one by one.
+    """
+    from hfgen.publishing.hub import publisher_of
+    from hfgen.runs.folder import RunFolder
+    from hfgen.training.run import train as train_run
+
+    task = families()[config.family].task_class()
+    if not config.sweep:
+        return RunFolder(train_run(config, task, publisher_of(config)))
+    from hfgen.evaluation.sweep_report import write_page
+    from hfgen.training.sweep import members_of, parse_sweep, train_members
+
+    if both := set(given) & parse_sweep(config.sweep)[0].keys():
+        raise UserError(f"{min(both)} is swept, and cannot be given as a flag too")
+
+    def parse(flags: list[str]) -> TrainingConfig:
+        return parse_config(type(config), flags, prog=f"hfgen train {config.family}", base=config.to_dict())
+
+    folder = train_members(config, parse, task)
+    print(f"The members of the sweep are side by side in {write_page(folder)}")
+    return [RunFolder(Path(member)) for member in members_of(str(folder))]
+
+
+def load(run_or_repo: Name, *, revision: str | None = None, trust_remote_code: bool = False) -> "DiffusionPipeline":
+    """Load a pipeline; see `hfgen.pipelines.loading.load`."""
+    from hfgen.pipelines.loading import load as load_pipeline
+
+    return load_pipeline(str(run_or_repo), revision=revision, trust_remote_code=trust_remote_code)
+
+
+def sample(run_or_repo: Name | SampleConfig, *, output: Name | None = None, **fields: Any) -> "Images | Animation":
+    """Draw images from a trained model, as `hfgen sample` does.
+
+    Args:
+        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id; or a configuration of all.
+        output: File or folder to write them to, as in `hfgen sample --help`; by default none.
+        fields: The other fields, as in `hfgen sample --help`.
+
+    Returns:
+        The images; with `film` or a .gif the steps of their denoising.
+
+    Raises:
+        UserError: if the model cannot draw so.
+    """
+    config, output = _with_output(SampleConfig, run_or_repo, output, fields, "hfgen sample")
+    from hfgen.api.outputs import draw, say_if_replaced
+
+    drawn = draw(config)
+    if output is not None:
+        say_if_replaced(output)
+        drawn.save(output)
+        what = "The denoising of {} images is" if config.film else "{} images are"
+        print(f"{what.format(config.num_images)} in {output}")
+    return drawn
+
+
+def edit(run_or_repo: Name | TranslateConfig, *, output: Name | None = None, **fields: Any) -> "Edited":
+    """Change given images, as `hfgen translate` does.
+
+    Args:
+        run_or_repo: An image-to-image model or a diffusion model: a run, a checkpoint, a folder with a pipeline, or a
+            Hub id; or a configuration of all.
+        output: File or folder to write the results to, as in `hfgen translate --help`; by default none.
+        fields: The other fields, as in `hfgen translate --help`: `input`, `task` and so on.
+
+    Returns:
+        The results, but for those that were written to a folder one by one, and the files that could not be read.
+
+    Raises:
+        UserError: if the model cannot do this to these images, or they cannot be written so.
+    """
+    config, output = _with_output(TranslateConfig, run_or_repo, output, fields, "hfgen translate")
+    from hfgen.api.outputs import Edited, say_if_replaced
+    from hfgen.runs.folder import run_fields
+    from hfgen.sampling.edit import translate
+
+    if output is not None:
+        say_if_replaced(output)
+    edited = Edited(*translate(config, run_fields(Path(config.run_or_repo).expanduser()), output))
+    if output is not None:
+        print(f"{edited.count} image{'s are' if edited.count > 1 else ' is'} in {output}")
+    for file, why in edited.unreadable.items():
+        print(f"hfgen: left out {file}, which cannot be read as a picture ({why})", file=sys.stderr)
+    return edited
+
+
+def evaluate(run_or_repo: Name | EvaluateConfig | None = None, **fields: Any) -> "Report | list[Report]":
+    """Measure how good a model's images are, or images from anywhere, as `hfgen evaluate` does.
+
+    Args:
+        run_or_repo: A run, a checkpoint, any folder with a model, a Hub id or the folder of a sweep; or a
+            configuration of all; or nothing, with `images`.
+        fields: The other fields, as in `hfgen evaluate --help`.
+
+    Returns:
+        The report; of a sweep, that of each member.
+
+    Raises:
+        UserError: before any image is drawn, if model, data, judges or numbers do not allow the measuring.
+    """
+    from hfgen.evaluation.evaluate import evaluate as measure
+
+    config = _configuration(EvaluateConfig, run_or_repo, fields, "hfgen evaluate")
+    return _reports(config, measure, "The measures are in")
+
+
+def analyze(run_or_repo: Name | AnalyzeConfig, **fields: Any) -> "Report | list[Report]":
+    """Look into the latents of a VAE, as `hfgen analyze` does.
+
+    Args:
+        run_or_repo: A run, a checkpoint, any folder with a VAE, a Hub id or the folder of a sweep; or a configuration
+            of all.
+        fields: The other fields, as in `hfgen analyze --help`.
+
+    Returns:
+        The report; of a sweep, that of each member.
+
+    Raises:
+        UserError: if it is no VAE, or the data do not fit it.
+    """
+    from hfgen.evaluation.vae import analyze as look_into
+
+    config = _configuration(AnalyzeConfig, run_or_repo, fields, "hfgen analyze")
+    return _reports(config, look_into, "The analysis is in")
+
+
+def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Report":
+    """Find the cheapest scheduler, steps and guidance that draw as well as the best, as `hfgen compare-samplers` does.
+
+    Args:
+        runs: Runs, folders with a pipeline or Hub ids; or one configuration of all.
+        fields: The other fields, as in `hfgen compare-samplers --help`.
+
+    Raises:
+        UserError: before any image is drawn, if a model, a setting, the data or the judges do not allow it.
+    """
+    if len(runs) == 1 and isinstance(runs[0], CompareSamplersConfig):
+        config = dataclasses.replace(runs[0], **fields)
+    else:
+        fields = {"runs": [str(run) for run in runs]} | fields
+        config = make_config(CompareSamplersConfig, fields, prog="hfgen compare-samplers", positional="runs")
+    from hfgen.api.outputs import Report
+    from hfgen.evaluation.samplers import compare_samplers as compare
+
+    path = compare(config)
+    print(f"The comparison is in {path}")
+    return Report(path)
+
+
+def results(*folders: Name | ResultsConfig, **fields: Any) -> Path:
+    """Write one table of all evaluations below some folders, as `hfgen results` does; return its path."""
+    if len(folders) == 1 and isinstance(folders[0], ResultsConfig):
+        config = dataclasses.replace(folders[0], **fields)
+    else:
+        fields = {"folders": [str(folder) for folder in folders]} | fields
+        config = make_config(ResultsConfig, fields, prog="hfgen results", positional="folders")
+    from hfgen.evaluation.results import write_results
+
+    output = write_results([Path(folder) for folder in config.folders], Path(config.output))
+    print(f"The table is in {output}")
+    return output
+
+
+def card(run: Name | CardConfig, **fields: Any) -> Path:
+    """Write the page that a model has on the Hub, as `hfgen card` does; return its path."""
+    config = _configuration(CardConfig, run, fields, "hfgen card", "run")
+    from hfgen.pipelines.loading import require_folder
+    from hfgen.publishing.card import gallery_folder, write_card, write_gallery
+    from hfgen.publishing.hub import check_license
+
+    require_folder(config.run)
+    check_license(config.license)
+    folder = gallery_folder(Path(config.gallery), Path(config.run)) if config.gallery else Path(config.run)
+    page = write_card(Path(config.run), folder, repo_id=config.repo_id, spdx_license=config.license)
+    print(f"The page is in {page}")
+    if config.gallery:
+        print(f"The wall of pictures is in {write_gallery(Path(config.gallery))}")
+    return page
+
+
+def push(run: Name | PushConfig, **fields: Any) -> str | None:
+    """Publish a finished run on the Hub, as `hfgen push` does.
+
+    Args:
+        run: The run folder; or a configuration of all.
+        fields: The other fields, as in `hfgen push --help`: `repo_id`, `private` and so on.
+
+    Returns:
+        The address of the commit or the pull request; under `dry_run` None, after the files are listed.
+
+    Raises:
+        UserError: if the run, the token or the repo do not allow it; nothing has been uploaded.
+        PublishingError: if the upload failed; the message names the command that tries again.
+    """
+    config = _configuration(PushConfig, run, fields, "hfgen push", "run")
+    from hfgen.publishing import hub
+
+    if config.dry_run:
+        _list_published(Path(config.run), config.repo_id, config.license)
+        return None
+    address = hub.push(
+        Path(config.run),
+        config.repo_id,
+        private=config.private,
+        create_pr=config.create_pr,
+        revision=config.revision,
+        spdx_license=config.license,
+    )
+    print(f"Published: {address}")
+    return address
+
+
+def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
+    """Publish every finished run in a folder, as a collection, as `hfgen publish-all` does; return its address."""
+    config = _configuration(PublishAllConfig, folder, fields, "hfgen publish-all", "folder")
+    from hfgen.pipelines.loading import require_folder
+    from hfgen.publishing import hub
+    from hfgen.runs.folder import RUN_FILE
+
+    require_folder(config.folder)
+    runs = [file.parent for file in sorted(Path(config.folder).rglob(RUN_FILE))]
+    if not runs:
+        raise UserError(f"there is no finished run in {config.folder}; hfgen push publishes a single one")
+    names = [run.name for run in runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"several runs in {config.folder} are called {min(twice)}, and would be published as one")
+    if config.dry_run:
+        for run in runs:
+            _list_published(run, f"{config.namespace}/{run.name}", config.license)
+        return None
+    address = hub.publish_all(
+        runs, config.namespace, private=config.private, spdx_license=config.license, collection=config.collection
+    )
+    print(f"The collection: {address}")
+    return address
+
+
+def recipes() -> dict[str, str]:
+    """Return the ready-made configurations by name, each with the sentence that says what it trains."""
+    paths = sorted(RECIPES.glob("*.yaml"))
+    return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in paths}
+
+
+def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:
+    from hfgen.publishing import hub
+
+    files = hub.list_published(run, repo_id, spdx_license)
+    print(f"{run} would be published as {repo_id}:")
+    for name, size in files:
+        print(f"{size:>12,} {name}")
+
+
+def _configuration(
+    config_class: type[C], first: Any, fields: Mapping[str, Any], prog: str, positional: str = "run_or_repo"
+) -> C:
+    """Return a configuration that was given, or make one of fields."""
+    if isinstance(first, config_class):
+        return dataclasses.replace(first, **fields)
+    given = {} if first is None else {positional: str(first)}
+    return make_config(config_class, given | dict(fields), prog=prog, positional=positional)
+
+
+def _with_output(
+    config_class: type[C], first: Any, output: Name | None, fields: Mapping[str, Any], prog: str
+) -> tuple[C, Path | None]:
+    """Return a configuration, and where to write to: nowhere, if no configuration and no output is given."""
+    if output is not None:
+        fields = {"output": str(output), **fields}
+    config = _configuration(config_class, first, fields, prog)
+    is_written = output is not None or isinstance(first, config_class)
+    return config, Path(config.output).expanduser() if is_written else None
+
+
+def _reports(config: Any, write: Callable[[Any], Path], what: str) -> "Report | list[Report]":
+    """Write the report on a run, or on each member of a sweep, whose page is renewed in the end."""
+    from hfgen.api.outputs import Report
+    from hfgen.evaluation.sweep_report import write_page
+    from hfgen.training.sweep import members_of
+
+    runs = members_of(config.run_or_repo) if config.run_or_repo else [None]
+    if runs != [config.run_or_repo] and config.output_dir:
+        raise UserError("of a sweep, the reports go into the folders of its members; leave output_dir out")
+    reports = []
+    for run in runs:
+        reports.append(Report(write(dataclasses.replace(config, run_or_repo=run))))
+        print(f"{what} {reports[-1].path}")
+    if runs == [config.run_or_repo]:
+        return reports[0]
+    write_page(Path(config.run_or_repo).expanduser())
+    return reports

@@ -1,0 +1,174 @@
+"""What the calls of the Python API return, and how a notebook shows it."""
+
+import base64
+import functools
+import io
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from hfgen.config.commands import SampleConfig
+from hfgen.figures.animations import FILM_FRAMES, STRIP_FRAMES, film_strip, save_film
+from hfgen.figures.grids import image_grid, sample_grid, save_arrays, save_images, save_picture, to_pil
+from hfgen.pipelines.loading import load
+from hfgen.runs.folder import run_fields
+from hfgen.sampling.sample import default_sampler, film, is_conditional, labels_of, sample
+from hfgen.utils.devices import default_device
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images from a model; a notebook shows them as a grid.
+
+    Attributes:
+        images: uint8, (N, C, H, W).
+        labels: The index of the class of each, or None where the model is unconditional.
+        label_names: The names of the classes.
+    """
+
+    images: Tensor
+    labels: list[int] | None
+    label_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> PIL.Image.Image:
+        return to_pil(self.images[index])
+
+    def grid(self) -> PIL.Image.Image:
+        """Return all of them in one picture, with a row for each class."""
+        return sample_grid(self.images, self.labels, self.label_names)
+
+    def save(self, output: Path) -> None:
+        """Write them: a .png (a grid), a .npz (`images`, and of classes `labels` and `label_names`), or a folder."""
+        match output.suffix.lower():
+            case ".png":
+                save_picture(self.grid(), output)
+            case ".npz":
+                classes = {} if self.labels is None else {"labels": self.labels, "label_names": self.label_names}
+                save_arrays(self.images, output, **classes)
+            case _:
+                save_images(self.images, output)
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.grid())
+
+
+@dataclass(frozen=True)
+class Animation:
+    """The denoising of images; a notebook shows it as a strip.
+
+    Attributes:
+        noised: x_t at some steps, uint8 (F, B, C, H, W).
+        estimates: The predicted x₀ at these steps, uint8 (F, B, C, H, W).
+    """
+
+    noised: Tensor
+    estimates: Tensor
+
+    def save(self, output: Path) -> None:
+        """Write it: a .gif, or a .png (a strip)."""
+        if output.suffix.lower() == ".gif":
+            save_film(self.noised, self.estimates, output)
+        else:
+            save_picture(film_strip(self.noised, self.estimates), output)
+
+    def _repr_png_(self) -> bytes:
+        return _png(film_strip(self.noised, self.estimates))
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Images that a model changed; a notebook shows them.
+
+    Attributes:
+        count: How many there are.
+        images: The images, uint8 (C, H, W) each; none where they were written to a folder one by one.
+        unreadable: The files that could not be read, with the reason.
+    """
+
+    count: int
+    images: list[Tensor]
+    unreadable: dict[Path, str]
+
+    def __getitem__(self, index: int) -> PIL.Image.Image:
+        return to_pil(self.images[index])
+
+    def _repr_png_(self) -> bytes | None:
+        if len({image.shape for image in self.images}) != 1:
+            return None
+        return _png(image_grid(torch.stack(self.images)))
+
+
+@dataclass(frozen=True)
+class Report:
+    """An evaluation, an analysis or a comparison; a notebook shows its page.
+
+    Attributes:
+        path: The record, a JSON file; its page lies beside it.
+    """
+
+    path: Path
+
+    @functools.cached_property
+    def record(self) -> dict[str, Any]:
+        """What was found, as the JSON file has it."""
+        return json.loads(self.path.read_text(encoding="utf-8"))
+
+    @property
+    def page(self) -> Path:
+        """The page, a Markdown file."""
+        return self.path.with_suffix(".md")
+
+    def _repr_markdown_(self) -> str:
+        text, _, _ = self.page.read_text(encoding="utf-8").partition("\n## Protocol")
+
+        def inlined(match: re.Match[str]) -> str:
+            picture = base64.b64encode((self.path.parent / match[2]).read_bytes()).decode()
+            return f"![{match[1]}](data:image/png;base64,{picture})"
+
+        return re.sub(r"!\[([^\]]*)\]\(([^)]+\.png)\)", inlined, text)
+
+
+def draw(config: SampleConfig) -> Images | Animation:
+    """Draw images, or their denoising, as a configuration says.
+
+    Raises:
+        UserError: if the model cannot draw so.
+    """
+    pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    pipeline.to(default_device())
+    options = default_sampler(pipeline, run_fields(Path(config.run_or_repo).expanduser())) | config.given_sampler()
+    options |= {name: getattr(config, name) for name in ("num_images", "class_labels", "seed")}
+    if config.negative_class_labels:
+        options["negative_class_labels"] = config.negative_class_labels
+    if config.film:
+        frames = FILM_FRAMES if Path(config.output).suffix.lower() == ".gif" else STRIP_FRAMES
+        return Animation(*film(pipeline, num_frames=frames, **options))
+    images = torch.cat(list(sample(pipeline, batch_size=config.batch_size, **options)))
+    if not is_conditional(pipeline):
+        return Images(images, None, [])
+    names = [name for _, name in sorted(pipeline.config.id2label.items())]
+    return Images(images, labels_of(pipeline, config.class_labels, range(config.num_images)), names)
+
+
+def say_if_replaced(output: Path) -> None:
+    """Say that an output is there already."""
+    if output.is_file():
+        print(f"hfgen: replaces {output}", file=sys.stderr)
+    elif output.is_dir() and any(output.iterdir()):
+        print(f"hfgen: {output} holds files already; those of the same names are replaced", file=sys.stderr)
+
+
+def _png(picture: PIL.Image.Image) -> bytes:
+    written = io.BytesIO()
+    picture.save(written, "png")
+    return written.getvalue()

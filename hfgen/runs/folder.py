@@ -1,0 +1,145 @@
+"""The run folder: every name in it, what may be written there, and what a resumed run puts away."""
+
+import base64
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfgen.config.training import CONFIG_FILE, read_fields
+from hfgen.runs.checkpoints import list_checkpoints, list_steps, step_of
+from hfgen.utils.files import INCOMPLETE, complete_or_absent, remove, remove_leftovers
+
+EVALUATION, EVALUATION_PAGE, EVALUATION_PICTURES = "evaluation.json", "evaluation.md", "evaluation"
+ANALYSIS, ANALYSIS_PAGE, ANALYSIS_PICTURES = "analysis.json", "analysis.md", "analysis"
+REPORTS = (EVALUATION, EVALUATION_PAGE, EVALUATION_PICTURES, ANALYSIS, ANALYSIS_PAGE, ANALYSIS_PICTURES)
+CARD = "README.md"
+RUN_FILE, METRICS_FILE, CLASSES_FILE = "run.json", "metrics.jsonl", "classes.jsonl"
+CHECKPOINTS, SAMPLES, FIGURES, OUTDATED, LOCK = "checkpoints", "samples", "figures", "outdated", ".lock"
+CURVES, CLASSES, ANIMATION, TIMELAPSE = "training_curves.png", "classes.png", "film.gif", "training.gif"  # in FIGURES
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run: the model as `from_pretrained` takes it, and beside it the run's own record.
+
+    In a notebook it shows its newest sample grid and its curves.
+
+    Args:
+        path: The folder, which need not exist yet.
+    """
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / CONFIG_FILE
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, `step-000500` for instance."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def samples(self) -> Path:
+        """The folder of sample grids, `step-000500.png` for instance."""
+        return self.path / SAMPLES
+
+    @property
+    def figures(self) -> Path:
+        """The folder of curves, animations and other figures of a finished run."""
+        return self.path / FIGURES
+
+    def grids(self) -> list[Path]:
+        """List the sample grids, the earliest first."""
+        return list_steps(self.samples, ".png")
+
+    def fields(self) -> dict[str, Any]:
+        """Read the resolved configuration; an empty dictionary if there is none.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        return read_fields(self.config) if self.config.is_file() else {}
+
+    def begin(self, fields: dict[str, Any]) -> None:
+        """Write the resolved configuration, and make the sub-folders, without leftovers of processes that were killed.
+
+        Args:
+            fields: The configuration, as plain YAML types.
+        """
+        with complete_or_absent(self.config) as temporary:
+            temporary.write_text(yaml.safe_dump(fields, sort_keys=False))
+        for folder in (self.path, self.checkpoints, self.samples, self.figures):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+
+    def foreign_files(self) -> list[str]:
+        """Name what is in the folder, but for empty folders and what a training leaves before it begins."""
+        entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
+        full = (entry for entry in entries if entry.is_symlink() or not entry.is_dir() or any(entry.iterdir()))
+        return [entry.name for entry in full if not entry.name.startswith((LOCK, INCOMPLETE))]
+
+    def put_away(self, step: int) -> tuple[Path, list[str]]:
+        """Move checkpoints and grids of later steps, and pages of an older model, to a new folder in `outdated`.
+
+        Args:
+            step: The step from which the run goes on.
+
+        Returns:
+            The folder, and the names of what was moved there.
+        """
+        checkpoints = [path for path in list_checkpoints(self.checkpoints) if step_of(path) > step]
+        grids = [path for path in self.grids() if step_of(path) > step]
+        if not checkpoints:  # the run was stopped after its last save, and draws them again
+            for grid in grids:
+                remove(grid)
+            grids = []
+        outdated = [*checkpoints, *grids, *(self.path / name for name in (*REPORTS, CARD) if (self / name).exists())]
+        taken = [int(path.name) for path in (self / OUTDATED).glob("*") if path.name.isdigit()]
+        folder = self / OUTDATED / str(max(taken, default=0) + 1)
+        for path in outdated:
+            place = folder / path.relative_to(self.path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+        return folder, [str(path.relative_to(self.path)) for path in outdated]
+
+    def _repr_html_(self) -> str:
+        return f"<p>Run in {self.path}</p>" + "".join(
+            f'<p><img src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"></p>'
+            for picture in self._newest_pictures()
+        )
+
+    def _newest_pictures(self) -> Iterator[Path]:
+        yield from self.grids()[-1:]
+        if (curves := self.figures / CURVES).is_file():
+            yield curves
+
+
+def run_fields(source: Path) -> dict[str, Any]:
+    """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    return RunFolder(source).fields() or (
+        RunFolder(source.resolve().parents[1]).fields() if is_checkpoint(source) else {}
+    )
+
+
+def is_checkpoint(source: Path) -> bool:
+    """Tell a checkpoint's folder from a run's."""
+    return source.resolve().parent.name == CHECKPOINTS
