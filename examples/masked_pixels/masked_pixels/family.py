@@ -1,0 +1,45 @@
+"""What hfgen has to know of the family. It is imported by every command, so it imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hfgen.config import TrainingConfig
+from hfgen.families import Family, Model
+
+
+@dataclass(kw_only=True)
+class MaskedPixelsConfig(TrainingConfig):
+    """Train a masked generative model of pixels (Chang et al. 2022).
+
+    Args:
+        num_levels: Grey levels to which pixels are rounded.
+        hidden_channels: Channels of the network.
+        num_layers: Residual blocks of the network.
+        num_inference_steps: Steps of decoding; more are better and slower.
+    """
+
+    family: ClassVar[str] = "masked_pixels"
+    next_command: ClassVar[str] = "hfgen sample"
+
+    num_levels: int = 8
+    hidden_channels: int = 64
+    num_layers: int = 4
+    num_inference_steps: int = 16
+
+    def __post_init__(self):
+        """Refuse values that no model can have."""
+        super().__post_init__()
+        self._require("positive", ["hidden_channels", "num_layers", "num_inference_steps"], at_most=1000)
+        self._require("positive", ["num_levels"], at_most=256)
+
+
+FAMILY = Family(
+    config=MaskedPixelsConfig,
+    task="masked_pixels.task:MaskedPixelsTask",
+    models={
+        "MaskedPixelsPipeline": Model(
+            use="decode", network="network", sampler=("num_inference_steps",), tags=("masked-generative-model",)
+        )
+    },
+    modules=("masked_pixels.modeling_masked_pixels", "masked_pixels.pipeline_masked_pixels"),
+)
