@@ -11,7 +11,17 @@ from torch import Tensor
 from hfgen.figures.grids import image_grid, save_picture
 from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture, neighbours_picture
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.markdown import code, code_cell, escaped, fenced, number, table, with_error, with_std
+from hfgen.utils.markdown import (
+    accuracy_text,
+    code,
+    code_cell,
+    escaped,
+    fenced,
+    number,
+    table,
+    with_error,
+    with_std,
+)
 
 RECORD = "evaluation.json"
 PAGE = "evaluation.md"
@@ -174,11 +184,6 @@ def weak_judges(accuracies: dict[str, dict[str, Any]]) -> list[str]:
 def careful(accuracies: dict[str, dict[str, Any]]) -> list[str]:
     """Return the lines that warn of judges that are often wrong."""
     return [line for text in weak_judges(accuracies) for line in ("", f"**Careful**: {text}")]
-
-
-def accuracy_text(found: dict[str, Any]) -> str:
-    """Write an accuracy and its standard deviation in per cent."""
-    return f"{found['accuracy']:.2%} ± {found['accuracy_std']:.2%}"
 
 
 def bounds_table(record: dict[str, Any]) -> list[str]:
