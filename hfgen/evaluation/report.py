@@ -17,7 +17,9 @@ from hfgen.utils.markdown import (
     code_cell,
     escaped,
     fenced,
+    json_text,
     number,
+    render,
     table,
     with_error,
     with_std,
@@ -142,13 +144,13 @@ def _second_kind(protocol: dict[str, Any]) -> list[str]:
 
 
 def save_record(
-    record: dict[str, Any], page: list[str], folder: Path, *, record_file: str = RECORD, page_file: str = PAGE
+    record: dict[str, Any], page: str | list[str], folder: Path, *, record_file: str = RECORD, page_file: str = PAGE
 ) -> Path:
     """Write a record and its page; return the path of the record."""
-    content = {page_file: "\n".join(page), record_file: json.dumps(record, indent=1, ensure_ascii=False)}
-    for name, text in content.items():
+    page = page if isinstance(page, str) else "\n".join(page) + "\n"
+    for name, text in {page_file: page, record_file: json_text(record, indent=1) + "\n"}.items():
         with complete_or_absent(folder / name) as temporary:
-            temporary.write_text(text + "\n")
+            temporary.write_text(text)
     return folder / record_file
 
 
@@ -235,6 +237,20 @@ def sampler_text(sampler: dict[str, Any]) -> str:
         return text
     first, last = sampler["guidance_interval"]
     return f"{text}, guidance {scale:g}" + (f" from {first:g} to {last:g}" if (first, last) != (0, 1) else "")
+
+
+def render_report(template: str, **values: Any) -> str:
+    """Return a page that shows records: beside its values, the template may use the names and functions below."""
+    return render(
+        template,
+        measure_titles=MEASURES,
+        floor_titles=FLOORS,
+        sampler_text=sampler_text,
+        weak_judges=weak_judges,
+        nearness_texts=nearness_texts,
+        seen_text=seen_text,
+        **values,
+    )
 
 
 def _page(record: dict[str, Any]) -> list[str]:
