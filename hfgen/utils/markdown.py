@@ -45,10 +45,10 @@ def code_cell(text: object) -> str:
     return code(text).replace("|", r"\|")
 
 
-def fenced(text: str, language: str) -> list[str]:
-    """Return the lines of a block of code in Markdown, whatever it holds."""
+def fenced(text: str, language: str) -> str:
+    """Write a text as a block of code, whatever it holds."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return [f"{fence}{language}", *text.splitlines(), fence]
+    return "\n".join([f"{fence}{language}", *text.splitlines(), fence])
 
 
 def with_error(found: dict[str, float]) -> str:
@@ -108,6 +108,7 @@ _templates.filters |= {
     "code_cell": code_cell,
     "duration": duration,
     "escaped": escaped,
+    "fenced": fenced,
     "json": json_text,
     "number": number,
     "percent": percent,
