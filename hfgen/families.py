@@ -34,13 +34,19 @@ class Model:
             of images) or `classify`.
         network: The component that makes the images.
         sampler: Fields of the configuration that decide how images are drawn, which the pipeline's call takes too.
-        template: Template of the model's card, a file in `hfgen/templates` or the path of another.
+        card: Template of the model card, a file in `hfgen/templates` or the path of another one.
+        library: The library that loads it, as the Hub names it.
+        task: The task, as the Hub names it (`pipeline_tag`).
+        tags: Further words by which the Hub finds it.
     """
 
     use: Literal["denoise", "decode", "translate", "classify"]
     network: str = "unet"
     sampler: tuple[str, ...] = ()
-    template: str = "card.md"
+    card: str = "card_other.md"
+    library: str = "diffusers"
+    task: str = "unconditional-image-generation"  # the Hub has no other word for class-conditional models
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,25 +76,38 @@ class Family:
         return getattr(importlib.import_module(module), name)
 
 
-DIFFUSION_SAMPLER = ("scheduler", "num_inference_steps")
-TRANSLATION = MappingProxyType({"ImageTranslationPipeline": Model("translate", "generator")})
+DIFFUSION = ("scheduler", "num_inference_steps")
+TRANSLATOR = Model("translate", "generator", card="card_translation.md", task="image-to-image")
+CLASSIFIER = Model(
+    "classify", card="card_classifier.md", library="transformers", task="image-classification", tags=("judge",)
+)
 BUILT_IN = (
     Family(
         DDPMConfig,
         "hfgen.tasks.diffusion:DiffusionTask",
         {
-            "DDPMPipeline": Model("denoise", sampler=DIFFUSION_SAMPLER),
-            "ClassConditionalDiffusionPipeline": Model("denoise", sampler=(*DIFFUSION_SAMPLER, *GUIDANCE)),
+            "DDPMPipeline": Model("denoise", "unet", DIFFUSION, "card_diffusion.md", tags=("unconditional",)),
+            "ClassConditionalDiffusionPipeline": Model(
+                "denoise", "unet", (*DIFFUSION, *GUIDANCE), "card_class_conditional.md", tags=("class-conditional",)
+            ),
         },
     ),
-    Family(VAEConfig, "hfgen.tasks.vae:VAETask", {"VAEPipeline": Model("decode", "vae", ("prior",))}),
-    Family(GANConfig, "hfgen.tasks.gan:GANTask", {"GANPipeline": Model("decode", "generator", ("truncation",))}),
-    Family(TranslationConfig, "hfgen.tasks.translation:TranslationTask", TRANSLATION),
-    Family(CycleGANConfig, "hfgen.tasks.cyclegan:CycleGANTask", TRANSLATION),
+    Family(
+        VAEConfig,
+        "hfgen.tasks.vae:VAETask",
+        {"VAEPipeline": Model("decode", "vae", ("prior",), "card_vae.md", tags=("autoencoder", "vae"))},
+    ),
+    Family(
+        GANConfig,
+        "hfgen.tasks.gan:GANTask",
+        {"GANPipeline": Model("decode", "generator", ("truncation",), "card_gan.md", tags=("gan",))},
+    ),
+    Family(TranslationConfig, "hfgen.tasks.translation:TranslationTask", {"ImageTranslationPipeline": TRANSLATOR}),
+    Family(CycleGANConfig, "hfgen.tasks.cyclegan:CycleGANTask", {"ImageTranslationPipeline": TRANSLATOR}),
     Family(
         ClassifierConfig,
         "hfgen.tasks.classifier:ClassifierTask",
-        dict.fromkeys(("ResNetForImageClassification", "RegNetForImageClassification"), Model("classify")),
+        dict.fromkeys(("ResNetForImageClassification", "RegNetForImageClassification"), CLASSIFIER),
     ),
 )
 

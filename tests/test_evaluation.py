@@ -22,12 +22,11 @@ from hfgen.evaluation import evaluate as evaluation
 from hfgen.evaluation import generated as subjects
 from hfgen.evaluation.evaluate import evaluate
 from hfgen.evaluation.generated import take
-from hfgen.evaluation.report import accuracy_text, save_report
+from hfgen.evaluation.report import accuracy_text, render_report, save_report
 from hfgen.evaluation.results import results_page
 from hfgen.figures.grids import save_images
 from hfgen.judges.judge import JUDGES, load_judge, shipped_judges
 from hfgen.metrics.inception_scores import inception_scores
-from hfgen.publishing import card
 from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import train
@@ -334,9 +333,9 @@ def test_a_judge_that_is_often_wrong_is_named_where_it_cannot_be_missed(digits_f
     page = (tmp_path / "report" / "evaluation.md").read_text()
     assert page.index(f"**Careful**: {right}") < page.index("## Distribution")
     published = json.loads((REPOSITORY / "model_cards" / "vae_cifar10" / "evaluation.json").read_text())
-    assert "**Careful**" not in "\n".join(card._quality({"evaluation": published}))
+    assert "**Careful**" not in render_report("card_quality.md", evaluation=published)
     published["judge_accuracy"] = record["judge_accuracy"]
-    assert f"**Careful**: {right}" in "\n".join(card._quality({"evaluation": published}))
+    assert f"**Careful**: {right}" in render_report("card_quality.md", evaluation=published)
 
 
 def test_misfitting_images_and_missing_labels(options, tmp_path):

@@ -1,6 +1,5 @@
 """`hfgen compare-samplers`: how good a model's images are by scheduler, steps and guidance, and what that costs."""
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from hfgen.config.commands import CompareSamplersConfig
 from hfgen.data.sources import public_name
 from hfgen.evaluation.generated import draw, labels_like
 from hfgen.evaluation.real import check_size, default_output, load_references, name_of
-from hfgen.evaluation.report import MEASURES, careful, sampler_text
+from hfgen.evaluation.report import render_report, sampler_text, save_record
 from hfgen.evaluation.statistics import Reference, jackknife
 from hfgen.families import GUIDANCE
 from hfgen.figures.grids import sample_grid, save_picture
@@ -33,8 +32,7 @@ from hfgen.sampling.sample import (
 )
 from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError
-from hfgen.utils.files import complete_or_absent, remove_leftovers
-from hfgen.utils.markdown import code, escaped, number, table, with_std
+from hfgen.utils.files import remove_leftovers
 
 RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
 TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance is larger by no more than this share,
@@ -219,51 +217,8 @@ def _save(
     save_picture(curves_picture(rows, floor, labels), output / PICTURES / "curves.png")
     numbers = [index for index in range(len(rows)) for _ in range(SHOWN_IMAGES)]
     save_picture(sample_grid(images, numbers, labels), output / PICTURES / "images.png")
-    for name, text in {
-        PAGE: "\n".join(_page(record)) + "\n",
-        RECORD: json.dumps(record, indent=1, ensure_ascii=False) + "\n",
-    }.items():
-        with complete_or_absent(output / name) as temporary:
-            temporary.write_text(text)
-    return output / RECORD
+    return save_record(record, _page(record), output, record_file=RECORD, page_file=PAGE)
 
 
-def _page(record: dict[str, Any]) -> list[str]:
-    protocol, rows, floor = record["protocol"], record["settings"], record["real_images"]
-    real = f" Real training images have a Fréchet distance of {number(floor['frechet_distance'])}." if floor else ""
-    lines = [
-        "# Samplers compared",
-        "",
-        f"{protocol['num_images']:,} images for each setting, compared with the split "
-        f"{code(protocol['reference_split'])} of {escaped(protocol['dataset'])} in the features of "
-        f"{code(protocol['judge'])} (no FID). Every setting begins with the same noise.{real}",
-        *careful(record["judge_accuracy"]),
-        "",
-        f"As good as the best is what is above it by no more than {TOLERANCE:.0%}, or by no more than the standard "
-        "error of the difference (leaving out the same tenth of the images of both at a time). The lowest of many "
-        "values is so partly by chance: with another seed, the best is more likely to be worse than better.",
-        "",
-    ]
-    for model, row in record["cheapest"].items():
-        lines.append(
-            f"- **{escaped(model)}**: the cheapest setting that is as good as the best is "
-            f"**{escaped(sampler_text(row))}**: {number(row['network_evaluations'])} network evaluations an image, "
-            f"Fréchet distance {with_std(row['frechet_distance'])}, "
-            + (f"{with_std(row['above_best'])} above the best." if row["above_best"]["value"] else "the best.")
-        )
-    lines += ["", f"![quality against cost]({PICTURES}/curves.png)"]
-    names = [name for name in MEASURES if name != "kernel_distance"]
-    costs = ["network evaluations an image", "milliseconds an image"]
-    first, *others = (MEASURES[name][0] for name in names)
-    header = ["model", "sampler", *costs, first, "above the best", *others, "of the class asked for"]
-    lines += table(header, (_cells(row, names) for row in rows))
-    first = f"The first images of each setting, from the same noise:\n\n![images]({PICTURES}/images.png)"
-    return [*lines, "", first]
-
-
-def _cells(row: dict[str, Any], names: list[str]) -> list[str]:
-    costs = [number(row[name]) for name in ("network_evaluations", "milliseconds_per_image")]
-    accuracy = f"{row['accuracy']:.2%}" if "accuracy" in row else ""
-    above = with_std(row["above_best"]) if row["above_best"]["value"] else ""
-    first, *others = (with_std(row[name]) for name in names)
-    return [escaped(row["model"]), escaped(sampler_text(row)), *costs, first, above, *others, accuracy]
+def _page(record: dict[str, Any]) -> str:
+    return render_report("comparison.md", record=record, tolerance=TOLERANCE)

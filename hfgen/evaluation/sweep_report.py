@@ -14,7 +14,7 @@ from hfgen.runs.folder import METRICS_FILE, RUN_FILE
 from hfgen.runs.record import public_command, read_rows, read_training
 from hfgen.training.sweep import read_sweep
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.markdown import code, duration, escaped, number, table, with_error, with_std
+from hfgen.utils.markdown import accuracy_text, duration, escaped, number, percent, render, with_error, with_std
 
 PAGE = "sweep.md"
 PICTURES = "sweep"  # folder beside them
@@ -32,9 +32,9 @@ ANALYSED = {
     "mse": lambda record: number(record["similarity"]["mse"]),
     "PSNR (dB)": lambda record: number(record["similarity"]["psnr"]),
     "SSIM": lambda record: number(record["similarity"]["ssim"]) if "ssim" in record["similarity"] else "",
-    "pixels right": lambda record: f"{record['pixel_accuracy']:.2%}",
+    "pixels right": lambda record: percent(record["pixel_accuracy"]),
     "class kept": lambda record: "; ".join(
-        report.accuracy_text(found["reconstructions"]) for found in record["class_kept"].values()
+        accuracy_text(found["reconstructions"]) for found in record["class_kept"].values()
     ),
     "−ELBO (nats)": lambda record: with_error(record["bounds"]["negative_elbo"]),
     "importance-weighted": lambda record: with_error(record["bounds"]["negative_importance_weighted_bound"]),
@@ -57,28 +57,22 @@ def write_page(folder: Path) -> Path:
     for position, (name, member) in enumerate(members.items()):
         for title, text in {"run": f"[{escaped(name)}]({quote(name)})", **member.cells()}.items():
             columns.setdefault(title, [""] * len(members))[position] = text
-    fields = ", ".join(next(iter(record["members"].values())))
-    lines = [
-        f"# {escaped(folder.resolve().name)} by {escaped(fields)}",
-        "",
-        f"Written by {code(public_command(record['command']))}. Losses and their terms are means over the last "
-        "epoch of training; the rest is what `hfgen analyze` and `hfgen evaluate` found of each run, where they "
-        "were asked.",
-        *table(list(columns), zip(*columns.values(), strict=True)),
-        "",
-        _best(members),
-        "",
-        f"![losses by epoch]({PICTURES}/curves.png)",
-        "",
-        f"![what each draws in the end]({PICTURES}/samples.png)",
-    ]
+    page = render(
+        "sweep.md",
+        name=folder.resolve().name,
+        fields=next(iter(record["members"].values())),
+        command=public_command(record["command"]),
+        columns=columns,
+        rows=zip(*columns.values(), strict=True),
+        best=_best(members),
+    )
     with complete_or_absent(folder / PAGE) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        temporary.write_text(page)
     return folder / PAGE
 
 
-def _best(members: dict[str, "_Member"]) -> str:
-    """Name the best member by what was measured on the test images, or else by the loss, where that compares."""
+def _best(members: dict[str, "_Member"]) -> dict[str, Any]:
+    """Find the best member by what was measured on the test images, or else by the loss, where that compares."""
     unlike = []
     for title, measure in {
         "lowest −ELBO": _Member.negative_elbo,
@@ -92,32 +86,16 @@ def _best(members: dict[str, "_Member"]) -> str:
             unlike.append(title.split(" ", 1)[1])
             continue
         best, *others = sorted(found, key=lambda name: found[name].value)
-        close = [escaped(name) for name in others if found[name].is_close_to(found[best])]
-        too = f" Within the standard error of the difference are {', '.join(close)}." if close else ""
-        return (
-            f"The {title} on the test images has {escaped(best)}.{too} Chosen by them, its value is too good for a "
-            "test result: choose by images that are neither for training nor for the test, and test what was chosen."
-        )
+        return {"measure": title, "name": best, "close": [n for n in others if found[n].is_close_to(found[best])]}
     if unlike:
-        return (
-            f"The {' and the '.join(unlike)} of the members do not compare, as they are of other images, pixels or "
-            "judges; no member is named the best."
-        )
+        return {"unlike": unlike}
     first = next(iter(members.values()))
     if first.is_a_game():
-        return (
-            "Losses of networks that play against each other do not tell which member is best; `hfgen evaluate` does."
-        )
-    if others := [code(field) for field in first.settings if field not in SAME_LOSS]:
-        return (
-            f"Members that differ in {', '.join(others)} may have another loss or other images, so that their losses "
-            "do not tell which is best; `hfgen evaluate` does, and `hfgen analyze` of VAEs."
-        )
+        return {"is_a_game": True}
+    if others := [field for field in first.settings if field not in SAME_LOSS]:
+        return {"fields": others}
     losses = {name: member.last("loss/") for name, member in members.items()}
-    return (
-        f"The lowest loss in training has {escaped(min(losses, key=losses.get))}, which does not tell how good it is "
-        "on other images."
-    )
+    return {"name": min(losses, key=losses.get)}
 
 
 class _Measured(NamedTuple):
@@ -205,7 +183,7 @@ class _Member:
             cells |= {title: text(found) for title, text in ANALYSED.items()}
         found = self._read(report.RECORD)
         if found and "accuracy" in found:
-            cells["accuracy"] = report.accuracy_text(found)
+            cells["accuracy"] = accuracy_text(found)
         elif found and "restoration" in found:
             for setting in found["restoration"]:
                 made = setting["made"]

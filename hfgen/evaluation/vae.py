@@ -1,6 +1,5 @@
 """`hfgen analyze`: what a VAE's latents keep of images, how good its bounds are, how its latents are laid out."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from hfgen.evaluation.real import (
 from hfgen.evaluation.report import ANALYSIS_PAGE as PAGE
 from hfgen.evaluation.report import ANALYSIS_PICTURES as PICTURES
 from hfgen.evaluation.report import ANALYSIS_RECORD as RECORD
-from hfgen.evaluation.report import accuracy_text, bounds_table, bounds_text, careful, save_record
+from hfgen.evaluation.report import render_report, save_record
 from hfgen.evaluation.statistics import accuracy_of
 from hfgen.figures.grids import counterparts_picture, sample_grid, save_picture
 from hfgen.figures.plots import latents_picture
@@ -45,16 +44,8 @@ from hfgen.sampling.latents import STRIP_STEPS, STRIPS, first_class, plane_pictu
 from hfgen.sampling.sample import image_shape_of
 from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError
-from hfgen.utils.markdown import code, code_cell, escaped, fenced, number, table
 from hfgen.utils.seeds import derive_seed
 
-SIMILARITIES = {"mse": "mean squared error", "psnr": "PSNR (dB)", "ssim": "SSIM"}
-PIXELS = {
-    "none": "as they are, not binarised",
-    "threshold": "black and white, 1 where a grey one is at least a half",
-    "static": "black and white, 1 with the probability of the grey one's brightness, drawn once",
-    "dynamic": "black and white, 1 with the probability of the grey one's brightness, drawn for this analysis",
-}
 ROWS_AT_A_TIME = 5000  # latents that are decoded together for the importance-weighted bound
 PAIRS = 32  # images beside their reconstructions
 TRAVERSED = 16  # dimensions at most, those with most divergence
@@ -313,69 +304,11 @@ def _traversals(pipeline: VAEPipeline, encoded: _Encoded) -> Image:
     return sample_grid(_uint8(images), rows, names)
 
 
-def _page(record: dict[str, Any]) -> list[str]:
-    protocol = record["protocol"]
-    active, latent_dim = record["active_units"], protocol["latent_dim"]
-    lines = [
-        f"# What the latents of {escaped(protocol['model'])} keep",
-        "",
-        f"Found on the {protocol['reference_images']:,} images of the split {code(protocol['reference_split'])} of "
-        f"{escaped(protocol['dataset'])}. Their pixels are {PIXELS[protocol['pixels']]}.",
-        "",
-        "## Reconstructions",
-        "",
-        f"![images above their reconstructions]({PICTURES}/reconstructions.png)",
-        *table(
-            ["measure", "of an image and its reconstruction"],
-            [
-                *([title, number(record["similarity"][name])] for name, title in SIMILARITIES.items()
-                  if name in record["similarity"]),
-                ["pixels on the same side of a half", f"{record['pixel_accuracy']:.2%}"],
-            ],
-        ),
-    ]  # fmt: skip
-    if record["class_kept"]:
-        lines += careful({judge: found["images"] for judge, found in record["class_kept"].items()})
-        lines += table(
-            ["judge", "reconstructions taken for the class of their image", "images taken for their class"],
-            (
-                [code_cell(judge), accuracy_text(found["reconstructions"]), accuracy_text(found["images"])]
-                for judge, found in record["class_kept"].items()
-            ),
-        )
-    lines += [
-        "",
-        "## Bounds",
-        "",
-        bounds_text(protocol),
-        *bounds_table(record),
-        "",
-        "## Latents",
-        "",
-        f"{active} of {latent_dim} dimensions are active: the mean of q(z | x) has a variance above "
-        f"{ACTIVE_VARIANCE:g} over the images (Burda et al. 2016)."
-        + (" The model has collapsed: its decoder does not look at the latents." if not active else ""),
-        "",
-        f"![means of the latents of images, by class where it is known]({PICTURES}/latents.png)",
-    ]
-    if latent_dim == 2:
-        lines += [
-            "",
-            f"![images decoded from points that divide the prior into equal masses]({PICTURES}/plane.png)",
-        ]
-    of_class = (
-        f" The images are those of the class {escaped(protocol['class_shown'])}." if protocol["class_shown"] else ""
+def _page(record: dict[str, Any]) -> str:
+    return render_report(
+        "analysis.md",
+        record=record,
+        images_taken_for_their_class={judge: found["images"] for judge, found in record["class_kept"].items()},
+        active_variance=ACTIVE_VARIANCE,
+        strip_steps=STRIP_STEPS,
     )
-    return [
-        *lines,
-        "",
-        f"![between two latents, through {STRIP_STEPS} equally spaced points]({PICTURES}/interpolations.png)",
-        "",
-        f"One dimension at a time, from −3 to 3, with its divergence; those with most divergence first.{of_class}",
-        "",
-        f"![traversals]({PICTURES}/traversals.png)",
-        "",
-        "## Protocol",
-        "",
-        *fenced(json.dumps(protocol, indent=1, ensure_ascii=False), "json"),
-    ]

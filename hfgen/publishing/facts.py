@@ -13,7 +13,6 @@ from hfgen.evaluation.results import read_record
 from hfgen.families import model_of
 from hfgen.judges.judge import UPSCALE
 from hfgen.pipelines.loading import INDEX, require_folder
-from hfgen.publishing.kinds import KINDS
 from hfgen.runs.folder import RUN_FILE
 from hfgen.runs.record import read_training
 from hfgen.utils.errors import UserError
@@ -40,7 +39,7 @@ def require_run(run: Path) -> str:
     class_name = _class_name_of(run)
     if class_name is None or not own_file(run, RUN_FILE).is_file() or not own_file(run, CONFIG_FILE).is_file():
         raise UserError(f"{run} holds no finished run of hfgen train")
-    if class_name not in KINDS:
+    if model_of(class_name) is None:
         raise UserError(f"{run} holds a {one_line(class_name)}, of which hfgen can write no page")
     return class_name
 
@@ -76,7 +75,7 @@ def read_run(run: Path) -> dict[str, Any]:
     return {
         "class_name": class_name,
         "hub_model_id": config.get("hub_model_id"),
-        "kind": KINDS[class_name],
+        "kind": model_of(class_name),
         "config": {name: public_value(value) for name, value in fields.items()},
         "data": public_text(folder or public_name(config["dataset_name"])) or "local images",
         "training": training,

@@ -1,8 +1,13 @@
-"""Markdown, of whatever text and numbers."""
+"""Pages in Markdown, rendered from the templates in `hfgen/templates`, and the filters that those use."""
 
+import json
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfgen.utils.untrusted import one_line
 
@@ -40,10 +45,10 @@ def code_cell(text: object) -> str:
     return code(text).replace("|", r"\|")
 
 
-def fenced(text: str, language: str) -> list[str]:
-    """Return the lines of a block of code in Markdown, whatever it holds."""
+def fenced(text: str, language: str) -> str:
+    """Write a text as a block of code, whatever it holds."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return [f"{fence}{language}", *text.splitlines(), fence]
+    return "\n".join([f"{fence}{language}", *text.splitlines(), fence])
 
 
 def with_error(found: dict[str, float]) -> str:
@@ -55,3 +60,71 @@ def with_error(found: dict[str, float]) -> str:
 def duration(seconds: float) -> str:
     """Write a time in minutes, or in seconds if it is short."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def accuracy_text(found: dict[str, Any]) -> str:
+    """Write an accuracy and its standard deviation in per cent."""
+    return f"{found['accuracy']:.2%} ± {found['accuracy_std']:.2%}"
+
+
+def with_commas(value: float) -> str:
+    """Write a number with commas between its thousands."""
+    return f"{value:,}"
+
+
+def percent(share: float, decimals: int = 2) -> str:
+    """Write a share in per cent."""
+    return f"{share:.{decimals}%}"
+
+
+def percent_if_known(share: float | None) -> str:
+    """Write a share in per cent, or nothing for None."""
+    return "" if share is None else percent(share)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Write a value as JSON, with its letters as they are."""
+    return json.dumps(value, indent=indent, ensure_ascii=False)
+
+
+class _Missing(StrictUndefined):
+    """Something that the values of a template lack: whatever is done with it raises an error that names it."""
+
+    __abs__ = __format__ = StrictUndefined._fail_with_undefined_error
+
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+_templates = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    undefined=_Missing,
+    autoescape=False,  # that would be for HTML; what strangers named passes through `escaped`, `code` and the like
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_templates.filters |= {
+    "accuracy": accuracy_text,
+    "code": code,
+    "code_cell": code_cell,
+    "duration": duration,
+    "escaped": escaped,
+    "fenced": fenced,
+    "json": json_text,
+    "number": number,
+    "percent": percent,
+    "percent_if_known": percent_if_known,
+    "with_commas": with_commas,
+    "with_error": with_error,
+    "with_std": with_std,
+}
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a page or a part of one, written from a file in `hfgen/templates`, or from another by its absolute path.
+
+    Raises:
+        jinja2.UndefinedError: if the template shows something that the values lack.
+    """
+    if Path(template).is_absolute():
+        return _templates.from_string(Path(template).read_text(encoding="utf-8")).render(values)
+    return _templates.get_template(template).render(values)
