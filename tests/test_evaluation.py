@@ -177,7 +177,7 @@ def test_images_in_black_on_white_are_mentioned_and_can_be_inverted(options, tmp
         ("usual.npz", False), ("drawn.npz, inverted", False), ("drawn.npz", True),
     ]  # fmt: skip
     assert found[0][0] == found[1][0] != found[2][0]
-    with pytest.raises(UserError, match="invert is for --images"):
+    with pytest.raises(UserError, match="invert needs --images"):
         EvaluateConfig(run_or_repo="x", invert=True)
 
 

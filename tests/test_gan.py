@@ -518,17 +518,17 @@ def test_an_evaluation_says_how_images_were_drawn(run, judge_run, tmp_path):
         ({"discriminator_steps": 2, "gradient_accumulation_steps": 2}, "need gradient_accumulation_steps 1"),
         ({"r1_gamma": -1.0}, "r1_gamma must be zero or more, not -1.0"),
         ({"dropout": 1.0}, "dropout must be from 0 to below 1"),
-        ({"batch_norm": True, "architecture": "residual"}, "batch_norm is of the architecture convolutional"),
+        ({"batch_norm": True, "architecture": "residual"}, "batch_norm needs the architecture convolutional, not residual"),
         (
             {"batch_norm": True, "architecture": "convolutional"},
-            "use_ema does not average; add --no_use_ema",
+            "not part of the EMA; add --no_use_ema",
         ),
         ({"block_out_channels": []}, "block_out_channels must have at least one entry"),
         ({"truncation": 0.0}, "truncation must be positive"),
-        ({"adversarial_loss": "wasserstein"}, "wasserstein bounds nothing without a gradient_penalty_weight"),
-        ({"optimizer": "muon", "spectral_norm": True}, "spectral_norm needs the optimizer adamw"),
-        ({"torch_compile": True}, "r1_gamma needs gradients of gradients"),
-        ({"mixed_precision": "fp16", "r1_gamma": 0.0}, "r2_gamma needs gradients that fp16 cannot hold"),
+        ({"adversarial_loss": "wasserstein"}, "wasserstein needs a Lipschitz constraint: gradient_penalty_weight above 0"),
+        ({"optimizer": "muon", "spectral_norm": True}, "conflicts with spectral_norm; use adamw"),
+        ({"torch_compile": True}, "r1_gamma needs second-order gradients"),
+        ({"mixed_precision": "fp16", "r1_gamma": 0.0}, "r2_gamma needs gradients that overflow in mixed_precision fp16"),
     ],
 )
 def test_values_that_cannot_work(fields, message):

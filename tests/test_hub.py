@@ -313,7 +313,7 @@ def test_a_push_that_fails_costs_nothing_of_a_training(ask, server, home):
 
 
 def test_an_id_is_needed_before_anything_is_done():
-    with pytest.raises(UserError, match="push_to_hub needs the id"):
+    with pytest.raises(UserError, match="push_to_hub needs the Hub id"):
         DDPMConfig(**TINY, output_dir="x", push_to_hub=True)
 
 

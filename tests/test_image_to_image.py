@@ -196,12 +196,12 @@ def test_a_conditional_discriminator_sees_what_was_given(digits):
 @pytest.mark.parametrize(("fields", "message"), [
     ({"degradation": []}, "by one of degradation .* not by none"),
     ({"input_column": "x"}, "not by degradation and input_column"),
-    ({"degradation": [], "input_data_dir": "x"}, "input_data_dir belongs to train_data_dir"),
-    ({"degradation": [], "input_column": "x", "random_flip": True}, "random_flip would part the pairs"),
+    ({"degradation": [], "input_data_dir": "x"}, "input_data_dir needs train_data_dir"),
+    ({"degradation": [], "input_column": "x", "random_flip": True}, "random_flip would break the pairs"),
     ({"l1_weight": 0.0, "adversarial_weight": 0.0}, "must be above 0, or there is nothing to learn"),
     ({"l1_weight": -1.0}, "l1_weight must be zero or more, not -1"),
-    ({"conditional_discriminator": True, "adversarial_weight": 0.0}, "needs an adversarial_weight"),
-    ({"noise_level_input": True, "degradation": ["blur=1"]}, "degradation of which the last is gaussian_noise"),
+    ({"conditional_discriminator": True, "adversarial_weight": 0.0}, "conditional_discriminator needs adversarial_weight above 0"),
+    ({"noise_level_input": True, "degradation": ["blur=1"]}, "needs gaussian_noise=… as the last degradation"),
     ({"block_out_channels": []}, "block_out_channels must have at least one entry"),
 ])  # fmt: skip
 def test_contradictions_are_refused(fields, message):
@@ -475,8 +475,8 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
     (["--noise_std", "0.1"], "noise_std is not known to this model"),
     (["--inverse"], "one direction only"),
     (["--output", "."], "is an input, which would be written over"),
-    (["--output", "GIVEN"], "could write over the input"),
-    (["--output", "GIVEN/made"], "could write over the input"),
+    (["--output", "GIVEN"], "could overwrite the input"),
+    (["--output", "GIVEN/made"], "could overwrite the input"),
     (["--output", "out.npz"], "the images differ in size"),
 ])  # fmt: skip
 def test_mistakes_get_one_message(translation_run, tmp_path, capsys, monkeypatch, options, message):
@@ -614,9 +614,9 @@ def test_second_images_are_mirrored_as_the_first_are(digits):
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"target_dataset_name": None, "target_degradation": []}, "say what the second kind of images is"),
-    ({"target_data_dir": "x"}, "by target_dataset_name or by target_data_dir, not by both"),
-    ({"target_dataset_name": None}, "target_split and target_image_column belong to target_dataset_name or"),
+    ({"target_dataset_name": None, "target_degradation": []}, "domain B is missing: set target_dataset_name"),
+    ({"target_data_dir": "x"}, "by target_dataset_name or target_data_dir, not both"),
+    ({"target_dataset_name": None}, "target_split and target_image_column need target_dataset_name or"),
     ({"cycle_weight": -1.0}, "cycle_weight must be zero or more"),
     ({"adversarial_weight": 0.0}, "adversarial_weight must be positive"),
     ({"pool_size": 8}, "pool_size must be 0 or at least train_batch_size, which is 16, not 8"),

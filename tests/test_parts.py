@@ -231,7 +231,7 @@ def test_the_second_kind_is_divided_too(folder, tmp_path):
 @pytest.mark.parametrize(("fields", "message"), [
     ({"test_fraction": 1.0}, "test_fraction must be from 0 to below 1, not 1.0"),
     ({"validation_fraction": -0.1}, "validation_fraction must be from 0 to below 1"),
-    ({"validation_fraction": 0.5, "test_fraction": 0.5}, "must leave something to train on"),
+    ({"validation_fraction": 0.5, "test_fraction": 0.5}, "must leave images to train on"),
     ({"resolution": 100_000}, "resolution must be at most 4,096, not 100,000"),
     ({"train_batch_size": 10**9}, "train_batch_size must be at most 1,000,000"),
     ({"dataset_name": ""}, "dataset_name must not be empty"),
@@ -243,7 +243,7 @@ def test_numbers_and_names_that_no_data_have_are_refused(fields, message):
 
 
 def test_test_images_are_named_or_held_out_not_both():
-    with pytest.raises(UserError, match="test_dataset_name names the test images"):
+    with pytest.raises(UserError, match="test_dataset_name already provides the test images"):
         ClassifierConfig(dataset_name="digits", output_dir="x", test_dataset_name="mnist", test_fraction=0.2)
     other = ClassifierConfig(
         dataset_name="digits", output_dir="x", test_dataset_name="digits", test_split="train", validation_fraction=0.2

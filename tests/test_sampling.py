@@ -219,7 +219,7 @@ def test_outputs(tmp_path, channels, capsys):
             "the image last"
         )
     assert main([*arguments, str(tmp_path / "film.npz"), "--film"]) == 2
-    assert "a film is written to a .gif or a .png, not to" in capsys.readouterr().err
+    assert "film needs an output that ends in .gif or .png, not" in capsys.readouterr().err
 
 
 def test_pickled_weights_are_refused(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""How runs draw their own images."""
+"""The sampler that each run uses for its own sample grids."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ GUIDANCE = ("guidance_scale", "guidance_interval")
 
 
 def own_sampler(pipeline: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return how a run draws its own grids, as `hfgen.sampling.sample.sample` takes it.
+    """Return the sampler options of a run's own sample grids, as accepted by `hfgen.sampling.sample.sample`.
 
     Args:
-        pipeline: The name of its pipeline's class.
-        fields: Those of the run's configuration; where one is missing, its default holds.
+        pipeline: Class name of the run's pipeline.
+        fields: The run's configuration; missing fields have their defaults.
     """
     config_class, names = {
         "ClassConditionalDiffusionPipeline": (DDPMConfig, ("scheduler", "num_inference_steps", *GUIDANCE)),
