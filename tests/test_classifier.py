@@ -29,7 +29,7 @@ def test_a_classifier_learns_and_its_run_is_complete(judge_run):
 
 def test_transformers_alone_makes_of_an_image_what_the_judge_does(judge_run, tmp_path):
     data = load_images("digits", split="train[80%:]")
-    logits = load_judge(str(judge_run)).look_at(data.images[:50])[1]
+    logits = load_judge(str(judge_run)).extract(data.images[:50])[1]
     assert (logits.argmax(1) == data.labels[:50]).float().mean() > 0.8
     np.savez(tmp_path / "in.npz", images=data.images[:50, 0].numpy())
     code = (
@@ -47,13 +47,13 @@ def test_transformers_alone_makes_of_an_image_what_the_judge_does(judge_run, tmp
 
 def test_the_other_architecture_trains_too(tmp_path):
     run = train_classifier(tmp_path / "run", architecture="regnet", max_train_steps=3, random_erase=3)
-    assert load_judge(str(run)).look_at(load_images("digits").images[:5])[0].shape == (5, 16)
+    assert load_judge(str(run)).extract(load_images("digits").images[:5])[0].shape == (5, 16)
 
 
 def test_accuracy_and_card_of_a_classifier(judge_run):
     record = json.loads(evaluate(EvaluateConfig(run_or_repo=str(judge_run))).read_text())
     data = load_images("digits", split="train[80%:]")
-    right = load_judge(str(judge_run)).look_at(data.images)[1].argmax(1) == data.labels
+    right = load_judge(str(judge_run)).extract(data.images)[1].argmax(1) == data.labels
     assert record["accuracy"] == pytest.approx(right.float().mean().item())
     assert record["accuracy_per_class"][3] == pytest.approx(right[data.labels == 3].float().mean().item())
     assert record["protocol"]["reference_images"] == len(data)

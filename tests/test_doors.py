@@ -511,7 +511,7 @@ def pictures():
     floor = {"train_against_test": dict.fromkeys(report.MEASURES, 1.0)}
     row = {"network_evaluations": 5, **found}
     yield lambda: grids.sample_grid(images, labels, NAMES)
-    yield lambda: grids.counterparts_picture(dict.fromkeys(NAMES, images))
+    yield lambda: grids.comparison_grid(dict.fromkeys(NAMES, images))
     yield lambda: plots.confusion_picture(images, labels, torch.eye(6).flip(0), NAMES, 3)
     yield lambda: plots.class_shares_picture(
         {name: {"label_names": NAMES, "shares": {"generated": [*shares.values()], "real": [*shares.values()]}}
@@ -540,7 +540,7 @@ def test_class_shares_and_members_show_any_name(tmp_path):
     (tmp_path / "classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plots.save_class_shares(tmp_path / "classes.jsonl", tmp_path / "classes.png")
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert grids.named_pictures(dict.fromkeys(NAMES, tmp_path / "a.png")).height < 100
+    assert grids.labelled_row(dict.fromkeys(NAMES, tmp_path / "a.png")).height < 100
 
 
 def test_a_name_with_a_leading_underscore_is_in_the_legend():
@@ -584,7 +584,7 @@ def test_an_index_that_is_none_is_named(stock, capsys, content, message):
         ({"unet": ["diffusers"]}, "unet must be a library and a class"),
         ({"unet": [1, 2]}, "unet must be a library and a class"),
         ({"unet": [None, "UNet2DModel"]}, "unet must be a library and a class"),
-        ({"unet": ["transformers", "pipeline"]}, "transformers has no class pipeline, which is to be its unet"),
+        ({"unet": ["transformers", "pipeline"]}, "transformers has no class pipeline, the class of its unet"),
         ({"unet": ["diffusers", "NoSuchModel"]}, "diffusers has no class NoSuchModel"),
         ({"unet": ["diffusers", "OnnxRuntimeModel"]}, "cannot load a pipeline from .*stock.*onnxruntime"),
         ({"unet": ["diffusers", "ModelMixin"]}, "cannot load a pipeline from .*stock: AttributeError"),
@@ -592,7 +592,7 @@ def test_an_index_that_is_none_is_named(stock, capsys, content, message):
         ({"unet": ["antigravity", "fly"]}, r"would run on this machine: unet/antigravity\.py"),
         ({"_class_name": "NoSuchPipeline"}, "cannot load a pipeline from .*stock"),
         ({"_class_name": "UNet2DModel"}, "cannot load a pipeline from .*stock: AttributeError"),
-        ({"_class_name": ["pipeline_hfgen_vae", "Tensor"]}, "comes with code of its own"),
+        ({"_class_name": ["pipeline_hfgen_vae", "Tensor"]}, "comes with its own code"),
         ({"id2label": "x"}, "id2label must give"),
         ({"id2label": {"a": "b"}}, "id2label must give"),
         ({"id2label": {"0": 5}}, "id2label must give"),
@@ -671,7 +671,7 @@ def test_a_mistyped_path_is_no_hub_id(tmp_path, monkeypatch, capsys):
 
 def test_a_revision_of_a_folder_is_refused(run, capsys):
     assert main(["sample", str(run), "--revision", "v2"]) == 2
-    assert "is a folder, and a revision (v2) is one of a Hub id" in capsys.readouterr().err
+    assert "is a folder, and revision (v2) needs a Hub id" in capsys.readouterr().err
 
 
 # --- judges
@@ -810,7 +810,7 @@ def test_a_broken_file_of_a_run_is_named(run, judge, capsys, name, content):
 
 def test_more_classes_than_the_network_knows_are_refused(run):
     change(run / "model_index.json", id2label={"0": "a"})
-    with pytest.raises(UserError, match="model_index.json names 1 classes, and the network knows fewer"):
+    with pytest.raises(UserError, match="model_index.json names 1 classes, but the network has fewer"):
         hfgen.load(str(run))
 
 

@@ -439,5 +439,5 @@ def test_shipped_judges_are_as_good_as_they_say(name, real_data):
     dataset = max((d for d in ("mnist", "fashion_mnist", "cifar10") if name.startswith(d)), key=len)
     record = json.loads((JUDGES / name / "evaluation.json").read_text())
     data = load_images(dataset, split="test", max_samples=2000)
-    right = (load_judge(name).look_at(data.images)[1].argmax(1) == data.labels).double().mean().item()
+    right = (load_judge(name).extract(data.images)[1].argmax(1) == data.labels).double().mean().item()
     assert right == pytest.approx(record["accuracy"], abs=0.015)

@@ -17,7 +17,7 @@ from hfgen.cli.main import main
 from hfgen.config import CycleGANConfig, TranslationConfig
 from hfgen.data.images import load_images
 from hfgen.data.loader import Batch
-from hfgen.data.paired import SecondKind
+from hfgen.data.paired import TargetDomain
 from hfgen.evaluation.report import nearness_texts
 from hfgen.figures.grids import save_images
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
@@ -200,7 +200,7 @@ def test_a_conditional_discriminator_sees_what_was_given(digits):
     ({"degradation": [], "input_column": "x", "random_flip": True}, "random_flip would break the pairs"),
     ({"l1_weight": 0.0, "adversarial_weight": 0.0}, "must be above 0, or there is nothing to learn"),
     ({"l1_weight": -1.0}, "l1_weight must be zero or more, not -1"),
-    ({"conditional_discriminator": True, "adversarial_weight": 0.0}, "conditional_discriminator needs adversarial_weight above 0"),
+    ({"conditional_discriminator": True, "adversarial_weight": 0.0}, "needs adversarial_weight above 0"),
     ({"noise_level_input": True, "degradation": ["blur=1"]}, "needs gaussian_noise=… as the last degradation"),
     ({"block_out_channels": []}, "block_out_channels must have at least one entry"),
 ])  # fmt: skip
@@ -305,9 +305,13 @@ def test_images_of_all_kinds_are_taken():
     coloured = pipeline(pictures[0].convert("RGB"), output_type="np").images[0]
     np.testing.assert_allclose(coloured, found[0][0], atol=1e-5)
     for mistake, error, message in (
-        (torch.rand(3, 8, 8), ValueError, "takes images with 1 channel, not 3; PIL images are brought to that"),
-        (np.full((8, 8), 200.0), ValueError, "floating-point pixels are from 0 to 1, give or take noise, not 200"),
-        (np.full((8, 8), 999), ValueError, "whole numbers as pixels are from 0 to 255, not 999"),
+        (
+            torch.rand(3, 8, 8),
+            ValueError,
+            "images with 1 channel, not 3; PIL images are converted",
+        ),
+        (np.full((8, 8), 200.0), ValueError, "floating-point pixels must be in \\[0, 1\\], apart from noise, not 200"),
+        (np.full((8, 8), 999), ValueError, "integer pixels must be in \\[0, 255\\], not 999"),
         ("a.png", TypeError, "images must be PIL images, arrays, tensors or a list of them, not str"),
         ([None], TypeError, "not NoneType"),
     ):
@@ -359,13 +363,13 @@ def test_the_noise_is_told_for_each_image():
     mistakes = (
         (None, "missing"),
         ([0.1] * 3, "one for each of the 2 images"),
-        (-1.0, "from 0 up"),
-        (np.nan, "from 0"),
+        (-1.0, "at least 0"),
+        (np.nan, "at least 0"),
     )
     for given, message in mistakes:
         with pytest.raises(ValueError, match=message):
             pipeline(images, noise_std=given)
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="not conditioned on noise_std"):
         make_pipeline()(images, noise_std=0.1)
     with pytest.raises(ValueError, match="one direction only"):
         pipeline(images, noise_std=0.1, inverse=True)
@@ -461,7 +465,7 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
     with PIL.Image.open(tmp_path / "pair.png") as picture:
         assert picture.size[1] == 2 * 67
     (given / "none").mkdir()
-    for source, message in (("broken.png", "broken.png cannot be read as a picture (cannot"), ("none", "no files in")):
+    for source, message in (("broken.png", "broken.png cannot be read as an image (cannot"), ("none", "no files in")):
         assert main([*command, str(given / source), "--output", str(tmp_path / "nothing")]) == 2
         assert message in capsys.readouterr().err
     pipeline = load(str(translation_run))
@@ -470,11 +474,11 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--task", "denoise"], "does what it was trained for, so that there is no task to name"),
+    (["--task", "denoise"], "is an image-to-image model, which has a single task; leave out --task"),
     (["--strength", "0.5"], "an image-to-image model has no strength"),
-    (["--noise_std", "0.1"], "noise_std is not known to this model"),
+    (["--noise_std", "0.1"], "this model is not conditioned on noise_std"),
     (["--inverse"], "one direction only"),
-    (["--output", "."], "is an input, which would be written over"),
+    (["--output", "."], "is an input and would be overwritten"),
     (["--output", "GIVEN"], "could overwrite the input"),
     (["--output", "GIVEN/made"], "could overwrite the input"),
     (["--output", "out.npz"], "the images differ in size"),
@@ -602,7 +606,7 @@ def test_the_pool_returns_former_results():
 
 
 def test_second_images_are_mirrored_as_the_first_are(digits):
-    kind = SecondKind(cycle_config(random_flip=True, target_degradation=["invert"]).to_dict(), digits, "train")
+    kind = TargetDomain(cycle_config(random_flip=True, target_degradation=["invert"]).to_dict(), digits, "train")
     torch.manual_seed(0)
     flipped = kind.draw(200, torch.device("cpu"))
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from hfgen.config import ClassifierConfig, DDPMConfig, TranslationConfig
 from hfgen.config.commands import TestingOptions as Options
 from hfgen.config.training import changed_fields
 from hfgen.data.images import load_images
-from hfgen.data.paired import Inputs, SecondKind
+from hfgen.data.paired import PairedInputs, TargetDomain
 from hfgen.data.parts import divide
 from hfgen.evaluation.real import load_real
 from hfgen.tasks.classifier import load_test_images
@@ -215,7 +215,7 @@ def test_pairs_are_divided_alike(folder, load, tmp_path):
     ).to_dict()  # fmt: skip
     for split in ("train", "validation", "test"):
         wanted = load(folder, split=split, **FRACTIONS)
-        assert Inputs(run, wanted, split).data.images.equal(255 - wanted.images)
+        assert PairedInputs(run, wanted, split).data.images.equal(255 - wanted.images)
 
 
 def test_the_second_kind_is_divided_too(folder, tmp_path):
@@ -225,7 +225,7 @@ def test_the_second_kind_is_divided_too(folder, tmp_path):
         "max_train_samples": None, "target_split": "train", "random_flip": False, **FRACTIONS,
     }  # fmt: skip
     first = load_images("digits", cache_dir=tmp_path / "cache")
-    assert [len(SecondKind(run, first, split).data) for split in ("train", "validation", "test")] == [42, 6, 12]
+    assert [len(TargetDomain(run, first, split).data) for split in ("train", "validation", "test")] == [42, 6, 12]
 
 
 @pytest.mark.parametrize(("fields", "message"), [

@@ -74,7 +74,7 @@ def downscale(images: Tensor, factor: int) -> Tensor:
     return functional.avg_pool2d(images, factor)
 
 
-def to_grey(images: Tensor) -> Tensor:
+def to_gray(images: Tensor) -> Tensor:
     """Keep the brightness alone (ITU-R BT.601)."""
     weights = torch.tensor(TO_YCBCR[0], device=images.device)[:, None, None]
     return (weights * images).sum(1, keepdim=True)
@@ -153,7 +153,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Amount | None]] = {
     "downscale": (downscale, Amount(2, 16, "whole number")),
     "jpeg": (jpeg, Amount(1, 100, "quality")),
     "thicken": (thicken, Amount(1, 100, "pixels")),
-    "grey": (to_grey, None),
+    "grey": (to_gray, None),
     "invert": (invert, None),
     "tint": (tint, None),
 }

@@ -14,7 +14,7 @@ from hfgen.data.sources import placed_folder
 from hfgen.utils.errors import UserError
 
 
-class Inputs:
+class PairedInputs:
     """Says for each image of a data set what the network is given to make it.
 
     Args:
@@ -107,7 +107,7 @@ def _names(folder: Path) -> list[str]:
     return [str(file.relative_to(folder).with_suffix("")) for file in files]
 
 
-class SecondKind:
+class TargetDomain:
     """The images that images are to be translated to without pairs, and back from.
 
     Args:

@@ -20,7 +20,7 @@ from hfgen.utils.untrusted import one_line
 
 TILE_PIXELS = 64  # a small image is enlarged by whole numbers to about this size
 GAP_PIXELS = 2  # around each image of a grid
-GAP_COLOUR = "slategrey"
+GAP_COLOR = "slategrey"
 
 
 def plain_label(name: str, length: int = 60) -> str:
@@ -45,8 +45,8 @@ def image_grid(images: Tensor, columns: int | None = None) -> PIL.Image.Image:
     height, width = images.shape[-2:]
     scale = max(1, round(TILE_PIXELS / max(height, width)))
     tiles = [to_pil(image).resize((width * scale, height * scale), PIL.Image.Resampling.NEAREST) for image in images]
-    tiles = [PIL.ImageOps.expand(tile.convert("RGB"), GAP_PIXELS, GAP_COLOUR) for tile in tiles]
-    tiles += [PIL.Image.new("RGB", tiles[0].size, GAP_COLOUR)] * (rows * columns - len(tiles))
+    tiles = [PIL.ImageOps.expand(tile.convert("RGB"), GAP_PIXELS, GAP_COLOR) for tile in tiles]
+    tiles += [PIL.Image.new("RGB", tiles[0].size, GAP_COLOR)] * (rows * columns - len(tiles))
     return make_image_grid(tiles, rows, columns)
 
 
@@ -64,7 +64,7 @@ def sample_grid(
     names = {number: plain_label(label_names[number]) for number in present}
     margin = math.ceil(max(map(font.getlength, names.values()))) + 4 * GAP_PIXELS
     height = rows[0].height
-    picture = PIL.Image.new("RGB", (margin + rows[0].width, height * len(rows)), GAP_COLOUR)
+    picture = PIL.Image.new("RGB", (margin + rows[0].width, height * len(rows)), GAP_COLOR)
     draw = PIL.ImageDraw.Draw(picture)
     for place, (number, row) in enumerate(zip(present, rows, strict=True)):
         picture.paste(row, (margin, place * height))
@@ -73,7 +73,7 @@ def sample_grid(
     return picture
 
 
-def counterparts_picture(images: dict[str, Tensor], columns: int = 16) -> PIL.Image.Image:
+def comparison_grid(images: dict[str, Tensor], columns: int = 16) -> PIL.Image.Image:
     """Lay out images, uint8 (N, C, H, W), with their counterparts below them; the names stand at the left.
 
     Grey ones may stand beside coloured ones, and smaller ones beside larger ones, which they are enlarged to.
@@ -92,7 +92,7 @@ def counterparts_picture(images: dict[str, Tensor], columns: int = 16) -> PIL.Im
         numbers = [number for number, row in enumerate(rows) for _ in row]
         parts.append(sample_grid(torch.cat(rows), numbers, [*images]))
     width, height = max(part.width for part in parts), sum(part.height for part in parts)
-    picture = PIL.Image.new("RGB", (width, height), GAP_COLOUR)
+    picture = PIL.Image.new("RGB", (width, height), GAP_COLOR)
     top = 0
     for part in parts:
         picture.paste(part, (0, top))
@@ -120,13 +120,13 @@ def save_arrays(images: Tensor, path: Path, **others: ArrayLike) -> None:
         np.savez_compressed(file, images=array[..., 0] if array.shape[-1] == 1 else array, **others)
 
 
-def named_pictures(pictures: dict[str, Path]) -> PIL.Image.Image:
+def labelled_row(pictures: dict[str, Path]) -> PIL.Image.Image:
     """Lay out pictures from left to right, each below its name."""
     loaded = {name: open_picture(path).convert("RGB") for name, path in pictures.items()}
     font = PIL.ImageFont.load_default(TILE_PIXELS // 3)
     top = TILE_PIXELS // 2
     width = sum(picture.width + GAP_PIXELS for picture in loaded.values()) - GAP_PIXELS
-    result = PIL.Image.new("RGB", (width, top + max(picture.height for picture in loaded.values())), GAP_COLOUR)
+    result = PIL.Image.new("RGB", (width, top + max(picture.height for picture in loaded.values())), GAP_COLOR)
     draw, left = PIL.ImageDraw.Draw(result), 0
     for name, picture in loaded.items():
         draw.text((left + 4 * GAP_PIXELS, top // 2), plain_label(name), fill="white", font=font, anchor="lm")

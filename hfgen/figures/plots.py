@@ -22,7 +22,7 @@ from hfgen.figures.grids import image_grid, plain_label, to_pil
 from hfgen.runs.record import read_rows
 from hfgen.utils.files import complete_or_absent
 
-FLOOR_COLOURS = ("tab:blue", "lightsteelblue")
+FLOOR_COLORS = ("tab:blue", "lightsteelblue")
 
 
 def mathless_label(name: str) -> str:
@@ -164,7 +164,7 @@ def measures_picture(
     for row, (judge, found) in zip(panels, measures.items(), strict=True):
         for axes, (name, (title, better)) in zip(row, titles.items(), strict=True):
             axes.bar(["generated"], found[name]["value"], yerr=found[name]["std"], capsize=4, color="tab:orange")
-            for (floor, values), colour in zip(floors[judge].items(), FLOOR_COLOURS, strict=False):
+            for (floor, values), colour in zip(floors[judge].items(), FLOOR_COLORS, strict=False):
                 axes.bar([floor_names[floor]], values[name], color=colour)
             axes.set_xticks([])
             axes.set_title(f"{title} ({better})", fontsize=8)
@@ -172,7 +172,7 @@ def measures_picture(
             axes.grid(axis="y", alpha=0.3)
         row[0].set_ylabel(mathless_label(judge))
     shown = ["generated", *(f"real: {floor_names[floor]}" for floor in next(iter(floors.values())))]
-    patches = [Patch(color=colour) for colour in ("tab:orange", *FLOOR_COLOURS)]
+    patches = [Patch(color=colour) for colour in ("tab:orange", *FLOOR_COLORS)]
     figure.legend(patches[: len(shown)], shown, loc="outside lower center", ncols=3, fontsize=8)
     return to_picture(figure)
 
@@ -266,7 +266,7 @@ def latents_picture(
     return to_picture(figure)
 
 
-def neighbours_picture(images: Tensor, neighbours: Tensor) -> PIL.Image.Image:
+def neighbors_picture(images: Tensor, neighbours: Tensor) -> PIL.Image.Image:
     """Draw images, uint8 (N, C, H, W), eight a row, each above its neighbour, (N, C, H, W)."""
     columns = 8
     rows = math.ceil(len(images) / columns)

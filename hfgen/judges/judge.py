@@ -61,7 +61,7 @@ class Judge:
         return (self.model.config.num_channels, self.size[0] // UPSCALE, self.size[1] // UPSCALE)
 
     @torch.inference_mode()
-    def look_at(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the network makes of images.
 
         Args:

@@ -12,9 +12,9 @@ from torch.nn import functional
 from hfgen.config import CycleGANConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.data.paired import SecondKind
-from hfgen.figures.grids import counterparts_picture
-from hfgen.losses.adversarial import discriminator_loss, frozen, generator_loss, opinions
+from hfgen.data.paired import TargetDomain
+from hfgen.figures.grids import comparison_grid
+from hfgen.losses.adversarial import discriminator_loss, discriminator_scores, frozen, generator_loss
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.pipelines.saving import save_pipeline
 from hfgen.sampling.sample import to_uint8
@@ -128,7 +128,7 @@ class CycleGANTask:
 
     def __init__(self, config: CycleGANConfig, data: ImageData):
         self.config, self.data = config, data
-        self.second_kind = SecondKind(config.to_dict(), data, config.target_split)
+        self.second_kind = TargetDomain(config.to_dict(), data, config.target_split)
         self.further_images = [self.second_kind.data]
         first, second = tuple(data.images.shape[1:]), self.second_kind.shape
         if first[1:] != second[1:]:
@@ -165,7 +165,7 @@ class CycleGANTask:
         real_and_fake = (torch.cat(pair) for pair in zip((first, second), shown, strict=True))
         scores = [logits.chunk(2) for logits in self.modules["discriminators"](*real_and_fake)]
         loss = sum(discriminator_loss(name, *pair) for pair in scores)
-        found = [opinions(name, *pair) for pair in scores]
+        found = [discriminator_scores(name, *pair) for pair in scores]
         terms = {kind: (found[0][kind] + found[1][kind]) / 2 for kind in ("real", "fake")}
         yield Loss("discriminators", loss, terms)
 
@@ -195,7 +195,7 @@ class CycleGANTask:
         made = self.generators(first, second)
         rows = {"first": first, "to second": made.second, "and back": made.first_again,
                 "second": second, "to first": made.first, "back again": made.second_again}  # fmt: skip
-        return counterparts_picture({name: to_uint8(images) for name, images in rows.items()})
+        return comparison_grid({name: to_uint8(images) for name, images in rows.items()})
 
     def pictures(self) -> dict[str, PIL.Image.Image]:
         """Draw nothing else."""
