@@ -107,7 +107,7 @@ def test_no_name_of_a_module_leads_out_of_a_run(run, capsys, module):
     (run.parent / "secret.py").write_text(SECRET)
     change(run / "model_index.json", _class_name=[module, "VAEPipeline"])
     assert dry_push(run) == 2
-    assert "_class_name must be the name of a pipeline's class" in capsys.readouterr().err
+    assert "_class_name must be the name of a pipeline class" in capsys.readouterr().err
     change(run / "model_index.json", _class_name="VAEPipeline", vae=[module, "VAEModel"])
     assert dry_push(run) == 2
     assert "vae must be a library and a class" in capsys.readouterr().err
@@ -162,7 +162,7 @@ def test_a_name_that_cannot_be_seen_is_not_published(run, capsys, name):
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).write_text("{}")
     assert dry_push(run) == 2
-    assert "has a name with letters that cannot be seen" in capsys.readouterr().err
+    assert "has a name with invisible characters" in capsys.readouterr().err
 
 
 def test_a_run_may_itself_be_reached_by_a_link(run, tmp_path):
@@ -182,12 +182,12 @@ def test_a_named_pipe_does_not_hang_publishing(run, capsys, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vae/x.safetensors", "is no safetensors file"),
-        (WEIGHTS, "is no safetensors file"),
-        ("vae/x.json", "is no valid JSON file"),
-        ("samples/step-999999.png", "is no PNG picture"),
-        ("figures/training.gif", "is no GIF picture"),
-        ("evaluation.md", "is no text"),
+        ("vae/x.safetensors", "is not a safetensors file"),
+        (WEIGHTS, "is not a safetensors file"),
+        ("vae/x.json", "is not a valid JSON file"),
+        ("samples/step-999999.png", "is not a PNG image"),
+        ("figures/training.gif", "is not a GIF image"),
+        ("evaluation.md", "is not a text file"),
         ("vae/x.bin", "is no safetensors file, and nothing else is published"),
         ("vae/id_rsa", "is no safetensors file, and nothing else is published"),
     ],
@@ -220,7 +220,7 @@ def test_checkpoints_in_the_background_hold_what_their_names_say(run, capsys):
     uploads = hub.CheckpointUploads("ada/x")
     uploads.start(checkpoint)
     assert uploads.upload is None
-    assert "x.safetensors is no safetensors file" in capsys.readouterr().out
+    assert "x.safetensors is not a safetensors file" in capsys.readouterr().out
 
 
 def test_a_link_to_a_part_of_a_classifier_is_refused(judge, tmp_path, capsys):
@@ -564,8 +564,8 @@ def test_a_name_with_a_formula_is_shown_as_it_is():
 
 
 INDEXES = [
-    ("[]", "must hold a JSON object"), ("null", "must hold a JSON object"), ("{}", "_class_name must be"),
-    ("[" * 100_000, "is no valid JSON file"), ("\xff", "is no valid JSON file"), ("", "is no valid JSON file"),
+    ("[]", "must contain a JSON object"), ("null", "must contain a JSON object"), ("{}", "_class_name must be"),
+    ("[" * 100_000, "not a valid JSON file"), ("\xff", "not a valid JSON file"), ("", "not a valid JSON file"),
     ('{"_class_name": 5}', "_class_name must be"), ('{"_class_name": ["a"]}', "_class_name must be"),
     ('{"_class_name": "DDPMPipeline"}', "names no component"),
 ]  # fmt: skip
@@ -593,9 +593,9 @@ def test_an_index_that_is_none_is_named(stock, capsys, content, message):
         ({"_class_name": "NoSuchPipeline"}, "cannot load a pipeline from .*stock"),
         ({"_class_name": "UNet2DModel"}, "cannot load a pipeline from .*stock: AttributeError"),
         ({"_class_name": ["pipeline_hfgen_vae", "Tensor"]}, "comes with its own code"),
-        ({"id2label": "x"}, "id2label must give"),
-        ({"id2label": {"a": "b"}}, "id2label must give"),
-        ({"id2label": {"0": 5}}, "id2label must give"),
+        ({"id2label": "x"}, "id2label must map class indices to names"),
+        ({"id2label": {"a": "b"}}, "id2label must map class indices to names"),
+        ({"id2label": {"0": 5}}, "id2label must map class indices to names"),
     ],
 )
 def test_an_index_that_no_pipeline_can_be_loaded_from_is_one_message(stock, fields, message):
@@ -608,11 +608,15 @@ def test_an_index_that_no_pipeline_can_be_loaded_from_is_one_message(stock, fiel
     ("part", "fields", "message"),
     [
         ("unet", {"quantization_config": {"load_in_4bit": True}}, "cannot load a pipeline from .*bitsandbytes"),
-        ("unet", {"layers_per_block": 10**6}, "config.json: layers_per_block is 1000000, and hfgen takes 100 at most"),
+        (
+            "unet",
+            {"layers_per_block": 10**6},
+            "config.json: layers_per_block is 1000000, but hfgen allows 100",
+        ),
         ("unet", {"block_out_channels": [8] * 10**5}, "block_out_channels has 100000 entries"),
-        ("unet", {"block_out_channels": [10**8, 8]}, "block_out_channels is 100000000, and hfgen takes 1,000,000"),
+        ("unet", {"block_out_channels": [10**8, 8]}, "block_out_channels is 100000000, but hfgen allows 1,000,000"),
         ("unet", {"block_out_channels": [10**6, 10**6]}, "cannot load a pipeline from .*allocate"),
-        ("unet", {"sample_size": 10**6}, "sample_size is 1000000, and hfgen takes 4,096 at most"),
+        ("unet", {"sample_size": 10**6}, "sample_size is 1000000, but hfgen allows 4,096 at most"),
         ("unet", {"in_channels": "x"}, "cannot load a pipeline from .*TypeError"),
         ("unet", {"norm_num_groups": 0}, "cannot load a pipeline from .*ZeroDivisionError"),
         ("scheduler", {"num_train_timesteps": 10**9}, "scheduler_config.json: num_train_timesteps is 1000000000"),
@@ -683,9 +687,9 @@ def test_a_revision_of_a_folder_is_refused(run, capsys):
         ({"auto_map": {"AutoModelForImageClassification": "evil.Model"}}, "config.json has auto_map"),
         ({"attn_implementation": "eve/kernel"}, "config.json has attn_implementation"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "config.json has quantization_config"),
-        ({"architectures": ["ViTForImageClassification"]}, "a judge is a ResNetForImageClassification or"),
-        ({"architectures": []}, "a judge is a ResNetForImageClassification or"),
-        ({"depths": [10**6, 1]}, "depths is 1000000, and hfgen takes 100"),
+        ({"architectures": ["ViTForImageClassification"]}, "a judge must be a ResNetForImageClassification or"),
+        ({"architectures": []}, "a judge must be a ResNetForImageClassification or"),
+        ({"depths": [10**6, 1]}, "depths is 1000000, but hfgen allows 100"),
         ({"hidden_sizes": "x"}, "cannot load the judge"),
         ({"hidden_act": "nope"}, "cannot load the judge .*KeyError"),
     ],
@@ -714,7 +718,7 @@ def test_a_judge_with_damaged_parts_is_refused(judge):
         load_judge(str(judge))
     save_file(tensors, weights)
     (judge / "preprocessor_config.json").write_text('{"size": 5}')
-    with pytest.raises(UserError, match="size must give height and width, not 5"):
+    with pytest.raises(UserError, match="size must have height and width, not 5"):
         load_judge(str(judge))
 
 
@@ -833,7 +837,7 @@ def test_a_run_that_was_trained_for_no_id_forges_no_code(run):
 def test_a_command_that_is_none_is_named(run, capsys):
     change(run / "run.json", command="hfgen 'train")
     assert main(["card", str(run)]) == 2
-    assert 'run.json: command is "hfgen \'train", which is no command' in capsys.readouterr().err
+    assert 'run.json: command is "hfgen \'train", which is not a command' in capsys.readouterr().err
 
 
 # --- words and numbers of a command line

@@ -120,7 +120,7 @@ def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(
     files[1].write_bytes(content[:-20])
     assert json.loads(evaluate(config).read_text())["measures"] == whole["measures"]
     assert (asked[1]["first_image"], files[1].read_bytes()) == (16, content)
-    assert f"{files[1]} is damaged, and is made anew" in capsys.readouterr().err
+    assert f"{files[1]} is damaged and will be recreated" in capsys.readouterr().err
     config.num_images = 50
     evaluate(config)
     assert (asked[2]["first_image"], asked[2]["num_images"]) == (40, 10)
@@ -210,7 +210,7 @@ def test_labels_are_matched_by_name(tmp_path):
     assert labels_of(["bag", "coat", "shirt"], ["shirt", "hat", "coat", "bag"]) == [0, 2, 3]
     assert labels_of(["0", "3", "7"], [str(n) for n in range(10)]) == [0, 3, 7]
     assert labels_of(["0", "1", "2"], ["shirt", "hat", "coat", "bag"]) == [0, 1, 2]
-    with pytest.raises(UserError, match="classes that the judges do not know, such as cat"):
+    with pytest.raises(UserError, match="classes that the judges do not have, such as cat"):
         labels_of(["bag", "cat", "shirt"], ["shirt", "hat", "coat", "bag"])
 
 

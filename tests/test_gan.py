@@ -100,7 +100,7 @@ def test_classes_change_what_is_made_and_what_is_thought_of_it(make, judge, size
     assert logits[0] != logits[1]
     with pytest.raises(ValueError, match="class_labels are missing"):
         generator(latents)
-    with pytest.raises(ValueError, match="class_labels are not known"):
+    with pytest.raises(ValueError, match="this model is unconditional: class_labels do not apply"):
         judge(sample_size=8, **sizes)(images, torch.tensor([0, 3]))
 
 
@@ -149,7 +149,7 @@ def test_spectral_norm_bounds_each_layer():
 
 
 def test_sizes_that_cannot_be_halved_are_refused():
-    with pytest.raises(ValueError, match="halve or double images 2 times, which 30×30 do not fit"):
+    with pytest.raises(ValueError, match="images 2 times, which needs sides divisible by 4, not 30×30"):
         ConvolutionalGenerator(sample_size=30)
 
 
@@ -346,7 +346,7 @@ def test_a_judge_that_errs_on_real_images_is_named(judge_run, digits):
         r"the judge digits_judge is right on only (\d+) % of the real images, so its measures mean little", said
     )
     assert 70 < int(found[1]) < 84
-    with pytest.raises(UserError, match="has classes that the judges do not know, such as apple"):
+    with pytest.raises(UserError, match="has classes that the judges do not have, such as apple"):
         GANTask(config(judge=str(judge_run)), dataclasses.replace(digits, label_names=["apple", *"123456789"]))
 
 
@@ -535,7 +535,7 @@ def test_values_that_cannot_work(fields, message):
 
 
 def test_networks_and_judges_that_do_not_fit_are_refused(digits):
-    with pytest.raises(UserError, match="halve or double images 4 times, which 8×8 do not fit"):
+    with pytest.raises(UserError, match="images 4 times, which needs sides divisible by 16, not 8×8"):
         GANTask(config(architecture="convolutional", block_out_channels=[8, 8, 8, 8]), digits)
     with pytest.raises(UserError, match="the judge mnist does not know images of the size"):
         GANTask(config(judge="mnist"), digits)

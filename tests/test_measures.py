@@ -168,7 +168,7 @@ def test_damaged_statistics_are_named_and_made_anew(reference, tmp_path, capsys)
         file.write_bytes(content[:-20])
     assert measure() == before
     printed = capsys.readouterr().err
-    assert all(f"{file} is damaged, and is made anew" in printed for file in files)
+    assert all(f"{file} is damaged and will be recreated" in printed for file in files)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
 
 

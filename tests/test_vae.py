@@ -84,7 +84,10 @@ def test_the_convolutional_network_of_the_fourth_system():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"block_out_channels": [8, 8, 8]}, "3 convolutions of stride 2 do not fit images of 28×28"),
+        (
+            {"block_out_channels": [8, 8, 8]},
+            "of stride 2 need images with sides divisible by 8, not 28×28",
+        ),
         ({"block_out_channels": [8, 8], "decoder_block_out_channels": []}, "one fewer, not 0 for 2"),
         ({"pixel_distribution": "poisson"}, "bernoulli, gaussian or logistic, not poisson"),
     ],
@@ -102,7 +105,7 @@ def test_classes_reach_encoder_and_decoder():
     assert len(model.decode(latents, classes).sample.unique(dim=0)) == 3
     with pytest.raises(ValueError, match="class_labels are missing"):
         model.encode(images)
-    with pytest.raises(ValueError, match="not known to this model"):
+    with pytest.raises(ValueError, match="this model is unconditional: class_labels do not apply"):
         VAEModel(sample_size=8).encode(images, classes)
 
 
@@ -233,7 +236,7 @@ def test_importance_weights_leave_no_other_objective():
 
 
 def test_a_network_that_does_not_fit_is_refused_before_training(tmp_path):
-    with pytest.raises(UserError, match="do not fit images of 8×8"):
+    with pytest.raises(UserError, match="need images with sides divisible by .*, not 8×8"):
         train(VAEConfig(**TINY_VAE, block_out_channels=[8] * 4, output_dir=str(tmp_path)), VAETask)
 
 
