@@ -92,9 +92,9 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     padding = (0, -width % JPEG_BLOCK, 0, -height % JPEG_BLOCK)
     pixels = functional.pad(images * 127.5 + 127.5, padding, mode="replicate").round().clamp(0, 255)
-    is_colour = images.shape[1] == 3
+    is_color = images.shape[1] == 3
     to_ycbcr = torch.tensor(TO_YCBCR, device=images.device)
-    if is_colour:
+    if is_color:
         pixels = torch.einsum("yc,bchw->byhw", to_ycbcr, pixels).round()
     centre = torch.tensor([128.0, 0.0, 0.0], device=images.device)[: images.shape[1], None, None]
     place = torch.arange(JPEG_BLOCK, device=images.device)
@@ -109,7 +109,7 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     levels = waves.sign() * (waves.abs() / steps + 0.5).floor()
     blocks = torch.einsum("ui,bcnumv,vj->bcnimj", cosines, levels * steps, cosines)
     pixels = blocks.flatten(4, 5).flatten(2, 3).round().clamp(-128, 127) + centre
-    if is_colour:
+    if is_color:
         pixels = torch.einsum("cy,byhw->bchw", to_ycbcr.inverse(), pixels)
     return pixels[..., :height, :width].round().clamp(0, 255) / 127.5 - 1
 
@@ -131,8 +131,8 @@ def thicken(images: Tensor, pixels: Tensor) -> Tensor:
 def tint(images: Tensor) -> Tensor:
     """Tint greyscale images with a random colour each: black stays black, white becomes the colour."""
     hues = torch.rand(len(images), 1, device=images.device) + torch.tensor([0, 1 / 3, 2 / 3], device=images.device)
-    colours = 0.5 + 0.5 * torch.cos(2 * math.pi * hues)[:, :, None, None]
-    return (images + 1) * colours - 1
+    colors = 0.5 + 0.5 * torch.cos(2 * math.pi * hues)[:, :, None, None]
+    return (images + 1) * colors - 1
 
 
 class Amount(NamedTuple):
