@@ -110,7 +110,7 @@ def test_degradations_are_written_as_they_are_read():
 
 @pytest.mark.parametrize(("text", "message"), [
     ("noise=1", "there is no degradation noise; choose from gaussian_noise, salt_and_pepper"),
-    ("gaussian_noise", "needs a number from 0 to 10, .* the standard deviation for pixels from 0 to 1; not nothing"),
+    ("gaussian_noise", "needs a number from 0 to 10, .* the standard deviation for pixels in .0, 1.; not nothing"),
     ("gaussian_noise=-1", "not -1"),
     ("gaussian_noise=0.5..0.1", r"not 0.5..0.1"),
     ("jpeg=0", "needs a number from 1 to 100"),

@@ -565,7 +565,8 @@ def test_a_name_with_a_formula_is_shown_as_it_is():
 
 INDEXES = [
     ("[]", "must contain a JSON object"), ("null", "must contain a JSON object"), ("{}", "_class_name must be"),
-    ("[" * 100_000, "not a valid JSON file"), ("\xff", "not a valid JSON file"), ("", "not a valid JSON file"),
+    ("[" * 100_000, "is not a valid JSON file"), ("\xff", "is not a valid JSON file"),
+    ("", "is not a valid JSON file"),
     ('{"_class_name": 5}', "_class_name must be"), ('{"_class_name": ["a"]}', "_class_name must be"),
     ('{"_class_name": "DDPMPipeline"}', "names no component"),
 ]  # fmt: skip

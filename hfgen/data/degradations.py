@@ -136,11 +136,11 @@ def tint(images: Tensor) -> Tensor:
 
 
 class Amount(NamedTuple):
-    """What may stand behind the name of a degradation.
+    """Valid amounts of a degradation.
 
     Attributes:
-        low, high: The range that it must be in.
-        unit: What it is.
+        low, high: Range of the amount.
+        unit: Description of the amount.
     """
 
     low: float
@@ -149,7 +149,7 @@ class Amount(NamedTuple):
 
 
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Amount | None]] = {
-    "gaussian_noise": (add_gaussian_noise, Amount(0, 10, "standard deviation for pixels from 0 to 1")),
+    "gaussian_noise": (add_gaussian_noise, Amount(0, 10, "standard deviation for pixels in [0, 1]")),
     "salt_and_pepper": (add_salt_and_pepper, Amount(0, 1, "fraction of the pixels")),
     "blur": (blur, Amount(0, 100, "standard deviation in pixels")),
     "mask": (mask, Amount(0, 10_000, "side of the square in pixels")),
