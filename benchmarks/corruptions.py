@@ -103,7 +103,7 @@ def main() -> None:
         rows = []
         for amount in STEPS:
             spoilt = corruption(images, labels, amount)
-            rows.append({name: m["value"] for name, m in reference.measures(judge.look_at(spoilt)[0]).items()})
+            rows.append({name: m["value"] for name, m in reference.measures(judge.extract(spoilt)[0]).items()})
             examples.append(spoilt[:16])
             print(corruption.__name__, amount, {name: round(value, 4) for name, value in rows[-1].items()}, flush=True)
         found[corruption.__name__] = rows

@@ -44,7 +44,7 @@ def main() -> None:
             parts = dict.fromkeys(["features", "measures", "memorization", "neighbours"], 0.0)
             for reference in references:
                 marks = [time.monotonic()]
-                features, _ = reference.judge.look_at(images)
+                features, _ = reference.judge.extract(images)
                 marks.append(time.monotonic())
                 reference.measures(features)
                 marks.append(time.monotonic())

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from hfgen.config import DDPMConfig
 from hfgen.config.parser import parse_config
 from hfgen.data.images import load_images
-from hfgen.losses.diffusion import diffusion_target, signal_and_noise
+from hfgen.losses.diffusion import alpha_sigma, diffusion_target
 from hfgen.runs.folder import RunFolder
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.trainer import Trainer
@@ -71,7 +71,7 @@ def make_bare(config: DDPMConfig, data, batches=None):
                 x = next(batches).to(DEVICE)
             noise = torch.randn_like(x)
             timesteps = torch.randint(config.num_train_timesteps, (len(x),), device=DEVICE)
-            alpha, sigma = signal_and_noise(scheduler, timesteps)
+            alpha, sigma = alpha_sigma(scheduler, timesteps)
             precise = config.mixed_precision == "no"
             with contextlib.nullcontext() if precise else torch.autocast(DEVICE, torch.bfloat16):
                 prediction = unet(alpha * x + sigma * noise, timesteps).sample

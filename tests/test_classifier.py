@@ -29,7 +29,7 @@ def test_a_classifier_learns_and_its_run_is_complete(judge_run):
 
 def test_transformers_alone_makes_of_an_image_what_the_judge_does(judge_run, tmp_path):
     data = load_images("digits", split="train[80%:]")
-    logits = load_judge(str(judge_run)).look_at(data.images[:50])[1]
+    logits = load_judge(str(judge_run)).extract(data.images[:50])[1]
     assert (logits.argmax(1) == data.labels[:50]).float().mean() > 0.8
     np.savez(tmp_path / "in.npz", images=data.images[:50, 0].numpy())
     code = (
@@ -47,13 +47,13 @@ def test_transformers_alone_makes_of_an_image_what_the_judge_does(judge_run, tmp
 
 def test_the_other_architecture_trains_too(tmp_path):
     run = train_classifier(tmp_path / "run", architecture="regnet", max_train_steps=3, random_erase=3)
-    assert load_judge(str(run)).look_at(load_images("digits").images[:5])[0].shape == (5, 16)
+    assert load_judge(str(run)).extract(load_images("digits").images[:5])[0].shape == (5, 16)
 
 
 def test_accuracy_and_card_of_a_classifier(judge_run):
     record = json.loads(evaluate(EvaluateConfig(run_or_repo=str(judge_run))).read_text())
     data = load_images("digits", split="train[80%:]")
-    right = load_judge(str(judge_run)).look_at(data.images)[1].argmax(1) == data.labels
+    right = load_judge(str(judge_run)).extract(data.images)[1].argmax(1) == data.labels
     assert record["accuracy"] == pytest.approx(right.float().mean().item())
     assert record["accuracy_per_class"][3] == pytest.approx(right[data.labels == 3].float().mean().item())
     assert record["protocol"]["reference_images"] == len(data)
@@ -71,8 +71,8 @@ def test_only_the_accuracy_of_a_classifier_is_measured(judge_run, fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"depths": [1]}, "must have an entry for each stage"),
-        ({"hidden_sizes": [], "depths": []}, "must have an entry for each stage"),
+        ({"depths": [1]}, "must have the same number of entries, one per stage"),
+        ({"hidden_sizes": [], "depths": []}, "must have the same number of entries, one per stage"),
         ({"architecture": "regnet", "hidden_sizes": [16, 24]}, "multiples of 16, .*24. are not"),
         ({"label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1"),
         ({"random_shift": 8}, "random_shift must be below the image size, 8×8, not 8"),

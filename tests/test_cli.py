@@ -74,7 +74,7 @@ def test_bad_flags(arguments, message):
     [
         ("lerning_rate: 1", "unknown field lerning_rate; did you mean learning_rate?"),
         ("learning_rate: fast", "learning_rate.*fast"),
-        ("- 1", "must hold fields"),
+        ("- 1", "must contain one `field: value` per line"),
         ("a: [", "not valid YAML"),
     ],
 )

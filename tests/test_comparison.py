@@ -123,4 +123,4 @@ def test_misfits_are_refused_before_anything_is_drawn(runs, compare, tmp_path, c
     assert message in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
     assert main(["compare-samplers"]) == 2
-    assert "name the runs" in capsys.readouterr().err
+    assert "name one or more runs" in capsys.readouterr().err

@@ -375,11 +375,11 @@ def test_images_are_the_same_whatever_holds_them(taker):
 
 @pytest.mark.parametrize("taker", TAKERS)
 @pytest.mark.parametrize(("given", "message"), [
-    (images() * 255, "floating-point pixels are from 0 to 1, give or take noise, not 254"),
-    (images() * float("nan"), "floating-point pixels are from 0 to 1, give or take noise, not nan"),
-    ((images() * 255).int() * 3, "whole numbers as pixels are from 0 to 255, not 7"),
-    ((images() * 255).int() - 255, "whole numbers as pixels are from 0 to 255, not -2"),
-    (images().expand(-1, 3, -1, -1), r"1 channel, not 3|images must be \(1, 8, 8\) each, as tensors, not \{\(3, 8, 8"),
+    (images() * 255, "floating-point pixels must be in \\[0, 1\\], apart from noise, not 254"),
+    (images() * float("nan"), "floating-point pixels must be in \\[0, 1\\], apart from noise, not nan"),
+    ((images() * 255).int() * 3, "integer pixels must be in \\[0, 255\\], not 7"),
+    ((images() * 255).int() - 255, "integer pixels must be in \\[0, 255\\], not -2"),
+    (images().expand(-1, 3, -1, -1), r"1 channel, not 3|images must have the shape \(1, 8, 8\) each, not \{\(3, 8, 8"),
 ])  # fmt: skip
 def test_pixels_out_of_range_are_refused(taker, given, message):
     name, take = TAKERS[taker]
@@ -419,8 +419,8 @@ NAN, INF = float("nan"), float("inf")
     ("VAE", lambda p, x: p(0), "batch_size must be positive, not 0"),
     ("VAE", lambda p, x: p.traverse(span=NAN), "span must be a finite number, not nan"),
     ("translation", lambda p, x: p(x, batch_size=0), "batch_size must be positive, not 0"),
-    ("translation both ways", lambda p, x: p(x, noise_std=INF), "noise_std must be a finite number from 0 up"),
-    ("translation both ways", lambda p, x: p(x, noise_std=NAN), "noise_std must be a finite number from 0 up"),
+    ("translation both ways", lambda p, x: p(x, noise_std=INF), "noise_std must be a finite number of at least 0"),
+    ("translation both ways", lambda p, x: p(x, noise_std=NAN), "noise_std must be a finite number of at least 0"),
 ])  # fmt: skip
 def test_absurd_numbers_are_refused(name, call, message):
     with pytest.raises(ValueError, match=message):
@@ -457,7 +457,7 @@ def test_classes_are_the_same_whatever_names_them(name):
         each = (drawn(label, generator=torch.Generator().manual_seed(0), **alone) for label in (single, [1]))
         assert torch.equal(*each)
     for wrong in (torch.tensor([7, 0, 0]), np.array([0, 7, 0]), ["cat", np.int64(7), "dog"]):
-        with pytest.raises(ValueError, match=r"the model knows no class 7, but cat \(0\), dog \(1\), cow \(2\)"):
+        with pytest.raises(ValueError, match=r"has no class 7; its classes are cat \(0\), dog \(1\), cow \(2\)"):
             drawn(wrong)
 
 

@@ -109,12 +109,12 @@ def test_degradations_are_written_as_they_are_read():
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("noise=1", "there is no degradation noise, but gaussian_noise, salt_and_pepper"),
-    ("gaussian_noise", "needs a number from 0 to 10, .* the standard deviation for pixels from 0 to 1; not nothing"),
+    ("noise=1", "there is no degradation noise; choose from gaussian_noise, salt_and_pepper"),
+    ("gaussian_noise", "needs a number from 0 to 10, .* the standard deviation for pixels in .0, 1.; not nothing"),
     ("gaussian_noise=-1", "not -1"),
     ("gaussian_noise=0.5..0.1", r"not 0.5..0.1"),
     ("jpeg=0", "needs a number from 1 to 100"),
-    ("grey=1", "the degradation grey takes no amount, not even 1"),
+    ("grey=1", "the degradation grey takes no amount; leave out =1"),
     ("downscale=2.5", "needs one whole number"),
     ("downscale=2..3", "needs one whole number"),
 ])  # fmt: skip
@@ -126,8 +126,8 @@ def test_texts_that_mean_nothing_are_refused(text, message):
 @pytest.mark.parametrize(("texts", "shape", "message"), [
     (["downscale=3"], (1, 28, 28), "downscale=3 does not divide images of 28×28 pixels"),
     (["downscale=2", "mask=15"], (1, 28, 28), "mask=15 does not fit into images of 14×14"),
-    (["grey"], (1, 28, 28), "grey needs images of 3 channels, not 1"),
-    (["tint", "tint"], (1, 28, 28), "tint needs images of 1 channels, not 3"),
+    (["grey"], (1, 28, 28), "grey needs images with 3 channels, not 1"),
+    (["tint", "tint"], (1, 28, 28), "tint needs images with 1 channels, not 3"),
 ])  # fmt: skip
 def test_images_that_cannot_be_degraded_so_are_refused(texts, shape, message):
     with pytest.raises(UserError, match=message):

@@ -107,7 +107,7 @@ def test_no_name_of_a_module_leads_out_of_a_run(run, capsys, module):
     (run.parent / "secret.py").write_text(SECRET)
     change(run / "model_index.json", _class_name=[module, "VAEPipeline"])
     assert dry_push(run) == 2
-    assert "_class_name must be the name of a pipeline's class" in capsys.readouterr().err
+    assert "_class_name must be the name of a pipeline class" in capsys.readouterr().err
     change(run / "model_index.json", _class_name="VAEPipeline", vae=[module, "VAEModel"])
     assert dry_push(run) == 2
     assert "vae must be a library and a class" in capsys.readouterr().err
@@ -162,7 +162,7 @@ def test_a_name_that_cannot_be_seen_is_not_published(run, capsys, name):
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).write_text("{}")
     assert dry_push(run) == 2
-    assert "has a name with letters that cannot be seen" in capsys.readouterr().err
+    assert "has a name with invisible characters" in capsys.readouterr().err
 
 
 def test_a_run_may_itself_be_reached_by_a_link(run, tmp_path):
@@ -182,12 +182,12 @@ def test_a_named_pipe_does_not_hang_publishing(run, capsys, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vae/x.safetensors", "is no safetensors file"),
-        (WEIGHTS, "is no safetensors file"),
-        ("vae/x.json", "is no valid JSON file"),
-        ("samples/step-999999.png", "is no PNG picture"),
-        ("figures/training.gif", "is no GIF picture"),
-        ("evaluation.md", "is no text"),
+        ("vae/x.safetensors", "is not a safetensors file"),
+        (WEIGHTS, "is not a safetensors file"),
+        ("vae/x.json", "is not a valid JSON file"),
+        ("samples/step-999999.png", "is not a PNG image"),
+        ("figures/training.gif", "is not a GIF image"),
+        ("evaluation.md", "is not a text file"),
         ("vae/x.bin", "is no safetensors file, and nothing else is published"),
         ("vae/id_rsa", "is no safetensors file, and nothing else is published"),
     ],
@@ -220,7 +220,7 @@ def test_checkpoints_in_the_background_hold_what_their_names_say(run, capsys):
     uploads = hub.HubPublisher("ada/x", every_save=True)
     uploads.start(checkpoint)
     assert uploads.upload is None
-    assert "x.safetensors is no safetensors file" in capsys.readouterr().out
+    assert "x.safetensors is not a safetensors file" in capsys.readouterr().out
 
 
 def test_a_link_to_a_part_of_a_classifier_is_refused(judge, tmp_path, capsys):
@@ -510,7 +510,7 @@ def pictures():
     floor = {"train_against_test": dict.fromkeys(report.MEASURES, 1.0)}
     row = {"network_evaluations": 5, **found}
     yield lambda: grids.sample_grid(images, labels, NAMES)
-    yield lambda: grids.counterparts_picture(dict.fromkeys(NAMES, images))
+    yield lambda: grids.comparison_grid(dict.fromkeys(NAMES, images))
     yield lambda: plots.confusion_picture(images, labels, torch.eye(6).flip(0), NAMES, 3)
     yield lambda: plots.class_shares_picture(
         {name: {"label_names": NAMES, "shares": {"generated": [*shares.values()], "real": [*shares.values()]}}
@@ -539,7 +539,7 @@ def test_class_shares_and_members_show_any_name(tmp_path):
     (tmp_path / "classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plots.save_class_shares(tmp_path / "classes.jsonl", tmp_path / "classes.png")
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert grids.named_pictures(dict.fromkeys(NAMES, tmp_path / "a.png")).height < 100
+    assert grids.labelled_row(dict.fromkeys(NAMES, tmp_path / "a.png")).height < 100
 
 
 def test_a_name_with_a_leading_underscore_is_in_the_legend():
@@ -563,8 +563,9 @@ def test_a_name_with_a_formula_is_shown_as_it_is():
 
 
 INDEXES = [
-    ("[]", "must hold a JSON object"), ("null", "must hold a JSON object"), ("{}", "_class_name must be"),
-    ("[" * 100_000, "is no valid JSON file"), ("\xff", "is no valid JSON file"), ("", "is no valid JSON file"),
+    ("[]", "must contain a JSON object"), ("null", "must contain a JSON object"), ("{}", "_class_name must be"),
+    ("[" * 100_000, "is not a valid JSON file"), ("\xff", "is not a valid JSON file"),
+    ("", "is not a valid JSON file"),
     ('{"_class_name": 5}', "_class_name must be"), ('{"_class_name": ["a"]}', "_class_name must be"),
     ('{"_class_name": "DDPMPipeline"}', "names no component"),
 ]  # fmt: skip
@@ -583,7 +584,7 @@ def test_an_index_that_is_none_is_named(stock, capsys, content, message):
         ({"unet": ["diffusers"]}, "unet must be a library and a class"),
         ({"unet": [1, 2]}, "unet must be a library and a class"),
         ({"unet": [None, "UNet2DModel"]}, "unet must be a library and a class"),
-        ({"unet": ["transformers", "pipeline"]}, "transformers has no class pipeline, which is to be its unet"),
+        ({"unet": ["transformers", "pipeline"]}, "transformers has no class pipeline, the class of its unet"),
         ({"unet": ["diffusers", "NoSuchModel"]}, "diffusers has no class NoSuchModel"),
         ({"unet": ["diffusers", "OnnxRuntimeModel"]}, "cannot load a pipeline from .*stock.*onnxruntime"),
         ({"unet": ["diffusers", "ModelMixin"]}, "cannot load a pipeline from .*stock: AttributeError"),
@@ -591,10 +592,10 @@ def test_an_index_that_is_none_is_named(stock, capsys, content, message):
         ({"unet": ["antigravity", "fly"]}, r"would run on this machine: unet/antigravity\.py"),
         ({"_class_name": "NoSuchPipeline"}, "cannot load a pipeline from .*stock"),
         ({"_class_name": "UNet2DModel"}, "cannot load a pipeline from .*stock: AttributeError"),
-        ({"_class_name": ["pipeline_hfgen_vae", "Tensor"]}, "comes with code of its own"),
-        ({"id2label": "x"}, "id2label must give"),
-        ({"id2label": {"a": "b"}}, "id2label must give"),
-        ({"id2label": {"0": 5}}, "id2label must give"),
+        ({"_class_name": ["pipeline_hfgen_vae", "Tensor"]}, "comes with its own code"),
+        ({"id2label": "x"}, "id2label must map class indices to names"),
+        ({"id2label": {"a": "b"}}, "id2label must map class indices to names"),
+        ({"id2label": {"0": 5}}, "id2label must map class indices to names"),
     ],
 )
 def test_an_index_that_no_pipeline_can_be_loaded_from_is_one_message(stock, fields, message):
@@ -607,11 +608,15 @@ def test_an_index_that_no_pipeline_can_be_loaded_from_is_one_message(stock, fiel
     ("part", "fields", "message"),
     [
         ("unet", {"quantization_config": {"load_in_4bit": True}}, "cannot load a pipeline from .*bitsandbytes"),
-        ("unet", {"layers_per_block": 10**6}, "config.json: layers_per_block is 1000000, and hfgen takes 100 at most"),
+        (
+            "unet",
+            {"layers_per_block": 10**6},
+            "config.json: layers_per_block is 1000000, but hfgen allows 100",
+        ),
         ("unet", {"block_out_channels": [8] * 10**5}, "block_out_channels has 100000 entries"),
-        ("unet", {"block_out_channels": [10**8, 8]}, "block_out_channels is 100000000, and hfgen takes 1,000,000"),
+        ("unet", {"block_out_channels": [10**8, 8]}, "block_out_channels is 100000000, but hfgen allows 1,000,000"),
         ("unet", {"block_out_channels": [10**6, 10**6]}, "cannot load a pipeline from .*allocate"),
-        ("unet", {"sample_size": 10**6}, "sample_size is 1000000, and hfgen takes 4,096 at most"),
+        ("unet", {"sample_size": 10**6}, "sample_size is 1000000, but hfgen allows 4,096 at most"),
         ("unet", {"in_channels": "x"}, "cannot load a pipeline from .*TypeError"),
         ("unet", {"norm_num_groups": 0}, "cannot load a pipeline from .*ZeroDivisionError"),
         ("scheduler", {"num_train_timesteps": 10**9}, "scheduler_config.json: num_train_timesteps is 1000000000"),
@@ -670,7 +675,7 @@ def test_a_mistyped_path_is_no_hub_id(tmp_path, monkeypatch, capsys):
 
 def test_a_revision_of_a_folder_is_refused(run, capsys):
     assert main(["sample", str(run), "--revision", "v2"]) == 2
-    assert "is a folder, and a revision (v2) is one of a Hub id" in capsys.readouterr().err
+    assert "is a folder, and revision (v2) needs a Hub id" in capsys.readouterr().err
 
 
 # --- judges
@@ -682,9 +687,9 @@ def test_a_revision_of_a_folder_is_refused(run, capsys):
         ({"auto_map": {"AutoModelForImageClassification": "evil.Model"}}, "config.json has auto_map"),
         ({"attn_implementation": "eve/kernel"}, "config.json has attn_implementation"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "config.json has quantization_config"),
-        ({"architectures": ["ViTForImageClassification"]}, "a judge is a ResNetForImageClassification or"),
-        ({"architectures": []}, "a judge is a ResNetForImageClassification or"),
-        ({"depths": [10**6, 1]}, "depths is 1000000, and hfgen takes 100"),
+        ({"architectures": ["ViTForImageClassification"]}, "a judge must be a ResNetForImageClassification or"),
+        ({"architectures": []}, "a judge must be a ResNetForImageClassification or"),
+        ({"depths": [10**6, 1]}, "depths is 1000000, but hfgen allows 100"),
         ({"hidden_sizes": "x"}, "cannot load the judge"),
         ({"hidden_act": "nope"}, "cannot load the judge .*KeyError"),
     ],
@@ -713,7 +718,7 @@ def test_a_judge_with_damaged_parts_is_refused(judge):
         load_judge(str(judge))
     save_file(tensors, weights)
     (judge / "preprocessor_config.json").write_text('{"size": 5}')
-    with pytest.raises(UserError, match="size must give height and width, not 5"):
+    with pytest.raises(UserError, match="size must have height and width, not 5"):
         load_judge(str(judge))
 
 
@@ -809,7 +814,7 @@ def test_a_broken_file_of_a_run_is_named(run, judge, capsys, name, content):
 
 def test_more_classes_than_the_network_knows_are_refused(run):
     change(run / "model_index.json", id2label={"0": "a"})
-    with pytest.raises(UserError, match="model_index.json names 1 classes, and the network knows fewer"):
+    with pytest.raises(UserError, match="model_index.json names 1 classes, but the network has fewer"):
         hfgen.load(str(run))
 
 
@@ -832,7 +837,7 @@ def test_a_run_that_was_trained_for_no_id_forges_no_code(run):
 def test_a_command_that_is_none_is_named(run, capsys):
     change(run / "run.json", command="hfgen 'train")
     assert main(["card", str(run)]) == 2
-    assert 'run.json: command is "hfgen \'train", which is no command' in capsys.readouterr().err
+    assert 'run.json: command is "hfgen \'train", which is not a command' in capsys.readouterr().err
 
 
 # --- words and numbers of a command line

@@ -313,7 +313,7 @@ def test_a_push_that_fails_costs_nothing_of_a_training(ask, server, home):
 
 
 def test_an_id_is_needed_before_anything_is_done():
-    with pytest.raises(UserError, match="push_to_hub needs the id"):
+    with pytest.raises(UserError, match="push_to_hub needs the Hub id"):
         DDPMConfig(**TINY, output_dir="x", push_to_hub=True)
 
 
@@ -534,7 +534,7 @@ def test_hfgen_samples_a_repo_and_a_revision(push, ask, tmp_path):
     output = tmp_path / "images.npz"
     sample = ["sample", "ada/tiny", "--num_images", "2", "--num_inference_steps", "2", "--output", str(output)]
     answer = ask(arguments=sample)
-    assert (answer["status"], "ada/tiny holds no pipeline (no model_index.json)" in answer["output"]) == (2, True)
+    assert (answer["status"], "ada/tiny contains no pipeline (no model_index.json)" in answer["output"]) == (2, True)
     assert "ada/tiny has no revision v3" in ask(arguments=[*sample, "--revision", "v3"])["output"]
     assert not output.exists()
     answer = ask(arguments=[*sample, "--revision", "v2"])
@@ -594,7 +594,7 @@ def test_code_of_a_repo_runs_only_when_it_is_asked_for(foreign, ask, tmp_path):
     ]
     answer = ask(arguments=sample)
     assert answer["status"] == 2
-    assert "code of its own, which would run on this machine: own_pipeline.py" in answer["output"]
+    assert "its own code, which would run on this machine: own_pipeline.py" in answer["output"]
     assert not foreign.exists()
     answer = ask(arguments=[*sample, "--trust_remote_code"])
     assert answer["status"] == 0, answer["output"]
@@ -633,4 +633,4 @@ def test_a_cached_model_loads_although_the_hub_is_slow(push, ask, server):
 def test_a_repo_that_is_not_there_is_said(ask, tmp_path):
     answer = ask(arguments=["sample", "ada/nothing", "--output", str(tmp_path / "a.png")])
     assert answer["status"] == 2
-    assert "no folder ada/nothing and no such repo on the Hub that this token may see" in answer["output"]
+    assert "no folder ada/nothing and no such Hub repo that this token can access" in answer["output"]

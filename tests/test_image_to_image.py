@@ -17,7 +17,7 @@ from hfgen.cli.main import main
 from hfgen.config import CycleGANConfig, TranslationConfig
 from hfgen.data.images import load_images
 from hfgen.data.loader import Batch
-from hfgen.data.paired import SecondKind
+from hfgen.data.paired import TargetDomain
 from hfgen.evaluation.report import nearness_texts
 from hfgen.figures.grids import save_images
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
@@ -95,9 +95,9 @@ def test_the_level_of_noise_is_told_or_not(network):
     )
     with pytest.raises(ValueError, match="noise_std is missing"):
         told(images)
-    with pytest.raises(ValueError, match="noise_std is not known"):
+    with pytest.raises(ValueError, match="this model is not conditioned on noise_std"):
         blind(images, torch.tensor([0.1, 0.5]))
-    with pytest.raises(ValueError, match="3 channels cannot be corrected to 1"):
+    with pytest.raises(ValueError, match="predict_residual cannot add 1 channels to an input with 3"):
         network(in_channels=3, out_channels=1, predict_residual=True)
 
 
@@ -196,12 +196,12 @@ def test_a_conditional_discriminator_sees_what_was_given(digits):
 @pytest.mark.parametrize(("fields", "message"), [
     ({"degradation": []}, "by one of degradation .* not by none"),
     ({"input_column": "x"}, "not by degradation and input_column"),
-    ({"degradation": [], "input_data_dir": "x"}, "input_data_dir belongs to train_data_dir"),
-    ({"degradation": [], "input_column": "x", "random_flip": True}, "random_flip would part the pairs"),
+    ({"degradation": [], "input_data_dir": "x"}, "input_data_dir needs train_data_dir"),
+    ({"degradation": [], "input_column": "x", "random_flip": True}, "random_flip would break the pairs"),
     ({"l1_weight": 0.0, "adversarial_weight": 0.0}, "must be above 0, or there is nothing to learn"),
     ({"l1_weight": -1.0}, "l1_weight must be zero or more, not -1"),
-    ({"conditional_discriminator": True, "adversarial_weight": 0.0}, "needs an adversarial_weight"),
-    ({"noise_level_input": True, "degradation": ["blur=1"]}, "degradation of which the last is gaussian_noise"),
+    ({"conditional_discriminator": True, "adversarial_weight": 0.0}, "needs adversarial_weight above 0"),
+    ({"noise_level_input": True, "degradation": ["blur=1"]}, "needs gaussian_noise=… as the last degradation"),
     ({"block_out_channels": []}, "block_out_channels must have at least one entry"),
 ])  # fmt: skip
 def test_contradictions_are_refused(fields, message):
@@ -240,7 +240,7 @@ def test_pairs_of_two_folders(tmp_path, digits, capsys):
     with pytest.raises(UserError, match="wanted and .*given are not those of step-000002"):
         train_translation(run, **fields, max_train_steps=3, max_train_samples=30, resume_from_checkpoint="latest")
     (tmp_path / "given" / "00007.png").rename(tmp_path / "given" / "extra.png")
-    with pytest.raises(UserError, match="needs one of the same name in input_data_dir.*given has no 00007"):
+    with pytest.raises(UserError, match="and input_data_dir must have the same names.*given has no 00007"):
         TranslationTask(config(**fields), task.data)
     command = ["train", "translation", "--train_data_dir", fields["train_data_dir"]]
     command += ["--input_data_dir", fields["input_data_dir"], "--output_dir", str(tmp_path / "given" / "run")]
@@ -255,7 +255,7 @@ def test_names_that_sort_otherwise_with_other_endings_are_refused(tmp_path, digi
             PIL.Image.new("L", (8, 8)).save(tmp_path / folder / f"{name}.{ending}")
     fields = {"dataset_name": None, "train_data_dir": str(tmp_path / "wanted"), "degradation": [],
               "input_data_dir": str(tmp_path / "given"), "train_split": "train"}  # fmt: skip
-    with pytest.raises(UserError, match="sorted differently because of their endings"):
+    with pytest.raises(UserError, match="their suffixes sort them differently"):
         TranslationTask(config(**fields), load_images(str(tmp_path / "wanted")))
 
 
@@ -305,9 +305,13 @@ def test_images_of_all_kinds_are_taken():
     coloured = pipeline(pictures[0].convert("RGB"), output_type="np").images[0]
     np.testing.assert_allclose(coloured, found[0][0], atol=1e-5)
     for mistake, error, message in (
-        (torch.rand(3, 8, 8), ValueError, "takes images with 1 channel, not 3; PIL images are brought to that"),
-        (np.full((8, 8), 200.0), ValueError, "floating-point pixels are from 0 to 1, give or take noise, not 200"),
-        (np.full((8, 8), 999), ValueError, "whole numbers as pixels are from 0 to 255, not 999"),
+        (
+            torch.rand(3, 8, 8),
+            ValueError,
+            "images with 1 channel, not 3; PIL images are converted",
+        ),
+        (np.full((8, 8), 200.0), ValueError, "floating-point pixels must be in \\[0, 1\\], apart from noise, not 200"),
+        (np.full((8, 8), 999), ValueError, "integer pixels must be in \\[0, 255\\], not 999"),
         ("a.png", TypeError, "images must be PIL images, arrays, tensors or a list of them, not str"),
         ([None], TypeError, "not NoneType"),
     ):
@@ -359,13 +363,13 @@ def test_the_noise_is_told_for_each_image():
     mistakes = (
         (None, "missing"),
         ([0.1] * 3, "one for each of the 2 images"),
-        (-1.0, "from 0 up"),
-        (np.nan, "from 0"),
+        (-1.0, "at least 0"),
+        (np.nan, "at least 0"),
     )
     for given, message in mistakes:
         with pytest.raises(ValueError, match=message):
             pipeline(images, noise_std=given)
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="not conditioned on noise_std"):
         make_pipeline()(images, noise_std=0.1)
     with pytest.raises(ValueError, match="one direction only"):
         pipeline(images, noise_std=0.1, inverse=True)
@@ -461,7 +465,7 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
     with PIL.Image.open(tmp_path / "pair.png") as picture:
         assert picture.size[1] == 2 * 67
     (given / "none").mkdir()
-    for source, message in (("broken.png", "broken.png cannot be read as a picture (cannot"), ("none", "no files in")):
+    for source, message in (("broken.png", "broken.png cannot be read as an image (cannot"), ("none", "no files in")):
         assert main([*command, str(given / source), "--output", str(tmp_path / "nothing")]) == 2
         assert message in capsys.readouterr().err
     pipeline = load(str(translation_run))
@@ -470,13 +474,13 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--task", "denoise"], "does what it was trained for, so that there is no task to name"),
+    (["--task", "denoise"], "is an image-to-image model, which has a single task; leave out --task"),
     (["--strength", "0.5"], "an image-to-image model has no strength"),
-    (["--noise_std", "0.1"], "noise_std is not known to this model"),
+    (["--noise_std", "0.1"], "this model is not conditioned on noise_std"),
     (["--inverse"], "one direction only"),
-    (["--output", "."], "is an input, which would be written over"),
-    (["--output", "GIVEN"], "could write over the input"),
-    (["--output", "GIVEN/made"], "could write over the input"),
+    (["--output", "."], "is an input and would be overwritten"),
+    (["--output", "GIVEN"], "could overwrite the input"),
+    (["--output", "GIVEN/made"], "could overwrite the input"),
     (["--output", "out.npz"], "the images differ in size"),
 ])  # fmt: skip
 def test_mistakes_get_one_message(translation_run, tmp_path, capsys, monkeypatch, options, message):
@@ -602,7 +606,7 @@ def test_the_pool_returns_former_results():
 
 
 def test_second_images_are_mirrored_as_the_first_are(digits):
-    kind = SecondKind(cycle_config(random_flip=True, target_degradation=["invert"]).to_dict(), digits, "train")
+    kind = TargetDomain(cycle_config(random_flip=True, target_degradation=["invert"]).to_dict(), digits, "train")
     torch.manual_seed(0)
     flipped = kind.draw(200, torch.device("cpu"))
     torch.manual_seed(0)
@@ -614,9 +618,9 @@ def test_second_images_are_mirrored_as_the_first_are(digits):
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"target_dataset_name": None, "target_degradation": []}, "say what the second kind of images is"),
-    ({"target_data_dir": "x"}, "by target_dataset_name or by target_data_dir, not by both"),
-    ({"target_dataset_name": None}, "target_split and target_image_column belong to target_dataset_name or"),
+    ({"target_dataset_name": None, "target_degradation": []}, "domain B is missing: set target_dataset_name"),
+    ({"target_data_dir": "x"}, "by target_dataset_name or target_data_dir, not both"),
+    ({"target_dataset_name": None}, "target_split and target_image_column need target_dataset_name or"),
     ({"cycle_weight": -1.0}, "cycle_weight must be zero or more"),
     ({"adversarial_weight": 0.0}, "adversarial_weight must be positive"),
     ({"pool_size": 8}, "pool_size must be 0 or at least train_batch_size, which is 16, not 8"),

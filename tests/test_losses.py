@@ -6,12 +6,12 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hfgen.losses.diffusion import (
+    alpha_sigma,
     diffusion_target,
-    draw_timesteps,
-    implied_image,
     loss_weights,
+    predict_x0,
     prediction_type_of,
-    signal_and_noise,
+    sample_timesteps,
 )
 from hfgen.losses.similarity import structural_similarity
 
@@ -28,7 +28,7 @@ def images_and_noise(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
 def test_noise_levels_and_velocity_are_those_of_diffusers(beta_schedule):
     scheduler = DDPMScheduler(beta_schedule=beta_schedule, prediction_type="v_prediction")
     images, noise = images_and_noise()
-    alpha, sigma = signal_and_noise(scheduler, TIMESTEPS)
+    alpha, sigma = alpha_sigma(scheduler, TIMESTEPS)
     torch.testing.assert_close(alpha * images + sigma * noise, scheduler.add_noise(images, noise, TIMESTEPS))
     velocity = diffusion_target("v_prediction", images, noise, alpha, sigma)
     torch.testing.assert_close(velocity, scheduler.get_velocity(images, noise, TIMESTEPS))
@@ -37,13 +37,13 @@ def test_noise_levels_and_velocity_are_those_of_diffusers(beta_schedule):
 def test_noise_levels_of_a_flow_are_those_of_diffusers():
     images, noise = images_and_noise()
     timesteps = FLOW.timesteps[[0, 100, 500, 900, 999]]
-    alpha, sigma = signal_and_noise(FLOW, timesteps)
+    alpha, sigma = alpha_sigma(FLOW, timesteps)
     torch.testing.assert_close(alpha * images + sigma * noise, FLOW.scale_noise(images, timesteps, noise))
 
 
 def test_between_two_timesteps_the_noise_level_is_interpolated():
     scheduler = DDPMScheduler()
-    alpha, sigma = signal_and_noise(scheduler, torch.tensor([500.25]))
+    alpha, sigma = alpha_sigma(scheduler, torch.tensor([500.25]))
     expected = 0.75 * scheduler.alphas_cumprod[500] + 0.25 * scheduler.alphas_cumprod[501]
     assert alpha.square().item() == pytest.approx(expected.item(), rel=1e-5)
     assert (alpha.square() + sigma.square()).item() == pytest.approx(1)
@@ -54,13 +54,13 @@ def test_between_two_timesteps_the_noise_level_is_interpolated():
 def test_a_weighting_means_the_same_whatever_is_predicted(prediction_type, weighting):
     """An error in what is predicted is an error of the image and of the noise, which the weights are defined by."""
     is_flow = prediction_type == "flow_prediction"
-    alpha, sigma = signal_and_noise(FLOW if is_flow else DDPMScheduler(), TIMESTEPS[1:])
+    alpha, sigma = alpha_sigma(FLOW if is_flow else DDPMScheduler(), TIMESTEPS[1:])
     images, noise = images_and_noise(4)
     wrong_images = images + 0.1
     wrong_noise = (alpha * images + sigma * noise - alpha * wrong_images) / sigma  # for the same x_t
     target = diffusion_target(prediction_type, images, noise, alpha, sigma)
     torch.testing.assert_close(
-        implied_image(prediction_type, target, alpha * images + sigma * noise, alpha, sigma), images
+        predict_x0(prediction_type, target, alpha * images + sigma * noise, alpha, sigma), images
     )
     predicted = diffusion_target(prediction_type, wrong_images, wrong_noise, alpha, sigma)
     weights = loss_weights(weighting, prediction_type, alpha, sigma, snr_gamma=5.0)
@@ -79,7 +79,7 @@ def test_a_weighting_means_the_same_whatever_is_predicted(prediction_type, weigh
 @pytest.mark.parametrize("weighting", ["min_snr", "p2"])
 def test_the_level_of_pure_noise_at_which_drawing_begins_is_trained(prediction_type, weighting):
     scheduler = DDPMScheduler(rescale_betas_zero_snr=True)
-    alpha, sigma = signal_and_noise(scheduler, torch.tensor([998, 999]))
+    alpha, sigma = alpha_sigma(scheduler, torch.tensor([998, 999]))
     assert alpha[1] == 0 < alpha[0]
     weights = loss_weights(weighting, prediction_type, alpha, sigma, snr_gamma=5.0).flatten()
     assert weights[1] == 1
@@ -91,7 +91,7 @@ def test_a_wrong_prediction_type_or_weighting_is_an_error():
     with pytest.raises(ValueError, match="unknown prediction type x"):
         diffusion_target("x", one, one, one, one)
     with pytest.raises(ValueError, match="unknown prediction type x"):
-        implied_image("x", one, one, one, one)
+        predict_x0("x", one, one, one, one)
     with pytest.raises(ValueError, match="unknown loss weighting x"):
         loss_weights("x", "sample", one, one, 5.0)
 
@@ -111,14 +111,14 @@ def test_structural_similarity_and_its_gradient_are_those_of_torchmetrics(shape)
 
 def test_timesteps_are_whole_for_a_diffusion_and_any_for_a_flow():
     torch.manual_seed(0)
-    diffusion, flow = (draw_timesteps("uniform", s, 100_000) for s in (DDPMScheduler(), FLOW))
+    diffusion, flow = (sample_timesteps("uniform", s, 100_000) for s in (DDPMScheduler(), FLOW))
     assert diffusion.dtype == torch.int64
     assert (diffusion.min(), diffusion.max()) == (0, 999)
     assert (diffusion.bincount() - 100).abs().max() < 60, "all alike"
     assert flow.is_floating_point()
     assert 0 <= flow.min() < 1
     assert 999 < flow.max() <= 1000
-    middle = draw_timesteps("logit_normal", FLOW, 100_000)
+    middle = sample_timesteps("logit_normal", FLOW, 100_000)
     inner = ((middle > 250) & (middle < 750)).float().mean().item()
     assert inner == pytest.approx(0.7281, abs=0.01), "where a standard normal number is between ±log 3"
     assert prediction_type_of(FLOW) == "flow_prediction"

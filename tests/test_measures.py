@@ -29,7 +29,7 @@ def test_every_measure_moves_the_right_way(reference, corruption, directions):
     images, labels = reference.train.images, reference.train.labels
     assert corruption(images, labels, 0.0).equal(images)
     rows = [
-        reference.measures(reference.judge.look_at(corruption(images, labels, amount))[0])
+        reference.measures(reference.judge.extract(corruption(images, labels, amount))[0])
         for amount in (0.0, 0.5, 1.0)
     ]
     for measure, direction in directions.items():
@@ -94,7 +94,7 @@ def test_copies_of_training_images_are_noticed(reference):
 def test_statistics_are_kept_by_judge_and_data(reference, monkeypatch):
     reference.features(reference.test)
     again = Reference(reference.judge, reference.test, reference.train, reference.cache)
-    monkeypatch.setattr(type(reference.judge), "look_at", lambda *_: pytest.fail("looked at the images again"))
+    monkeypatch.setattr(type(reference.judge), "extract", lambda *_: pytest.fail("looked at the images again"))
     assert again.features(reference.test).equal(reference.features(reference.test))
     part = load_images("digits", split="train[:40%]")
     with pytest.raises(pytest.fail.Exception, match="looked at the images again"):
@@ -168,7 +168,7 @@ def test_damaged_statistics_are_named_and_made_anew(reference, tmp_path, capsys)
         file.write_bytes(content[:-20])
     assert measure() == before
     printed = capsys.readouterr().err
-    assert all(f"{file} is damaged, and is made anew" in printed for file in files)
+    assert all(f"{file} is damaged and will be recreated" in printed for file in files)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
 
 

@@ -199,9 +199,9 @@ def test_image_similarity_of_several_scales_and_of_misfits():
     large = [generator.integers(0, 256, (176, 176), dtype=np.uint8)]
     assert module.compute(predictions=large, references=large)["ms_ssim"] == pytest.approx(1)
     small = [image[:28, :28] for image in large]
-    with pytest.raises(ValueError, match="alike in shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         module.compute(predictions=large, references=small)
-    with pytest.raises(ValueError, match="alike in size"):
+    with pytest.raises(ValueError, match="the same size"):
         module.compute(predictions=[*large, *small], references=[*large, *large])
     tiny = [large[0][:8, :8]]
     assert module.compute(predictions=tiny, references=tiny).keys() == {"mse", "psnr"}
@@ -217,7 +217,7 @@ def test_image_similarity_of_several_scales_and_of_misfits():
         ),
         ("memorization_gap", {"predictions": GENERATED, "references": REAL}, "unseen is missing"),
         ("class_accuracy", {"predictions": [0], "references": [1]}, "num_classes is missing"),
-        ("frechet_distance", {"predictions": GENERATED, "references": REAL[:, :5]}, "equally many, not 6 and 5"),
+        ("frechet_distance", {"predictions": GENERATED, "references": REAL[:, :5]}, "number of features, not 6 and 5"),
     ],
 )
 def test_what_a_module_cannot_take_is_said(name, options, message):
@@ -261,7 +261,7 @@ def test_inception_scores_are_those_of_torchmetrics_and_follow_their_seed(small_
     assert divergence > 1.04
     assert found["inception_score"] - 1 == pytest.approx(divergence - 1, rel=0.5), "up to its division into ten parts"
     assert found["kid"] > 3 * found["kid_std"] > 0
-    with pytest.raises(ValueError, match="at least 100 images of each kind, not 99 and 120"):
+    with pytest.raises(ValueError, match="at least 100 generated and real images each, not 99 and 120"):
         inception_scores.inception_scores(generated[:99], real)
 
 

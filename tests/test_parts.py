@@ -16,7 +16,7 @@ from hfgen.config import ClassifierConfig, DDPMConfig, TranslationConfig
 from hfgen.config.commands import TestingOptions as Options
 from hfgen.config.training import changed_fields
 from hfgen.data.images import load_images
-from hfgen.data.paired import Inputs, SecondKind
+from hfgen.data.paired import PairedInputs, TargetDomain
 from hfgen.data.parts import divide
 from hfgen.evaluation.real import load_real
 from hfgen.tasks.classifier import load_test_images
@@ -104,7 +104,7 @@ def test_a_split_of_its_own_is_never_divided_again_and_other_names_work(load, tm
     for split in ("train", "test"):
         sets[split].to_parquet(tmp_path / "parquet" / f"{split}.parquet")
     for source in ("saved", "parquet"):
-        with pytest.raises(UserError, match="has a split test of its own; leave test_fraction out"):
+        with pytest.raises(UserError, match="already has a split test; leave out test_fraction"):
             load(tmp_path / source, test_fraction=0.2)
         assert len(load(tmp_path / source, validation_fraction=0.2)) == 16
         assert len(load(tmp_path / source, split="validation", validation_fraction=0.2)) == 4
@@ -117,10 +117,10 @@ def test_a_split_of_its_own_is_never_divided_again_and_other_names_work(load, tm
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"split": "train[:50%]", "test_fraction": 0.2}, r"train\[:50%\] would cut across the parts.*take train, test"),
-    ({"split": "test+train", "test_fraction": 0.2}, "would cut across the parts"),
-    ({"held_out_of": "train[:50%]", "test_fraction": 0.2}, r"divide a whole split .* not train\[:50%\]"),
-    ({"held_out_of": "test", "test_fraction": 0.2}, "divide a whole split .* not test"),
+    ({"split": "train[:50%]", "test_fraction": 0.2}, r"train\[:50%\] would overlap the parts.*use train, test"),
+    ({"split": "test+train", "test_fraction": 0.2}, "would overlap the parts"),
+    ({"held_out_of": "train[:50%]", "test_fraction": 0.2}, r"need a whole split .* not train\[:50%\]"),
+    ({"held_out_of": "test", "test_fraction": 0.2}, "need a whole split .* not test"),
     ({"split": "validation", "test_fraction": 0.2}, "cannot open split validation"),
 ])  # fmt: skip
 def test_slices_and_parts_do_not_mix(load, folder, options, message):
@@ -135,8 +135,8 @@ def test_classes_that_are_too_small_for_a_part_are_named(load, tmp_path, capsys)
             PIL.Image.new("L", (4, 4)).save(tmp_path / "set" / name / f"{number}.png")
     load(tmp_path / "set", **FRACTIONS)
     said = capsys.readouterr().out
-    assert "the test part has no image of one, of which there are too few" in said
-    assert "the validation part has no image of one, two, of which there are too few" in said
+    assert "the test part has no images of one, as there are too few" in said
+    assert "the validation part has no images of one, two, as there are too few" in said
     (tmp_path / "single").mkdir()
     PIL.Image.new("L", (4, 4)).save(tmp_path / "single" / "1.png")
     with pytest.raises(UserError, match="has too few images, 1, for a test part"):
@@ -144,9 +144,9 @@ def test_classes_that_are_too_small_for_a_part_are_named(load, tmp_path, capsys)
 
 
 def test_a_slice_that_loses_classes_is_refused(load, folder):
-    with pytest.raises(UserError, match=r"train\[:50%\] of .* has no image of owls.*--test_fraction 0\.2"):
+    with pytest.raises(UserError, match=r"train\[:50%\] of .* has no images of owls.*--test_fraction 0\.2"):
         load(folder, split="train[:50%]")
-    with pytest.raises(UserError, match="has no image of cats, dogs"):
+    with pytest.raises(UserError, match="has no images of cats, dogs"):
         load(folder, split="train[30:]")
     assert len(load(folder, split="train[:50%]+train[50%:]")) == 60
     assert len(load("digits", split="train[:80%]")) == 1438, "sets in random order lose nothing"
@@ -154,10 +154,10 @@ def test_a_slice_that_loses_classes_is_refused(load, folder):
 
 def test_images_in_order_that_lose_classes_or_may_are_mentioned(load, folder, tmp_path, capsys):
     assert len(load(folder, max_samples=25)) == 25
-    assert "the first 25 images, which are taken, have none of owls" in capsys.readouterr().out
+    assert "the first 25 images, which are used, have none of owls" in capsys.readouterr().out
     for _ in range(2):
         load(folder / "cats", split="train[:50%]")
-        assert "without labels, nothing shows whether they are like the rest" in capsys.readouterr().out
+        assert "without labels, it is unknown whether they are representative" in capsys.readouterr().out
     load("digits", max_samples=100), load(folder / "cats"), load(folder / "cats", test_fraction=0.5)
     assert capsys.readouterr().out == ""
 
@@ -215,7 +215,7 @@ def test_pairs_are_divided_alike(folder, load, tmp_path):
     ).to_dict()  # fmt: skip
     for split in ("train", "validation", "test"):
         wanted = load(folder, split=split, **FRACTIONS)
-        assert Inputs(run, wanted, split).data.images.equal(255 - wanted.images)
+        assert PairedInputs(run, wanted, split).data.images.equal(255 - wanted.images)
 
 
 def test_the_second_kind_is_divided_too(folder, tmp_path):
@@ -225,13 +225,13 @@ def test_the_second_kind_is_divided_too(folder, tmp_path):
         "max_train_samples": None, "target_split": "train", "random_flip": False, **FRACTIONS,
     }  # fmt: skip
     first = load_images("digits", cache_dir=tmp_path / "cache")
-    assert [len(SecondKind(run, first, split).data) for split in ("train", "validation", "test")] == [42, 6, 12]
+    assert [len(TargetDomain(run, first, split).data) for split in ("train", "validation", "test")] == [42, 6, 12]
 
 
 @pytest.mark.parametrize(("fields", "message"), [
     ({"test_fraction": 1.0}, "test_fraction must be from 0 to below 1, not 1.0"),
     ({"validation_fraction": -0.1}, "validation_fraction must be from 0 to below 1"),
-    ({"validation_fraction": 0.5, "test_fraction": 0.5}, "must leave something to train on"),
+    ({"validation_fraction": 0.5, "test_fraction": 0.5}, "must leave images to train on"),
     ({"resolution": 100_000}, "resolution must be at most 4,096, not 100,000"),
     ({"train_batch_size": 10**9}, "train_batch_size must be at most 1,000,000"),
     ({"dataset_name": ""}, "dataset_name must not be empty"),
@@ -243,7 +243,7 @@ def test_numbers_and_names_that_no_data_have_are_refused(fields, message):
 
 
 def test_test_images_are_named_or_held_out_not_both():
-    with pytest.raises(UserError, match="test_dataset_name names the test images"):
+    with pytest.raises(UserError, match="test_dataset_name already provides the test images"):
         ClassifierConfig(dataset_name="digits", output_dir="x", test_dataset_name="mnist", test_fraction=0.2)
     other = ClassifierConfig(
         dataset_name="digits", output_dir="x", test_dataset_name="digits", test_split="train", validation_fraction=0.2

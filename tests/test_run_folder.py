@@ -245,7 +245,7 @@ def test_lines_of_metrics_that_cannot_be_read_are_left_out_and_told(run, capsys)
     rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join([rows[0], "junk\n", '{"loss": 1}\n', "[]\n", *rows[1:], '{"step": 5']))
     assert go_on(run, "--max_train_steps", "5") == 0
-    assert "left out 3 lines that cannot be read" in capsys.readouterr().out
+    assert "removed 3 lines that cannot be read" in capsys.readouterr().out
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
 
 

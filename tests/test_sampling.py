@@ -14,10 +14,10 @@ from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import start_den
 from hfgen.sampling.sample import film, sample
 from hfgen.sampling.schedulers import (
     SHORT_NAMES,
-    KnowsTheImage,
+    OracleDenoiser,
     denoising_states,
+    is_compatible,
     make_scheduler,
-    recovers_known_image,
     suitable_schedulers,
 )
 from hfgen.tasks.diffusion import make_noise_schedule
@@ -64,24 +64,24 @@ def test_listed_schedulers_work_and_others_are_refused(prediction_type, beta_sch
     unfit = sorted(SHORT_NAMES.keys() - set(listed))[:1]  # each refusal tries them all anew
     for name in [*unfit, "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"]:
         with pytest.raises(
-            UserError, match=f"{name} does not fit .*{prediction_type} and .*, in 4 steps; these do: .*ddim"
+            UserError, match=f"{name} is not compatible .*{prediction_type} and .*, in 4 steps; these are: .*ddim"
         ):
             make_scheduler(name, pipeline.scheduler, 4)
 
 
 def test_a_misspelt_scheduler_gets_a_suggestion():
-    with pytest.raises(UserError, match=r"no scheduler foo\. These fit the model: .*ddim"):
+    with pytest.raises(UserError, match=r"no scheduler foo\. Compatible with this model: .*ddim"):
         make_scheduler("foo", make_pipeline().scheduler, 4)
-    with pytest.raises(UserError, match=r"no scheduler unipcc; did you mean unipc\? These fit the model: .*ddim"):
+    with pytest.raises(UserError, match=r"no scheduler unipcc; did you mean unipc\? Compatible with this .*ddim"):
         make_scheduler("unipcc", make_pipeline().scheduler, 4)
 
 
 def test_a_scheduler_that_takes_the_prediction_for_another_kind_is_found_out():
     scheduler = DDPMScheduler(prediction_type="v_prediction")
-    assert recovers_known_image(scheduler, scheduler, 25)
+    assert is_compatible(scheduler, scheduler, 25)
     original = scheduler.step
     scheduler.step = lambda output, *a, **k: original(-output, *a, **k)
-    assert not recovers_known_image(scheduler, scheduler, 25)
+    assert not is_compatible(scheduler, scheduler, 25)
 
 
 @pytest.mark.parametrize("num_train_timesteps", [25, 500, 1000])
@@ -112,7 +112,7 @@ def test_a_number_of_steps_that_diffusers_rounds_wrongly_asks_for_no_level_below
 
     def model(x, timestep):
         asked.append(int(timestep))
-        return KnowsTheImage(image, own)(x, timestep)
+        return OracleDenoiser(image, own)(x, timestep)
 
     *_, (made, _) = denoising_states(model, scheduler, 61, image.shape, [0])
     assert min(asked) >= 0
@@ -131,7 +131,7 @@ def test_a_short_name_says_what_kind_of_solver():
 
 
 def test_too_few_steps_for_a_scheduler_are_refused():
-    with pytest.raises(UserError, match="pndm does not fit .*, in 2 steps; these do: ddim"):
+    with pytest.raises(UserError, match="pndm is not compatible .*, in 2 steps; these are: ddim"):
         images_of(make_pipeline(), scheduler="pndm", num_inference_steps=2)
 
 
@@ -178,7 +178,7 @@ def test_every_scheduler_yields_what_the_network_sees():
     image = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
     for name in ("ddim", "euler", "heun", "unipc"):
         scheduler = make_scheduler(name, own, 20)
-        pairs = list(denoising_states(KnowsTheImage(image, own), scheduler, 20, image.shape, seeds=[0]))
+        pairs = list(denoising_states(OracleDenoiser(image, own), scheduler, 20, image.shape, seeds=[0]))
         states, estimates = zip(*pairs, strict=True)
         assert all((estimate - image).abs().max() < 0.1 for estimate in estimates), "the oracle knows the image"
         assert all(0.4 < state.std() < 1.3 for state in states), name
@@ -219,7 +219,7 @@ def test_outputs(tmp_path, channels, capsys):
             "the image last"
         )
     assert main([*arguments, str(tmp_path / "film.npz"), "--film"]) == 2
-    assert "a film is written to a .gif or a .png, not to" in capsys.readouterr().err
+    assert "film needs an output that ends in .gif or .png, not" in capsys.readouterr().err
 
 
 def test_pickled_weights_are_refused(tmp_path, capsys):

@@ -101,7 +101,7 @@ def test_a_run_that_is_still_training_is_sampled_from_its_newest_checkpoint(run,
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-000090").symlink_to(run / "checkpoints" / "step-000090")
     assert load(str(tmp_path)).unet.config.sample_size == 8
-    with pytest.raises(UserError, match="holds no pipeline"):
+    with pytest.raises(UserError, match="contains no pipeline"):
         load(str(run / "samples"))
 
 

@@ -19,7 +19,13 @@ from hfgen.config import VAEConfig
 from hfgen.data.images import load_images
 from hfgen.data.loader import Batch
 from hfgen.judges.judge import load_judge
-from hfgen.losses.vae import best_gaussian, free_bits_kl, importance_weighted_bound, normal_kl, pixel_error
+from hfgen.losses.vae import (
+    free_bits_kl,
+    iwae_bound,
+    kl_to_standard_normal,
+    optimal_sigma_gaussian,
+    reconstruction_nll,
+)
 from hfgen.models.modeling_hfgen_vae import DiscretizedLogistic, GaussianMixtureModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline, _slerp
 from hfgen.pipelines.saving import save_pipeline
@@ -78,7 +84,10 @@ def test_the_convolutional_network_of_the_fourth_system():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"block_out_channels": [8, 8, 8]}, "3 convolutions of stride 2 do not fit images of 28×28"),
+        (
+            {"block_out_channels": [8, 8, 8]},
+            "of stride 2 need images with sides divisible by 8, not 28×28",
+        ),
         ({"block_out_channels": [8, 8], "decoder_block_out_channels": []}, "one fewer, not 0 for 2"),
         ({"pixel_distribution": "poisson"}, "bernoulli, gaussian or logistic, not poisson"),
     ],
@@ -96,7 +105,7 @@ def test_classes_reach_encoder_and_decoder():
     assert len(model.decode(latents, classes).sample.unique(dim=0)) == 3
     with pytest.raises(ValueError, match="class_labels are missing"):
         model.encode(images)
-    with pytest.raises(ValueError, match="not known to this model"):
+    with pytest.raises(ValueError, match="this model is unconditional: class_labels do not apply"):
         VAEModel(sample_size=8).encode(images, classes)
 
 
@@ -134,7 +143,7 @@ def test_draws_of_a_mixture_have_its_moments():
 
 def test_the_divergence_is_that_of_torch():
     found = Normal(torch.randn(5, 3), torch.rand(5, 3) + 0.1)
-    torch.testing.assert_close(normal_kl(found), kl_divergence(found, Normal(0.0, 1.0)))
+    torch.testing.assert_close(kl_to_standard_normal(found), kl_divergence(found, Normal(0.0, 1.0)))
 
 
 def test_free_bits_are_free():
@@ -145,10 +154,10 @@ def test_free_bits_are_free():
 
 def test_the_best_gaussian_is_the_best():
     mean, images = torch.rand(4, 1, 3, 3), torch.rand(4, 1, 3, 3)
-    best = pixel_error(best_gaussian(mean, images), images).sum()
-    std = best_gaussian(mean, images).stddev
+    best = reconstruction_nll(optimal_sigma_gaussian(mean, images), images).sum()
+    std = optimal_sigma_gaussian(mean, images).stddev
     for factor in (0.9, 1.1):
-        assert pixel_error(Normal(mean, std * factor), images).sum() > best
+        assert reconstruction_nll(Normal(mean, std * factor), images).sum() > best
 
 
 def test_the_importance_weighted_bound_rises_from_the_elbo_to_the_truth():
@@ -161,7 +170,7 @@ def test_the_importance_weighted_bound_rises_from_the_elbo_to_the_truth():
         latent_dist = Normal(0.6 * many[:, None], torch.full((len(many), 1), 0.6))
         latents = latent_dist.sample((draws,))
         error = -Normal(latents[..., 0], 0.5).log_prob(many)
-        return importance_weighted_bound(error, latents, latent_dist).view(repeats, len(x)).mean(0)
+        return iwae_bound(error, latents, latent_dist).view(repeats, len(x)).mean(0)
 
     divergence = kl_divergence(Normal(0.6 * x, 0.6), Normal(0.0, 1.0))
     expected_error = 0.5 * (math.log(2 * math.pi * 0.25) + ((x - 0.6 * x) ** 2 + 0.36) / 0.25)
@@ -222,12 +231,12 @@ def test_importance_weights_leave_no_other_objective():
         VAEConfig(**TINY_VAE, output_dir="x", num_importance_samples=5, beta=2)
     with pytest.raises(UserError, match="kl_warmup_steps"):
         VAEConfig(**TINY_VAE, output_dir="x", num_importance_samples=5, kl_warmup_steps=2)
-    with pytest.raises(UserError, match="needs a likelihood"):
+    with pytest.raises(UserError, match="needs a fixed likelihood"):
         VAEConfig(**TINY_VAE, output_dir="x", num_importance_samples=5, pixel_distribution="gaussian_analytic")
 
 
 def test_a_network_that_does_not_fit_is_refused_before_training(tmp_path):
-    with pytest.raises(UserError, match="do not fit images of 8×8"):
+    with pytest.raises(UserError, match="need images with sides divisible by .*, not 8×8"):
         train(VAEConfig(**TINY_VAE, block_out_channels=[8] * 4, output_dir=str(tmp_path)), VAETask)
 
 
@@ -247,7 +256,7 @@ def test_a_model_of_classes_draws_the_class_that_it_is_asked_for(tmp_path, judge
     generator = torch.Generator().manual_seed(0)
     images = pipeline(class_labels=labels, generator=generator, output_type="pt").images
     judge = load_judge(str(judge_run))
-    predicted = judge.look_at((images * 255).round().to(torch.uint8))[1].argmax(1)
+    predicted = judge.extract((images * 255).round().to(torch.uint8))[1].argmax(1)
     assert (predicted == torch.tensor(labels)).double().mean() > 0.7
     assert torch.equal(
         pipeline(class_labels="3", latents=torch.zeros(1, 4), output_type="pt").images,
@@ -329,7 +338,7 @@ def test_kinds_of_images(pipeline, test_images):
     np.testing.assert_allclose(pipeline.reconstruct(pictures, output_type="np").images, arrays, atol=0.02)
     with pytest.raises(ValueError, match=r"latents must be \(B, 4\), not \(2, 3\)"):
         pipeline(latents=torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="knows no classes"):
+    with pytest.raises(ValueError, match="this model is unconditional: class_labels do not apply"):
         pipeline(class_labels=[1])
 
 
@@ -360,9 +369,9 @@ def test_hfgen_draws_what_the_pipeline_draws(run, pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--scheduler", "unipc"], "drawn from in one step, by its prior, and has no scheduler"),
-        (["--class_labels", "3"], "knows no classes"),
-        (["--film"], "VAEPipeline is no diffusion"),
+        (["--scheduler", "unipc"], "samples in one step and only has the option prior, no scheduler"),
+        (["--class_labels", "3"], "this model is unconditional"),
+        (["--film"], "VAEPipeline is not a pixel-space diffusion"),
     ],
 )
 def test_what_only_other_models_have_is_refused(run, tmp_path, capsys, flags, message):
@@ -407,9 +416,9 @@ def test_it_goes_on_where_a_checkpoint_was_the_last_that_it_wrote(tmp_path):
 
 
 def test_what_is_drawn_once_is_not_mirrored():
-    with pytest.raises(UserError, match="cannot be mirrored"):
+    with pytest.raises(UserError, match="binarization static .* leave out random_flip"):
         VAEConfig(**TINY_VAE, output_dir="x", binarization="static", random_flip=True)
-    with pytest.raises(UserError, match="are bernoulli, not logistic"):
+    with pytest.raises(UserError, match="binarization dynamic needs pixel_distribution bernoulli, not logistic"):
         VAEConfig(**TINY_VAE, output_dir="x", binarization="dynamic", pixel_distribution="logistic")
 
 

@@ -1,7 +1,7 @@
-"""Flat training configurations, one dataclass a family, with the flags of diffusers' training scripts.
+"""Flat training configurations: one dataclass per family, named after the flags of diffusers' training scripts.
 
-`hfgen.cli.main` turns each field into a flag and takes its help text from the docstrings here. The same names are the
-keys of a recipe (`hfgen/recipes/*.yaml`) and of the `config.yaml` that every run keeps.
+Each field becomes a flag, and its docstring entry the help text. The same names are the keys of recipes
+(`hfgen/recipes/*.yaml`) and of the `config.yaml` of every run.
 """
 
 from hfgen.config.classifier import ClassifierConfig

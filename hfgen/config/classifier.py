@@ -1,4 +1,4 @@
-"""What `hfgen train classifier` takes."""
+"""Configuration of `hfgen train classifier`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -6,25 +6,26 @@ from typing import ClassVar, Literal
 from hfgen.config.training import MAX_DEPTH, MAX_RESOLUTION, MAX_WIDTH, TrainingConfig
 from hfgen.utils.errors import UserError
 
-REGNET_GROUP_WIDTH = 16  # channels that one grouped convolution mixes
+REGNET_GROUP_WIDTH = 16  # channels per group of the grouped convolutions
 
 
 @dataclass(kw_only=True)
 class ClassifierConfig(TrainingConfig):
-    """An image classifier, whose features and decisions judge generated images (`hfgen evaluate`).
+    """Image classifier, the feature extractor of `hfgen evaluate`.
 
     Args:
-        test_dataset_name: Data set with the test images, where it is not the one that is trained on.
+        test_dataset_name: Data set with the test images, if it is not the training data set.
         test_split: Split on which the accuracy is measured.
-        architecture: `resnet` (He et al. 2016, basic blocks) or `regnet` (Radosavovic et al. 2020, x blocks), as
-            `transformers` has them.
-        embedding_size: Channels of the first convolution.
-        hidden_sizes: Channels of each stage; each but the first (of a resnet) halves height and width. The last one is
-            the number of features.
-        depths: Residual blocks of each stage.
-        label_smoothing: Share of each label that is spread over all classes (Szegedy et al. 2016).
-        random_shift: Move each training image by up to so many pixels.
-        random_erase: Grey out a square of so many pixels in each training image (DeVries and Taylor 2017).
+        architecture: `resnet` (He et al. 2016, basic blocks) or `regnet` (Radosavovic et al. 2020, X blocks), as
+            implemented in `transformers`.
+        embedding_size: Output channels of the first convolution.
+        hidden_sizes: Channels of each stage. The first stage of a resnet keeps the resolution; all others halve it.
+            The last entry is the feature dimension.
+        depths: Number of residual blocks in each stage.
+        label_smoothing: Probability mass spread uniformly over all classes (Szegedy et al. 2016).
+        random_shift: Shift each training image by up to this many pixels in each direction.
+        random_erase: Side in pixels of a square erased to grey in each training image (Cutout, DeVries and Taylor
+            2017).
     """
 
     family: ClassVar[str] = "classifier"
@@ -46,21 +47,21 @@ class ClassifierConfig(TrainingConfig):
     use_ema: bool = False
 
     def __post_init__(self):
-        """Refuse values that no network can be built from (see `TrainingConfig`)."""
+        """Validate the fields (see `TrainingConfig`)."""
         super().__post_init__()
         self._require("positive", ["embedding_size", "hidden_sizes"], at_most=MAX_WIDTH)
         self._require("positive", ["depths"], at_most=MAX_DEPTH)
         self._require("zero or more", ["random_shift", "random_erase"], at_most=MAX_RESOLUTION)
         self._require("from 0 to below 1", ["label_smoothing"])
         if self.test_dataset_name and self.test_fraction:
-            raise UserError("test_dataset_name names the test images, so that none are held out; drop test_fraction")
+            raise UserError("test_dataset_name already provides the test images; leave out test_fraction")
         if not self.hidden_sizes or len(self.hidden_sizes) != len(self.depths):
             raise UserError(
-                "hidden_sizes and depths must have an entry for each stage, and so equally many, not "
+                "hidden_sizes and depths must have the same number of entries, one per stage, not "
                 f"{self.hidden_sizes} and {self.depths}"
             )
         if self.architecture == "regnet" and (misfits := [c for c in self.hidden_sizes if c % REGNET_GROUP_WIDTH]):
             raise UserError(
-                f"hidden_sizes of a regnet must be multiples of {REGNET_GROUP_WIDTH}, the width of its groups; "
+                f"hidden_sizes of a regnet must be multiples of its group width, {REGNET_GROUP_WIDTH}; "
                 f"{misfits} are not"
             )

@@ -1,4 +1,4 @@
-"""What the commands other than `hfgen train` take, one dataclass a command (see `hfgen.config`)."""
+"""Configurations of the commands other than `hfgen train`, one dataclass per command (see `hfgen.config`)."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,29 +24,28 @@ from hfgen.utils.files import local_path
 
 @dataclass(kw_only=True)
 class Options:
-    """What every command takes alike."""
+    """Base of the configurations below."""
 
     def __post_init__(self):
-        """Refuse numbers that are not finite."""
+        """Validate the fields."""
         require_values(self)
 
 
 @dataclass(kw_only=True)
 class SamplerOptions(Options):
-    """How images are drawn from a model; what is not given is as in the sample grids of its own run.
+    """Sampler options; the defaults are those of the sample grids of the model's own run.
 
     Args:
-        num_inference_steps: Denoising steps of a diffusion.
+        num_inference_steps: Denoising steps of a diffusion model.
         scheduler: ddpm, ddim, deis, dpmsolver, dpmsolver_sde, euler, euler_a, heun, pndm, unipc, for a flow also
-            flow_euler and flow_heun, or the class name of any diffusers scheduler that fits the model.
-        guidance_scale: How strongly a diffusion enforces the class (classifier-free guidance); 1 is the model's own
-            distribution, more gives clearer and less varied images.
-        guidance_interval: Part of the denoising in which guidance is applied, as two shares of the noise levels, 0 the
-            image and 1 pure noise.
-        prior: What the latents of a VAE are drawn from: `normal`, or the `mixture` that was fitted to the latents of
-            its training images.
-        truncation: How far from 0 the latents of a GAN are drawn: less makes images less varied, and nearer to what
-            it knows best.
+            flow_euler and flow_heun, or the class name of any compatible diffusers scheduler.
+        guidance_scale: Classifier-free guidance scale of a class-conditional diffusion model. 1 disables guidance;
+            larger values trade diversity for class fidelity.
+        guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise).
+        prior: Distribution of a VAE's latents: `normal`, the prior N(0, I), or `mixture`, the Gaussian mixture fitted
+            to the latents of the training images.
+        truncation: Truncation trick of a GAN (Brock et al. 2019): sample latents from a normal truncated to [−t, t];
+            smaller t trades diversity for fidelity.
     """
 
     num_inference_steps: int | None = None
@@ -57,36 +56,38 @@ class SamplerOptions(Options):
     truncation: float | None = None
 
     def __post_init__(self):
-        """Refuse numbers that nothing can be drawn with."""
+        """Validate the fields."""
         super().__post_init__()
         require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
         require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         require(self, "positive", ["truncation"], at_most=MAX_TRUNCATION)
 
     def given_sampler(self) -> dict[str, Any]:
-        """Return what was given."""
+        """Return the sampler options that were set."""
         names = [option.name for option in fields(SamplerOptions)]
         return {name: value for name in names if (value := getattr(self, name)) not in (None, [])}
 
 
 @dataclass(kw_only=True)
 class SampleConfig(SamplerOptions):
-    """Draw images from a trained model.
+    """Sample images from a trained model.
 
     Args:
-        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id.
+        run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id.
         revision: Branch, tag or commit of a Hub id.
-        trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
-        num_images: How many images.
-        class_labels: Classes to draw in turn, by name or number, of a model that knows classes; by default all.
-        negative_class_labels: What guidance leads away from, one class for all images or one for each; by default from
-            images of no particular class.
-        seed: Image i follows from it and i, whatever the batch size.
-        batch_size: Images drawn at a time.
-        film: Show the denoising, x_t and what image the model sees in it at some steps, in a .png, or moving in a
-            .gif, which is always a film.
-        output: What to write: a .png (a grid, with a row for each class), a .gif, a .npz (uint8 `images`, (N, H, W) or
-            (N, H, W, 3), and of classes `labels` and `label_names`), or a folder (one PNG an image).
+        trust_remote_code: Run the Python files that come with a model. Without this flag such a model is refused and
+            its files are listed.
+        num_images: Number of images.
+        class_labels: Classes, by name or index, of a class-conditional model; the images cycle through them. By
+            default all classes.
+        negative_class_labels: Negative classes for classifier-free guidance, one for all images or one per image; by
+            default the unconditional prediction.
+        seed: Random seed. Image i depends on the seed and i only, not on the batch size.
+        batch_size: Images per batch.
+        film: Show the denoising process: x_t and the predicted x₀ at some steps, side by side in a .png or animated in
+            a .gif. Always on for a .gif.
+        output: Output file: a .png (a grid with a row per class), a .gif, an .npz (uint8 `images`, (N, H, W) or (N, H,
+            W, 3), and of a class-conditional model `labels` and `label_names`), or a folder (one PNG per image).
     """
 
     run_or_repo: str
@@ -101,7 +102,7 @@ class SampleConfig(SamplerOptions):
     output: str = "samples.png"
 
     def __post_init__(self):
-        """Refuse values that nothing can be drawn with."""
+        """Validate the fields."""
         super().__post_init__()
         require(self, "positive", ["num_images"], at_most=MAX_IMAGES)
         require(self, "positive", ["batch_size"], at_most=MAX_BATCH_SIZE)
@@ -111,41 +112,42 @@ class SampleConfig(SamplerOptions):
             raise UserError(f"output must end in .png, .gif or .npz, or be a folder, not {self.output}")
         self.film |= suffix == ".gif"
         if self.film and suffix not in (".gif", ".png"):
-            raise UserError(f"a film is written to a .gif or a .png, not to {self.output}")
+            raise UserError(f"film needs an output that ends in .gif or .png, not {self.output}")
 
 
 @dataclass(kw_only=True)
 class TranslateConfig(Options):
-    """Change given images with an image-to-image model, or with a diffusion model that was trained to draw.
+    """Transform images with an image-to-image model, or edit them with a diffusion model.
 
     Args:
-        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id.
+        run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id.
         revision: Branch, tag or commit of a Hub id.
-        trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
-        input: A picture, a folder of pictures, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). What
-            cannot be read is left out and named. An image-to-image model takes each at its own size; for a diffusion
-            model they are brought to its size and channels as training images are, but not if noise_std is given.
-        invert: Turn the input's black to white and white to black, for a drawing in black on white and a model of
-            images that are white on black, such as MNIST.
-        task: What a diffusion model is to do, while an image-to-image model does what it was trained for: `denoise`
-            (remove white noise), `vary` (make similar images), `inpaint` (fill in what the mask shows) or
-            `change_class`.
-        noise_std: Standard deviation of the noise to remove, for pixels from 0 to 1; estimated if not given. Of
-            image-to-image models, those that were trained with noise_level_input need it, and others have none.
-        inverse: Go the other way, with an image-to-image model that can.
-        tile_size: Cut what is larger into overlapping squares of so many pixels, for an image-to-image model and large
-            pictures; by default they are taken as a whole.
-        mask: Picture that is white where the images are to be filled in.
-        strength: How much of an image is given up, from 0 to 1: by default 0.5 to vary it, 0.8 to change its class.
-        class_labels: Class of the results, by name or number, of a model that knows classes: one for all, or one an
-            image. Needed to change the class.
-        source_class_labels: Class of what is given, likewise, where the class is changed; by default no particular
-            one, which the model has to have learnt.
-        guidance_scale: How strongly the class is enforced: by default 2 to change it, else 1.
-        num_inference_steps: Denoising steps: by default 1 to denoise (the mean of what the image may have been), 20 to
-            vary, 50 for the others.
-        seed: The noise follows from it.
-        output: What to write: a .png (given images above the results), a .npz, or a folder (one PNG a result).
+        trust_remote_code: Run the Python files that come with a model. Without this flag such a model is refused and
+            its files are listed.
+        input: An image, a folder of images, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). Unreadable
+            files are skipped and listed. An image-to-image model processes each image at its own size. For a diffusion
+            model they are resized and converted as in training, except with noise_std.
+        invert: Invert the input's brightness, for instance a black-on-white drawing for a model trained on
+            white-on-black images such as MNIST.
+        task: Task of a diffusion model: `denoise` (remove Gaussian white noise), `vary` (make similar images),
+            `inpaint` (fill in the masked region) or `change_class`. Image-to-image models have a single task.
+        noise_std: Standard deviation of the noise to remove, for pixels in [0, 1]; by default estimated.
+            Image-to-image models require it if they were trained with noise_level_input, and refuse it otherwise.
+        inverse: Translate in the opposite direction, if the model supports it.
+        tile_size: Process larger images in overlapping square tiles of this many pixels (image-to-image models only);
+            by default images are processed whole.
+        mask: Image whose white pixels mark the region to inpaint.
+        strength: Fraction of the noise schedule applied to the input (SDEdit strength), from 0 to 1; by default 0.5 to
+            vary an image and 0.8 to change its class.
+        class_labels: Target classes, by name or index, of a class-conditional model: one for all images or one per
+            image. Required by the task change_class.
+        source_class_labels: Classes of the input images for the task change_class, likewise; by default unconditional,
+            which needs a model trained with label dropout.
+        guidance_scale: Classifier-free guidance scale; by default 2 for the task change_class, else 1.
+        num_inference_steps: Denoising steps; by default 1 to denoise (which estimates the posterior mean), 20 to vary,
+            else 50.
+        seed: Random seed of the noise.
+        output: Output file: a .png (inputs above results), an .npz, or a folder (one PNG per result).
     """
 
     run_or_repo: str
@@ -167,7 +169,7 @@ class TranslateConfig(Options):
     output: str = "translated.png"
 
     def __post_init__(self):
-        """Refuse what does not belong to the task, and what it lacks."""
+        """Validate the fields, and that they fit the task."""
         super().__post_init__()
         require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
         require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
@@ -176,14 +178,14 @@ class TranslateConfig(Options):
         require(self, "zero or more", ["seed"], at_most=MAX_SEED)
         for name in ("input", "mask"):
             if (value := getattr(self, name)) is not None and not local_path(value).exists():
-                raise UserError(f"there is no picture, folder or .npz file {value} ({name})")
+                raise UserError(f"there is no image, folder or .npz file {value} ({name})")
         own = {
             "noise_std": {"denoise"}, "mask": {"inpaint"}, "strength": {"vary", "change_class"},
             "source_class_labels": {"change_class"},
         }  # fmt: skip
         for name, tasks in own.items():
             if getattr(self, name) not in (None, []) and self.task is not None and self.task not in tasks:
-                raise UserError(f"{name} belongs to the task {' or '.join(sorted(tasks))}, not to {self.task}")
+                raise UserError(f"{name} needs the task {' or '.join(sorted(tasks))}, not {self.task}")
         for task, name in (("inpaint", "mask"), ("change_class", "class_labels")):
             if self.task == task and not getattr(self, name):
                 raise UserError(f"the task {task} needs --{name}")
@@ -191,30 +193,32 @@ class TranslateConfig(Options):
             raise UserError(f"output must end in .png or .npz, or be a folder, not {self.output}")
         source, output = (local_path(place).resolve() for place in (self.input, self.output))
         if output.is_relative_to(source) or (self.mask and output == local_path(self.mask).resolve()):
-            raise UserError(f"output {self.output} could write over the input; name another place")
+            raise UserError(f"output {self.output} could overwrite the input; choose another path")
 
 
 @dataclass(kw_only=True)
 class TestingOptions(Options):
-    """With what real images, and by which judges, a model is tested.
+    """Real images and feature extractors of an evaluation.
 
     Args:
         revision: Branch, tag or commit of a Hub id.
-        trust_remote_code: Run the Python files that come with a model, which its refusal without this flag names.
-        dataset_name: Data set to compare with (see `hfgen train ddpm --help`); by default the one that the run was
-            trained on.
-        reference_split: Split to compare with: images that the model has not seen, by default the test split, be it
-            the data set's own or what was held out in training.
-        validation_fraction: Hold this part of the data set out, as `hfgen train` does; by default as in training.
+        trust_remote_code: Run the Python files that come with a model. Without this flag such a model is refused and
+            its files are listed.
+        dataset_name: Data set of the real images (see `hfgen train ddpm --help`); by default the training data set of
+            the run.
+        reference_split: Split of the real images, unseen in training: by default the test split, either the data set's
+            own or the part held out in training.
+        validation_fraction: Hold out this fraction of the data set, as `hfgen train` does; by default as in training.
         test_fraction: Likewise; for images and models that are not from a run.
-        resolution: Pixels to which the data set is brought; by default as in training.
-        channels: 1 for grey, 3 for RGB; by default as in training.
-        judge: Classifiers by whose features and decisions images are judged: names of shipped ones, or runs of `hfgen
-            train classifier`. By default the two that hfgen ships for the data set.
-        seed: What is drawn follows from it.
-        batch_size: Images drawn at a time.
-        output_dir: Folder for the report.
-        cache_dir: Folder for decoded images and reference statistics; by default `hfgen` in the Hugging Face home.
+        resolution: Resolution in pixels to which the real images are resized; by default as in training.
+        channels: 1 for greyscale, 3 for RGB; by default as in training.
+        judge: Classifiers whose features and predictions the metrics use: names of shipped ones, or runs of `hfgen
+            train classifier`. By default the two that ship with hfgen for the data set.
+        seed: Random seed.
+        batch_size: Images per batch.
+        output_dir: Folder of the report.
+        cache_dir: Folder for decoded images and statistics of the real images; by default `hfgen` in the Hugging Face
+            home.
     """
 
     revision: str | None = None
@@ -232,7 +236,7 @@ class TestingOptions(Options):
     cache_dir: str | None = None
 
     def __post_init__(self):
-        """Refuse values that nothing can be tested with."""
+        """Validate the fields."""
         super().__post_init__()
         require(self, "positive", ["batch_size"], at_most=MAX_BATCH_SIZE)
         require(self, "positive", ["resolution"], at_most=MAX_RESOLUTION)
@@ -242,7 +246,7 @@ class TestingOptions(Options):
 
 @dataclass(kw_only=True)
 class MeasuringOptions(TestingOptions):
-    """What generated images are compared with, and how.
+    """Options of metrics that compare generated with real images.
 
     Args:
         train_split: Split that the model was trained on.
@@ -251,32 +255,33 @@ class MeasuringOptions(TestingOptions):
     train_split: str | None = None
 
     def __post_init__(self):
-        """Refuse values that nothing can be measured with."""
+        """Validate the fields."""
         super().__post_init__()
         require(self, "positive", ["num_images"], at_most=MAX_IMAGES)
 
 
 @dataclass(kw_only=True)
 class EvaluateConfig(MeasuringOptions, SamplerOptions):
-    """Measure how good a model's images are, or images from anywhere, and write a report.
+    """Evaluate the images of a model, or any other images, and write a report.
 
     Args:
-        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id. Of a classifier's run, the accuracy
-            is measured.
-        images: Images to measure instead of a model: an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3), and
-            optionally `labels`, int (N,)) or a folder of pictures (one sub-folder a class, or none).
-        invert: Turn black to white and white to black in `images` first, where the data set is white on black and they
-            are not, or the other way round.
-        num_images: How many images to draw and measure; by default 10,000, or all of `images`; a smaller number of
-            those is chosen at random. 2,000 are quick; values of different numbers cannot be compared.
-        classification_accuracy_score: Also train a classifier on the images, which must have labels, and another on
-            as many real ones, and test both on real images.
-        target_reference_split: Of a model that translates between two sets without pairs, the split of the second set;
-            by default called like that of the first.
-        inception: Also measure FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
+        run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id. A run of a classifier is evaluated by its
+            accuracy.
+        images: Evaluate these images instead of a model: an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3), and
+            optionally `labels`, int (N,)) or an image folder (one sub-folder per class, or none).
+        invert: Invert the brightness of `images` first, if the data set is white on black and they are black on white,
+            or vice versa.
+        num_images: Number of images to sample and evaluate; by default 10,000, or all of `images`, of which a smaller
+            number is chosen at random. 2,000 are quick. Values for different numbers of images are not comparable.
+        classification_accuracy_score: Also compute the classification accuracy score: the accuracy on real images of a
+            classifier trained on the generated images, which must have labels, beside one trained on as many real
+            images.
+        target_reference_split: Reference split of domain B, for an unpaired image-to-image model; by default the split
+            with the same name as that of domain A.
+        inception: Also compute FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
             are downloaded.
-        output_dir: Where to write `evaluation.json`, `evaluation.md` and its pictures; by default the run's folder,
-            for a checkpoint or a Hub id a folder in `evaluations`.
+        output_dir: Folder for `evaluation.json`, `evaluation.md` and its figures; by default the run's folder, or for
+            a checkpoint or a Hub id a folder in `evaluations`.
     """
 
     run_or_repo: str | None = None
@@ -288,16 +293,16 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
     inception: bool = False
 
     def __post_init__(self):
-        """Refuse values that nothing can be measured with."""
+        """Validate the fields."""
         if (self.run_or_repo is None) == (self.images is None):
             both = "both" if self.images else "neither"
-            raise UserError(f"name what to measure: either a run (or repo), or --images, not {both}")
+            raise UserError(f"name what to evaluate: either a run (or repo), or --images, not {both}")
         if self.images and not (self.dataset_name and self.output_dir):
             raise UserError(
                 "--images also needs --dataset_name, the data set to compare with, and --output_dir for the report"
             )
         if self.invert and not self.images:
-            raise UserError("invert is for --images; what a model draws is measured as it is")
+            raise UserError("invert needs --images; the images of a model are evaluated unchanged")
         super().__post_init__()
         images = local_path(self.images or "")
         if not images.is_dir() and not (images.is_file() and images.suffix == ".npz"):
@@ -306,16 +311,16 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
 
 @dataclass(kw_only=True)
 class AnalyzeConfig(TestingOptions):
-    """Look into the latents of a VAE: what they keep of test images, how good its bounds are, how they are laid out.
+    """Analyse a VAE: reconstructions of test images, likelihood bounds and the latent space.
 
     Args:
-        run_or_repo: A run, a checkpoint, any folder with a VAE's pipeline, a Hub id; or the folder of a sweep, whose
-            members are analysed one after the other.
-        num_importance_samples: Latents drawn of each image for the importance-weighted bound.
-        num_bound_images: Test images, chosen at random, over which what that bound gains over the ELBO is averaged.
-        binarization: Make the test images black and white before anything else (see `hfgen train vae --help`); by
-            default as in training.
-        output_dir: Where to write `analysis.json`, `analysis.md` and its pictures; by default the run's folder, for a
+        run_or_repo: A run, a checkpoint, a VAE's pipeline folder, a Hub id, or the folder of a sweep, whose runs are
+            analysed one by one.
+        num_importance_samples: Latent samples per image for the importance-weighted bound.
+        num_bound_images: Number of test images, chosen at random, over which the gap between that bound and the ELBO
+            is averaged.
+        binarization: Binarise the test images first (see `hfgen train vae --help`); by default as in training.
+        output_dir: Folder for `analysis.json`, `analysis.md` and its figures; by default the run's folder, or for a
             checkpoint or a Hub id a folder in `evaluations`.
     """
 
@@ -325,27 +330,28 @@ class AnalyzeConfig(TestingOptions):
     binarization: Literal["none", "threshold", "static", "dynamic"] | None = None
 
     def __post_init__(self):
-        """Refuse values that nothing can be found out with."""
+        """Validate the fields."""
         super().__post_init__()
         require(self, "positive", ["num_importance_samples"], at_most=MAX_LATENTS)
         require(self, "positive", ["num_bound_images"], at_most=MAX_IMAGES)
         if self.num_bound_images < 2:
-            raise UserError(f"num_bound_images must be two or more, for a standard error, not {self.num_bound_images}")
+            raise UserError(f"num_bound_images must be 2 or more, for a standard error, not {self.num_bound_images}")
 
 
 @dataclass(kw_only=True)
 class CompareSamplersConfig(MeasuringOptions):
-    """Find out with which scheduler, steps and guidance a model draws best, and what that costs; or compare models.
+    """Compare schedulers, steps and guidance scales of one or more models by quality and cost.
 
     Args:
-        runs: Runs, checkpoints, folders with a pipeline, or Hub ids, of models of the same data.
-        scheduler: Schedulers to try, each with each number of steps; or, as in `ddpm:1000`, with one of its own.
-        num_inference_steps: Numbers of denoising steps to try.
-        guidance_scale: Guidance scales to try, of a model that knows classes; by default that of its own sample grids.
+        runs: Runs, checkpoints, pipeline folders, or Hub ids, of models of the same data set.
+        scheduler: Schedulers to compare, each with every number of steps, or with its own, as in `ddpm:1000`.
+        num_inference_steps: Numbers of denoising steps to compare.
+        guidance_scale: Guidance scales to compare, for a class-conditional model; by default that of its own sample
+            grids.
         guidance_interval: See `hfgen sample --help`; by default as in the run's own sample grids.
-        num_images: How many images to draw and measure for each setting.
-        output_dir: Where to write `comparison.json`, `comparison.md` and its pictures; by default the first run's
-            folder, for a checkpoint or a Hub id a folder in `evaluations`.
+        num_images: Number of images to sample and evaluate per setting.
+        output_dir: Folder for `comparison.json`, `comparison.md` and its figures; by default the first run's folder,
+            or for a checkpoint or a Hub id a folder in `evaluations`.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -356,11 +362,11 @@ class CompareSamplersConfig(MeasuringOptions):
     num_images: int = 2000
 
     def __post_init__(self):
-        """Refuse values that nothing can be compared with."""
+        """Validate the fields."""
         super().__post_init__()
         require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         if not self.runs:
-            raise UserError("name the runs to compare the samplers of")
+            raise UserError("name one or more runs whose samplers to compare")
         require(self, "positive", ["num_inference_steps"])
         for name in ("scheduler", "num_inference_steps"):
             if not getattr(self, name):
@@ -373,7 +379,7 @@ class CompareSamplersConfig(MeasuringOptions):
             raise UserError(f"num_inference_steps must be at most {MAX_TIMESTEPS:,}, not {most:,}")
 
     def settings(self) -> list[tuple[str, int]]:
-        """Return the schedulers with the numbers of steps to try."""
+        """Return the pairs of scheduler and number of steps to compare."""
         pairs = [scheduler.partition(":") for scheduler in self.scheduler]
         steps = self.num_inference_steps
         return [(name, n) for name, _, own in pairs for n in ([int(own)] if own else steps)]
@@ -381,10 +387,10 @@ class CompareSamplersConfig(MeasuringOptions):
 
 @dataclass(kw_only=True)
 class ResultsConfig:
-    """Make one page of all evaluations and analyses below some folders.
+    """Collect all evaluations and analyses below some folders in one page.
 
     Args:
-        folders: Where to look for `evaluation.json` and `analysis.json`; by default `runs`.
+        folders: Folders to search for `evaluation.json` and `analysis.json`; by default `runs`.
         output: The Markdown file to write.
     """
 
@@ -394,14 +400,14 @@ class ResultsConfig:
 
 @dataclass(kw_only=True)
 class CardConfig:
-    """Write the page that a model has on the Hub, from its run.
+    """Write the model card of a run.
 
     Args:
         run: A finished run.
-        gallery: Folder of such pages: write this one into a folder of its own there, and renew the wall of pictures.
-            Without it, the page goes into the run.
-        repo_id: The Hub id that the page shows the use of; by default the run's `hub_model_id`, or else user/NAME.
-        license: Licence of the weights, as the Hub spells it.
+        gallery: Folder of model cards: write this card to a sub-folder of it and update its overview page. By default
+            the card is written to the run.
+        repo_id: Hub id in the card's usage example; by default the run's `hub_model_id`, or else user/NAME.
+        license: Licence of the weights, as a Hub identifier.
     """
 
     run: str
@@ -412,16 +418,16 @@ class CardConfig:
 
 @dataclass(kw_only=True)
 class PushConfig:
-    """Publish a finished run on the Hub: its model, its page, its evaluation.
+    """Publish a finished run on the Hub: model, model card and evaluation.
 
     Args:
         run: A finished run.
-        repo_id: `user/name`; it is made if it is not there.
-        private: Make it private, if it is made.
-        create_pr: Propose the change as a pull request.
-        revision: Branch to push to, made if it is not there.
-        license: Licence of the weights, as the Hub spells it.
-        dry_run: List what would be uploaded, without asking the Hub whether it may be, and send nothing.
+        repo_id: `user/name`; created if it does not exist.
+        private: Create it as a private repo.
+        create_pr: Open a pull request instead of committing.
+        revision: Branch to push to, created if it does not exist.
+        license: Licence of the weights, as a Hub identifier.
+        dry_run: List the files that would be uploaded without contacting the Hub.
     """
 
     run: str
@@ -433,22 +439,22 @@ class PushConfig:
     dry_run: bool = False
 
     def __post_init__(self):
-        """Refuse what the Hub cannot do."""
+        """Validate the fields."""
         if self.create_pr and self.revision:
-            raise UserError("a pull request is always for the main branch: give --create_pr or --revision, not both")
+            raise UserError("pull requests always target the main branch: use --create_pr or --revision, not both")
 
 
 @dataclass(kw_only=True)
 class PublishAllConfig:
-    """Publish every finished run that lies in a folder, each under its own name, and gather them in a collection.
+    """Publish every finished run in a folder, each under its own name, and add them to a Hub collection.
 
     Args:
-        folder: The folder with the runs.
+        folder: Folder of runs.
         namespace: User or organisation on the Hub.
-        private: Make repos private, if they are made.
-        license: Licence of the weights, as the Hub spells it.
+        private: Create the repos as private ones.
+        license: Licence of the weights, as a Hub identifier.
         collection: Title of the collection.
-        dry_run: List what would be uploaded, and send nothing.
+        dry_run: List the files that would be uploaded without sending anything.
     """
 
     folder: str = "runs"

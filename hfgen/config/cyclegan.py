@@ -1,4 +1,4 @@
-"""What `hfgen train cyclegan` takes."""
+"""Configuration of `hfgen train cyclegan`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -9,29 +9,30 @@ from hfgen.utils.errors import UserError
 
 @dataclass(kw_only=True)
 class CycleGANConfig(TrainingConfig):
-    """Image-to-image translation without pairs (Zhu et al. 2017): two sets of images, two networks, there and back.
+    """Unpaired image-to-image translation between two domains (CycleGAN, Zhu et al. 2017).
 
-    The images of the data set are of the first kind.
+    The training data set is domain A; the target fields describe domain B.
 
     Args:
-        target_dataset_name: Data set with the images of the second kind; not given, they are made of the first.
-        target_data_dir: Folder with them, instead of a data set.
-        target_split: Split of it.
-        target_image_column: Its column with the images; found by its type if not named.
-        target_degradation: What is done to them, as in `hfgen train translation --help`; `invert` and `thicken=1` for
-            instance make a second kind out of the first.
-        architecture: See `hfgen train translation --help`; of both networks.
+        target_dataset_name: Data set of domain B; by default domain B is derived from the training images with
+            target_degradation.
+        target_data_dir: Folder of images of domain B, instead of a data set.
+        target_split: Split of target_dataset_name.
+        target_image_column: Image column of target_dataset_name; found by its type if not named.
+        target_degradation: Degradations applied to the images of domain B, as in `hfgen train translation --help`.
+            `invert` and `thicken=1`, for instance, derive a second domain from the first.
+        architecture: Of both generators; see `hfgen train translation --help`.
         block_out_channels: Likewise.
         layers_per_block: Likewise.
-        adversarial_loss: See `hfgen train gan --help`; of each patch.
-        adversarial_weight: Weight of the generators' adversarial losses. That of `least_squares` is half of what the
-            paper's generators minimise, so that 2, 10 and 5 are the paper's weights 1, 10 and 5.
-        cycle_weight: Weight of the mean absolute error of what went there and back again.
-        identity_weight: Weight of the mean absolute change of images that are already of the kind wanted; only of
-            kinds with equally many channels.
-        discriminator_block_out_channels: Channels of the discriminators' convolutions of stride 2.
-        pool_size: Results of former steps among which half of those that a discriminator sees are drawn (Shrivastava
-            et al. 2017); with 0 it sees the newest only.
+        adversarial_loss: Adversarial loss per patch; see `hfgen train gan --help`.
+        adversarial_weight: Weight of the generators' adversarial losses. `least_squares` has a factor ½ here, so that
+            2, 10 and 5 correspond to the paper's weights 1, 10 and 5.
+        cycle_weight: Weight of the cycle-consistency loss: the mean absolute error after a round trip A→B→A or B→A→B.
+        identity_weight: Weight of the identity loss: the mean absolute change of images that are already in the target
+            domain. Used only if both domains have the same number of channels.
+        discriminator_block_out_channels: Channels of the discriminators' stride-2 convolutions.
+        pool_size: Size of the pool of earlier generated images from which half of each discriminator batch is drawn
+            (Shrivastava et al. 2017); 0 disables it.
     """
 
     family: ClassVar[str] = "cyclegan"
@@ -64,7 +65,7 @@ class CycleGANConfig(TrainingConfig):
     pool_size: int = 50
 
     def __post_init__(self):
-        """Refuse values that no networks or objective can be built from (see `TrainingConfig`)."""
+        """Validate the fields (see `TrainingConfig`)."""
         super().__post_init__()
         self._require("positive", ["block_out_channels", "discriminator_block_out_channels"], at_most=MAX_WIDTH)
         self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
@@ -80,15 +81,16 @@ class CycleGANConfig(TrainingConfig):
             if not getattr(self, name):
                 raise UserError(f"{name} must have at least one entry, not none")
         if self.target_dataset_name and self.target_data_dir:
-            raise UserError("name the second images by target_dataset_name or by target_data_dir, not by both")
+            raise UserError("choose domain B by target_dataset_name or target_data_dir, not both")
         if self.target_dataset_name or self.target_data_dir:
             return
         if not self.target_degradation:
             raise UserError(
-                "say what the second kind of images is: target_dataset_name, target_data_dir, or target_degradation"
+                "domain B is missing: set target_dataset_name, target_data_dir or target_degradation, for instance "
+                "--target_degradation invert"
             )
         if self.target_split != "train" or self.target_image_column:
             raise UserError(
-                "target_split and target_image_column belong to target_dataset_name or target_data_dir; name the data "
-                "set once more to take other images of it"
+                "target_split and target_image_column need target_dataset_name or target_data_dir; repeat the name of "
+                "the training data set to use another split or column of it"
             )

@@ -1,4 +1,4 @@
-"""What `hfgen train ddpm` takes."""
+"""Configuration of `hfgen train ddpm`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -9,39 +9,40 @@ from hfgen.utils.errors import UserError
 
 @dataclass(kw_only=True)
 class DDPMConfig(TrainingConfig):
-    """Denoising diffusion: the network (diffusers' `UNet2DModel`), the noise schedule, what is predicted.
+    """Denoising diffusion (Ho et al. 2020) and rectified flow (Liu et al. 2023) with diffusers' `UNet2DModel`.
 
     Args:
-        block_out_channels: Channels of the U-Net at each resolution, the finest first; each further entry halves
+        block_out_channels: Channels of the U-Net at each resolution, from fine to coarse; each further entry halves
             height and width.
-        layers_per_block: Residual blocks at each resolution.
-        attention_levels: Levels of the U-Net with self-attention, 0 the finest.
+        layers_per_block: Residual blocks per resolution.
+        attention_levels: Resolutions with self-attention, as indices into block_out_channels (0 is the finest).
         add_attention: Self-attention in the middle block. On a CPU it costs far more time than its multiplications
             suggest (`benchmarks/results/choices.md`).
-        attention_head_dim: Channels of an attention head. Not given, there is one head; more heads take longer.
-        norm_num_groups: Groups of the group norms; each entry of block_out_channels must be a multiple.
+        attention_head_dim: Channels per attention head; by default a single head. More heads are slower.
+        norm_num_groups: Groups of the group norms; must divide each entry of block_out_channels.
         dropout: Dropout probability in the residual blocks.
-        class_conditional: Tell the network the class of each image, so that it can be asked for one.
-        class_dropout_prob: Share of the labels that are withheld from it in training, so that it also learns images
-            of no particular class, which classifier-free guidance needs (Ho and Salimans 2022).
-        num_train_timesteps: Noise levels of the diffusion process, T: 25 or more.
-        beta_schedule: Noise schedule: `linear` (Ho et al. 2020), `squaredcos_cap_v2` (the cosine schedule of
-            Nichol and Dhariwal 2021), or diffusers' others. A flow has none.
-        rescale_betas_zero_snr: Let the noise schedule end in pure noise (Lin et al. 2024).
-        prediction_type: What the network predicts: the noise, the image (`sample`), v = √ᾱ ε − √(1−ᾱ) x₀
-            (Salimans and Ho 2022), or `flow_prediction`, ε − x₀, on straight lines between image and noise (rectified
-            flow, Liu et al. 2023).
-        timestep_sampling: How often each noise level is trained on: all alike, or `logit_normal`, the middle ones more
-            (Esser et al. 2024).
-        loss_weighting: How much an error counts by noise level: `uniform`, `min_snr` (Hang et al. 2023) or `p2`
-            (Choi et al. 2022).
-        snr_gamma: The bound γ of `min_snr`.
-        num_inference_steps: Denoising steps of the sample grids drawn during training; `num_train_timesteps`, with
-            the scheduler ddpm, is the DDPM paper's algorithm 2.
+        class_conditional: Condition the network on class labels.
+        class_dropout_prob: Probability of replacing the label by the null label during training, as classifier-free
+            guidance requires (Ho and Salimans 2022).
+        num_train_timesteps: Number T of diffusion timesteps, 25 or more.
+        beta_schedule: Noise schedule: `linear` (Ho et al. 2020), `squaredcos_cap_v2` (the cosine schedule of Nichol
+            and Dhariwal 2021), or another of diffusers'. Ignored by a flow.
+        rescale_betas_zero_snr: Rescale the noise schedule to zero terminal SNR (Lin et al. 2024).
+        prediction_type: Prediction target of the network: `epsilon` (the noise), `sample` (the image x₀),
+            `v_prediction`, v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans and Ho 2022), or `flow_prediction`, the velocity ε − x₀ of
+            rectified flow (Liu et al. 2023).
+        timestep_sampling: Distribution of training timesteps: `uniform`, or `logit_normal`, which favours intermediate
+            noise levels (Esser et al. 2024).
+        loss_weighting: Weighting of the loss by noise level: `uniform`, `min_snr` (Hang et al. 2023) or `p2` (Choi et
+            al. 2022).
+        snr_gamma: SNR clipping value γ of `min_snr`.
+        num_inference_steps: Denoising steps of the sample grids rendered during training; `num_train_timesteps` steps
+            of the scheduler ddpm are ancestral sampling (Ho et al. 2020, algorithm 2).
         scheduler: diffusers scheduler of those grids (see `hfgen sample --help`).
-        guidance_scale: Classifier-free guidance of those grids, if the model is class-conditional; 1 is none.
-        guidance_interval: Part of the denoising in which it is applied, as two shares of the noise levels, 0 the image
-            and 1 pure noise (Kynkäänniemi et al. 2024).
+        guidance_scale: Classifier-free guidance scale of those grids, if the model is class-conditional; 1 disables
+            guidance.
+        guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
+            (Kynkäänniemi et al. 2024).
     """
 
     family: ClassVar[str] = "ddpm"
@@ -71,7 +72,7 @@ class DDPMConfig(TrainingConfig):
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
 
     def __post_init__(self):
-        """Refuse values that no network or noise schedule can be built from (see `TrainingConfig`)."""
+        """Validate the fields (see `TrainingConfig`)."""
         super().__post_init__()
         self._require("positive", ["block_out_channels", "attention_head_dim", "norm_num_groups"], at_most=MAX_WIDTH)
         self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
@@ -83,8 +84,8 @@ class DDPMConfig(TrainingConfig):
             raise UserError(f"guidance_scale must be at most 1,000, not {self.guidance_scale:g}")
         if self.class_conditional and self.class_dropout_prob == 0 and self.guidance_scale != 1:
             raise UserError(
-                "guidance leads away from images of no particular class, which are learnt with class_dropout_prob "
-                f"above 0 only; without it guidance_scale must be 1, not {self.guidance_scale:g}"
+                "classifier-free guidance needs an unconditional model: set class_dropout_prob above 0, or "
+                f"guidance_scale to 1, not {self.guidance_scale:g}"
             )
         if self.rescale_betas_zero_snr and self.prediction_type not in ("sample", "v_prediction"):
             raise UserError(
@@ -99,7 +100,7 @@ class DDPMConfig(TrainingConfig):
             )
         levels = len(self.block_out_channels)
         if not levels:
-            raise UserError("block_out_channels must have an entry for each resolution, not none")
+            raise UserError("block_out_channels must have an entry per resolution, not none")
         if any(not 0 <= level < levels for level in self.attention_levels):
             raise UserError(
                 f"attention_levels must be from 0 to {levels - 1} for block_out_channels {self.block_out_channels}, "

@@ -1,4 +1,4 @@
-"""What `hfgen train gan` takes."""
+"""Configuration of `hfgen train gan`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -9,39 +9,41 @@ from hfgen.utils.errors import UserError
 
 @dataclass(kw_only=True)
 class GANConfig(TrainingConfig):
-    """A generative adversarial network (Goodfellow et al. 2014): generator, discriminator, what each is to do.
+    """Generative adversarial network (Goodfellow et al. 2014).
 
     Args:
-        architecture: `fully_connected`, `convolutional` (transposed convolutions of stride 2, Radford et al. 2016) or
-            `residual` (residual blocks without normalisation, like those of R3GAN, Huang et al. 2024).
-        latent_dim: Numbers in a latent.
-        hidden_sizes: Features of a fully connected generator's inner layers.
-        discriminator_hidden_sizes: Of its discriminator; by default the generator's, reversed.
-        block_out_channels: Channels of a convolutional generator's transposed convolutions, or of a residual one at
-            each resolution, the coarsest first.
-        discriminator_block_out_channels: Of its discriminator, the finest first; by default the generator's, reversed.
-        layers_per_block: Residual blocks at each resolution.
-        batch_norm: Normalise the layers of a convolutional generator over the batch (Ioffe and Szegedy 2015).
-        dropout: Share of the discriminator's features that are left out in training.
-        spectral_norm: Divide each weight of the discriminator by its largest singular value (Miyato et al. 2018).
-        class_conditional: Tell the generator which class to show, and the discriminator which class is meant
-            (projection, Miyato and Koyama 2018).
+        architecture: `fully_connected`, `convolutional` (stride-2 transposed convolutions, DCGAN, Radford et al. 2016)
+            or `residual` (residual blocks without normalisation, similar to R3GAN, Huang et al. 2024).
+        latent_dim: Dimension of the latent space.
+        hidden_sizes: Hidden layer sizes of a fully connected generator.
+        discriminator_hidden_sizes: Hidden layer sizes of its discriminator; by default the generator's, reversed.
+        block_out_channels: Channels of a convolutional generator's transposed convolutions, or of a residual generator
+            at each resolution, from coarse to fine.
+        discriminator_block_out_channels: Channels of its discriminator, from fine to coarse; by default the
+            generator's, reversed.
+        layers_per_block: Residual blocks per resolution.
+        batch_norm: Batch normalisation in a convolutional generator (Ioffe and Szegedy 2015).
+        dropout: Dropout probability in the discriminator.
+        spectral_norm: Spectral normalisation of the discriminator's weights (Miyato et al. 2018).
+        class_conditional: Condition generator and discriminator on class labels (projection discriminator, Miyato and
+            Koyama 2018).
         adversarial_loss: `minimax` (saturating), `non_saturating` (both Goodfellow et al. 2014), `least_squares` (Mao
             et al. 2017), `hinge` (Lim and Ye 2017), `wasserstein` (Arjovsky et al. 2017) or `relativistic`
             (Jolicoeur-Martineau 2019).
-        r1_gamma: Weight γ of the penalty γ/2 ‖∇D‖² at real images (Mescheder et al. 2018); by default 0.1 with the
-            loss `relativistic` (R3GAN, Huang et al. 2024), and 0 with the others.
-        r2_gamma: Weight of the same penalty at generated images; likewise.
-        gradient_penalty_weight: Weight of the penalty (‖∇D‖ − 1)² between real and generated images (Gulrajani et al.
-            2017).
-        discriminator_steps: Optimizer steps of the discriminator, on so many batches, for each of the generator.
+        r1_gamma: Weight γ of the R1 penalty, γ/2 ‖∇D‖² on real images (Mescheder et al. 2018); by default 0.1 with the
+            loss `relativistic` (R3GAN, Huang et al. 2024), else 0.
+        r2_gamma: Weight γ of the R2 penalty, the same on generated images; defaults likewise.
+        gradient_penalty_weight: Weight of the gradient penalty (‖∇D‖ − 1)² between real and generated images (WGAN-GP,
+            Gulrajani et al. 2017).
+        discriminator_steps: Discriminator updates per generator update, each on its own batch.
         discriminator_learning_rate: Peak learning rate of the discriminator; by default that of the generator.
-        augmentation: Change real and generated images alike before the discriminator sees them (DiffAugment, Zhao et
-            al. 2020): `color`, `shift` by up to an eighth, `erase` a square of half the size.
-        save_discriminator: Also put the discriminator into the model that is published. Checkpoints always have it.
-        judge: Classifier that tells during training which classes are drawn: the name of a shipped one or a run of
-            `hfgen train classifier`; by default the first that hfgen ships for the data set, if any.
-        truncation: How far from 0 the latents of sample grids are drawn (Brock et al. 2019); not given, however far.
+        augmentation: Differentiable augmentations of real and generated images before the discriminator (DiffAugment,
+            Zhao et al. 2020): `color`, `shift` by up to an eighth of the image, `erase` a square of half its side.
+        save_discriminator: Include the discriminator in the saved pipeline. Checkpoints always have it.
+        judge: Classifier that monitors the classes of generated images during training: the name of a shipped one or a
+            run of `hfgen train classifier`; by default the first shipped for the data set, if any.
+        truncation: Truncation trick for the sample grids (Brock et al. 2019): latents are sampled from a normal
+            truncated to [−t, t]; by default not truncated.
     """
 
     family: ClassVar[str] = "gan"
@@ -81,7 +83,7 @@ class GANConfig(TrainingConfig):
     truncation: float | None = None
 
     def __post_init__(self):
-        """Refuse values that no networks or objective can be built from (see `TrainingConfig`)."""
+        """Validate the fields (see `TrainingConfig`)."""
         super().__post_init__()
         for name in ("r1_gamma", "r2_gamma"):
             if getattr(self, name) is None:
@@ -99,27 +101,32 @@ class GANConfig(TrainingConfig):
             if getattr(self, name) == []:
                 raise UserError(f"{name} must have at least one entry, not none")
         if self.batch_norm and self.architecture != "convolutional":
-            raise UserError(f"batch_norm is of the architecture convolutional, not {self.architecture}")
+            raise UserError(f"batch_norm needs the architecture convolutional, not {self.architecture}")
         if self.batch_norm and self.use_ema:
-            raise UserError("batch_norm keeps means of past batches, which use_ema does not average; add --no_use_ema")
+            raise UserError("batch_norm's running statistics are not part of the EMA; add --no_use_ema")
         penalties = ("r1_gamma", "r2_gamma", "gradient_penalty_weight")
         penalised = [name for name in penalties if getattr(self, name)]
         if self.adversarial_loss == "wasserstein" and not self.gradient_penalty_weight and not self.spectral_norm:
-            raise UserError("the loss wasserstein bounds nothing without a gradient_penalty_weight, or spectral_norm")
+            raise UserError(
+                "the loss wasserstein needs a Lipschitz constraint: gradient_penalty_weight above 0, or spectral_norm"
+            )
         if self.optimizer == "muon" and self.spectral_norm:
-            raise UserError("spectral_norm needs the optimizer adamw; muon decides on the singular values itself")
+            raise UserError("optimizer muon orthogonalises the updates, which conflicts with spectral_norm; use adamw")
         if self.torch_compile and penalised:
-            raise UserError(f"{penalised[0]} needs gradients of gradients, which torch_compile cannot; leave one out")
+            raise UserError(
+                f"{penalised[0]} needs second-order gradients, which torch_compile does not support; leave one out"
+            )
         if self.mixed_precision == "fp16" and penalised:
-            raise UserError(f"{penalised[0]} needs gradients that fp16 cannot hold; use bf16")
+            raise UserError(f"{penalised[0]} needs gradients that overflow in mixed_precision fp16; use bf16")
         if self.discriminator_steps > 1 and self.gradient_accumulation_steps > 1:
             raise UserError(
-                "discriminator_steps above 1 need gradient_accumulation_steps 1, so that each of them is one step"
+                "discriminator_steps above 1 need gradient_accumulation_steps 1, not "
+                f"{self.gradient_accumulation_steps}"
             )
 
     @property
     def images_per_batch(self) -> int:
-        """How many images a process takes at a time: a batch for each step of the discriminator."""
+        """Images per process and step: a batch for each discriminator update."""
         return self.train_batch_size * self.discriminator_steps
 
     def learning_rate_of(self, module: str) -> float:

@@ -1,4 +1,4 @@
-"""A configuration from the defaults, a file and flags, each winning over the last."""
+"""Configurations from defaults, a file and flags, in order of increasing precedence."""
 
 import contextlib
 import dataclasses
@@ -35,14 +35,14 @@ def parse_config(
     """Build a configuration from the defaults, the file that `--config` names, and flags, each winning over the last.
 
     Args:
-        config_class: A flat dataclass; its docstring says what each field means.
+        config_class: A flat dataclass whose docstring documents each field.
         arguments: The command line after the command.
         prog: The command, for messages.
         positional: The field that is given without a flag.
         base: Fields that take the place of the defaults.
 
     Raises:
-        UserError: for an unknown flag or key (with a suggestion), or a value of a wrong type.
+        UserError: for an unknown flag or key (with a suggestion), or a value of the wrong type.
         SystemExit: after printing help.
     """
     parser = _make_parser(config_class, prog, positional)
@@ -137,7 +137,7 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> Argum
     help_texts = {p.arg_name: p.description for documented in reversed(ancestry) for p in documented.params}
     hints = typing.get_type_hints(config_class)
     parser = ArgumentParser(prog=prog, description=ancestry[0].short_description, exit_on_error=False)
-    parser.add_argument("--config", help="Recipe (see hfgen recipes) or YAML file to take values from; flags win.")
+    parser.add_argument("--config", help="Recipe (see hfgen recipes) or YAML file with values; flags take precedence.")
     for field in dataclasses.fields(config_class):
         hint, default = hints[field.name], field.default
         options: dict[str, Any] = {"help": " ".join(help_texts[field.name].split())}
@@ -160,18 +160,18 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> Argum
 
 
 def _item_type(hint: Any) -> type | None:
-    """Return what a field of lists, or of lists or None, holds; of another field None."""
+    """Return the item type of a list or list | None field, else None."""
     lists = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is list]
     return typing.get_args(lists[0])[0] if lists else None
 
 
 def _check_fields(values: dict[Any, Any], file: str, known: set[str], hints: dict[str, Any]) -> None:
-    """Refuse fields of a file that are unknown, or of no kind that a field has; take `no` as the word that it is."""
+    """Refuse unknown fields and values of a wrong structure; restore `no`, which YAML reads as False."""
     for key, value in values.items():
         if key not in known:
             raise UserError(f"{file} has an unknown field {key}" + suggestion([str(key)], sorted(known)))
         words = [word for part in (hints[key], *typing.get_args(hints[key])) for word in typing.get_args(part)]
-        if value is False and "no" in words:  # what YAML makes of an unquoted no
+        if value is False and "no" in words:  # YAML reads an unquoted no as False
             values[key] = "no"
         if value is None and type(None) not in typing.get_args(hints[key]):
             raise UserError(f"{file}: {key} must have a value, not null; leave the line out for the default")
@@ -179,7 +179,7 @@ def _check_fields(values: dict[Any, Any], file: str, known: set[str], hints: dic
             entries = ", ".join(str(value).split())
             raise UserError(f"{file}: {key} must be a list, as in {key}: [{entries}], not {value!r}")
         if isinstance(value, dict):
-            raise UserError(f"{file}: {key} must be a value or a list, not further fields")
+            raise UserError(f"{file}: {key} must be a value or a list, not nested fields")
 
 
 def _read_config_file(name: str) -> dict[str, Any]:
@@ -195,24 +195,24 @@ def _read_config_file(name: str) -> dict[str, Any]:
             + suggestion([name], recipes)
         )
     if (size := path.stat().st_size) > LARGEST_CONFIG:
-        raise UserError(f"{path} has {size:,} bytes, and a configuration has {LARGEST_CONFIG:,} at most")
+        raise UserError(f"{path} has {size:,} bytes; a configuration file has at most {LARGEST_CONFIG:,}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold fields and their values, one `field: value` a line")
+        raise UserError(f"{path} must contain one `field: value` per line")
     return values
 
 
 def _run_of(file: str) -> str | None:
-    """Return the folder of the run whose configuration a file is: there it goes on, wherever it was begun."""
+    """Return the run folder if the file is a run's own configuration; the run continues there even if it was moved."""
     path = Path(file)
     of_run = path.name == CONFIG_FILE and any((path.parent / name).exists() for name in ("checkpoints", ".lock"))
     return str(path.parent) if of_run else None
 
 
 def suggestion(words: Sequence[str], known: Iterable[str], prefix: str = "") -> str:
-    """Return the end of a message that names the known word nearest to what was given, if one is near."""
+    """Return the end of a message that suggests the known word closest to the ones received, or nothing."""
     near = [match for word in words for match in difflib.get_close_matches(word.replace("-", "_"), list(known), n=1)]
     return f"; did you mean {prefix}{near[0]}?" if near else ""

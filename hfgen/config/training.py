@@ -1,4 +1,4 @@
-"""What all families take, and what of it may change when a run is resumed."""
+"""Training options that all families share, their validation, and those that may change on resume."""
 
 import dataclasses
 import math
@@ -11,10 +11,10 @@ import yaml
 
 from hfgen.utils.errors import UserError
 
-CONFIG_FILE = "config.yaml"  # that a run keeps of itself
+CONFIG_FILE = "config.yaml"  # in the run's folder
 
-# Upper bounds, far above what anyone has trained with. They catch slips that would otherwise fill the memory or never
-# end, not every size that is too large for a machine.
+# Upper bounds, far above any sensible value. They catch typing errors that would otherwise exhaust the memory or run
+# forever, not every size that is too large for a machine.
 MAX_RESOLUTION = 4096  # pixels
 MAX_BATCH_SIZE = 1_000_000
 MAX_WIDTH = 16_384  # channels, features or latent dimensions
@@ -22,16 +22,16 @@ MAX_DEPTH = 1_000  # layers
 MAX_TIMESTEPS = 100_000  # noise levels, and denoising steps
 MAX_SAMPLES = 10_000  # images in a sample grid
 MAX_WARMUP_STEPS = 10_000_000
-MAX_IMAGES = 10_000_000  # drawn
-MAX_LATENTS = 1_000_000  # drawn of one image for a bound
+MAX_IMAGES = 10_000_000  # sampled
+MAX_LATENTS = 1_000_000  # sampled per image for a bound
 MAX_GUIDANCE = 1_000
-MAX_NOISE = 100  # standard deviation, for pixels from 0 to 1
+MAX_NOISE = 100  # standard deviation, for pixels in [0, 1]
 MAX_TILE = 1_000_000  # pixels
 MAX_TRUNCATION = 1_000
 MAX_SEED = 2**63 - 1
 
-# What may differ when a run is resumed: where to, what is shown and kept, and how long, which stretches the rest of
-# the learning-rate schedule. Changing anything else half-way would make a model that no configuration describes.
+# Fields that may change on resume: output, logging, checkpoints, and the length, to which the rest of the
+# learning-rate schedule is stretched. After any other change, no single configuration would describe the model.
 CHANGEABLE_ON_RESUME = {
     "cache_dir",
     "checkpointing_steps",
@@ -57,79 +57,80 @@ CHANGEABLE_ON_RESUME = {
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    """What every family shares: data, run length, optimizer, checkpoints.
+    """Options of every family: data, run length, optimizer, checkpoints.
 
     Args:
         dataset_name: Data set: a Hub id, `mnist`, `fashion_mnist`, `cifar10`, the built-in `digits`, or a local
             folder of parquet or arrow files.
-        train_data_dir: Folder of images (one sub-folder a class, or none) to train on instead of a data set.
-        train_split: Split to train on; slices such as `train[:90%]` work if they have images of all classes.
-        validation_fraction: Hold this part of each class out of train_split, chosen at random but always alike; it is
-            then the split `validation`. For data without such a split.
-        test_fraction: Likewise for the split `test`, with which `hfgen evaluate` compares. A model and its judge need
-            the same fractions.
+        train_data_dir: Image folder (one sub-folder per class, or none) to train on instead of a data set.
+        train_split: Split to train on. Slices such as `train[:90%]` work if they contain images of all classes.
+        validation_fraction: Hold out this fraction of each class of train_split as the split `validation`, for data
+            without one. The selection is random but always the same.
+        test_fraction: Likewise for the split `test`, with which `hfgen evaluate` compares. A model and the classifiers
+            that evaluate it need the same fractions.
         image_column: Column with the images; found by its type if not named.
         label_column: Column with the class labels; found by its type if not named.
-        resolution: Height and width in pixels: the shorter side is resized to it, then the centre is cropped.
-            Not given, the images keep their size, which must be the same for all.
-        channels: 1 for grey, 3 for RGB; not given, as the first image.
-        max_train_samples: Use the first so many images only.
-        random_flip: Mirror each training image left to right with probability one half.
-        on_bad_image: What a file that cannot be read as an image does: end with an `error` that names it, or
-            `skip` it and report the count.
-        cache_dir: Folder for the decoded images; by default `hfgen` in the Hugging Face home.
+        resolution: Height and width in pixels: the shorter side is resized to it, then the image is centre-cropped. By
+            default images keep their size, which must be the same for all.
+        channels: 1 for greyscale, 3 for RGB; by default as in the first image.
+        max_train_samples: Use only this many images, the first ones.
+        random_flip: Flip each training image horizontally with probability one half.
+        on_bad_image: Action on unreadable images: stop with an `error` that names the file, or `skip` them and report
+            the count.
+        cache_dir: Folder for decoded images; by default `hfgen` in the Hugging Face home.
         output_dir: Folder of the run: pipeline, configuration, metrics, samples, checkpoints.
-        seed: Every random choice follows from it.
+        seed: Random seed.
         train_batch_size: Images per process and forward pass.
-        gradient_accumulation_steps: Forward passes per optimizer step, which is that of one batch so many times as
-            large. Of several networks each is updated over all of it before the next one's loss is computed, for which
-            an image-to-image network with a discriminator keeps in memory what all passes left.
-        num_train_epochs: Passes over the data; the default length of a run.
-        max_train_steps: Optimizer steps, instead of `num_train_epochs`.
-        max_train_seconds: Wall-clock budget in seconds, to which the learning-rate schedule is fitted. With
-            `max_train_steps` too, whichever is reached first ends the run. Such a run can be resumed, but where
-            it ends depends on the machine's speed.
-        optimizer: `adamw`, or `muon`, which orthogonalises the updates of convolutions and linear layers and leaves
-            the rest to AdamW (Jordan et al. 2024).
+        gradient_accumulation_steps: Forward passes per optimizer step; multiplies the effective batch size. With
+            several networks, each is updated on the whole effective batch before the next one's loss is computed; an
+            image-to-image network with a discriminator therefore keeps the activations of all passes in memory.
+        num_train_epochs: Passes over the data; the default measure of a run's length.
+        max_train_steps: Number of optimizer steps, instead of `num_train_epochs`.
+        max_train_seconds: Wall-clock budget in seconds, to which the learning-rate schedule is fitted. Combined with
+            `max_train_steps`, the run ends at whichever is reached first. Such a run can be resumed, but its number of
+            steps depends on the machine's speed.
+        optimizer: `adamw`, or `muon` (Jordan et al. 2024), which orthogonalises the updates of convolutions and linear
+            layers and uses AdamW for the rest.
         learning_rate: Peak learning rate.
-        lr_scheduler: Decay over the whole run, from the peak to zero unless constant.
-        lr_warmup_steps: Optimizer steps of linear warm-up, which multiplies the decay.
-        adam_beta1: Decay of AdamW's first moment.
-        adam_beta2: Decay of AdamW's second moment.
-        adam_weight_decay: AdamW's decoupled weight decay; with 0 it is Adam.
+        lr_scheduler: Decay of the learning rate over the whole run, from the peak to zero unless constant.
+        lr_warmup_steps: Optimizer steps of linear warm-up, as a factor on top of the decay.
+        adam_beta1: Decay rate of AdamW's first moment.
+        adam_beta2: Decay rate of AdamW's second moment.
+        adam_weight_decay: AdamW's decoupled weight decay; 0 is Adam.
         adam_epsilon: AdamW's epsilon.
-        max_grad_norm: Gradients are clipped to this norm, per module.
-        mixed_precision: Precision of the forward passes. Not given, as `accelerate launch` or `accelerate config`
-            says, else bf16 where the hardware computes in it, else no.
-        torch_compile: Compile the networks (inductor). Pays on a GPU, seldom on a CPU. Not given, as
-            `accelerate launch` or `accelerate config` says, else no.
-        deterministic: Let a GPU give the same bits each time, which takes longer. A CPU does anyway.
-        use_ema: Average the weights exponentially; the average is what is sampled and published.
-        ema_max_decay: Upper bound of the average's decay, which starts at (1 + step) / (10 + step).
+        max_grad_norm: Maximum gradient norm, per module; larger gradients are clipped.
+        mixed_precision: Precision of the forward passes. By default as set by `accelerate launch` or `accelerate
+            config`, else bf16 where the hardware supports it, else no.
+        torch_compile: Compile the networks (inductor). Pays off on a GPU, seldom on a CPU. By default as set by
+            `accelerate launch` or `accelerate config`, else no.
+        deterministic: Use deterministic algorithms on a GPU, which are slower. A CPU is always deterministic.
+        use_ema: Keep an exponential moving average (EMA) of the weights, which is used for sampling and saved in the
+            pipeline.
+        ema_max_decay: Upper bound of the EMA decay, which is (1 + step) / (10 + step) until then.
         checkpointing_steps: Optimizer steps between checkpoints.
-        checkpoints_total_limit: Keep only the newest so many checkpoints; not given, all.
+        checkpoints_total_limit: Keep only this many checkpoints, the newest ones; by default all.
         resume_from_checkpoint: `latest`, or the path of a checkpoint of this run.
-        sample_steps: Optimizer steps after which a sample grid is drawn, besides the one at the end.
-        save_images_epochs: Epochs between two further sample grids, of the same latents, noise or given images, of
-            which a film is made in the end.
-        num_samples: Images in a sample grid.
-        logging_steps: Optimizer steps between two updates of metrics file, progress bar and trackers.
-        sweep: Train one run for each value of a field, such as `latent_dim=2,4,16`, in folders below `output_dir`, and
-            write a page that puts them side by side. The words of a list are parted by spaces
-            (`"hidden_sizes=400,512 256"`); of several fields, every combination is trained.
+        sample_steps: Optimizer steps after which to save a sample grid, besides the one at the end.
+        save_images_epochs: Also save a sample grid every this many epochs, from the same latents, noise or inputs each
+            time; at the end they are joined into a timelapse animation.
+        num_samples: Number of images in a sample grid.
+        logging_steps: Optimizer steps between updates of the metrics file, progress bar and trackers.
+        sweep: Train one run per value of a field, such as `latent_dim=2,4,16`, in sub-folders of `output_dir`, and
+            write a page that compares them. Separate the entries of a list value by spaces (`"hidden_sizes=400,512
+            256"`). With several fields, every combination is trained.
         report_to: Trackers to log to, for instance tensorboard, wandb, trackio.
         push_to_hub: Publish the finished model on the Hub, as `hfgen push` does.
-        hub_model_id: The Hub id to publish it under, `user/name`.
-        hub_private_repo: Make that repo private, if it is not there yet.
-        hub_license: Licence of the weights, as the Hub spells it.
-        hub_strategy: Publish the model at the `end` only, or also in the background at `every_save` of a checkpoint.
+        hub_model_id: Hub id to publish it under, `user/name`.
+        hub_private_repo: Create that repo as a private one.
+        hub_license: Licence of the weights, as a Hub identifier.
+        hub_strategy: Publish the model only at the `end`, or also in the background at `every_save` of a checkpoint.
     """
 
     family: ClassVar[str]
-    next_command: ClassVar[str]  # what a finished run is for
-    dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name",)  # that name what images are read from
-    folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir",)  # likewise folders of images
-    warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps",)  # steps in which something grows to its full size
+    next_command: ClassVar[str]  # suggested for a finished run
+    dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name",)  # fields that name data sets
+    folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir",)  # fields that name image folders
+    warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps",)  # fields that count warm-up steps
 
     dataset_name: str | None = None
     train_data_dir: str | None = None
@@ -185,23 +186,23 @@ class TrainingConfig:
     hub_strategy: Literal["end", "every_save"] = "end"
 
     def __post_init__(self):
-        """Refuse values that no run can work with.
+        """Validate the fields.
 
         Raises:
-            UserError: naming the field, its value and what would work.
+            UserError: naming the field, its value and a valid one.
         """
         for name in (*self.dataset_fields, *self.folder_fields):
             if (value := getattr(self, name)) is not None and not value.strip():
-                raise UserError(f"{name} must not be empty; leave it out, or name the images")
+                raise UserError(f"{name} must not be empty; leave it out, or name a data set or folder")
         if (self.dataset_name is None) == (self.train_data_dir is None):
             raise UserError(
                 "name the training data by either dataset_name (for instance --dataset_name mnist) or train_data_dir "
                 f"(a folder of images), not {'both' if self.dataset_name else 'neither'}"
             )
         if not self.output_dir:
-            raise UserError("output_dir is missing: name the folder for the run, for instance --output_dir runs/first")
+            raise UserError("output_dir is missing: name a folder for the run, for instance --output_dir runs/first")
         if self.push_to_hub and not self.hub_model_id:
-            raise UserError("push_to_hub needs the id to publish under, for instance --hub_model_id user/name")
+            raise UserError("push_to_hub needs the Hub id to publish under, for instance --hub_model_id user/name")
         require_values(self)
         self._require("positive", [
             "max_train_samples", "num_train_epochs", "max_train_steps", "max_train_seconds", "learning_rate",
@@ -219,8 +220,8 @@ class TrainingConfig:
         ])  # fmt: skip
         if self.validation_fraction + self.test_fraction >= 1:
             raise UserError(
-                "validation_fraction and test_fraction must leave something to train on: together below 1, not "
-                f"{self.validation_fraction} and {self.test_fraction}"
+                "validation_fraction and test_fraction must leave images to train on: their sum must be below 1, not "
+                f"{self.validation_fraction} + {self.test_fraction}"
             )
 
     def _require(self, kind: str, names: Iterable[str], at_most: float = math.inf):
@@ -228,7 +229,7 @@ class TrainingConfig:
 
     @property
     def images_per_batch(self) -> int:
-        """How many images a process takes at a time."""
+        """Images per process and step."""
         return self.train_batch_size
 
     def learning_rate_of(self, module: str) -> float:
@@ -236,7 +237,7 @@ class TrainingConfig:
         return self.learning_rate
 
     def reading_options(self) -> dict[str, Any]:
-        """Return how images are read, as `hfgen.data.images.load_images` takes it, whatever the split."""
+        """Return the keyword arguments of `hfgen.data.images.load_images` that do not depend on the split."""
         names = (
             "image_column", "label_column", "resolution", "channels", "on_bad_image", "cache_dir",
             "validation_fraction", "test_fraction",
@@ -249,13 +250,13 @@ class TrainingConfig:
 
 
 def require(options: Any, kind: str, names: Iterable[str], at_most: float = math.inf) -> None:
-    """Refuse numbers in fields, or in the lists that these hold, that are not of a kind; None is left alone.
+    """Check the range of numeric fields and of the entries of lists; None passes.
 
     Args:
         options: Any dataclass.
-        kind: `positive`, `zero or more`, `from 0 to below 1` or `any`.
-        names: The fields.
-        at_most: The largest amount.
+        kind: The range: `positive`, `zero or more`, `from 0 to below 1` or `any`.
+        names: Field names.
+        at_most: The largest absolute value.
 
     Raises:
         UserError: naming the field and its value.
@@ -275,7 +276,7 @@ def require(options: Any, kind: str, names: Iterable[str], at_most: float = math
 
 
 def require_values(options: Any) -> None:
-    """Refuse numbers that are not finite, and None where it is not the default of a field.
+    """Check that all numbers are finite, and that only fields with the default None are None.
 
     Raises:
         UserError: naming the field.
@@ -294,7 +295,7 @@ def _values(options: Any, name: str) -> list[Any]:
 
 
 def read_fields(file: Path) -> dict[str, Any]:
-    """Read the fields that a run keeps of its configuration (`config.yaml`).
+    """Read a run's configuration (`config.yaml`).
 
     Raises:
         UserError: if the file is damaged.
@@ -304,15 +305,15 @@ def read_fields(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
-        raise UserError(f"{file} is damaged: it must hold the fields of a run, one `field: value` a line")
+        raise UserError(f"{file} is damaged: it must contain the configuration of a run, one `field: value` per line")
     return fields
 
 
 def changed_fields(config: TrainingConfig, saved: dict[str, Any]) -> list[str]:
-    """Say which fields differ from those of a saved configuration in a way that a resumed run must not.
+    """List the changes to a saved configuration that a resumed run must not have, as `field: old → new`.
 
-    A field that was not saved is newer than the run, which was trained as `TrainingConfig` has it, or else as the
-    field's default does. Local data may lie elsewhere by now: what is in them is compared when they are read.
+    A field missing from the file is newer than the run; its old value is the default of `TrainingConfig`, or else of
+    the family. Local data may have moved since; their contents are compared when they are read.
     """
     before, now = defaults(type(config)) | defaults(TrainingConfig) | saved, config.to_dict()
     for name in (*config.dataset_fields, *config.folder_fields):
@@ -330,7 +331,7 @@ def defaults(config_class: type[TrainingConfig]) -> dict[str, Any]:
     }
 
 
-# What concerns the machine or the publishing, not the model.
+# Fields that concern the machine or publishing, not the model.
 NOT_SHOWN = {
     "cache_dir",
     "hub_license",

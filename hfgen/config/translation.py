@@ -1,4 +1,4 @@
-"""What `hfgen train translation` takes."""
+"""Configuration of `hfgen train translation`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -9,34 +9,34 @@ from hfgen.utils.errors import UserError
 
 @dataclass(kw_only=True)
 class TranslationConfig(TrainingConfig):
-    """Image-to-image translation with pairs (Isola et al. 2017): what images are made of, the network, the objective.
+    """Paired image-to-image translation (pix2pix, Isola et al. 2017).
 
-    The images of the data set are what the network is to make. What it is given is made of them by `degradation`, or
-    is a second column or folder of images.
+    The images of the data set are the targets. The inputs are degraded targets (`degradation`), or come from a second
+    column or folder.
 
     Args:
-        degradation: What is done to images, in this order: `gaussian_noise=0.1` (standard deviation, for pixels from 0
-            to 1), `salt_and_pepper=0.1` (share of the pixels), `blur=1` (standard deviation in pixels), `mask=14`
-            (side of a grey square somewhere), `downscale=2` (then the network enlarges), `jpeg=20` (quality), `grey`
-            (of colour, which the network then guesses), `invert`, `thicken=1`, `tint`. Two numbers, as in
-            `gaussian_noise=0.1..0.5`, draw the amount for each image.
-        input_column: Column of the data set with the images that the network is given.
-        input_data_dir: Folder with them, with the same names as in train_data_dir.
-        architecture: `unet` (plain convolutions, tanh) or `residual_unet` (residual blocks, Zhang et al. 2021).
-        block_out_channels: Channels at each level, the finest first; each further one halves height and width.
-        layers_per_block: Residual blocks at each level of a residual_unet, downwards and upwards.
-        predict_residual: Let the network make what is to be added to the image that it is given.
-        noise_level_input: Tell the network the standard deviation of the noise; gaussian_noise must be the last
+        degradation: Degradations of the targets, applied in this order: `gaussian_noise=0.1` (standard deviation, for
+            pixels in [0, 1]), `salt_and_pepper=0.1` (fraction of the pixels), `blur=1` (standard deviation in pixels),
+            `mask=14` (side of a grey square at a random position), `downscale=2` (the network then upscales),
+            `jpeg=20` (quality), `grey` (remove colour, so that the network learns colourisation), `invert`,
+            `thicken=1`, `tint`. A range such as `gaussian_noise=0.1..0.5` samples the amount for each image.
+        input_column: Data set column with the input images.
+        input_data_dir: Folder with the input images, with the same file names as in train_data_dir.
+        architecture: `unet` (plain convolutions, tanh output) or `residual_unet` (residual blocks, Zhang et al. 2021).
+        block_out_channels: Channels at each level, from fine to coarse; each further entry halves height and width.
+        layers_per_block: Residual blocks per level of a residual_unet, in the encoder and in the decoder.
+        predict_residual: Predict the difference to the input image.
+        noise_level_input: Condition the network on the noise's standard deviation; gaussian_noise must be the last
             degradation.
-        l1_weight: Weight of the mean absolute error, of pixels from −1 to 1.
-        mse_weight: Weight of the mean squared error, which favours the mean of what an image may have been.
-        psnr_weight: Weight of minus the PSNR in dB, the mean over images (Chen et al. 2021): the squared error of each
-            counts in proportion to itself, so that images that are easy to restore matter as much as hard ones.
+        l1_weight: Weight of the mean absolute error, for pixels in [−1, 1].
+        mse_weight: Weight of the mean squared error, which favours the posterior mean.
+        psnr_weight: Weight of the negative PSNR in dB, averaged over images (Chen et al. 2021). It scales with
+            relative error, so that images that are easy to restore matter as much as hard ones.
         ssim_weight: Weight of 1 − SSIM (Wang et al. 2004).
-        adversarial_weight: Weight of the generator's adversarial loss; with 0 there is no discriminator.
-        adversarial_loss: See `hfgen train gan --help`; of each patch.
-        discriminator_block_out_channels: Channels of the discriminator's convolutions of stride 2.
-        conditional_discriminator: Show the discriminator also what the image was made of.
+        adversarial_weight: Weight of the generator's adversarial loss; 0 trains without a discriminator.
+        adversarial_loss: Adversarial loss per patch (see `hfgen train gan --help`).
+        discriminator_block_out_channels: Channels of the discriminator's stride-2 convolutions.
+        conditional_discriminator: Condition the discriminator on the input image.
     """
 
     family: ClassVar[str] = "translation"
@@ -63,7 +63,7 @@ class TranslationConfig(TrainingConfig):
     conditional_discriminator: bool = False
 
     def __post_init__(self):
-        """Refuse values that no network or objective can be built from (see `TrainingConfig`)."""
+        """Validate the fields (see `TrainingConfig`)."""
         super().__post_init__()
         weights = ["l1_weight", "mse_weight", "psnr_weight", "ssim_weight", "adversarial_weight"]
         self._require("positive", ["block_out_channels", "discriminator_block_out_channels"], at_most=MAX_WIDTH)
@@ -75,17 +75,17 @@ class TranslationConfig(TrainingConfig):
         if not any(getattr(self, name) for name in weights):
             raise UserError(f"one of {', '.join(weights)} must be above 0, or there is nothing to learn")
         if self.conditional_discriminator and not self.adversarial_weight:
-            raise UserError("conditional_discriminator needs an adversarial_weight, without which there is none")
+            raise UserError("conditional_discriminator needs adversarial_weight above 0, or there is no discriminator")
         given = [name for name in ("degradation", "input_column", "input_data_dir") if getattr(self, name)]
         if len(given) != 1:
             raise UserError(
-                "say what the network is given by one of degradation (for instance --degradation gaussian_noise=0.3), "
+                "choose the network's input by one of degradation (for instance --degradation gaussian_noise=0.3), "
                 f"input_column and input_data_dir, not by {' and '.join(given) or 'none'}"
             )
         if self.input_data_dir and not self.train_data_dir:
-            raise UserError("input_data_dir belongs to train_data_dir, the folder with the images that are to be made")
+            raise UserError("input_data_dir needs train_data_dir, the folder with the target images")
         if not self.degradation and (self.random_flip or self.on_bad_image == "skip"):
             name = "random_flip" if self.random_flip else "on_bad_image skip"
-            raise UserError(f"{name} would part the pairs of input_column or input_data_dir; leave it out")
+            raise UserError(f"{name} would break the pairs of input_column or input_data_dir; leave it out")
         if self.noise_level_input and not (self.degradation and self.degradation[-1].startswith("gaussian_noise=")):
-            raise UserError("noise_level_input needs a degradation of which the last is gaussian_noise=…")
+            raise UserError("noise_level_input needs gaussian_noise=… as the last degradation")

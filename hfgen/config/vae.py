@@ -1,4 +1,4 @@
-"""What `hfgen train vae` takes."""
+"""Configuration of `hfgen train vae`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -7,49 +7,52 @@ from hfgen.config.training import MAX_DEPTH, MAX_LATENTS, MAX_WIDTH, TrainingCon
 from hfgen.utils.errors import UserError
 
 MAX_COMPONENTS = 1_000
-MAX_LATENT_DIM = 4_096  # each component of the mixture has a covariance of that times that
-PRIORS = ("normal", "mixture")  # from which latents are drawn
+MAX_LATENT_DIM = 4_096  # each mixture component has a full covariance matrix
+PRIORS = ("normal", "mixture")  # distributions from which latents are sampled
 
 
 @dataclass(kw_only=True)
 class VAEConfig(TrainingConfig):
-    """A variational autoencoder (Kingma and Welling 2014): encoder, decoder, what pixels are taken for, the objective.
+    """Variational autoencoder (Kingma and Welling 2014).
 
     Args:
-        latent_dim: Numbers in a latent.
-        block_out_channels: Channels of the encoder's convolutions of stride 2; none for a fully connected network.
-        hidden_sizes: Features of the encoder's linear layers, but for the last, which gives mean and log-variance.
-        decoder_block_out_channels: Channels after each of the decoder's transposed convolutions but the last, which
-            makes the image; by default the encoder's, reversed.
-        decoder_hidden_sizes: Features of the decoder's linear layers; by default the encoder's, reversed.
+        latent_dim: Dimension of the latent space.
+        block_out_channels: Channels of the encoder's stride-2 convolutions; empty for a fully connected network.
+        hidden_sizes: Hidden layer sizes of the encoder, before the layer that outputs mean and log-variance.
+        decoder_block_out_channels: Output channels of the decoder's transposed convolutions, except the last, which
+            outputs the image; by default the encoder's, reversed.
+        decoder_hidden_sizes: Hidden layer sizes of the decoder; by default the encoder's, reversed.
         activate_decoder_input: Apply the activation between the decoder's last linear layer and its first transposed
             convolution.
-        layers_per_block: Residual blocks after each convolution of the encoder and before each of the decoder.
+        layers_per_block: Residual blocks after each convolution of the encoder and before each transposed convolution
+            of the decoder.
         norm_num_groups: Groups of the group norms in these blocks.
-        act_fn: Activation, `relu` or `silu` for instance.
-        class_conditional: Tell encoder and decoder the class of each image.
-        pixel_distribution: What a pixel from 0 to 1 is taken for: `bernoulli` (on grey pixels this is the binary
-            cross-entropy, no likelihood), `gaussian` with one standard deviation, which is learnt, `gaussian_analytic`
-            with the best standard deviation for each batch (σ-VAE, Rybkin et al. 2021), or `logistic`, discretised to
-            the 256 levels (Salimans et al. 2017).
-        binarization: Train on black-and-white pixels, 1 where a grey one is at least a half (`threshold`), or with the
-            probability of its brightness, drawn once (`static`) or at every step (`dynamic`).
-        reduction: `sum` over pixels and latent dimensions, which is the evidence lower bound, or `mean` over each of
-            them, which weighs the divergence as often more as there are more pixels than latent dimensions.
-        beta: Weight of the divergence (β-VAE, Higgins et al. 2017).
-        kl_warmup_steps: Optimizer steps in which that weight grows to `beta`.
-        free_bits: Nats of divergence of each latent dimension that cost nothing (Kingma et al. 2016).
-        num_importance_samples: Latents drawn for each image; with more than one the objective is the
-            importance-weighted bound (Burda et al. 2016).
-        num_mixture_components: Normal distributions in the mixture that is fitted to the latents of training images.
-        prior: What the latents of sample grids are drawn from: `normal`, the prior of the bound, or that `mixture`.
+        act_fn: Activation, for instance `relu` or `silu`.
+        class_conditional: Condition encoder and decoder on class labels.
+        pixel_distribution: Observation model p(x | z) of pixels in [0, 1]: `bernoulli` (on grey pixels this is the
+            binary cross-entropy, not a likelihood), `gaussian` with one learnt standard deviation, `gaussian_analytic`
+            with the optimal standard deviation of each batch (σ-VAE, Rybkin et al. 2021), or `logistic`, discretised
+            to 256 levels (Salimans et al. 2017).
+        binarization: Binarise pixels: by a `threshold` of one half, or sampled with their brightness as the
+            probability, either once (`static`) or at every step (`dynamic`).
+        reduction: `sum` over pixels and latent dimensions gives the ELBO; `mean` averages each term over its own
+            dimensions, which scales the KL term up by (pixels / latent dimensions).
+        beta: Weight of the KL term (β-VAE, Higgins et al. 2017).
+        kl_warmup_steps: Optimizer steps over which that weight grows linearly to `beta`.
+        free_bits: Minimum KL divergence of each latent dimension, in nats; the KL term has no gradient below it
+            (Kingma et al. 2016).
+        num_importance_samples: Latent samples per image; with more than one, the objective is the importance-weighted
+            bound (IWAE, Burda et al. 2016).
+        num_mixture_components: Components of the Gaussian mixture fitted to the latents of the training images.
+        prior: Distribution of the latents of sample grids: `normal`, the prior N(0, I), or `mixture`, that Gaussian
+            mixture.
     """
 
     family: ClassVar[str] = "vae"
     next_command: ClassVar[str] = "hfgen sample"
     warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps", "kl_warmup_steps")
 
-    max_grad_norm: float = 1000.0  # sums over pixels have norms of a hundred
+    max_grad_norm: float = 1000.0  # gradients of losses summed over pixels have norms of about 100
     checkpointing_steps: int = 2000
     latent_dim: int = 20
     block_out_channels: list[int] = field(default_factory=list)
@@ -72,7 +75,7 @@ class VAEConfig(TrainingConfig):
     prior: Literal["normal", "mixture"] = "normal"
 
     def __post_init__(self):
-        """Refuse values that no network or objective can be built from (see `TrainingConfig`)."""
+        """Validate the fields (see `TrainingConfig`)."""
         super().__post_init__()
         self._require("positive", [
             "block_out_channels", "hidden_sizes", "decoder_block_out_channels", "decoder_hidden_sizes",
@@ -84,17 +87,26 @@ class VAEConfig(TrainingConfig):
         self._require("zero or more", ["layers_per_block"], at_most=MAX_DEPTH)
         self._require("zero or more", ["beta", "free_bits"])
         if self.binarization == "static" and self.random_flip:
-            raise UserError("pixels that are drawn once cannot be mirrored; leave out random_flip, or draw them anew")
+            raise UserError(
+                "binarization static samples the pixels before random_flip could mirror them; leave out random_flip, "
+                "or use binarization dynamic"
+            )
         if self.binarization != "none" and self.pixel_distribution != "bernoulli":
-            raise UserError(f"black-and-white pixels are bernoulli, not {self.pixel_distribution}; see binarization")
+            raise UserError(
+                f"binarization {self.binarization} needs pixel_distribution bernoulli, not {self.pixel_distribution}"
+            )
         if self.num_importance_samples > 1 and (self.reduction, self.beta, self.free_bits) != ("sum", 1, 0):
             raise UserError(
                 "num_importance_samples above 1 needs reduction sum, beta 1 and free_bits 0: the importance-weighted "
-                "bound has no divergence that could be weighed by itself"
+                "bound has no separate KL term"
             )
         if self.num_importance_samples > 1 and self.kl_warmup_steps:
-            raise UserError("num_importance_samples above 1 leaves nothing for kl_warmup_steps to weigh")
+            raise UserError(
+                "num_importance_samples above 1 needs kl_warmup_steps 0: the importance-weighted bound has no "
+                f"separate KL term; got {self.kl_warmup_steps}"
+            )
         if self.num_importance_samples > 1 and self.pixel_distribution == "gaussian_analytic":
             raise UserError(
-                "num_importance_samples above 1 needs a likelihood; gaussian_analytic fits its own to the draws"
+                "num_importance_samples above 1 needs a fixed likelihood: pixel_distribution gaussian_analytic would "
+                "be fitted to the samples; use gaussian"
             )

@@ -1,1 +1,1 @@
-"""Images, from whatever source: decoded once, loaded in batches, augmented, degraded, paired."""
+"""Image data: reading and caching, batching, augmentation, degradation and pairing."""

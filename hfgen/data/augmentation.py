@@ -1,4 +1,4 @@
-"""Random changes of training images that keep what they show; each image of a batch has its own."""
+"""Label-preserving random augmentations, sampled independently for each image of a batch."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 
 def random_shift(images: Tensor, max_pixels: int) -> Tensor:
-    """Move each image by up to `max_pixels` in both directions, its edge reflected into what that uncovers.
+    """Shift each image by up to `max_pixels` in each direction, with reflection padding.
 
     Args:
         images: (B, C, H, W), H and W larger than `max_pixels`.
-        max_pixels: 0 leaves the images alone.
+        max_pixels: Largest shift; 0 disables it.
     """
     count, _, height, width = images.shape
     padded = F.pad(images, [max_pixels] * 4, mode="reflect")
@@ -18,16 +18,16 @@ def random_shift(images: Tensor, max_pixels: int) -> Tensor:
     rows = rows + torch.arange(height, device=images.device)
     columns = columns + torch.arange(width, device=images.device)
     every = torch.arange(count, device=images.device)
-    # Indices apart from each other put the channels last.
+    # Advanced indices that are separated by a slice put the channels last.
     return padded[every[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def random_erase(images: Tensor, size: int) -> Tensor:
-    """Grey out (0) one square of `size` pixels in each image; its centre is any pixel (DeVries and Taylor 2017).
+    """Erase (to 0) one square in each image, centred at a random pixel (Cutout, DeVries and Taylor 2017).
 
     Args:
         images: (B, C, H, W).
-        size: 0 leaves the images alone.
+        size: Side of the square in pixels; 0 disables it.
     """
     count, _, height, width = images.shape
     top = torch.randint(height, (count, 1), device=images.device) - size // 2
@@ -39,12 +39,12 @@ def random_erase(images: Tensor, size: int) -> Tensor:
 
 
 def random_color(images: Tensor) -> Tensor:
-    """Change brightness, saturation and contrast of each image (DiffAugment, Zhao et al. 2020).
+    """Jitter brightness, saturation and contrast of each image (DiffAugment, Zhao et al. 2020).
 
-    Brightness moves by up to a half, saturation is multiplied by 0 to 2, contrast by 0.5 to 1.5.
+    Brightness is shifted by up to 0.5, saturation scaled by 0 to 2 and contrast by 0.5 to 1.5.
 
     Args:
-        images: (B, C, H, W); the result may lie outside of the range that they lie in.
+        images: (B, C, H, W); the result is not clipped to their range.
     """
     brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, device=images.device)
     images = images + (brightness - 0.5)

@@ -1,4 +1,4 @@
-"""Black-and-white images from grey ones, for likelihoods of binary pixels."""
+"""Binarisation of greyscale images, for Bernoulli likelihoods."""
 
 from typing import Literal
 
@@ -12,13 +12,13 @@ Binarization = Literal["none", "threshold", "static", "dynamic"]
 
 
 class Binarizer:
-    """Makes the pixels of a data set 0 or 1.
+    """Binarises the images of a data set.
 
     Args:
-        method: `none` leaves them grey; `threshold` makes those of at least a half 1; `static` draws each pixel once,
-            1 with the probability of its brightness, which follows from the data set alone, so that every model of it
-            sees the same; `dynamic` draws them anew each time. The static drawing is not the file that is known as
-            binarised MNIST (Larochelle and Murray 2011), but one like it.
+        method: `none`; `threshold` at one half; `static` samples each pixel once, with its brightness as the
+            probability of 1 and a seed derived from the data set, so that it is the same for every model; `dynamic`
+            samples anew each time. The static version is not the published binarised MNIST (Larochelle and Murray
+            2011), but follows the same distribution.
         data: The data set.
     """
 
@@ -29,12 +29,12 @@ class Binarizer:
             self.thresholds = torch.randint(0, 255, data.images.shape, generator=generator, dtype=torch.uint8)
 
     def __call__(self, images: Tensor, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return images (B, C, H, W) in [−1, 1], of these indices (B,) in the data set, with pixels −1 and 1.
+        """Return the binarised images, (B, C, H, W) with pixels −1 and 1.
 
         Args:
-            images: Grey ones.
-            indices: Which they are.
-            generator: What draws under `dynamic`, on the CPU; by default torch's own, where the images are.
+            images: Greyscale images (B, C, H, W) in [−1, 1].
+            indices: Their indices in the data set, (B,).
+            generator: CPU random generator for `dynamic`; by default torch's default one of the images' device.
         """
         match self.method:
             case "none":

@@ -1,4 +1,4 @@
-"""Pictures of any format as uint8 arrays."""
+"""Decoding of image files to uint8 arrays."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from torch import Tensor
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"}
 SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L"}
 
-# What Pillow decodes by itself. Of others, it hands EPS to Ghostscript, a program that executes what the file says.
+# Formats that Pillow decodes by itself. EPS, for instance, it passes to Ghostscript, which executes the file.
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
     "XBM",
@@ -22,11 +22,11 @@ FORMATS = (
 
 
 class OwnFiles:
-    """Opens what the rows of a data set hold or name, and no other files of this machine.
+    """Opens the images that a data set's rows contain or refer to, but no other files on this machine.
 
     Args:
-        root: Folder in which the files are that rows may name, or such a file, or None.
-        follow: Whether links in it may lead out of it.
+        root: Folder of the files that rows may refer to, or a single such file, or None.
+        follow: Whether symbolic links in it may point outside of it.
 
     Attributes:
         followed: The links that did.
@@ -37,37 +37,37 @@ class OwnFiles:
         self.followed: list[str] = []
 
     def __call__(self, item: dict[str, Any]) -> BinaryIO | str:
-        """Return what Pillow can open.
+        """Return a file object or path for Pillow.
 
         Raises:
-            ValueError: for a file that is not the data set's own.
+            ValueError: for a file outside the data set.
         """
         if item["bytes"] is not None:
             return io.BytesIO(item["bytes"])
         if self.root is None or not item["path"]:
-            raise ValueError("the row holds no image")
+            raise ValueError("the row contains no image")
         path = os.path.abspath(self.root / item["path"])
         if not any(Path(path).is_relative_to(root) for root in (self.root, self.root.resolve())):
-            raise ValueError("the row names a file outside the data set; the images themselves have to be in its rows")
+            raise ValueError("the row refers to a file outside the data set; the rows must contain the images")
         if not Path(path).resolve().is_relative_to(self.root.resolve()):
             if not self.follow:
-                raise ValueError("the row names a link that leads out of the data set")
+                raise ValueError("the row refers to a link that points outside the data set")
             self.followed.append(path)
         return path
 
 
 def open_picture(content: BinaryIO | str | Path) -> PIL.Image.Image:
-    """Open a picture in one of `FORMATS`, none of which Pillow hands to a program.
+    """Open an image in one of `FORMATS`, which Pillow decodes without external programs.
 
     Raises:
-        Exception: of whatever kind, for what is none, or is damaged; so does reading its pixels.
+        Exception: of any type, for a damaged or unsupported file; so does reading its pixels.
     """
     PIL.Image.init()
     return PIL.Image.open(content, formats=[name for name in FORMATS if name in PIL.Image.OPEN])
 
 
 def border_brightness(images: Tensor) -> float:
-    """Return the mean brightness, from 0 to 1, of the outermost pixels of an image, or of about 1,000 of many.
+    """Return the mean brightness, in [0, 1], of the border pixels of one image, or of about 1,000 images.
 
     Args:
         images: uint8 (C, H, W) or (N, C, H, W).
@@ -79,15 +79,15 @@ def border_brightness(images: Tensor) -> float:
 
 
 def is_inverse(brightness: float, usual: float) -> bool:
-    """Tell whether the border of images is bright where usually it is dark, or the other way round.
+    """Return whether the border of images is bright but usually dark, or vice versa.
 
-    Drawings have such borders, with a brightness below a quarter or above three quarters; photographs have not.
+    Dark is a brightness below 0.25, bright one above 0.75: typical of drawings, not of photographs.
     """
     return min(brightness, usual) < 0.25 and max(brightness, usual) > 0.75
 
 
 def to_array(image: PIL.Image.Image, resolution: int | None, channels: int | None) -> np.ndarray:
-    """Convert one opened image to uint8 (C, H, W) by the rules that `load_images` states."""
+    """Convert an opened image to uint8 (C, H, W) by the rules of `load_images`."""
     grey = channels == 1 or (channels is None and image.mode in GREY_MODES)
     image = PIL.ImageOps.exif_transpose(image)
     if image.mode in SIXTEEN_BIT_MODES:

@@ -1,4 +1,7 @@
-"""What makes images worse, by name, one after the other, so that a network can learn to undo it."""
+"""Composable image degradations (noise, blur, masks, downscaling, JPEG, …).
+
+All functions take images (B, C, H, W) in [−1, 1] and amounts (B, 1, 1, 1), one per image.
+"""
 
 import math
 import re
@@ -31,34 +34,34 @@ JPEG_CHROMINANCE = (
     (47, 66, 99, 99, 99, 99, 99, 99),
     *((99,) * 8,) * 4,
 )
-TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # of JFIF
+TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # JFIF
 
 
 def add_gaussian_noise(images: Tensor, std: Tensor) -> Tensor:
-    """Add white noise of a standard deviation for pixels from 0 to 1; nothing is cut off at black and white."""
+    """Add Gaussian white noise, with its standard deviation given for pixels in [0, 1]; the result is not clipped."""
     return images + 2 * std * torch.randn_like(images)
 
 
-def add_salt_and_pepper(images: Tensor, share: Tensor) -> Tensor:
-    """Make a share of the pixels, in all channels, black or white."""
-    drawn = torch.rand_like(images[:, :1])
-    images = torch.where(drawn < share / 2, -1.0, images)
-    return torch.where(drawn > 1 - share / 2, 1.0, images)
+def add_salt_and_pepper(images: Tensor, fraction: Tensor) -> Tensor:
+    """Set a random fraction of the pixels to black or white, in all channels."""
+    uniform = torch.rand_like(images[:, :1])
+    images = torch.where(uniform < fraction / 2, -1.0, images)
+    return torch.where(uniform > 1 - fraction / 2, 1.0, images)
 
 
 def blur(images: Tensor, std: Tensor) -> Tensor:
-    """Blur by a Gaussian of a standard deviation in pixels, the edge repeated beyond itself."""
+    """Gaussian blur with a standard deviation in pixels and replicate padding."""
     radius = max(1, math.ceil(3 * std.max().item()))
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     kernels = torch.exp(-offsets.square() / (2 * std.view(-1, 1).clamp(min=1e-3).square()))
-    kernels = kernels / kernels.sum(1, keepdim=True)  # one an image
+    kernels = kernels / kernels.sum(1, keepdim=True)  # one per image
     padded = functional.pad(images, [radius] * 4, mode="replicate")
     rows = torch.einsum("bchwk,bk->bchw", padded.unfold(3, 2 * radius + 1, 1), kernels)
     return torch.einsum("bchwk,bk->bchw", rows.unfold(2, 2 * radius + 1, 1), kernels)
 
 
 def mask(images: Tensor, pixels: Tensor) -> Tensor:
-    """Grey out (0) one square of so many pixels, wherever it fits."""
+    """Mask (with 0) one square of `pixels` by `pixels` at a random position inside each image."""
     count, _, height, width = images.shape
     pixels = pixels.round()
     top = (torch.rand(count, 1, 1, 1, device=images.device) * (height - pixels + 1)).floor()
@@ -70,28 +73,28 @@ def mask(images: Tensor, pixels: Tensor) -> Tensor:
 
 
 def downscale(images: Tensor, factor: int) -> Tensor:
-    """Average squares of `factor` times `factor` pixels."""
+    """Downscale by averaging blocks of `factor` by `factor` pixels."""
     return functional.avg_pool2d(images, factor)
 
 
-def to_grey(images: Tensor) -> Tensor:
-    """Keep the brightness alone (ITU-R BT.601)."""
+def to_gray(images: Tensor) -> Tensor:
+    """Convert RGB to luma (ITU-R BT.601): (B, 1, H, W)."""
     weights = torch.tensor(TO_YCBCR[0], device=images.device)[:, None, None]
     return (weights * images).sum(1, keepdim=True)
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
-    """Do what a JPEG file of a quality from 1 to 100 does to images, all channels at full resolution.
+    """Apply JPEG compression artefacts of a quality from 1 to 100, without chroma subsampling.
 
-    Blocks of the cosine transform are rounded to multiples of the standard's tables, which are scaled by quality as in
-    libjpeg. What is left, the coding, loses nothing.
+    The DCT coefficients of 8×8 blocks are quantised with the standard's tables, scaled by quality as in libjpeg. The
+    entropy coding is lossless and left out.
     """
     height, width = images.shape[-2:]
     padding = (0, -width % JPEG_BLOCK, 0, -height % JPEG_BLOCK)
     pixels = functional.pad(images * 127.5 + 127.5, padding, mode="replicate").round().clamp(0, 255)
-    is_colour = images.shape[1] == 3
+    is_color = images.shape[1] == 3
     to_ycbcr = torch.tensor(TO_YCBCR, device=images.device)
-    if is_colour:
+    if is_color:
         pixels = torch.einsum("yc,bchw->byhw", to_ycbcr, pixels).round()
     centre = torch.tensor([128.0, 0.0, 0.0], device=images.device)[: images.shape[1], None, None]
     place = torch.arange(JPEG_BLOCK, device=images.device)
@@ -106,18 +109,18 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     levels = waves.sign() * (waves.abs() / steps + 0.5).floor()
     blocks = torch.einsum("ui,bcnumv,vj->bcnimj", cosines, levels * steps, cosines)
     pixels = blocks.flatten(4, 5).flatten(2, 3).round().clamp(-128, 127) + centre
-    if is_colour:
+    if is_color:
         pixels = torch.einsum("cy,byhw->bchw", to_ycbcr.inverse(), pixels)
     return pixels[..., :height, :width].round().clamp(0, 255) / 127.5 - 1
 
 
 def invert(images: Tensor) -> Tensor:
-    """Make white black and black white."""
+    """Invert brightness."""
     return -images
 
 
 def thicken(images: Tensor, pixels: Tensor) -> Tensor:
-    """Let what is bright grow by a pixel in all eight directions, as often as `pixels` says."""
+    """Dilate bright regions by `pixels` (grey-scale dilation with a 3×3 window, repeated)."""
     times = pixels.round()
     for done in range(int(times.max())):
         grown = functional.max_pool2d(images, 3, stride=1, padding=1)
@@ -126,18 +129,18 @@ def thicken(images: Tensor, pixels: Tensor) -> Tensor:
 
 
 def tint(images: Tensor) -> Tensor:
-    """Lay a colour, drawn for each image, over grey ones: black stays black, white takes on the colour."""
+    """Tint greyscale images with a random colour each: black stays black, white becomes the colour."""
     hues = torch.rand(len(images), 1, device=images.device) + torch.tensor([0, 1 / 3, 2 / 3], device=images.device)
-    colours = 0.5 + 0.5 * torch.cos(2 * math.pi * hues)[:, :, None, None]
-    return (images + 1) * colours - 1
+    colors = 0.5 + 0.5 * torch.cos(2 * math.pi * hues)[:, :, None, None]
+    return (images + 1) * colors - 1
 
 
 class Amount(NamedTuple):
-    """What may stand behind the name of a degradation.
+    """Valid amounts of a degradation.
 
     Attributes:
-        low, high: The range that it must be in.
-        unit: What it is.
+        low, high: Range of the amount.
+        unit: Description of the amount.
     """
 
     low: float
@@ -146,26 +149,26 @@ class Amount(NamedTuple):
 
 
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Amount | None]] = {
-    "gaussian_noise": (add_gaussian_noise, Amount(0, 10, "standard deviation for pixels from 0 to 1")),
-    "salt_and_pepper": (add_salt_and_pepper, Amount(0, 1, "share of the pixels")),
+    "gaussian_noise": (add_gaussian_noise, Amount(0, 10, "standard deviation for pixels in [0, 1]")),
+    "salt_and_pepper": (add_salt_and_pepper, Amount(0, 1, "fraction of the pixels")),
     "blur": (blur, Amount(0, 100, "standard deviation in pixels")),
     "mask": (mask, Amount(0, 10_000, "side of the square in pixels")),
     "downscale": (downscale, Amount(2, 16, "whole number")),
     "jpeg": (jpeg, Amount(1, 100, "quality")),
     "thicken": (thicken, Amount(1, 100, "pixels")),
-    "grey": (to_grey, None),
+    "grey": (to_gray, None),
     "invert": (invert, None),
     "tint": (tint, None),
 }
 
 
 class Degraded(NamedTuple):
-    """What became of images.
+    """Degraded images and their noise level.
 
     Attributes:
-        images: float32 (B, C', H', W'), around [−1, 1]; white noise goes beyond.
-        noise_std: Standard deviation of the white noise in each image for pixels from 0 to 1, (B,); what something
-            else was done to afterwards is none.
+        images: float32 (B, C', H', W') in [−1, 1], or beyond if noisy.
+        noise_std: Standard deviation of the Gaussian white noise in each image for pixels in [0, 1], (B,); 0 if
+            another degradation follows the noise.
     """
 
     images: Tensor
@@ -174,20 +177,20 @@ class Degraded(NamedTuple):
 
 @dataclass(frozen=True)
 class Degradation:
-    """One thing that makes images worse.
+    """A degradation with its amount.
 
     Attributes:
         name: A key of `FUNCTIONS`.
-        low, high: How much of it: drawn for each image between these two, which may be the same.
+        low, high: Range from which the amount is sampled uniformly for each image; they may be equal.
     """
 
     name: str
     low: float = 0.0
     high: float = 0.0
 
-    def at(self, share: float) -> "Degradation":
-        """Return the same with a fixed amount, so far between the two."""
-        amount = round(self.low + share * (self.high - self.low), 6)
+    def at(self, fraction: float) -> "Degradation":
+        """Return this degradation with a fixed amount, at a fraction of the range from low to high."""
+        amount = round(self.low + fraction * (self.high - self.low), 6)
         return Degradation(self.name, amount, amount)
 
     def __str__(self) -> str:
@@ -197,10 +200,10 @@ class Degradation:
 
 
 def parse_degradations(texts: Sequence[str]) -> list[Degradation]:
-    """Read degradations such as `gaussian_noise=0.1..0.5`, `jpeg=20` or `grey`.
+    """Parse degradations such as `gaussian_noise=0.1..0.5`, `jpeg=20` or `grey`.
 
     Raises:
-        UserError: naming what is known, for anything else.
+        UserError: for an unknown name, listing the known ones, or an invalid amount.
     """
     return [_parse(text) for text in texts]
 
@@ -208,11 +211,11 @@ def parse_degradations(texts: Sequence[str]) -> list[Degradation]:
 def _parse(text: str) -> Degradation:
     name, equals, amount = text.partition("=")
     if name not in FUNCTIONS:
-        raise UserError(f"there is no degradation {name}, but {', '.join(FUNCTIONS)}")
+        raise UserError(f"there is no degradation {name}; choose from {', '.join(FUNCTIONS)}")
     expected = FUNCTIONS[name][1]
     if expected is None:
         if equals:
-            raise UserError(f"the degradation {name} takes no amount, not even {amount}")
+            raise UserError(f"the degradation {name} takes no amount; leave out ={amount}")
         return Degradation(name)
     words = f"{name}=… needs a number from {expected.low:g} to {expected.high:g}, or two as in low..high: the " + (
         expected.unit
@@ -224,16 +227,16 @@ def _parse(text: str) -> Degradation:
     if not expected.low <= low <= high <= expected.high:
         raise UserError(f"{words}; not {amount}")
     if name == "downscale" and (low != high or low != int(low)):
-        raise UserError(f"downscale=… needs one whole number from 2 to 16, the same for all images; not {amount}")
+        raise UserError(f"downscale=… needs one whole number from 2 to 16 for all images; not {amount}")
     return Degradation(name, low, high)
 
 
 def degrade(images: Tensor, degradations: Sequence[Degradation]) -> Degraded:
-    """Make images worse, one degradation after the other; what is drawn comes from torch's own generator.
+    """Apply degradations in order, with random numbers of torch's default generator.
 
     Args:
         images: float32 (B, C, H, W) in [−1, 1].
-        degradations: What to do to them.
+        degradations: The degradations.
     """
     variance = images.new_zeros(len(images))
     for degradation in degradations:
@@ -252,13 +255,13 @@ def degrade(images: Tensor, degradations: Sequence[Degradation]) -> Degraded:
 
 
 def check_degradations(degradations: Sequence[Degradation], shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Find out what becomes of the shape of images (C, H, W).
+    """Check that degradations apply to images of a shape (C, H, W).
 
     Returns:
-        The number of channels, and how often the images are smaller.
+        The number of channels and the downscaling factor of the degraded images.
 
     Raises:
-        UserError: if such images cannot be degraded so.
+        UserError: if they do not.
     """
     channels, height, width = shape
     scale = 1
@@ -271,6 +274,6 @@ def check_degradations(degradations: Sequence[Degradation], shape: tuple[int, in
             raise UserError(f"{degradation} does not fit into images of {width // scale}×{height // scale} pixels")
         wanted = {"grey": 3, "tint": 1}.get(degradation.name, channels)
         if channels != wanted:
-            raise UserError(f"{degradation} needs images of {wanted} channels, not {channels}")
+            raise UserError(f"{degradation} needs images with {wanted} channels, not {channels}")
         channels = {"grey": 1, "tint": 3}.get(degradation.name, channels)
     return channels, scale

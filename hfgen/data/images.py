@@ -1,4 +1,4 @@
-"""Any source of images, decoded once into one memory-mapped uint8 tensor."""
+"""Image data sets, decoded once into a memory-mapped uint8 tensor."""
 
 import contextlib
 import hashlib
@@ -24,11 +24,11 @@ from hfgen.data.sources import file_states, local_copy, open_dataset
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent, local_path, remove, remove_leftovers
 
-WAIT_SECONDS = 10  # for another process, before it is said
+WAIT_SECONDS = 10  # for another process, before a message is printed
 
-_CACHE_FORMAT = 4  # increase when the decoding rules, or what the cache holds, change
-_DECODE_CHUNK = 1024  # images decoded before they are written out
-_DECODE_BYTES = 2**28  # that these may take, where their size is known beforehand
+_CACHE_FORMAT = 4  # increase when the decoding rules, or the contents of the cache, change
+_DECODE_CHUNK = 1024  # images decoded before they are written
+_DECODE_BYTES = 2**28  # memory limit of a chunk, if the resolution is known beforehand
 
 
 @dataclass
@@ -37,11 +37,11 @@ class ImageData:
 
     Attributes:
         images: uint8, (N, C, H, W), memory-mapped from the cache.
-        labels: int64, (N,), or None where the set has no class labels.
-        label_names: One name a class, or None.
-        source: What the user called it.
+        labels: int64, (N,), or None without class labels.
+        label_names: One name per class, or None.
+        source: The name that the user gave.
         fingerprint: SHA-256 of (C, H, W) and the pixels.
-        unlabelled: Why there are no labels, as far as that is known.
+        unlabelled: The reason for missing labels, if known.
     """
 
     images: Tensor
@@ -55,17 +55,17 @@ class ImageData:
         return len(self.images)
 
     def require_labels(self) -> Tensor:
-        """Return the labels, or say how to get some.
+        """Return the labels.
 
         Raises:
-            UserError: if the set has no class labels.
+            UserError: if there are none, with a way to get some.
         """
         if self.labels is None:
             raise UserError(
                 f"{self.source} has no class labels, which are needed here: "
                 + (
                     self.unlabelled
-                    or "name their column with --label_column, or put the images into one sub-folder a class"
+                    or "name their column with --label_column, or put the images into one sub-folder per class"
                 )
             )
         return self.labels
@@ -86,43 +86,40 @@ def load_images(
     validation_fraction: float = 0.0,
     test_fraction: float = 0.0,
 ) -> ImageData:
-    """Decode a data set once, in parallel, into a cache on disk, and memory-map it from there.
+    """Load a data set from the cache; it is decoded once, in parallel, and then memory-mapped.
 
-    Sizes: with `resolution`, the shorter side is resized to it (Lanczos) and the centre cropped; without, all
-    images must have one size. Channels: without `channels`, the first image decides: grey stays 1, everything else
-    becomes RGB. 16-bit grey is scaled to 8 bits, transparency is laid on white, a palette becomes RGB, and a
-    photograph is turned the way its EXIF tag says.
+    Sizes: with `resolution`, the shorter side is resized to it (Lanczos) and the image is centre-cropped; without, all
+    images must have the same size. Channels: without `channels`, the first image decides: greyscale is 1 channel,
+    everything else RGB. 16-bit greyscale is scaled to 8 bits, transparent images are composited on white, palettes
+    become RGB, and EXIF orientation is applied.
 
-    Formats: those of `FORMATS`; others, of which Pillow hands some to programs, count as unreadable. So does a file
-    outside the data set that a row of it names, since a data set from elsewhere must not read the pictures of this
-    machine. Links in an image folder are followed wherever they lead, since whoever keeps a folder of links wants
-    them, and that is said.
+    Formats: those of `FORMATS`; others count as unreadable, as Pillow passes some to external programs. So do rows
+    that refer to files outside the data set, since an untrusted data set must not read other images on this machine.
+    Symbolic links in an image folder are followed, as they are presumably intended, with a message.
 
-    What cannot be missed is printed: images and labels that were left out, and why; a damaged cache, which is made
-    anew.
+    Messages are printed about images and labels left out, and about a damaged cache, which is recreated.
 
     Args:
-        source: `digits` (the 1,797 of 8×8 pixels that scikit-learn carries), a name in `SHORT_NAMES`, a local
-            folder (parquet, arrow, a saved data set, or images), a picture, an .npz file (uint8 `images`, (N, H, W) or
-            (N, H, W, 3); optional `labels`, int (N,), and `label_names`), or a Hub id. `HFGEN_DATA_DIR` may name
-            a folder that holds local copies of the short names.
-        split: Split of the data set, possibly a slice such as `train[:90%]` that has images of all classes.
-        image_column: Column with the images; the only one of type Image if None.
-        label_column: Column with the labels; the only one of type ClassLabel if None.
-        resolution: Pixels.
+        source: `digits` (scikit-learn's 1,797 images of 8×8 pixels), a name in `SHORT_NAMES`, a local folder
+            (parquet, arrow, a saved data set, or images), an image, an .npz file (uint8 `images`, (N, H, W) or
+            (N, H, W, 3); optional `labels`, int (N,), and `label_names`), or a Hub id. `HFGEN_DATA_DIR` may name a
+            folder with local copies of the short names.
+        split: Split of the data set, possibly a slice such as `train[:90%]` with images of all classes.
+        image_column: Image column; by default the only one of type Image.
+        label_column: Label column; by default the only one of type ClassLabel.
+        resolution: Height and width in pixels.
         channels: 1 or 3.
-        max_samples: Take the first so many rows.
-        on_bad_image: Raise for an image that cannot be decoded, or skip it and report the count.
-        cache_dir: Where decoded sets are kept; by default `hfgen/` in the Hugging Face home.
-        held_out_of: The split that is divided, if any fraction is above 0: its name then stands for the part that is
-            trained on, and the splits `validation` and `test` for those that are held out of it (see
-            `hfgen.data.parts.divide`).
-        validation_fraction: Part of each class that is held out for validation.
+        max_samples: Use only this many rows, the first ones.
+        on_bad_image: Raise for an unreadable image, or skip it and report the count.
+        cache_dir: Folder of decoded data sets; by default `hfgen/` in the Hugging Face home.
+        held_out_of: The split that is divided if a fraction is above 0. Its name then refers to the training part,
+            and `validation` and `test` refer to the held-out parts (see `hfgen.data.parts.divide`).
+        validation_fraction: Fraction of each class that is held out for validation.
         test_fraction: Likewise for testing.
 
     Raises:
-        UserError: for a source, split or column that is not there, an empty set, unequal sizes, a broken image, a
-            slice without some class, a held-out part that the data set has already.
+        UserError: for a missing source, split or column, an empty data set, unequal sizes, an unreadable image, a
+            slice without some classes, or a held-out part that the data set already has as a split.
     """
     parts = Parts(held_out_of, validation_fraction, test_fraction)
     part = parts.named(split)
@@ -144,7 +141,7 @@ def load_images(
         return data
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache / f".{folder.name}.lock", source):  # another process may want the same set
+        with _lock(cache / f".{folder.name}.lock", source):  # another process may load the same data set
             if data := _open_cache(folder, source, say=True):
                 return data
             dataset = dataset or open_dataset(source, local, spec)
@@ -166,27 +163,27 @@ def load_images(
                 _decode(rows, resolution, channels, on_bad_image, temporary)
     except OSError as error:
         raise UserError(
-            f"the decoded images of {source} cannot be kept in {cache} ({error.strerror or error}); make room, or "
-            "name another folder with --cache_dir"
+            f"the decoded images of {source} cannot be cached in {cache} ({error.strerror or error}); free some space "
+            "or name another folder with --cache_dir"
         ) from error
     return _open_cache(folder, source)
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """Return the folder for what is computed once: the one that is named, or `hfgen` in the Hugging Face home."""
+    """Return the cache folder, by default `hfgen` in the Hugging Face home."""
     return local_path(str(cache_dir or Path(constants.HF_HOME, "hfgen")))
 
 
 @contextlib.contextmanager
 def _lock(path: Path, source: str) -> Iterator[None]:
-    """Keep other processes from decoding the same images meanwhile; say so where that takes long."""
+    """Keep other processes from decoding the same images meanwhile; print a message if the wait is long."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=WAIT_SECONDS)
     except Timeout:
         print(
-            f"{source}: waiting for another process, which decodes these images. If there is none (it may have been "
-            f"killed on another machine), remove {path}",
+            f"{source}: waiting for another process to decode these images. If there is none (it may have been killed "
+            f"on another machine), delete {path}",
             flush=True,
         )
         lock.acquire()
@@ -197,7 +194,7 @@ def _lock(path: Path, source: str) -> Iterator[None]:
 
 
 def _decode(rows: Rows, resolution: int | None, channels: int | None, on_bad_image: str, folder: Path) -> None:
-    """Decode every row into `folder`: pixels as raw bytes, labels as an array, the rest as JSON (written last)."""
+    """Decode all rows into `folder`: pixels as raw bytes, labels as an array, metadata as JSON (written last)."""
     import datasets
 
     source, label_column = rows.source, rows.label_column
@@ -210,7 +207,7 @@ def _decode(rows: Rows, resolution: int | None, channels: int | None, on_bad_ima
     def decode(item: dict[str, Any] | None) -> np.ndarray | Exception:
         try:
             if item is None:
-                raise ValueError("the row holds no image")
+                raise ValueError("the row contains no image")
             with open_picture(own_files(item)) as opened:
                 return to_array(opened, resolution, channels)
         except Exception as error:  # Pillow's readers raise any kind for a damaged file
@@ -224,8 +221,9 @@ def _decode(rows: Rows, resolution: int | None, channels: int | None, on_bad_ima
             items = chunk[rows.image_column]
             if channels is None:
                 channels = next((len(a) for a in map(decode, items) if isinstance(a, np.ndarray)), None)
-            shares = [items[start::workers] for start in range(workers)]  # one each: a task an image would cost more
-            decoded = list(pool.map(lambda share: [decode(item) for item in share], shares))
+            # One task per worker: one per image would have more overhead.
+            slices = [items[start::workers] for start in range(workers)]
+            decoded = list(pool.map(lambda items: [decode(item) for item in items], slices))
             arrays = (decoded[index % workers][index // workers] for index in range(len(items)))
             for item, array in zip(items, arrays, strict=True):
                 where = item["path"] if item and item["bytes"] is None else f"row {row}"
@@ -234,14 +232,14 @@ def _decode(rows: Rows, resolution: int | None, channels: int | None, on_bad_ima
                     if on_bad_image == "error":
                         raise UserError(
                             f"{where} of {source} cannot be read as an image ({first_line(array)}); "
-                            "mend it, or leave such images out with --on_bad_image skip"
+                            "repair it, or skip such images with --on_bad_image skip"
                         )
                     skipped.append(where)
                     continue
                 if array.shape != (shape := shape or array.shape):
                     raise UserError(
                         f"the images of {source} differ in size: {where} has {array.shape[2]}×{array.shape[1]} "
-                        f"pixels, the first one {shape[2]}×{shape[1]}; bring them to one size with --resolution"
+                        f"pixels, the first one {shape[2]}×{shape[1]}; resize them with --resolution"
                     )
                 pixels.write(array)
                 kept.append(row - 1)
@@ -250,11 +248,11 @@ def _decode(rows: Rows, resolution: int | None, channels: int | None, on_bad_ima
     notes = list(rows.notes)
     if skipped:
         examples = ", ".join(skipped[:3]) + (", …" if len(skipped) > 3 else "")
-        notes.append(f"left out {len(skipped)} images that cannot be read ({examples})")
+        notes.append(f"skipped {len(skipped)} images that cannot be read ({examples})")
     if own_files.followed:
         link = min(own_files.followed)
         count = len({*own_files.followed})
-        notes.append(f"{count} pictures are links out of the folder; {link} leads to {os.path.realpath(link)}")
+        notes.append(f"{count} images are links out of the folder; {link} points to {os.path.realpath(link)}")
     files = {"images.bin": _sha256_of(folder / "images.bin", repr(shape))}
     names = None
     if label_column:
@@ -265,8 +263,8 @@ def _decode(rows: Rows, resolution: int | None, channels: int | None, on_bad_ima
                 raise UserError(f"row {row} of {source} has no label in column {label_column}")
             if not 0 <= labels[row] < len(names):
                 raise UserError(
-                    f"row {row} of {source} has the label {labels[row]} in column {label_column}, which is none of "
-                    f"its {len(names)} classes"
+                    f"row {row} of {source} has the label {labels[row]} in column {label_column}, which has only "
+                    f"{len(names)} classes, from 0"
                 )
         np.save(folder / "labels.npy", np.array([labels[row] for row in kept], dtype=np.int64))
         files["labels.npy"] = _sha256_of(folder / "labels.npy")
@@ -279,12 +277,12 @@ def _decode(rows: Rows, resolution: int | None, channels: int | None, on_bad_ima
 
 
 def _open_cache(folder: Path, source: str, say: bool = False) -> ImageData | None:
-    """Map a decoded set, and print what there is to say of it; return None if it is not there, or damaged.
+    """Memory-map a decoded data set and print its notes; return None if it is missing or damaged.
 
     Args:
-        folder: Where it is.
-        source: What the user called it.
-        say: Print that it is damaged.
+        folder: Its folder in the cache.
+        source: The name that the user gave.
+        say: Print a message if it is damaged.
     """
     if not folder.exists():
         return None
@@ -297,12 +295,12 @@ def _open_cache(folder: Path, source: str, say: bool = False) -> ImageData | Non
         for name, (size, time, sha256) in record["files"].items():
             _check_file(folder / name, size, time, sha256, repr(shape[1:]) if name == "images.bin" else "")
         labels = torch.from_numpy(np.load(folder / "labels.npy")) if "labels.npy" in record["files"] else None
-        with warnings.catch_warnings():  # torch cannot mark a tensor as read-only, and says so
+        with warnings.catch_warnings():  # torch has no read-only tensors, and warns
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             images = torch.from_numpy(np.memmap(folder / "images.bin", np.uint8, mode="r", shape=shape))
     except (OSError, ValueError, KeyError, TypeError) as error:
         if say:
-            print(f"{source}: its decoded images in {folder} are damaged ({first_line(error)}) and are made anew")
+            print(f"{source}: the decoded images in {folder} are damaged ({first_line(error)}) and will be recreated")
         return None
     for note in record["notes"]:
         print(f"{source}: {note}")
@@ -310,12 +308,12 @@ def _open_cache(folder: Path, source: str, say: bool = False) -> ImageData | Non
 
 
 def _check_file(path: Path, size: int, time: int, sha256: str, prefix: str) -> None:
-    """Raise ValueError if a file is not as it was written: looked at whole only if it was touched since."""
+    """Raise ValueError if a file has changed since it was written; hash it only if its time or size has."""
     if (state := _size_and_time(path)) == (size, time):
         return
     if state[0] != size or _sha256_of(path, prefix) != sha256:
         raise ValueError(f"{path.name} was changed")
-    with contextlib.suppress(OSError):  # a copy, which is whole; it need not be read again
+    with contextlib.suppress(OSError):  # an intact copy, which need not be hashed again
         os.utime(path, ns=(time, time))
 
 

@@ -1,4 +1,4 @@
-"""Batches of a decoded data set as a pure function of (seed, step, process)."""
+"""Training batches of a decoded data set, as a pure function of (seed, step, process)."""
 
 import functools
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from torch import Tensor
 from hfgen.data.images import ImageData
 from hfgen.utils.seeds import derive_seed
 
-# A set moves to the accelerator when it takes at most this share of its free memory. On the CPU no set is copied to
-# memory at all: it is memory-mapped, and one larger than memory streams from the disk.
+# A data set is moved to the accelerator if it takes at most this fraction of its free memory. On the CPU it is only
+# memory-mapped, so that a data set larger than memory streams from the disk.
 DEVICE_MEMORY_SHARE = 0.25
 
 
 @dataclass
 class Batch:
-    """What one forward pass sees.
+    """The data of one forward pass.
 
     Attributes:
         images: float32 (B, C, H, W) in [−1, 1].
         labels: int64 (B,), or None.
-        step: Optimizer steps done before.
-        indices: Which of the data set's images they are, int64 (B,).
+        step: Number of optimizer steps before.
+        indices: Indices of the images in the data set, int64 (B,).
     """
 
     images: Tensor
@@ -34,9 +34,9 @@ class Batch:
 class ImageBatches:
     """The batches of a training run, as a pure function of (seed, step, process).
 
-    An epoch is a permutation that follows from (seed, epoch). Each optimizer step takes the next
-    `train_batch_size × gradient_accumulation_steps × num_processes` images of it; the last step of an epoch is
-    filled up from the permutation's beginning, so that every batch has the same shape.
+    Each epoch is a permutation seeded by (seed, epoch). Each optimizer step takes its next
+    `train_batch_size × gradient_accumulation_steps × num_processes` images. The last step of an epoch is filled up
+    from the start of the permutation, so that all batches have the same shape.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ImageBatches:
         self.seed = seed
         self.random_flip = random_flip
         self.device = torch.device(device)
-        self._order = functools.lru_cache(maxsize=2)(self._find_order)  # ends with this object, as do the images
+        self._order = functools.lru_cache(maxsize=2)(self._find_order)  # freed with this object, as are the images
         self.images = data.images
         if (
             self.device.type == "cuda"
@@ -69,14 +69,14 @@ class ImageBatches:
             self.images = data.images.to(device)
 
     def indices(self, step: int, micro_step: int = 0) -> Tensor:
-        """Return which images this process sees in a forward pass of an optimizer step: int64 (B,)."""
+        """Return the image indices of this process in a forward pass of an optimizer step: int64 (B,)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         block = micro_step * self.num_processes + self.process_index
         start = position * self.images_per_step + block * self.train_batch_size
         return self._order(epoch)[torch.arange(start, start + self.train_batch_size) % len(self.data)]
 
     def __call__(self, step: int, micro_step: int = 0) -> Batch:
-        """Return the batch of a forward pass; a random flip draws from torch's generator."""
+        """Return the batch of a forward pass; random flips use torch's default generator."""
         indices = self.indices(step, micro_step)
         images = self.images[indices.to(self.images.device)].to(self.device)
         images = images.float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""What an image-to-image model is given: degraded images, a second column of a data set, or a second folder."""
+"""Inputs of image-to-image models: degraded targets, a second column or folder, or an unpaired target domain."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ from hfgen.data.sources import placed_folder
 from hfgen.utils.errors import UserError
 
 
-class Inputs:
-    """Says for each image of a data set what the network is given to make it.
+class PairedInputs:
+    """The input images of paired translation, for each target image of a data set.
 
     Args:
         run: The fields of a `TranslationConfig`.
-        data: The images that are to be made.
-        split: Which split of their data set they are.
+        data: The target images.
+        split: Their split of the data set.
 
     Attributes:
-        degradations: What is done to the images, if that is how.
-        data: The second images otherwise.
-        channels: Of what the network is given.
-        scale_factor: How often smaller that is.
+        degradations: Degradations of the targets that give the inputs; empty if there are input images.
+        data: The input images, or None with degradations.
+        channels: Channels of the inputs.
+        scale_factor: Ratio of the targets' size to the inputs' size.
 
     Raises:
-        UserError: if the images cannot be degraded so, or the second images do not belong to them.
+        UserError: if the degradations do not apply to the images, or inputs and targets do not match.
     """
 
     def __init__(self, run: Mapping[str, Any], data: ImageData, split: str):
@@ -41,22 +41,22 @@ class Inputs:
             return
         self.data = _load_inputs(run, split)
         if len(self.data) != len(data):
-            raise UserError(f"{len(self.data)} images are given to make {len(data)} of {data.source}")
+            raise UserError(f"there are {len(self.data)} input images for {len(data)} target images of {data.source}")
         given_channels, height, width = self.data.images.shape[1:]
         self.channels, self.scale_factor = given_channels, shape[1] // height
         if (height * self.scale_factor, width * self.scale_factor) != shape[1:]:
             raise UserError(
-                f"images of {width}×{height} pixels cannot be enlarged by a whole number to the {shape[2]}×{shape[1]} "
-                f"of {data.source}; bring both to one size with --resolution"
+                f"input images of {width}×{height} pixels cannot be upscaled by a whole factor to the "
+                f"{shape[2]}×{shape[1]} of {data.source}; resize both with --resolution"
             )
 
     def __call__(self, images: Tensor, indices: Tensor, degradations: list[Degradation] | None = None) -> Degraded:
-        """Return what the network is given.
+        """Return the inputs.
 
         Args:
-            images: What it is to make, float32 (B, C, H, W) in [−1, 1].
-            indices: Which images of the data set they are, (B,).
-            degradations: What is done to them, if not those of training.
+            images: The targets, float32 (B, C, H, W) in [−1, 1].
+            indices: Their indices in the data set, (B,).
+            degradations: Degradations to use instead of those of training.
         """
         if self.data is None:
             return degrade(images, degradations or self.degradations)
@@ -77,50 +77,50 @@ def _load_inputs(run: Mapping[str, Any], split: str) -> ImageData:
     wanted, found = (_names(folder) for folder in folders)
     if wanted != found or len(set(wanted)) != len(wanted):
         raise UserError(
-            "each picture of train_data_dir needs one of the same name in input_data_dir, and no other: "
+            "the images of train_data_dir and input_data_dir must have the same names: "
             + _unpaired(run, wanted, found)
         )
     return load_images(str(folders[1]), **options)
 
 
 def _held_out(run: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """Return into which parts a split of the second images is divided: as that of the first."""
+    """Return the options that hold out parts of the second images as of the first."""
     fractions = {name: run.get(name, 0.0) for name in ("validation_fraction", "test_fraction")}  # newer than some runs
     return fractions | {"held_out_of": split}
 
 
 def _unpaired(run: Mapping[str, Any], wanted: list[str], found: list[str]) -> str:
-    """Name the first picture that has no partner, or several."""
+    """Describe the first image without a partner, or with several."""
     for name, names in (("train_data_dir", wanted), ("input_data_dir", found)):
         for picture, count in Counter(names).most_common(1):
             if count > 1:
-                return f"{run[name]} has {picture} with several endings"
+                return f"{run[name]} has {picture} with several suffixes"
     for name, lacking, names in (("input_data_dir", found, wanted), ("train_data_dir", wanted, found)):
         if missing := sorted({*names} - {*lacking}):
             return f"{run[name]} has no {missing[0]}"
-    return "they are sorted differently because of their endings; use the same in both"
+    return "their suffixes sort them differently; use the same ones in both"
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the names of the files in a folder without their endings, in the order in which they are loaded."""
+    """Return the names of the files in a folder without suffixes, in loading order."""
     files = sorted((path for path in folder.rglob("*") if path.is_file()), key=str)
     return [str(file.relative_to(folder).with_suffix("")) for file in files]
 
 
-class SecondKind:
-    """The images that images are to be translated to without pairs, and back from.
+class TargetDomain:
+    """Domain B of unpaired translation.
 
     Args:
         run: The fields of a `CycleGANConfig`.
-        data: The images of the first kind.
-        split: Which split of the second images to take.
+        data: The images of domain A.
+        split: Split of the images of domain B.
 
     Attributes:
-        data: The second images, before anything is done to them.
-        shape: (C, H, W) afterwards.
+        data: The images of domain B, before their degradations.
+        shape: (C, H, W) after their degradations.
 
     Raises:
-        UserError: if there are none, or they cannot be degraded so.
+        UserError: if there are no images, or the degradations do not apply to them.
     """
 
     def __init__(self, run: Mapping[str, Any], data: ImageData, split: str):
@@ -138,7 +138,7 @@ class SecondKind:
         self.shape = (channels, shape[1] // scale_factor, shape[2] // scale_factor)
 
     def draw(self, count: int, device: torch.device) -> Tensor:
-        """Draw training images by torch's own generator, float32 (count, C, H, W) in [−1, 1]."""
+        """Sample training images with torch's default generator, float32 (count, C, H, W) in [−1, 1]."""
         images = self.take(torch.randint(len(self.data), (count,)), device)
         if self.random_flip:
             flipped = torch.rand(count, device=device) < 0.5
@@ -146,6 +146,6 @@ class SecondKind:
         return images
 
     def take(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Return chosen images, float32 (B, C, H, W) in [−1, 1]."""
+        """Return the images of the given indices, float32 (B, C, H, W) in [−1, 1]."""
         images = self.data.images[indices].to(device).float() / 127.5 - 1
         return degrade(images, self.degradations).images

@@ -1,4 +1,4 @@
-"""The training, validation and test part of a data set that has one split only: the same for everyone who asks."""
+"""Deterministic division of a split into training, validation and test parts."""
 
 from collections.abc import Sequence
 
@@ -10,21 +10,21 @@ PARTS = ("train", "validation", "test")
 def divide(
     count: int, labels: Sequence[int | None] | None, *, validation_fraction: float, test_fraction: float
 ) -> dict[str, list[int]]:
-    """Divide rows at random into three parts, class by class where there are labels.
+    """Divide rows at random into three parts, stratified by class if there are labels.
 
-    Nothing but the number of a row decides at which place of its class it comes, so that the parts are the same for
-    every process, training seed and version of a library, and the test part for every `validation_fraction`. Each
-    held-out part gets its fraction of each class, rounded to the nearest whole number, but at least one of a class of
-    two or more (the test part first), and one always stays to train on.
+    The order of rows within a class depends on their indices only. So the parts are the same for every process,
+    training seed and library version, and the test part for every `validation_fraction`. Each held-out part gets its
+    fraction of each class, rounded to the nearest integer, but at least one row of a class of two or more (the test
+    part first); one row always remains for training.
 
     Args:
         count: Number of rows.
-        labels: Their classes, or None where there are none.
+        labels: Their classes, or None.
         validation_fraction: From 0 to below 1.
-        test_fraction: Likewise; the sum is below 1.
+        test_fraction: Likewise; their sum is below 1.
 
     Returns:
-        The rows of each of `PARTS`, in their order.
+        The row indices of each of `PARTS`, in ascending order.
     """
     classes: dict[int | None, list[int]] = {}
     for row in sorted(range(count), key=lambda row: derive_seed("held out", row)):

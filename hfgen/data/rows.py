@@ -1,4 +1,4 @@
-"""Which rows of a data set are taken, and which of its columns are images and labels."""
+"""Selection of the rows, image column and label column of a data set."""
 
 import os
 import re
@@ -17,25 +17,25 @@ from hfgen.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Parts:
-    """How a split is divided into parts (see `load_images`)."""
+    """The division of a split into parts (see `load_images`)."""
 
     held_out_of: str
     validation_fraction: float
     test_fraction: float
 
     def named(self, split: str) -> str | None:
-        """Return the part that a split's name stands for, or None if it stands for the data set's own split.
+        """Return the part that a split name refers to, or None if it refers to a split of the data set itself.
 
         Raises:
-            UserError: for a slice that would cut across the parts.
+            UserError: for a slice that overlaps several parts.
         """
         held_out = {"validation": self.validation_fraction, "test": self.test_fraction}
         if not any(held_out.values()):
             return None
         if _whole(self.held_out_of) != self.held_out_of or self.held_out_of in held_out:
             raise UserError(
-                f"validation_fraction and test_fraction divide a whole split that is called neither validation nor "
-                f"test, not {self.held_out_of}"
+                f"validation_fraction and test_fraction need a whole split that is not called validation or test, "
+                f"not {self.held_out_of}"
             )
         if split == self.held_out_of:
             return "train"
@@ -43,29 +43,29 @@ class Parts:
             return split
         if self.held_out_of in _whole(split).split("+"):
             raise UserError(
-                f"the split {split} would cut across the parts into which validation_fraction and test_fraction "
-                f"divide {self.held_out_of}; take {', '.join([self.held_out_of, *filter(held_out.get, held_out)])}"
+                f"the split {split} would overlap the parts into which validation_fraction and test_fraction divide "
+                f"{self.held_out_of}; use {', '.join([self.held_out_of, *filter(held_out.get, held_out)])}"
             )
         return None
 
 
 def _whole(split: str) -> str:
-    """Return the splits that a split's name takes slices of: `train+test` of `train[:9%]+test[:9](closest)`."""
+    """Return a split name without slices: `train+test` for `train[:9%]+test[:9](closest)`."""
     return "+".join(re.split(r"[\[(]", name)[0].strip() for name in split.split("+"))
 
 
 @dataclass
 class Rows:
-    """The rows of a data set that are to be decoded.
+    """The rows of a data set to decode.
 
     Attributes:
         dataset: A `datasets.Dataset`.
-        source: What the user called the data set.
-        local: Where it lies, if not on the Hub.
-        image_column: Its column with the images.
-        label_column: Its column with the class labels, or None.
-        notes: What the user has to know of the choice.
-        unlabelled: Why there are no labels, as far as that is known.
+        source: The name that the user gave.
+        local: Its path, if it is not on the Hub.
+        image_column: Its image column.
+        label_column: Its class-label column, or None.
+        notes: Messages for the user about the selection.
+        unlabelled: The reason for missing labels, if known.
     """
 
     dataset: Any
@@ -81,63 +81,61 @@ class Rows:
         return column(self.dataset, self.label_column) if self.label_column else None
 
     def classes(self) -> set[int]:
-        """Return the classes that the rows have."""
+        """Return the set of classes among the rows."""
         return _classes(self.labels() or ())
 
     def take_part(self, parts: Parts, part: str) -> None:
-        """Take a part of the rows.
+        """Select a part of the rows.
 
         Raises:
-            UserError: if the data set has it already, or too few images for it.
+            UserError: if the data set already has such a split, or too few images.
         """
         fractions = {"validation": parts.validation_fraction, "test": parts.test_fraction}
         own = split_names(self.source, self.local, self.dataset)
         if double := [name for name, fraction in fractions.items() if fraction and name in own]:
-            raise UserError(f"{self.source} has a split {double[0]} of its own; leave {double[0]}_fraction out")
+            raise UserError(f"{self.source} already has a split {double[0]}; leave out {double[0]}_fraction")
         labels = self.labels()
         divided = divide(len(self.dataset), labels, **{f"{name}_fraction": value for name, value in fractions.items()})
         if not divided[part]:
             raise UserError(f"{self.source} has too few images, {len(self.dataset)}, for a {part} part")
         for name in (name for name, fraction in fractions.items() if fraction and labels):
             if lacking := _classes(labels) - {labels[row] for row in divided[name]}:
-                self.notes.append(
-                    f"the {name} part has no image of {self._names(lacking)}, of which there are too few"
-                )
+                self.notes.append(f"the {name} part has no images of {self._names(lacking)}, as there are too few")
         self.dataset = self.dataset.select(divided[part])
 
     def check_slice(self, split: str) -> None:
-        """Refuse a slice that loses classes; say of one without labels that nobody knows what it loses."""
+        """Refuse a slice that lacks classes; without labels, only note that it may not be representative."""
         if (whole := _whole(split)) == split:
             return
         if not self.label_column:
             self.notes.append(
-                f"{split} takes the images in their order and, without labels, nothing shows whether they are like "
-                "the rest; --test_fraction and --validation_fraction hold images out at random"
+                f"{split} takes the images in order and, without labels, it is unknown whether they are "
+                "representative; --test_fraction and --validation_fraction hold out images at random"
             )
             return
         there = column(open_dataset(self.source, self.local, whole), self.label_column)
         if lost := _classes(there) - self.classes():
             raise UserError(
-                f"{split} of {self.source} has no image of {self._names(lost)}: slices follow the order of the "
-                "images, which are sorted by class. Instead of a slice, hold some of each class out with "
-                "--test_fraction 0.2; to train on some classes only, name a folder of them"
+                f"{split} of {self.source} has no images of {self._names(lost)}: slices follow the order of the "
+                "images, which are sorted by class. Instead of a slice, hold out some of each class with "
+                "--test_fraction 0.2; to train on some classes only, use a folder of them"
             )
 
     def take_first(self, count: int) -> None:
-        """Take the first rows, and say which classes are lost thereby."""
+        """Select the first rows, and note the classes that are lost."""
         before = self.classes()
         self.dataset = self.dataset.select(range(min(count, len(self.dataset))))
         if lost := before - self.classes():
-            self.notes.append(f"the first {count} images, which are taken, have none of {self._names(lost)}")
+            self.notes.append(f"the first {count} images, which are used, have none of {self._names(lost)}")
 
     def _names(self, classes: set[int]) -> str:
-        """Name classes, the first few of them."""
+        """List class names, at most five of them."""
         names = self.dataset.features[self.label_column].names
         named = [names[label] if label < len(names) else str(label) for label in sorted(classes)]
         return f"{len(named)} classes ({', '.join(named[:5])}, …)" if len(named) > 5 else ", ".join(named)
 
     def explain_missing_labels(self) -> None:
-        """Find out why there are no labels, if there are none; say it where it is surely a mistake."""
+        """Find the reason for missing labels; note it if it is surely a mistake."""
         import datasets
 
         if self.label_column:
@@ -149,7 +147,7 @@ class Rows:
             self.unlabelled = f"name one of its columns {', '.join(named)} with --label_column"
         elif numbers:
             self.unlabelled = (
-                f"its column {numbers[0]} holds whole numbers, which `datasets` makes class labels by "
+                f"its column {numbers[0]} contains integers, which `datasets` converts to class labels with "
                 f"cast_column({numbers[0]!r}, ClassLabel(num_classes=…))"
             )
         elif self.is_image_folder() and [*features] == [self.image_column]:
@@ -163,17 +161,17 @@ class Rows:
             classes = {picture.parent for picture in pictures if len(picture.parts) == depth}
             if astray and len(classes) > 1:
                 self.unlabelled = (
-                    f"{len(astray)} of {len(pictures)} pictures lie outside the class folders (such as {astray[0]}), "
-                    "so that `datasets` drops the labels"
+                    f"{len(astray)} of {len(pictures)} images are outside the class folders (such as {astray[0]}), "
+                    "so `datasets` drops the labels"
                 )
                 self.notes.append(self.unlabelled)
 
     def is_image_folder(self) -> bool:
-        """Tell a folder of pictures on this machine from data sets whose rows name files."""
+        """Return whether this is a local image folder, not a data set whose rows refer to files."""
         return bool(self.local) and self.dataset.info.builder_name == "imagefolder"
 
     def root(self) -> Path | None:
-        """Return the folder of the files that rows may name, if they may name any."""
+        """Return the folder of the files that rows may refer to, if any."""
         if self.local:
             return self.local.absolute()
         repo = SHORT_NAMES.get(self.source, self.source)
@@ -186,12 +184,12 @@ def column(dataset: Any, name: str) -> list[Any]:
 
 
 def _classes(labels: Iterable[int | None]) -> set[int]:
-    """Return the classes among labels, which may be missing: None or, as on the Hub, −1."""
+    """Return the set of classes among labels; missing ones are None or, as on the Hub, −1."""
     return {label for label in labels if label is not None and label >= 0}
 
 
 def find_columns(dataset: Any, source: str, image: str | None, label: str | None) -> tuple[str, str | None]:
-    """Find the image column and, if there is one, the label column by their feature types."""
+    """Find the image column and, if there is one, the label column, by their feature types."""
     import datasets
 
     columns = dataset.features
@@ -207,10 +205,10 @@ def find_columns(dataset: Any, source: str, image: str | None, label: str | None
             )
         image = images[0]
     elif not isinstance(columns[image], datasets.Image):
-        raise UserError(f"column {image} of {source} holds no images, but {columns[image]}")
+        raise UserError(f"column {image} of {source} must contain images, not {columns[image]}")
     if label is None:
         labels = [name for name, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
         label = labels[0] if len(labels) == 1 else None
     elif not isinstance(columns[label], datasets.ClassLabel):
-        raise UserError(f"column {label} of {source} holds no class labels, but {columns[label]}")
+        raise UserError(f"column {label} of {source} must contain class labels, not {columns[label]}")
     return image, label

@@ -1,4 +1,4 @@
-"""Where images come from: a split of any data set, opened with `datasets`."""
+"""Sources of images: a split of any data set, opened with `datasets`."""
 
 import glob
 import json
@@ -23,35 +23,35 @@ MAX_CLASSES = 100_000  # of an .npz file without label_names
 
 
 def placed_source(source: str) -> str:
-    """Return the name of a data set that means the same in whatever folder: of a local one, its absolute path."""
+    """Return a data set's name independent of the working folder: for a local one, its absolute path."""
     path = local_path(source)
     return str(path.absolute()) if source not in {"digits", *SHORT_NAMES} and path.exists() else source
 
 
 def placed_folder(folder: str) -> str:
-    """Return the absolute path of a folder, which means the same from wherever a run is resumed or measured."""
+    """Return the absolute path of a folder, so that a run can be resumed or evaluated from anywhere."""
     return str(local_path(folder).absolute())
 
 
 def public_name(source: str) -> str:
-    """Name a data set as on the Hub, and a local one by its last part: where it lies is nobody's business."""
+    """Return a data set's Hub id, or for a local one its last path component, which reveals nothing private."""
     path = local_path(source)
     local = path.exists() or path.is_absolute() or ".." in path.parts
     return path.name if local else SHORT_NAMES.get(source, source)
 
 
 def local_copy(source: str) -> Path | None:
-    """Return the file or folder of a local data set, or None for the built-in digits and what is on the Hub.
+    """Return the file or folder of a local data set, or None for the built-in digits and Hub ids.
 
     Raises:
-        UserError: for what is none of these.
+        UserError: for anything else.
     """
     if source == "digits":
         return None
     if source in SHORT_NAMES:
         copies = os.environ.get("HFGEN_DATA_DIR")
         if copies and not Path(copies).is_dir():
-            raise UserError(f"HFGEN_DATA_DIR is set to {copies}, which is no folder; correct it, or unset it")
+            raise UserError(f"HFGEN_DATA_DIR is set to {copies}, which is not a folder; correct or unset it")
         return Path(copies, source) if copies and Path(copies, source).is_dir() else None
     path = local_path(source)
     if source.strip() and (path.is_dir() or path.is_file()):
@@ -59,21 +59,21 @@ def local_copy(source: str) -> Path | None:
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         known = ", ".join(["digits", *SHORT_NAMES])
         raise UserError(
-            f"there is no data set {source or '“”'}: it is no folder, no file, no Hub id (user/name), "
-            f"and none of the short names {known}"
+            f"there is no data set {source or '“”'}: it is not a folder, a file, a Hub id (user/name), "
+            f"or one of the short names {known}"
         )
     return None
 
 
 def file_states(*places: Path) -> list[tuple[str, int, int]]:
-    """Name, size and modification time of every file below, which change when the data does."""
+    """Return name, size and modification time of all files below, to detect changes of the data."""
     files = [f for place in places for f in (sorted(place.rglob("*")) if place.is_dir() else [place])]
     return [(str(f), (state := f.stat()).st_size, state.st_mtime_ns) for f in files if f.is_file()]
 
 
 def open_dataset(source: str, local: Path | None, split: str) -> Any:
     """Open a split of a data set with `datasets`."""
-    import datasets  # takes a second to import, and a cached set does not need it
+    import datasets  # takes a second to import, and a cached data set does not need it
 
     if source == "digits":
         return _load_digits(split)
@@ -84,27 +84,27 @@ def open_dataset(source: str, local: Path | None, split: str) -> Any:
             saved = datasets.load_from_disk(str(local))
             return _select_split(saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, split)
         if local and glob.has_magic(str(local.absolute())):
-            raise ValueError("`datasets` takes *, ? and [ in the name of a folder for a pattern; rename the folder")
+            raise ValueError("`datasets` interprets *, ? and [ in a folder name as a pattern; rename the folder")
         return datasets.load_dataset(str(local) if local else SHORT_NAMES.get(source, source), split=split)
     except ConnectionError as error:
         raise UserError(
-            f"{source} is not in the local cache and the Hub cannot be reached. Connect once to download it, or give "
-            "--dataset_name a local folder with a copy (HFGEN_DATA_DIR names a folder of such copies), or use the "
-            "built-in --dataset_name digits, or --train_data_dir with images of your own"
+            f"{source} is not in the local cache and the Hub cannot be reached. Connect once to download it, set "
+            "--dataset_name to a local copy (HFGEN_DATA_DIR names a folder of such copies), or use the built-in "
+            "--dataset_name digits, or --train_data_dir with your own images"
         ) from error
-    except IndexError as error:  # what `load_from_disk` makes of a set without rows
+    except IndexError as error:  # `load_from_disk` fails so for a data set without rows
         raise UserError(f"{source} has no images in its split {split}") from error
-    except Exception as error:  # of `datasets` and of the reader of any file format
+    except Exception as error:  # raised by `datasets` or the reader of any file format
         raise UserError(f"cannot open split {split} of {source}: {error}") from error
 
 
 def _is_saved(folder: Path) -> bool:
-    """Tell what `save_to_disk` wrote from other folders."""
+    """Return whether a folder was written by `save_to_disk`."""
     return any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
 def split_names(source: str, local: Path | None, dataset: Any) -> set[str]:
-    """Return the splits of the data set that a split was opened of."""
+    """Return the names of all splits of the data set of an opened split."""
     if source == "digits" or (local and (local.is_file() or (local / "state.json").exists())):
         return {"train"}
     if local and _is_saved(local):
@@ -113,7 +113,7 @@ def split_names(source: str, local: Path | None, dataset: Any) -> set[str]:
 
 
 def _load_digits(split: str) -> Any:
-    """Open scikit-learn's handwritten digits, 8×8 pixels of 17 grey levels, as a `datasets.Dataset`."""
+    """Open scikit-learn's handwritten digits, 8×8 pixels with 17 grey levels, as a `datasets.Dataset`."""
     import datasets
     from sklearn.datasets import load_digits
 
@@ -130,7 +130,7 @@ def _load_digits(split: str) -> Any:
 
 
 def _load_picture(path: Path, source: str, split: str) -> Any:
-    """Open a single picture as a `datasets.Dataset`."""
+    """Open a single image file as a `datasets.Dataset`."""
     import datasets
 
     features = datasets.Features({"image": datasets.Image()})
@@ -140,19 +140,19 @@ def _load_picture(path: Path, source: str, split: str) -> Any:
 
 
 def _load_arrays(path: Path, source: str, split: str) -> Any:
-    """Open an .npz file, as `load_images` describes it, as a `datasets.Dataset`."""
+    """Open an .npz file (see `load_images`) as a `datasets.Dataset`."""
     import datasets
 
     try:
         with zipfile.ZipFile(path) as archive:
             declared = sum(member.file_size for member in archive.infolist())
-        if declared > _memory() / 4:  # for so many times the images are in memory while they are read
+        if declared > _memory() / 4:  # several copies are in memory while it is read
             raise UserError(f"{source} declares {declared / 1e9:.1f} GB of arrays, too much for this machine's memory")
         with np.lib.npyio.NpzFile(path, allow_pickle=False) as arrays:
             images, labels, names = (arrays.get(name) for name in ("images", "labels", "label_names"))
     except UserError:
         raise
-    except Exception as error:  # of a damaged header or archive
+    except Exception as error:  # a damaged header or archive
         raise UserError(f"{source} cannot be read as an .npz file of plain arrays ({first_line(error)})") from error
     is_images = images is not None and images.dtype == np.uint8 and images.ndim in (3, 4)
     if not is_images or images.shape[3:] not in ((), (3,)) or 0 in images.shape[1:]:
@@ -163,18 +163,18 @@ def _load_arrays(path: Path, source: str, split: str) -> Any:
     if labels is not None:
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
             raise UserError(
-                f"labels of {source} must be one whole number from 0 an image, ({len(images)},), "
+                f"labels of {source} must be one non-negative integer per image, ({len(images)},), "
                 f"not {labels.dtype} {labels.shape}"
             )
         columns["label"] = labels
         if names is None and labels.max(initial=0) >= MAX_CLASSES:
             raise UserError(
-                f"labels of {source} must be below {MAX_CLASSES:,} where there are no label_names, not {labels.max()}"
+                f"labels of {source} must be below {MAX_CLASSES:,} without label_names, not {labels.max()}"
             )
         names = [str(name) for name in (range(labels.max(initial=0) + 1) if names is None else np.atleast_1d(names))]
         if len(set(names)) != len(names) or labels.max(initial=0) >= len(names):
             raise UserError(
-                f"label_names of {source} must be different names, one for each label up to {labels.max(initial=0)}, "
+                f"label_names of {source} must be distinct names, one for each label up to {labels.max(initial=0)}, "
                 f"not {', '.join(names)}"
             )
         features["label"] = datasets.ClassLabel(names=names)
@@ -183,7 +183,7 @@ def _load_arrays(path: Path, source: str, split: str) -> Any:
 
 
 def _memory() -> int:
-    """Return how many bytes of memory this machine has."""
+    """Return this machine's memory in bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
@@ -198,7 +198,7 @@ def _select_only_split(dataset: Any, source: str, split: str) -> Any:
 
 
 def _select_split(splits: dict[str, Any], split: str) -> Any:
-    """Select a split, or a slice such as `train[:90%]`, of data sets in memory, as `load_dataset` does.
+    """Select a split, or a slice such as `train[:90%]`, of in-memory data sets, as `load_dataset` does.
 
     Raises:
         ValueError: if there is no such split.

@@ -197,7 +197,7 @@ def _measure(
     }  # fmt: skip
     for reference in tqdm(references, desc="measuring", unit="judge", disable=None):
         judge = reference.judge
-        features, logits = judge.look_at(subject.images)
+        features, logits = judge.extract(subject.images)
         record["measures"][judge.name] = reference.measures(features)
         record["floors"][judge.name] = reference.floors(len(features))
         if reference.is_unseen:
@@ -283,7 +283,7 @@ def _classification_accuracy_score(subject: Subject, reference: Reference) -> di
             )
             with contextlib.redirect_stdout(io.StringIO()):  # which names folders that will be gone
                 judge = load_judge(str(run_training(fields, ClassifierTask)))
-            predicted = judge.look_at(test.images)[1].argmax(1)
+            predicted = judge.extract(test.images)[1].argmax(1)
             results[kind] = {
                 "training_images": len(images),
                 **accuracy_of(predicted, test_labels, len(names)),
@@ -308,7 +308,7 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
     test = load_test_images(run, own)
     test.require_labels()
     labels = judges_numbers(test.label_names, test.source, judge.label_names)[test.labels]
-    predicted = judge.look_at(test.images)[1].argmax(1)
+    predicted = judge.extract(test.images)[1].argmax(1)
     record = {
         "protocol": {
             "model": judge.name,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hfgen.figures.grids import image_grid, save_picture
-from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture, neighbours_picture
+from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture, neighbors_picture
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import accuracy_text, code, json_text, render
 
@@ -50,7 +50,7 @@ def save_pictures(
         "measures": measures_picture(record["measures"], record["floors"], MEASURES, FLOORS),
         "classes": class_shares_picture(record["classes"]),
         "features": features_picture(*features),
-        "neighbours": neighbours_picture(*pairs),
+        "neighbours": neighbors_picture(*pairs),
     }
     for name, picture in shown.items():
         save_picture(picture, folder / PICTURES / f"{name}.png")

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hfgen.config.commands import EvaluateConfig
-from hfgen.data.degradations import Degradation, Degraded, to_grey
+from hfgen.data.degradations import Degradation, Degraded, to_gray
 from hfgen.data.images import ImageData
-from hfgen.data.paired import Inputs, SecondKind
+from hfgen.data.paired import PairedInputs, TargetDomain
 from hfgen.data.sources import public_name
 from hfgen.evaluation.generated import sha256_of
 from hfgen.evaluation.real import (
@@ -27,7 +27,7 @@ from hfgen.evaluation.real import (
 )
 from hfgen.evaluation.report import PICTURES, save_restoration_report
 from hfgen.evaluation.statistics import accuracy_of
-from hfgen.figures.grids import counterparts_picture, save_picture
+from hfgen.figures.grids import comparison_grid, save_picture
 from hfgen.judges.judge import Judge, judges_numbers
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
@@ -52,7 +52,7 @@ def settings(degradations: Sequence[Degradation]) -> list[list[Degradation]]:
     return [[degradation.at(share) for degradation in degradations] for share in SHARES]
 
 
-def give(inputs: Inputs, images: Tensor, degradations: Sequence[Degradation], seed: int) -> Degraded:
+def give(inputs: PairedInputs, images: Tensor, degradations: Sequence[Degradation], seed: int) -> Degraded:
     """Return what the first images of a set, uint8 (N, C, H, W), become; what is drawn follows from the seed."""
     seed_torch(derive_seed("degradation", seed), torch.device("cpu"))
     parts = [
@@ -77,7 +77,7 @@ def similarity(images: Tensor, wanted: Tensor) -> dict[str, float]:
 def class_seen(images: Tensor, test: ImageData, judge: Judge) -> dict[str, Any]:
     """Return how often a judge takes images for what the first images of a set show."""
     labels = judges_numbers(test.label_names, test.source, judge.label_names)[test.labels[: len(images)]]
-    return accuracy_of(judge.look_at(images)[1].argmax(1), labels, len(judge.label_names))
+    return accuracy_of(judge.extract(images)[1].argmax(1), labels, len(judge.label_names))
 
 
 def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateConfig) -> Path:
@@ -110,11 +110,11 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     images = test.images[: _count(config, test)]
     protocol: dict[str, Any] = {}
     if pipeline.inverse_generator is None:
-        inputs = Inputs(run | given, test, config.reference_split)
+        inputs = PairedInputs(run | given, test, config.reference_split)
         protocol["degradation"] = [str(degradation) for degradation in inputs.degradations]
         compared = _with_pairs(pipeline, config, inputs, test, images)
     else:
-        other = SecondKind(run | given, test, config.target_reference_split or config.reference_split)
+        other = TargetDomain(run | given, test, config.target_reference_split or config.reference_split)
         protocol["target_dataset"] = public_name(other.data.source)
         protocol["target_reference_split"] = config.target_reference_split or config.reference_split
         protocol["target_sha256"] = other.data.fingerprint
@@ -151,7 +151,7 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
             "made": _measure(comparison.made, comparison, judges),
         })  # fmt: skip
         shown = {name: part[:SHOWN] for name, part in comparison.shown.items()}
-        save_picture(counterparts_picture(shown), output / PICTURES / f"restored-{number}.png")
+        save_picture(comparison_grid(shown), output / PICTURES / f"restored-{number}.png")
     return save_restoration_report(record, output)
 
 
@@ -191,7 +191,7 @@ def _count(config: EvaluateConfig, data: ImageData) -> int:
 
 
 def _with_pairs(
-    pipeline: ImageTranslationPipeline, config: EvaluateConfig, inputs: Inputs, test: ImageData, images: Tensor
+    pipeline: ImageTranslationPipeline, config: EvaluateConfig, inputs: PairedInputs, test: ImageData, images: Tensor
 ) -> Iterator[_Comparison]:
     """Where the amount of a degradation was drawn in training, take the least, the middle and the largest."""
     for degradations in settings(inputs.degradations):
@@ -206,11 +206,11 @@ def _as_images(given: Tensor, images: Tensor) -> Tensor:
     """Bring what a network is given, float32 in [−1, 1], to size (bicubic) and channels of what it makes, as uint8."""
     channels, height, width = images.shape[1:]
     enlarged = functional.interpolate(given, (height, width), mode="bicubic")
-    return to_uint8(to_grey(enlarged) if given.shape[1] > channels else enlarged.expand(-1, channels, -1, -1))
+    return to_uint8(to_gray(enlarged) if given.shape[1] > channels else enlarged.expand(-1, channels, -1, -1))
 
 
 def _without_pairs(
-    pipeline: ImageTranslationPipeline, config: EvaluateConfig, other: SecondKind, test: ImageData, first: Tensor
+    pipeline: ImageTranslationPipeline, config: EvaluateConfig, other: TargetDomain, test: ImageData, first: Tensor
 ) -> Iterator[_Comparison]:
     """Translate images of the second kind, and of the first; what they should be is known if both are of one set."""
     cpu = torch.device("cpu")

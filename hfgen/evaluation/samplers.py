@@ -122,7 +122,7 @@ def _try_setting(
         model.labels,
         reference.judge.label_names,
     )
-    features, logits = reference.judge.look_at(subject.images)
+    features, logits = reference.judge.extract(subject.images)
     row: dict[str, Any] = reference.measures(features)
     row["frechet_distance"]["without_each_tenth"] = reference.frechet_distances_without(features)
     if subject.labels is not None:

@@ -69,7 +69,7 @@ class Reference:
 
     def _seen(self, data: ImageData) -> dict[str, Tensor]:
         def look() -> dict[str, Tensor]:
-            features, logits = self.judge.look_at(data.images)
+            features, logits = self.judge.extract(data.images)
             return {"features": features, "predicted": logits.argmax(1)}
 
         return self._kept(f"features-{data.fingerprint[:16]}", look)

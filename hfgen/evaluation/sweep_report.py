@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from hfgen.evaluation import report
 from hfgen.evaluation.results import read_record
-from hfgen.figures.grids import named_pictures, save_picture
+from hfgen.figures.grids import labelled_row, save_picture
 from hfgen.figures.plots import members_curves_picture
 from hfgen.runs.checkpoints import list_steps
 from hfgen.runs.folder import METRICS_FILE, RUN_FILE
@@ -49,7 +49,7 @@ def write_page(folder: Path) -> Path:
     (folder / PICTURES).mkdir(exist_ok=True)
     pictures = {
         "curves": members_curves_picture({member.label: member.curves() for member in members.values()}),
-        "samples": named_pictures({member.label: member.samples() for member in members.values()}),
+        "samples": labelled_row({member.label: member.samples() for member in members.values()}),
     }
     for name, picture in pictures.items():
         save_picture(picture, folder / PICTURES / f"{name}.png")

@@ -31,10 +31,16 @@ from hfgen.evaluation.report import ANALYSIS_PICTURES as PICTURES
 from hfgen.evaluation.report import ANALYSIS_RECORD as RECORD
 from hfgen.evaluation.report import render_report, save_record
 from hfgen.evaluation.statistics import accuracy_of
-from hfgen.figures.grids import counterparts_picture, sample_grid, save_picture
+from hfgen.figures.grids import comparison_grid, sample_grid, save_picture
 from hfgen.figures.plots import latents_picture
 from hfgen.judges.judge import Judge, judges_numbers
-from hfgen.losses.vae import ACTIVE_VARIANCE, count_active_units, log_importance_weights, normal_kl, pixel_error
+from hfgen.losses.vae import (
+    ACTIVE_VARIANCE,
+    count_active_units,
+    kl_to_standard_normal,
+    log_importance_weights,
+    reconstruction_nll,
+)
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.metrics.likelihood_bounds.likelihood_bounds import likelihood_bounds
 from hfgen.pipelines.loading import load
@@ -162,8 +168,8 @@ def _encode(pipeline: VAEPipeline, test: ImageData, binarize: Binarizer, config:
             "means": latent_dist.mean,
             "stddevs": latent_dist.stddev,
             "reconstructions": vae.decode(latent_dist.mean, classes).sample / 2 + 0.5,
-            "errors": pixel_error(pixels, images / 2 + 0.5).flatten(1).sum(1),
-            "divergences": normal_kl(latent_dist),
+            "errors": reconstruction_nll(pixels, images / 2 + 0.5).flatten(1).sum(1),
+            "divergences": kl_to_standard_normal(latent_dist),
         }
         for name, value in found.items():
             parts.setdefault(name, []).append(value.float().cpu())
@@ -188,7 +194,7 @@ def _class_kept(judge: Judge, labels: Tensor, encoded: _Encoded) -> dict[str, An
 
 def _right(judge: Judge, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return how often a judge takes images, uint8 (N, C, H, W), for what they show."""
-    return accuracy_of(judge.look_at(images)[1].argmax(1), labels, len(judge.label_names))
+    return accuracy_of(judge.extract(images)[1].argmax(1), labels, len(judge.label_names))
 
 
 def _uint8(images: Tensor) -> Tensor:
@@ -237,7 +243,7 @@ def _log_weights(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, confi
             noise = torch.randn(draws, *means.shape, generator=generator, device=vae.device)
             latents = means + stddevs * noise
             pixels = vae.pixels(latents.flatten(0, 1), None if labels is None else labels.repeat(draws))
-            errors = pixel_error(pixels, images.repeat(draws, 1, 1, 1)).flatten(1).sum(1).view(draws, -1)
+            errors = reconstruction_nll(pixels, images.repeat(draws, 1, 1, 1)).flatten(1).sum(1).view(draws, -1)
             parts.append(log_importance_weights(errors, latents, latent_dist).cpu())
         weights.append(torch.cat(parts).T)
     return torch.cat(weights)
@@ -252,7 +258,7 @@ def _pictures(pipeline: VAEPipeline, test: ImageData, encoded: _Encoded, seed: i
     labels = None if test.labels is None else test.labels[scattered]
     planes = _planes(encoded.means[scattered], seed)
     pictures = {
-        "reconstructions": counterparts_picture({name: _uint8(part[chosen[:PAIRS]]) for name, part in pairs.items()}),
+        "reconstructions": comparison_grid({name: _uint8(part[chosen[:PAIRS]]) for name, part in pairs.items()}),
         "latents": latents_picture(planes, labels, test.label_names),
         "interpolations": _interpolations(pipeline, encoded, chosen, generator),
         "traversals": _traversals(pipeline, encoded),

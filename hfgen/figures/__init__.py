@@ -1,1 +1,1 @@
-"""Pictures: grids, animations, plots."""
+"""Figures: image grids, animations and plots."""

@@ -1,4 +1,4 @@
-"""Images in the course of denoising and of training, one after the other."""
+"""Denoising animations and training timelapses."""
 
 from pathlib import Path
 
@@ -23,11 +23,13 @@ SLIDES, SLIDE_SIZE = 15, (320, 240)
 
 
 def save_film(noised: Tensor, estimates: Tensor, path: Path) -> None:
-    """Save a denoising as an animated GIF: grids of x_t at the left, of the model's x̂₀ at the right; the last stays.
+    """Save a denoising animation as a GIF: grids of x_t at the left and of the predicted x₀ at the right.
+
+    The last frame is held for a second.
 
     Args:
         noised: x_t, uint8 (F, N, C, H, W).
-        estimates: x̂₀, likewise.
+        estimates: Predicted x₀, likewise.
         path: The file.
     """
     frames = [make_image_grid([image_grid(x), image_grid(e)], 1, 2) for x, e in zip(noised, estimates, strict=True)]
@@ -36,22 +38,22 @@ def save_film(noised: Tensor, estimates: Tensor, path: Path) -> None:
 
 
 def film_strip(noised: Tensor, estimates: Tensor) -> PIL.Image.Image:
-    """Lay out a denoising from left to right: for each image a row of x_t above one of the model's x̂₀.
+    """Return a grid of denoising steps from left to right: for each image a row of x_t and one of the predicted x₀.
 
     Args:
         noised: x_t, uint8 (F, N, C, H, W).
-        estimates: x̂₀, likewise.
+        estimates: Predicted x₀, likewise.
     """
-    rows = torch.stack([noised, estimates], 2).permute(1, 2, 0, 3, 4, 5)  # image, kind, frame
+    rows = torch.stack([noised, estimates], 2).permute(1, 2, 0, 3, 4, 5)  # image, x_t or x₀, frame
     names = ["noised", "estimate"] * rows.shape[0]
     return sample_grid(rows.flatten(0, 2), [row for row in range(len(names)) for _ in noised], names)
 
 
 def save_slides(pictures: list[Path], path: Path) -> None:
-    """Save pictures one after the other as an animated GIF; the last stays.
+    """Save a training timelapse as an animated GIF, whose last frame is held.
 
-    At most `SLIDES` of them, evenly spread, and of each the upper left quarter, `SLIDE_SIZE` at most: a page has no
-    space for more, and no more is needed to see how training goes on.
+    To fit on a page, it shows at most `SLIDES` pictures, evenly spaced, and of each the upper left quarter, at most
+    `SLIDE_SIZE`.
     """
     chosen = sorted({round(i) for i in np.linspace(0, len(pictures) - 1, SLIDES)})
     slides = [open_picture(pictures[index]).convert("RGB") for index in chosen]

@@ -1,4 +1,4 @@
-"""Plots: training curves, and what an evaluation found."""
+"""Plots of training curves and evaluations."""
 
 import io
 import math
@@ -22,17 +22,17 @@ from hfgen.figures.grids import image_grid, plain_label, to_pil
 from hfgen.runs.record import read_rows
 from hfgen.utils.files import complete_or_absent
 
-FLOOR_COLOURS = ("tab:blue", "lightsteelblue")
+FLOOR_COLORS = ("tab:blue", "lightsteelblue")
 
 
 def mathless_label(name: str) -> str:
-    """Return a name for matplotlib, which takes what stands between two `$` for a formula, and leaves out `_names`."""
+    """Return a label for matplotlib, which interprets `$…$` as a formula and omits labels that start with `_`."""
     line = plain_label(name).replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line
 
 
 def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -> None:
-    """Draw each loss and gradient norm of a `metrics.jsonl` over optimizer steps and epochs, with its running mean."""
+    """Plot each loss and gradient norm of a `metrics.jsonl` over steps and epochs, with its running mean."""
     rows = read_rows(metrics_file)
     steps = np.array([row["step"] for row in rows])
     names = [name for name in rows[0] if name != "step"]
@@ -53,9 +53,9 @@ def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -
 
 
 def save_class_shares(classes_file: Path, path: Path) -> None:
-    """Draw which shares of the images show which class, a bar for each checkpoint of a `classes.jsonl`.
+    """Plot the class frequencies of generated images as one stacked bar per checkpoint of a `classes.jsonl`.
 
-    The last bar is of real images, which runs of older versions did not write down.
+    The last bar shows real images, if the run recorded them (older versions did not).
     """
     rows = read_rows(classes_file)
     bars = [(f"{row['step']:,}", row["shares"]) for row in rows]
@@ -77,23 +77,23 @@ def save_class_shares(classes_file: Path, path: Path) -> None:
         bottom += shares
     shown = sorted({round(place) for place in np.linspace(0, len(bars) - 1, 8)})
     axes.set_xticks(shown, [bars[place][0] for place in shown])
-    axes.set(xlabel="optimizer steps", ylabel="share of the images", xlim=(-1, len(bars)), ylim=(0, 1))
+    axes.set(xlabel="optimizer steps", ylabel="fraction of the images", xlim=(-1, len(bars)), ylim=(0, 1))
     figure.legend(loc="outside right upper", reverse=True)
     with complete_or_absent(path) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
 
 
 def _running_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the means over a hundredth of the values each, and where they end."""
+    """Return the running mean over a window of 1 % of the values, and the steps at which the windows end."""
     width = max(1, len(values) // 100)
     return steps[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")
 
 
 def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[float]]]]) -> PIL.Image.Image:
-    """Draw the running means of several runs' metrics over the epochs, a panel a metric and a line a run.
+    """Plot the running means of several runs' metrics over epochs, with a panel per metric and a line per run.
 
     Args:
-        members: By run and metric, the epochs and the values.
+        members: Epochs and values, by run and metric.
     """
     names = list(dict.fromkeys(name for curves in members.values() for name in curves))
     figure = Figure(figsize=(8, 2.8 * len(names)), layout="constrained")
@@ -111,14 +111,14 @@ def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[
 def confusion_picture(
     images: Tensor, labels: Tensor, logits: Tensor, label_names: list[str], num_mistakes: int
 ) -> PIL.Image.Image:
-    """Draw what a classifier takes each class for, and its most confident mistakes.
+    """Plot the confusion matrix of a classifier and its most confident mistakes.
 
     Args:
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
         logits: float (N, classes).
-        label_names: One name a class.
-        num_mistakes: How many images to show at most.
+        label_names: One name per class.
+        num_mistakes: Maximum number of mistakes to show.
     """
     predicted = logits.argmax(1)
     counts = torch.zeros(len(label_names), len(label_names), dtype=torch.long)
@@ -131,13 +131,13 @@ def confusion_picture(
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     matrix.imshow(shares, cmap="Blues")
     for row, column in counts.nonzero().tolist():
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        matrix.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=7)
+        color = "white" if shares[row, column] > 0.5 else "black"
+        matrix.text(column, row, int(counts[row, column]), ha="center", va="center", color=color, fontsize=7)
     names = [mathless_label(name) for name in label_names]
     matrix.set_xticks(range(len(names)), names, rotation=90)
     matrix.set_yticks(range(len(names)), names)
-    matrix.set(xlabel="taken for", ylabel="is")
-    matrix.set_title(f"{(predicted == labels).float().mean():.2%} of {len(labels)} test images right")
+    matrix.set(xlabel="predicted class", ylabel="true class")
+    matrix.set_title(f"{(predicted == labels).float().mean():.2%} of {len(labels)} test images correct")
     mistakes.axis("off")
     mistakes.set_title(f"the {len(worst)} most confident of {len(wrong)} mistakes")
     if len(worst):
@@ -158,36 +158,36 @@ def measures_picture(
     titles: dict[str, tuple[str, str]],
     floor_names: dict[str, str],
 ) -> PIL.Image.Image:
-    """Draw each measure with its deviation beside those of real images; one row a judge, one panel a measure."""
+    """Plot each metric and its standard deviation beside real-data baselines: a row per judge, a panel per metric."""
     figure = Figure(figsize=(2.2 * len(titles), 2.4 * len(measures)), layout="constrained")
     panels = figure.subplots(len(measures), len(titles), squeeze=False)
     for row, (judge, found) in zip(panels, measures.items(), strict=True):
         for axes, (name, (title, better)) in zip(row, titles.items(), strict=True):
             axes.bar(["generated"], found[name]["value"], yerr=found[name]["std"], capsize=4, color="tab:orange")
-            for (floor, values), colour in zip(floors[judge].items(), FLOOR_COLOURS, strict=False):
-                axes.bar([floor_names[floor]], values[name], color=colour)
+            for (floor, values), color in zip(floors[judge].items(), FLOOR_COLORS, strict=False):
+                axes.bar([floor_names[floor]], values[name], color=color)
             axes.set_xticks([])
             axes.set_title(f"{title} ({better})", fontsize=8)
             axes.tick_params(labelsize=7)
             axes.grid(axis="y", alpha=0.3)
         row[0].set_ylabel(mathless_label(judge))
     shown = ["generated", *(f"real: {floor_names[floor]}" for floor in next(iter(floors.values())))]
-    patches = [Patch(color=colour) for colour in ("tab:orange", *FLOOR_COLOURS)]
+    patches = [Patch(color=color) for color in ("tab:orange", *FLOOR_COLORS)]
     figure.legend(patches[: len(shown)], shown, loc="outside lower center", ncols=3, fontsize=8)
     return to_picture(figure)
 
 
 def curves_picture(rows: list[dict[str, Any]], floor: dict[str, float], labels: list[str]) -> PIL.Image.Image:
-    """Draw measures of sampler settings over network evaluations; settings that differ in nothing else are joined.
+    """Plot metrics of sampler settings over network evaluations, with a line per scheduler and guidance.
 
     Args:
-        rows: One a setting, as `hfgen.evaluation.samplers` makes them.
-        floor: The measures of real images.
-        labels: What a setting is called, "scheduler, N steps, …".
+        rows: One row per setting, from `hfgen.evaluation.samplers`.
+        floor: The metrics of real images (real-data baseline).
+        labels: Names of the settings, "scheduler, N steps, …".
     """
     panels = {"frechet_distance": "Fréchet distance", "precision": "precision", "recall": "recall"}
     if all("accuracy" in row for row in rows):
-        panels["accuracy"] = "of the class asked for"
+        panels["accuracy"] = "class accuracy"
     lines: dict[str, list[dict[str, Any]]] = {}
     for row, label in zip(rows, labels, strict=True):
         lines.setdefault(re.sub(r", \d+ steps", "", label), []).append(row)
@@ -200,7 +200,7 @@ def curves_picture(rows: list[dict[str, Any]], floor: dict[str, float], labels: 
             axes.plot(costs, values, marker="o", label=mathless_label(label))
         if name in floor:
             axes.axhline(floor[name], color="grey", linestyle="--", label="real images")
-        axes.set(xscale="log", xlabel="network evaluations an image", title=title)
+        axes.set(xscale="log", xlabel="network evaluations per image", title=title)
         if name == "frechet_distance":
             axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis) if name == "frechet_distance" else (axes.xaxis,):
@@ -214,42 +214,42 @@ def curves_picture(rows: list[dict[str, Any]], floor: dict[str, float], labels: 
 
 
 def class_shares_picture(classes: dict[str, dict[str, Any]]) -> PIL.Image.Image:
-    """Draw for each judge which share of the generated and of the real images it takes for each class."""
+    """Plot the class frequencies of generated and real images, as predicted by each judge."""
     figure = Figure(figsize=(10, 2.6 * len(classes)), layout="constrained")
     for axes, (judge, found) in zip(figure.subplots(len(classes), squeeze=False)[:, 0], classes.items(), strict=True):
         places = np.arange(len(found["label_names"]))
-        for offset, (kind, colour) in zip(
+        for offset, (kind, color) in zip(
             (-0.2, 0.2), (("generated", "tab:orange"), ("real", "tab:blue")), strict=True
         ):
-            axes.bar(places + offset, found["shares"][kind], width=0.4, label=kind, color=colour)
+            axes.bar(places + offset, found["shares"][kind], width=0.4, label=kind, color=color)
         axes.set_xticks(places, [mathless_label(name) for name in found["label_names"]])
-        axes.set(title=mathless_label(judge), ylabel="share")
+        axes.set(title=mathless_label(judge), ylabel="fraction")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         axes.grid(axis="y", alpha=0.3)
     return to_picture(figure)
 
 
 def features_picture(generated: Tensor, real: Tensor, shown: int = 2000) -> PIL.Image.Image:
-    """Draw generated and real features, (N, D) and (M, D), on the two main directions of the real ones."""
+    """Plot generated and real features, (N, D) and (M, D), in the first two principal components of the real ones."""
     mean = real.mean(0)
     directions = torch.linalg.svd(real - mean, full_matrices=False).Vh[:2].T
     figure = Figure(figsize=(10, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, features, kind, colour in (
+    for axes, features, kind, color in (
         (left, real, "real", "tab:blue"),
         (right, generated, "generated", "tab:orange"),
     ):
         points = (features[:shown] - mean) @ directions
-        axes.scatter(*points.T.numpy(), s=6, alpha=0.5, color=colour, linewidths=0)
+        axes.scatter(*points.T.numpy(), s=6, alpha=0.5, color=color, linewidths=0)
         axes.set_title(f"{kind}: {len(points)} images")
-        axes.set(xlabel="first main direction of the real features", ylabel="second")
+        axes.set(xlabel="first principal component of the real features", ylabel="second")
     return to_picture(figure)
 
 
 def latents_picture(
     planes: dict[str, np.ndarray], labels: Tensor | None, label_names: list[str] | None
 ) -> PIL.Image.Image:
-    """Draw latents on planes, each (N, 2), by the name of the plane; labels (N,), where there are any, colour them."""
+    """Plot two-dimensional projections of latents, (N, 2) each by name, coloured by labels (N,) if there are any."""
     figure = Figure(figsize=(6 * len(planes), 5.5), layout="constrained")
     for axes, (name, points) in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes.items(), strict=True):
         by_class = {}
@@ -266,8 +266,8 @@ def latents_picture(
     return to_picture(figure)
 
 
-def neighbours_picture(images: Tensor, neighbours: Tensor) -> PIL.Image.Image:
-    """Draw images, uint8 (N, C, H, W), eight a row, each above its neighbour, (N, C, H, W)."""
+def neighbors_picture(images: Tensor, neighbors: Tensor) -> PIL.Image.Image:
+    """Show generated images, uint8 (N, C, H, W), eight per row, each above its nearest training image, likewise."""
     columns = 8
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(columns, 2.2 * rows), layout="constrained")
@@ -275,7 +275,7 @@ def neighbours_picture(images: Tensor, neighbours: Tensor) -> PIL.Image.Image:
         figure.subfigures(rows, 1, squeeze=False)[:, 0], range(0, len(images), columns), strict=True
     ):
         panels = part.subplots(2, columns)
-        for row, (kind, shown) in zip(panels, (("generated", images), ("training", neighbours)), strict=True):
+        for row, (kind, shown) in zip(panels, (("generated", images), ("training", neighbors)), strict=True):
             row[0].set_ylabel(kind)
             for axes in row:
                 axes.set(xticks=[], yticks=[])

@@ -1,4 +1,4 @@
-"""Judges: classifiers in whose features images are compared and whose decisions tell the class of an image."""
+"""Judges: classifiers that serve as feature extractors and class predictors for evaluation."""
 
 import hashlib
 import json
@@ -21,23 +21,23 @@ WEIGHTS = "model.safetensors"
 PROCESSOR = "preprocessor_config.json"
 RECORD = "evaluation.json"
 NETWORKS = (ResNetForImageClassification, RegNetForImageClassification)
-# By which a configuration makes transformers ask for or fetch code, or change what it computes.
+# Keys with which a configuration makes transformers load remote code or change the computation.
 STRANGE = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "custom_pipelines")
 BATCH_SIZE = 500
-# The stock networks were made for photographs and begin by halving the image. At twice the size, by repeated pixels,
-# the first convolution sees every pixel of a small one.
+# The stock networks were designed for photographs and first halve the image. Upscaling by repeating pixels lets their
+# first convolution use every pixel of a small image.
 UPSCALE = 2
 
 
 @dataclass
 class Judge:
-    """A classifier that `hfgen train classifier` trained, ready to look at images.
+    """A classifier from `hfgen train classifier`, as a feature extractor.
 
     Attributes:
         name: The name of its folder.
         model: The network, in evaluation mode.
-        size: Height and width to which it enlarges images, by repeating pixels.
-        sha256: Of its weights, which tells exactly in which features something was measured.
+        size: Height and width to which images are upscaled by repeating pixels.
+        sha256: SHA-256 of its weights, which identifies the feature space of a measurement.
     """
 
     name: str
@@ -47,29 +47,29 @@ class Judge:
 
     @property
     def label_names(self) -> list[str]:
-        """The classes in the order of their numbers."""
+        """Class names by index."""
         return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
 
     @property
     def num_features(self) -> int:
-        """The width of the features."""
+        """Dimension of the features."""
         return self.model.config.hidden_sizes[-1]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that it knows."""
+        """Shape (C, H, W) of the training images."""
         return (self.model.config.num_channels, self.size[0] // UPSCALE, self.size[1] // UPSCALE)
 
     @torch.inference_mode()
-    def look_at(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the network makes of images.
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features and logits of images.
 
         Args:
             images: uint8 (N, C, H, W).
 
         Returns:
-            Features, float32 (N, D), the average of the last layer over the image; logits, float32 (N, classes).
-            Both on the CPU.
+            Features, float32 (N, D), the last layer averaged over positions, and logits, float32 (N, classes), both on
+            the CPU.
         """
         features, logits = [], []
         for batch in images.split(BATCH_SIZE):
@@ -81,48 +81,48 @@ class Judge:
 
 
 def load_judge(name_or_folder: str) -> Judge:
-    """Load a judge that hfgen ships, by its name, or one of the user's own, by the folder of its run.
+    """Load a shipped judge by name, or a trained classifier by its run folder.
 
     Raises:
-        UserError: if there is none, or a shipped one is not the one that was measured.
+        UserError: if there is none, or the weights of a shipped one differ from those evaluated.
     """
     shipped = name_or_folder in shipped_judges()
     folder = JUDGES / name_or_folder if shipped else Path(name_or_folder).expanduser()
     if not (folder / WEIGHTS).is_file():
-        what = "a folder without a finished classifier" if folder.is_dir() else "no folder"
+        what = "a folder without a finished classifier" if folder.is_dir() else "not a folder"
         raise UserError(
             f"there is no judge {name_or_folder}: it is none of those shipped ({', '.join(shipped_judges())}), and "
-            f"{what}; hfgen train classifier makes one"
+            f"{what}; train one with hfgen train classifier"
         )
     sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     if shipped and sha256 != json.loads((folder / RECORD).read_text())["protocol"]["weights_sha256"]:
-        raise UserError(f"the judge {name_or_folder} is damaged: its weights are not those that were measured")
+        raise UserError(f"the judge {name_or_folder} is damaged: its weights differ from those evaluated")
     model = _load_network(folder, name_or_folder)
     size = read_json(folder / PROCESSOR).get("size")
     if not isinstance(size, dict) or not all(isinstance(size.get(side), int) for side in ("height", "width")):
-        raise UserError(f"{folder / PROCESSOR}: size must give height and width, not {shown(size)}")
+        raise UserError(f"{folder / PROCESSOR}: size must have height and width, not {shown(size)}")
     model = model.eval().to(default_device(), memory_format=torch.channels_last)
     return Judge(folder.resolve().name, model, (size["height"], size["width"]), sha256)
 
 
 def _load_network(folder: Path, name: str) -> PreTrainedModel:
-    """Load a classifier of one of the classes that hfgen trains, which need no code but that of transformers."""
+    """Load a classifier of one of `NETWORKS`, which need no remote code."""
     file = folder / "config.json"
     config = read_json(file)
     check_numbers(config, file)
     architectures = config.get("architectures")
     if architectures not in [[network.__name__] for network in NETWORKS]:
         known = " or ".join(network.__name__ for network in NETWORKS)
-        raise UserError(f"{file}: a judge is a {known}, not {shown(architectures)}")
+        raise UserError(f"{file}: a judge must be a {known}, not {shown(architectures)}")
     if strange := [key for key in config if key in STRANGE]:
-        raise UserError(f"{file} has {strange[0]}, which no judge of hfgen has")
+        raise UserError(f"{file} has {strange[0]}, which is not allowed for a judge")
     network = next(network for network in NETWORKS if [network.__name__] == architectures)
     transformers_logging.disable_progress_bar()
     try:
         model, found = network.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
         )
-    except Exception as error:  # files of strangers make it fail in any way
+    except Exception as error:  # untrusted files can cause any error
         raise UserError(f"cannot load the judge {name}: {type(error).__name__}: {first_line(error)}") from error
     if lacking := sorted(found["missing_keys"]):
         raise UserError(f"cannot load the judge {name}: its weights lack {lacking[0]}")
@@ -130,29 +130,29 @@ def _load_network(folder: Path, name: str) -> PreTrainedModel:
 
 
 def judges_numbers(names: list[str], owner: str, label_names: list[str]) -> Tensor:
-    """Return the judges' numbers of classes that have other numbers elsewhere, int64 (classes,).
+    """Return the judges' class indices for the class names of a data set or model, int64 (classes,).
 
     Raises:
-        UserError: for a class that the judges do not know.
+        UserError: for a class that the judges do not have.
     """
     known = {label: number for number, label in enumerate(label_names)}
     if known.keys().isdisjoint(names):
         known = {str(number): number for number in range(len(label_names))}
     if strangers := set(names) - known.keys():
         raise UserError(
-            f"{owner} has classes that the judges do not know, such as {min(strangers)}; they know "
-            f"{', '.join(label_names)}, or as numbers 0 to {len(label_names) - 1}; name a --judge of these classes, "
-            "rename them, or leave the labels out"
+            f"{owner} has classes that the judges do not have, such as {min(strangers)}; theirs are "
+            f"{', '.join(label_names)}, or the indices 0 to {len(label_names) - 1}; use a --judge with these classes, "
+            "rename them, or leave out the labels"
         )
     return torch.tensor([known[name] for name in names])
 
 
 def shipped_judges(dataset: str = "") -> list[str]:
-    """List the judges that hfgen ships, of one data set or of all; the first of a set is the stronger one."""
+    """List the shipped judges of one data set or all; the first of a data set is the more accurate one."""
     return sorted(path.name for path in JUDGES.glob(f"{dataset}*") if path.is_dir() and path.name[0] != "_")
 
 
 def shipped_judges_of(dataset: str) -> list[str]:
-    """Name the judges that hfgen ships for a data set."""
+    """List the shipped judges of a data set, by any of its names."""
     short = {name: short for short, name in SHORT_NAMES.items()}.get(dataset, dataset)
     return shipped_judges(short) if short in SHORT_NAMES else []

@@ -1,1 +1,1 @@
-"""Training objectives as functions, each with its equation and source."""
+"""Training objectives as pure functions, each with its equation and source."""

@@ -1,6 +1,6 @@
-"""What generators and discriminators minimise, each with its equation and source, and what keeps them apart.
+"""Adversarial losses and gradient penalties.
 
-Discriminators give D, (B,), one number an image; σ is the logistic sigmoid.
+D is the discriminator's output, (B,), one logit per image; σ is the logistic sigmoid.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
-PROBABILITIES = {"minimax", "non_saturating"}  # the losses under which σ(D) is the probability that an image is real
+PROBABILITIES = {"minimax", "non_saturating"}  # losses for which σ(D) is the probability that an image is real
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Keep gradients out of a module's parameters; they still pass through it to what it is given."""
+    """Disable gradients of a module's parameters; they still flow through it to its inputs."""
     module.requires_grad_(False)
     try:
         yield
@@ -24,7 +24,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
-    """Return what a discriminator minimises, a scalar.
+    """Return the discriminator loss, a scalar.
 
     `minimax` and `non_saturating`: −E ln σ(D(x)) − E ln(1 − σ(D(G(z)))), the binary cross-entropy (Goodfellow et al.
     2014, eq. 1). `least_squares`: ½ E (D(x) − 1)² + ½ E D(G(z))² (Mao et al. 2017, eq. 2). `hinge`:
@@ -49,22 +49,28 @@ def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
             return softplus(fake - real).mean()
 
 
-def opinions(loss: str, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """Return the means of D(x) and D(G(z)), of probabilities of being real where the loss makes them such."""
-    as_shown = torch.sigmoid if loss in PROBABILITIES else torch.as_tensor
-    return {"real": as_shown(real.detach()).mean(), "fake": as_shown(fake.detach()).mean()}
+def discriminator_scores(loss: str, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    """Return the mean D(x) and D(G(z)), as probabilities for the losses that define them.
+
+    Args:
+        loss: See `discriminator_loss`.
+        real: D(x), (B,).
+        fake: D(G(z)), (B,).
+    """
+    score = torch.sigmoid if loss in PROBABILITIES else torch.as_tensor
+    return {"real": score(real.detach()).mean(), "fake": score(fake.detach()).mean()}
 
 
 def generator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
-    """Return what a generator minimises, a scalar.
+    """Return the generator loss, a scalar.
 
-    `minimax`: E ln(1 − σ(D(G(z)))), which saturates where the discriminator is sure. `non_saturating`:
+    `minimax`: E ln(1 − σ(D(G(z)))), which saturates where the discriminator is confident. `non_saturating`:
     −E ln σ(D(G(z))) (Goodfellow et al. 2014, section 3). `least_squares`: ½ E (D(G(z)) − 1)². `hinge` and
     `wasserstein`: −E D(G(z)). `relativistic`: −E ln σ(D(G(z)) − D(x)). Sources as for `discriminator_loss`.
 
     Args:
         loss: One of these.
-        real: D(x), (B,), which only `relativistic` looks at.
+        real: D(x), (B,); used by `relativistic` only.
         fake: D(G(z)), (B,).
     """
     match loss:
@@ -81,28 +87,30 @@ def generator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def squared_gradient_norms(logits: Tensor, images: Tensor) -> Tensor:
-    """Return ‖∇_x D(x)‖², (B,), through which the discriminator's parameters can be reached.
+    """Return ‖∇_x D(x)‖², (B,), differentiable with respect to the discriminator's parameters.
 
-    Its mean over real images, times γ / 2, is the penalty R1, over generated ones R2 (Mescheder et al. 2018, eq. 9 and
-    10).
+    Its mean over real images, times γ / 2, is the R1 penalty; over generated images it is R2 (Mescheder et al. 2018,
+    eq. 9 and 10).
 
     Args:
-        logits: D(x), (B,).
-        images: x, (B, C, H, W), of which the logits were computed, and which requires gradients.
+        logits: D(x), (B,), computed from `images`.
+        images: x, (B, C, H, W), with `requires_grad`.
     """
     (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradients.float().square().flatten(1).sum(1)
 
 
-def lipschitz_penalty(discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
-    """Return E (‖∇_x D(x)‖ − 1)² at random points between real and generated images (Gulrajani et al. 2017, eq. 3).
+def gradient_penalty(discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    """Return E (‖∇_x D(x)‖ − 1)² at random interpolates of real and generated images (WGAN-GP).
+
+    That is eq. 3 of Gulrajani et al. (2017), without its weight.
 
     Args:
-        discriminate: Returns D, (B,), of images.
+        discriminate: The discriminator: images to D, (B,).
         real: Images (B, C, H, W).
         fake: Images (B, C, H, W).
     """
-    shares = torch.rand(len(real), 1, 1, 1, device=real.device)
-    between = torch.lerp(real, fake, shares).requires_grad_()
+    weights = torch.rand(len(real), 1, 1, 1, device=real.device)
+    between = torch.lerp(real, fake, weights).requires_grad_()
     norms = (squared_gradient_norms(discriminate(between), between) + 1e-12).sqrt()
     return (norms - 1).square().mean()

@@ -1,5 +1,5 @@
-"""How good generated images are: `evaluate` modules, and the classifiers in whose features they compare images.
+"""Metrics of generated images, as `evaluate` modules.
 
-Each folder with a module, such as `frechet_distance/`, stands alone: it imports nothing of hfgen, `evaluate.load`
-takes its path, and it can be pushed to the Hub as it is.
+Each folder, such as `frechet_distance/`, is self-contained: it imports nothing from hfgen, can be loaded by path with
+`evaluate.load`, and can be pushed to the Hub.
 """

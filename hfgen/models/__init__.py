@@ -1,1 +1,1 @@
-"""One self-contained file per network family; each travels with the weights that it describes."""
+"""Network architectures, one self-contained file per family, which is saved with the weights."""

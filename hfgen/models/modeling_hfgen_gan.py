@@ -1,6 +1,6 @@
-"""Generators and discriminators of small images (Goodfellow et al. 2014): fully connected, convolutional, residual.
+"""GAN generators and discriminators for small images: fully connected, convolutional and residual.
 
-This file is saved beside the weights and needs nothing but torch and diffusers.
+This file is saved with the weights and depends only on torch and diffusers.
 """
 
 import math
@@ -22,20 +22,20 @@ GAIN = math.sqrt(2 / (1 + LEAKY_SLOPE**2))  # of a leaky ReLU (He et al. 2015, e
 
 @dataclass
 class GeneratorOutput(BaseOutput):
-    """What a generator makes of latents: images (B, C, H, W) in [−1, 1]."""
+    """Generator output: images (B, C, H, W) in [−1, 1]."""
 
     sample: Tensor
 
 
 @dataclass
 class DiscriminatorOutput(BaseOutput):
-    """What a discriminator thinks of images: (B,), whose sigmoid is the probability that an image is real."""
+    """Discriminator output: logits (B,), whose sigmoid is the probability that an image is real."""
 
     logits: Tensor
 
 
 def linear_layers(sizes: Sequence[int], activation: Callable[[], nn.Module], dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers from size to size, each followed by an activation and a dropout."""
+    """Linear layers of the given sizes, each followed by an activation and dropout."""
     layers = nn.Sequential()
     for before, after in pairwise(sizes):
         layers.extend([nn.Linear(before, after), activation(), nn.Dropout(dropout)])
@@ -43,15 +43,15 @@ def linear_layers(sizes: Sequence[int], activation: Callable[[], nn.Module], dro
 
 
 def leaky() -> nn.Module:
-    """The activation of the convolutional networks."""
+    """Return the activation of the convolutional networks, a leaky ReLU."""
     return nn.LeakyReLU(LEAKY_SLOPE)
 
 
 def initialize_evenly(layer: nn.Module) -> None:
-    """Draw the weights of a convolution or linear layer as Glorot and Bengio (2010) do, biases zero.
+    """Initialise a convolution or linear layer with Xavier-uniform weights and zero biases (Glorot and Bengio 2010).
 
-    With torch's smaller weights a generator without normalisation tells latents apart less, and its discriminator
-    drives all images to black, from which a saturated sigmoid does not come back.
+    torch's default weights are too small for a generator without normalisation: its outputs barely depend on the
+    latents, and it collapses early to black images, where the sigmoid saturates.
     """
     if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         nn.init.xavier_uniform_(layer.weight)
@@ -59,10 +59,10 @@ def initialize_evenly(layer: nn.Module) -> None:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside an identity, without normalisation (Zhang et al. 2019); (B, C, H, W) to the same.
+    """Residual block of two convolutions without normalisation (Fixup, Zhang et al. 2019), on (B, C, H, W).
 
-    The last convolution begins at zero and the first smaller by the number of blocks, which keeps what a deep network
-    passes on at its size, as normalisation otherwise would.
+    The last convolution is initialised to zero and the first one scaled down by the number of blocks, which preserves
+    the scale of activations in a deep network, as normalisation would.
     """
 
     def __init__(self, channels: int, num_blocks: int):
@@ -75,36 +75,36 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what the two convolutions find."""
+        """Add the residual."""
         return x + self.layers(x)
 
 
 class Upsampling(nn.Module):
-    """Another number of channels, then twice the height and width; (B, C, H, W) to (B, C', 2 H, 2 W)."""
+    """1×1 convolution, then bilinear upsampling; (B, C, H, W) to (B, C', 2 H, 2 W)."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
         self.channels = nn.Conv2d(before, after, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Interpolate linearly, so that no checkerboard arises."""
+        """Change the channels, then interpolate bilinearly, which avoids checkerboard artefacts."""
         return functional.interpolate(self.channels(x), scale_factor=2, mode="bilinear")
 
 
 class Downsampling(nn.Module):
-    """Half the height and width, then another number of channels; (B, C, H, W) to (B, C', H / 2, W / 2)."""
+    """2×2 average pooling, then a 1×1 convolution; (B, C, H, W) to (B, C', H / 2, W / 2)."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
         self.channels = nn.Conv2d(before, after, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Average squares of four pixels."""
+        """Pool, then change the channels."""
         return self.channels(functional.avg_pool2d(x, 2))
 
 
 class _Generator(ModelMixin, ConfigMixin):
-    """What all generators share: latents and classes in, images out."""
+    """Base of all generators: from latents and classes to images."""
 
     def _condition(self, latents: Tensor, class_labels: Tensor | None) -> Tensor:
         _check_labels(class_labels, self.config.num_classes)
@@ -115,11 +115,11 @@ class _Generator(ModelMixin, ConfigMixin):
     def forward(
         self, latents: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> GeneratorOutput | tuple[Tensor]:
-        """Make images (B, C, H, W) in [−1, 1].
+        """Generate images (B, C, H, W) in [−1, 1].
 
         Args:
-            latents: (B, latent_dim), drawn from the standard normal distribution.
-            class_labels: The classes to show, int64 (B,), if the model knows any.
+            latents: Samples of the standard normal distribution, (B, latent_dim).
+            class_labels: Classes of the images, int64 (B,), for a class-conditional model.
             return_dict: Return a `GeneratorOutput` instead of a tuple.
         """
         sample = self.layers(self._condition(latents, class_labels)).sigmoid() * 2 - 1
@@ -127,7 +127,7 @@ class _Generator(ModelMixin, ConfigMixin):
 
 
 class _Discriminator(ModelMixin, ConfigMixin):
-    """What all discriminators share: features of images, and what they say (projection, Miyato and Koyama 2018)."""
+    """Base of all discriminators: features and a (projection) head (Miyato and Koyama 2018)."""
 
     def _add_head(self, features: int, num_classes: int | None) -> None:
         self.head = nn.Linear(features, 1)
@@ -137,7 +137,7 @@ class _Discriminator(ModelMixin, ConfigMixin):
 
     def _normalize_spectrally(self) -> None:
         for layer in [*self.modules()]:
-            if isinstance(layer, ResidualBlock):  # zeros cannot be divided by their largest singular value
+            if isinstance(layer, ResidualBlock):  # spectral normalisation cannot divide zeros
                 nn.init.kaiming_normal_(layer.layers[-1].weight)
         for layer in [*self.modules()]:
             if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
@@ -149,11 +149,11 @@ class _Discriminator(ModelMixin, ConfigMixin):
     def forward(
         self, sample: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> DiscriminatorOutput | tuple[Tensor]:
-        """Judge images.
+        """Return logits (B,).
 
         Args:
-            sample: (B, C, H, W) in [−1, 1].
-            class_labels: What they are meant to show, int64 (B,), if the model knows any classes.
+            sample: Images (B, C, H, W) in [−1, 1].
+            class_labels: Classes of the images, int64 (B,), for a class-conditional model.
             return_dict: Return a `DiscriminatorOutput` instead of a tuple.
         """
         _check_labels(class_labels, self.config.num_classes)
@@ -165,14 +165,14 @@ class _Discriminator(ModelMixin, ConfigMixin):
 
 
 class FullyConnectedGenerator(_Generator):
-    """Linear layers with ReLU between them.
+    """Fully connected generator with ReLU activations.
 
     Args:
         sample_size: Height and width of the images, or one number for both.
-        out_channels: 1 for grey, 3 for RGB.
-        latent_dim: Numbers in a latent.
-        hidden_sizes: Features of the inner layers.
-        num_classes: Classes that it is told, or None.
+        out_channels: 1 for greyscale, 3 for RGB.
+        latent_dim: Dimension of the latent space.
+        hidden_sizes: Hidden layer sizes.
+        num_classes: Number of classes of a class-conditional model, or None.
     """
 
     @register_to_config
@@ -193,15 +193,15 @@ class FullyConnectedGenerator(_Generator):
 
 
 class FullyConnectedDiscriminator(_Discriminator):
-    """Linear layers with ReLU between them.
+    """Fully connected discriminator with ReLU activations.
 
     Args:
         sample_size: Height and width of the images, or one number for both.
-        in_channels: 1 for grey, 3 for RGB.
-        hidden_sizes: Features of the inner layers.
-        dropout: Share of the features that each inner layer leaves out in training.
-        spectral_norm: Divide each weight by its largest singular value (Miyato et al. 2018).
-        num_classes: Classes that it is told, or None.
+        in_channels: 1 for greyscale, 3 for RGB.
+        hidden_sizes: Hidden layer sizes.
+        dropout: Dropout probability after each hidden layer.
+        spectral_norm: Spectral normalisation of the weights (Miyato et al. 2018).
+        num_classes: Number of classes of a class-conditional model, or None.
     """
 
     @register_to_config
@@ -223,27 +223,26 @@ class FullyConnectedDiscriminator(_Discriminator):
 
 
 class UnflattenChannelsLast(nn.Unflatten):
-    """`nn.Unflatten` with the channels last in memory, in which transposed convolutions take less time."""
+    """`nn.Unflatten` to the channels-last memory format, in which transposed convolutions are faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, C, H, W) of (B, C · H · W)."""
+        """Reshape (B, C · H · W) to (B, C, H, W)."""
         return super().forward(x).contiguous(memory_format=torch.channels_last)
 
 
 class ConvolutionalGenerator(_Generator):
-    """A linear layer, then transposed convolutions of stride 2, with leaky ReLU between them (Radford et al. 2016).
+    """Linear layer and stride-2 transposed convolutions with leaky ReLU (DCGAN, Radford et al. 2016).
 
     Args:
         sample_size: Height and width of the images, or one number for both; each transposed convolution doubles them.
-        out_channels: 1 for grey, 3 for RGB.
-        latent_dim: Numbers in a latent.
-        block_out_channels: Channels after each of the transposed convolutions; the linear layer has the first number.
-        batch_norm: Normalise each of these layers over the batch (Ioffe and Szegedy 2015), and in use over what the
-            batches had on average.
-        num_classes: Classes that it is told, or None.
+        out_channels: 1 for greyscale, 3 for RGB.
+        latent_dim: Dimension of the latent space.
+        block_out_channels: Output channels of each transposed convolution; the linear layer has the first number.
+        batch_norm: Batch normalisation after each of these layers (Ioffe and Szegedy 2015).
+        num_classes: Number of classes of a class-conditional model, or None.
 
     Raises:
-        ValueError: if so many doublings do not give such images.
+        ValueError: if the image size is not divisible accordingly.
     """
 
     @register_to_config
@@ -274,18 +273,18 @@ class ConvolutionalGenerator(_Generator):
 
 
 class ConvolutionalDiscriminator(_Discriminator):
-    """Convolutions of stride 2 with leaky ReLU and dropout, then a linear layer (Radford et al. 2016).
+    """Stride-2 convolutions with leaky ReLU and dropout, then a linear layer (DCGAN, Radford et al. 2016).
 
     Args:
         sample_size: Height and width of the images, or one number for both; each convolution halves them.
-        in_channels: 1 for grey, 3 for RGB.
+        in_channels: 1 for greyscale, 3 for RGB.
         block_out_channels: Channels of the convolutions.
-        dropout: Share of the values that each convolution leaves out in training.
-        spectral_norm: Divide each weight by its largest singular value (Miyato et al. 2018).
-        num_classes: Classes that it is told, or None.
+        dropout: Dropout probability after each convolution.
+        spectral_norm: Spectral normalisation of the weights (Miyato et al. 2018).
+        num_classes: Number of classes of a class-conditional model, or None.
 
     Raises:
-        ValueError: if such images cannot be halved so often.
+        ValueError: if the image size is not divisible accordingly.
     """
 
     @register_to_config
@@ -309,23 +308,23 @@ class ConvolutionalDiscriminator(_Discriminator):
             self._normalize_spectrally()
 
     def _features(self, sample: Tensor) -> Tensor:
-        """Look at pixels from 0 to 1, where black leaves all of a convolution at its bias."""
+        """Use pixels in [0, 1], so that black pixels contribute nothing to a convolution."""
         return super()._features(sample / 2 + 0.5)
 
 
 class ResidualGenerator(_Generator):
-    """A linear layer, then residual blocks at each resolution (R3GAN, Huang et al. 2024, with plain convolutions).
+    """Linear layer and residual blocks at each resolution (R3GAN, Huang et al. 2024, with plain convolutions).
 
     Args:
         sample_size: Height and width of the images, or one number for both; doubled between two resolutions.
-        out_channels: 1 for grey, 3 for RGB.
-        latent_dim: Numbers in a latent.
-        block_out_channels: Channels at each resolution, the coarsest first.
-        layers_per_block: Residual blocks at each resolution.
-        num_classes: Classes that it is told, or None.
+        out_channels: 1 for greyscale, 3 for RGB.
+        latent_dim: Dimension of the latent space.
+        block_out_channels: Channels at each resolution, from coarse to fine.
+        layers_per_block: Residual blocks per resolution.
+        num_classes: Number of classes of a class-conditional model, or None.
 
     Raises:
-        ValueError: if so many doublings do not give such images.
+        ValueError: if the image size is not divisible accordingly.
     """
 
     @register_to_config
@@ -352,19 +351,19 @@ class ResidualGenerator(_Generator):
 
 
 class ResidualDiscriminator(_Discriminator):
-    """The mirror image of `ResidualGenerator`: residual blocks at each resolution, then a weighted sum over places.
+    """Mirror of `ResidualGenerator`: residual blocks at each resolution, then a depthwise convolution over all pixels.
 
     Args:
         sample_size: Height and width of the images, or one number for both; halved between two resolutions.
-        in_channels: 1 for grey, 3 for RGB.
-        block_out_channels: Channels at each resolution, the finest first.
-        layers_per_block: Residual blocks at each resolution.
-        dropout: Share of the features that are left out in training.
-        spectral_norm: Divide each weight by its largest singular value (Miyato et al. 2018).
-        num_classes: Classes that it is told, or None.
+        in_channels: 1 for greyscale, 3 for RGB.
+        block_out_channels: Channels at each resolution, from fine to coarse.
+        layers_per_block: Residual blocks per resolution.
+        dropout: Dropout probability of the features.
+        spectral_norm: Spectral normalisation of the weights (Miyato et al. 2018).
+        num_classes: Number of classes of a class-conditional model, or None.
 
     Raises:
-        ValueError: if such images cannot be halved so often.
+        ValueError: if the image size is not divisible accordingly.
     """
 
     @register_to_config
@@ -400,10 +399,17 @@ def _height_and_width(sample_size: int | Sequence[int]) -> tuple[int, int]:
 def _halved(sample_size: int | Sequence[int], times: int) -> tuple[int, int]:
     height, width = _height_and_width(sample_size)
     if height % 2**times or width % 2**times:
-        raise ValueError(f"block_out_channels halve or double images {times} times, which {height}×{width} do not fit")
+        raise ValueError(
+            f"block_out_channels halve or double images {times} times, which needs sides divisible by {2**times}, not "
+            f"{height}×{width}"
+        )
     return height // 2**times, width // 2**times
 
 
 def _check_labels(class_labels: Tensor | None, num_classes: int | None) -> None:
     if (class_labels is None) != (num_classes is None):
-        raise ValueError("class_labels are " + ("missing" if class_labels is None else "not known to this model"))
+        raise ValueError(
+            "class_labels are missing: this model is class-conditional"
+            if class_labels is None
+            else "this model is unconditional: class_labels do not apply"
+        )

@@ -1,6 +1,6 @@
-"""Networks that make an image of an image: a plain U-Net, one of residual blocks, and a discriminator of patches.
+"""Image-to-image networks: a plain U-Net, a residual U-Net and a patch discriminator.
 
-This file is saved beside the weights and needs nothing but torch and diffusers.
+This file is saved with the weights and depends only on torch and diffusers.
 """
 
 from collections.abc import Sequence
@@ -19,54 +19,60 @@ LEAKY_SLOPE = 0.2
 
 @dataclass
 class TranslatorOutput(BaseOutput):
-    """What a network makes of images: (B, C', H · scale_factor, W · scale_factor), around [−1, 1]."""
+    """Network output: images (B, C', H · scale_factor, W · scale_factor), approximately in [−1, 1]."""
 
     sample: Tensor
 
 
 @dataclass
 class PatchDiscriminatorOutput(BaseOutput):
-    """What a discriminator thinks of patches: (B, 1, h, w), whose sigmoid is the probability that a patch is real."""
+    """Discriminator output: logits (B, 1, h, w), whose sigmoid is the probability that a patch is real."""
 
     logits: Tensor
 
 
 class _Translator(ModelMixin, ConfigMixin):
-    """What all of them share: what is shown to the layers, and what is made of what they say."""
+    """Base of the networks: upscaling, noise-level input and residual prediction around `layers`."""
 
     @property
     def multiple(self) -> int:
-        """Height and width, once enlarged, must be multiples of it."""
+        """Divisor that height and width must have after upscaling."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def _check(self) -> int:
-        """Return how many channels the layers are shown.
+        """Return the number of input channels of `layers`.
 
         Raises:
-            ValueError: if the residual cannot be added to what was given.
+            ValueError: if the residual cannot be added to the input.
         """
         config = self.config
         if config.predict_residual and config.in_channels not in (1, config.out_channels):
-            raise ValueError(f"{config.in_channels} channels cannot be corrected to {config.out_channels}")
+            raise ValueError(
+                f"predict_residual cannot add {config.out_channels} channels to an input with {config.in_channels}"
+            )
         return config.in_channels + config.noise_level_input
 
     def forward(
         self, sample: Tensor, noise_std: Tensor | None = None, return_dict: bool = True
     ) -> TranslatorOutput | tuple[Tensor]:
-        """Make images of images.
+        """Translate images.
 
         Args:
-            sample: (B, C, H, W), around [−1, 1]; enlarged (bicubic) before all else where `scale_factor` is not 1.
-            noise_std: Standard deviation of the white noise in each, for pixels from 0 to 1, (B,), if the network is
-                to be told (`noise_level_input`).
+            sample: Images (B, C, H, W) in [−1, 1], or beyond if noisy; first upscaled (bicubic) by `scale_factor`.
+            noise_std: Standard deviation of the white noise in each image, for pixels in [0, 1], (B,), for a network
+                conditioned on it (`noise_level_input`).
             return_dict: Return a `TranslatorOutput` instead of a tuple.
 
         Raises:
-            ValueError: if the noise is missing or not asked for.
+            ValueError: if noise_std is missing or does not apply.
         """
         config = self.config
         if (noise_std is None) == config.noise_level_input:
-            raise ValueError("noise_std is " + ("missing" if noise_std is None else "not known to this model"))
+            raise ValueError(
+                "noise_std is missing: this model is conditioned on it"
+                if noise_std is None
+                else "this model is not conditioned on noise_std"
+            )
         if config.scale_factor > 1:
             sample = functional.interpolate(sample, scale_factor=config.scale_factor, mode="bicubic")
         shown = sample
@@ -80,31 +86,31 @@ class _Translator(ModelMixin, ConfigMixin):
 
 
 class _Skip(nn.Module):
-    """One level of a U-Net: down, what lies below, up, and beside it what was there before."""
+    """One level of a U-Net with a concatenated skip connection."""
 
     def __init__(self, down: nn.Module, below: nn.Module, up: nn.Module):
         super().__init__()
         self.down, self.below, self.up = down, below, up
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return twice the channels: what was given, and what comes back from below."""
+        """Return the input concatenated with the upsampled output of the lower levels: twice the channels."""
         return torch.cat([x, self.up(self.below(self.down(x)))], 1)
 
 
 class TranslationUNet(_Translator):
-    """Convolutions downwards, transposed ones upwards, skips between them (Isola et al. 2017, without normalisation).
+    """Plain U-Net (pix2pix, Isola et al. 2017, without normalisation).
 
-    A convolution at full size and one of stride 2 a level, with leaky ReLU; transposed convolutions of stride 2 with
-    ReLU; tanh.
+    The encoder has a convolution at full resolution and one of stride 2 per level, with leaky ReLU; the decoder has
+    transposed convolutions of stride 2 with ReLU; the output is a tanh.
 
     Args:
-        sample_size: Height and width of the images that it was trained to make, or one number for both; others work.
-        in_channels: 1 for grey, 3 for RGB.
+        sample_size: Height and width of the training images, or one number for both; other sizes work too.
+        in_channels: 1 for greyscale, 3 for RGB.
         out_channels: Likewise.
-        block_out_channels: Channels at each level, the finest first; each further one halves height and width.
-        scale_factor: How often as high and wide the images are that it makes.
-        noise_level_input: Whether it is told the standard deviation of the noise.
-        predict_residual: Whether it makes what is to be added to the image that it is given; then there is no tanh.
+        block_out_channels: Channels at each level, from fine to coarse; each further entry halves height and width.
+        scale_factor: Upscaling factor of the output.
+        noise_level_input: Whether the network is conditioned on the noise's standard deviation.
+        predict_residual: Whether it predicts the difference to its input; then there is no tanh.
     """
 
     @register_to_config
@@ -137,7 +143,7 @@ class TranslationUNet(_Translator):
 
 
 class ConvChannelsLast(nn.Conv2d):
-    """`nn.Conv2d` that leaves the channels last in memory, in which the layers after it take less time on a CPU."""
+    """`nn.Conv2d` with channels-last output, with which the following layers are faster on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C, H, W)."""
@@ -145,7 +151,7 @@ class ConvChannelsLast(nn.Conv2d):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside an identity, without normalisation (Lim et al. 2017); (B, C, H, W) to the same."""
+    """Residual block of two convolutions without normalisation (EDSR, Lim et al. 2017), on (B, C, H, W)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -155,31 +161,31 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what the two convolutions find."""
+        """Add the residual."""
         return x + self.layers(x)
 
 
 class _Sum(nn.Module):
-    """One level of a residual U-Net: to what is there, what comes back from below is added."""
+    """One level of a residual U-Net with an additive skip connection."""
 
     def __init__(self, below: nn.Sequential):
         super().__init__()
         self.below = below
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape."""
+        """Add the output of the lower levels to the input."""
         return x + self.below(x)
 
 
 class ResidualTranslationUNet(_Translator):
-    """A U-Net of residual blocks with strided convolutions between the levels (DRUNet, Zhang et al. 2021).
+    """U-Net of residual blocks with strided convolutions between the levels (DRUNet, Zhang et al. 2021).
 
     Args:
         sample_size: See `TranslationUNet`.
         in_channels: Likewise.
         out_channels: Likewise.
         block_out_channels: Likewise.
-        layers_per_block: Residual blocks at each level, on the way down and on the way up.
+        layers_per_block: Residual blocks per level, in the encoder and in the decoder.
         scale_factor: Likewise.
         noise_level_input: Likewise.
         predict_residual: Likewise.
@@ -213,11 +219,11 @@ class ResidualTranslationUNet(_Translator):
 
 
 class PatchDiscriminator(ModelMixin, ConfigMixin):
-    """Convolutions of stride 2 with leaky ReLU, then a convolution that judges each patch (Isola et al. 2017).
+    """PatchGAN discriminator: stride-2 convolutions with leaky ReLU and a logit per patch (Isola et al. 2017).
 
     Args:
-        in_channels: Of what it is shown: an image, or an image and what it was made of.
-        block_out_channels: Channels of the convolutions of stride 2.
+        in_channels: Channels of an image, or of an image concatenated with the network's input.
+        block_out_channels: Channels of the stride-2 convolutions.
     """
 
     @register_to_config
@@ -229,10 +235,10 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         self.layers.append(nn.Conv2d(block_out_channels[-1], 1, 3, padding=1))
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> PatchDiscriminatorOutput | tuple[Tensor]:
-        """Judge the patches of images.
+        """Return a logit per patch, (B, 1, h, w).
 
         Args:
-            sample: (B, C, H, W) in [−1, 1].
+            sample: Images (B, C, H, W) in [−1, 1].
             return_dict: Return a `PatchDiscriminatorOutput` instead of a tuple.
         """
         logits = self.layers(sample)

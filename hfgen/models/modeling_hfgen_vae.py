@@ -1,6 +1,6 @@
-"""Variational autoencoders of small images (Kingma and Welling 2014), fully connected and convolutional.
+"""Variational autoencoders for small images (Kingma and Welling 2014), fully connected and convolutional.
 
-This file is saved beside the weights and needs nothing but torch and diffusers.
+This file is saved with the weights and depends only on torch and diffusers.
 """
 
 import math
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal
 from torch.nn import functional
 
-LEVELS = 256  # of a pixel
-MIN_LOG_SCALE = -7.0  # a logistic narrower than this is a level by itself
+LEVELS = 256  # pixel values
+MIN_LOG_SCALE = -7.0  # a narrower logistic has all its mass on one level
 
 
 class DiscretizedLogistic(Distribution):
-    """Logistic distributions whose mass is gathered on the 256 levels of pixels from 0 to 1 (Salimans et al. 2017).
+    """Logistic distributions discretised to 256 levels in [0, 1] (Salimans et al. 2017).
 
     Args:
-        mean: Where they are centred, in [0, 1].
-        log_scale: Logarithm of their scale; like `mean`.
+        mean: Location parameter, in [0, 1].
+        log_scale: Logarithm of the scale, in the shape of `mean`.
     """
 
     arg_constraints: ClassVar[dict] = {}
@@ -39,22 +39,22 @@ class DiscretizedLogistic(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """Where the distributions are centred, in [0, 1]."""
+        """The location parameter, in [0, 1]."""
         return self.centre
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the logarithm of the probability of each pixel's level, in nats; `value` in [0, 1]."""
+        """Return the log-probability of each pixel's level, in nats, for `value` in [0, 1]."""
         half = 0.5 / (LEVELS - 1)
         scale = self.log_scale.exp()
         upper, lower = ((value + offset - self.centre) / scale for offset in (half, -half))
-        below, above = functional.logsigmoid(upper), functional.logsigmoid(-lower)  # all that is cut off
-        inside = below + above + torch.log(-torch.expm1(-2 * half / scale))  # exact however far from the centre
+        below, above = functional.logsigmoid(upper), functional.logsigmoid(-lower)  # tails beyond [0, 1]
+        inside = below + above + torch.log(-torch.expm1(-2 * half / scale))  # accurate far from the centre
         return torch.where(value < half, below, torch.where(value > 1 - half, above, inside))
 
 
 @dataclass
 class VAEDecoderOutput(BaseOutput):
-    """What a VAE decodes: the means of the pixels, (B, C, H, W) in [−1, 1]."""
+    """Decoder output: pixel means, (B, C, H, W) in [−1, 1]."""
 
     sample: Tensor
 
@@ -63,9 +63,9 @@ def pixel_distribution(logits: Tensor, log_scale: Tensor | None) -> Distribution
     """Return p(x | z) of pixels in [0, 1].
 
     Args:
-        logits: Of the means, (B, C, H, W).
-        log_scale: None for Bernoulli distributions; the logarithm of one standard deviation, a scalar, for normal
-            ones; that of each pixel's scale, like `logits`, for discretised logistic ones.
+        logits: Logits of the means, (B, C, H, W).
+        log_scale: None for Bernoulli distributions, the log standard deviation (a scalar) for Gaussian ones, the log
+            scale of each pixel, (B, C, H, W), for discretised logistic ones.
     """
     if log_scale is None:
         return Bernoulli(logits=logits, validate_args=False)
@@ -76,13 +76,13 @@ def pixel_distribution(logits: Tensor, log_scale: Tensor | None) -> Distribution
 
 @dataclass
 class VAEModelOutput(BaseOutput):
-    """What a VAE makes of images, from L latents of each; in tensors, which `torch.export` can return.
+    """Output of a VAE with L latent samples per image; plain tensors, as `torch.export` requires.
 
     Args:
-        sample: The reconstructions, (L · B, C, H, W) in [−1, 1].
-        latent_mean, latent_std: Of q(z | x), (B, latent_dim).
+        sample: Reconstructions, (L · B, C, H, W) in [−1, 1].
+        latent_mean, latent_std: Parameters of q(z | x), (B, latent_dim).
         latents: z, (L · B, latent_dim).
-        pixel_logits, pixel_log_scale: Of p(x | z), (L · B, C, H, W); see `pixel_distribution`.
+        pixel_logits, pixel_log_scale: Parameters of p(x | z), (L · B, C, H, W); see `pixel_distribution`.
     """
 
     sample: Tensor
@@ -104,7 +104,7 @@ class VAEModelOutput(BaseOutput):
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions beside an identity (He et al. 2016); (B, C, H, W) to the same."""
+    """Pre-activation residual block of two convolutions with group norm (He et al. 2016), on (B, C, H, W)."""
 
     def __init__(self, channels: int, norm_num_groups: int, act_fn: str):
         super().__init__()
@@ -118,12 +118,12 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what the two convolutions find."""
+        """Add the residual."""
         return x + self.layers(x)
 
 
 def mlp(sizes: Sequence[int], act_fn: str) -> nn.Sequential:
-    """Linear layers from size to size, with activations between them."""
+    """Linear layers of the given sizes, with activations between them."""
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), get_activation(act_fn)]
@@ -131,7 +131,7 @@ def mlp(sizes: Sequence[int], act_fn: str) -> nn.Sequential:
 
 
 def downsampling(channels: Sequence[int], layers_per_block: int, norm_num_groups: int, act_fn: str) -> nn.Sequential:
-    """Convolutions of stride 2 with activations and residual blocks; (B, C, H, W) to (B, C', H / 2ⁿ, W / 2ⁿ)."""
+    """Stride-2 convolutions with activations and residual blocks; (B, C, H, W) to (B, C', H / 2ⁿ, W / 2ⁿ)."""
     layers = nn.Sequential()
     for before, after in pairwise(channels):
         layers.extend([nn.Conv2d(before, after, 3, stride=2, padding=1), get_activation(act_fn)])
@@ -147,10 +147,9 @@ def upsampling(
     norm_num_groups: int,
     act_fn: str,
 ) -> nn.Sequential:
-    """Transposed convolutions, before each an activation; (B, C, H, W) to (B, C', 2ⁿ H, 2ⁿ W).
+    """Transposed convolutions, each after an activation and residual blocks; (B, C, H, W) to (B, C', 2ⁿ H, 2ⁿ W).
 
-    The first n of them have stride 2, the rest stride 1; before each are residual blocks. The first activation may be
-    left out.
+    The first n have stride 2, the rest stride 1. The first activation is optional.
     """
     layers = nn.Sequential()
     for index, (before, after) in enumerate(pairwise(channels)):
@@ -162,32 +161,32 @@ def upsampling(
 
 
 class VAEModel(ModelMixin, ConfigMixin):
-    """An encoder q(z | x), a decoder p(x | z), and a standard normal prior of z.
+    """Encoder q(z | x) and decoder p(x | z) with a standard normal prior of z.
 
-    The encoder has convolutions of stride 2, if any, then linear layers; the decoder has linear layers, then
-    transposed convolutions. Without convolutions it is fully connected.
+    The encoder has optional stride-2 convolutions, then linear layers; the decoder has linear layers, then transposed
+    convolutions. Without convolutions it is fully connected.
 
     Args:
-        sample_size: Height and width of the images, or one number for both. Convolutions halve it once each.
-        in_channels: 1 for grey, 3 for RGB.
-        latent_dim: Numbers in z.
+        sample_size: Height and width of the images, or one number for both; each convolution halves them.
+        in_channels: 1 for greyscale, 3 for RGB.
+        latent_dim: Dimension of z.
         block_out_channels: Channels of the encoder's convolutions.
-        hidden_sizes: Features of the encoder's linear layers, but for the last, which gives mean and log-variance.
-        decoder_hidden_sizes: Features of the decoder's linear layers; by default the encoder's, reversed.
-        decoder_block_out_channels: Channels after each of the decoder's transposed convolutions but the last, which
-            makes the image; by default the encoder's, reversed. As many of them as the encoder has convolutions have
-            stride 2, the rest stride 1.
-        layers_per_block: Residual blocks after each convolution and before each transposed one.
+        hidden_sizes: Hidden layer sizes of the encoder, before the layer that outputs mean and log-variance.
+        decoder_hidden_sizes: Hidden layer sizes of the decoder; by default the encoder's, reversed.
+        decoder_block_out_channels: Output channels of the decoder's transposed convolutions, except the last, which
+            outputs the image; by default the encoder's, reversed. The first ones, as many as the encoder has
+            convolutions, have stride 2, the rest stride 1.
+        layers_per_block: Residual blocks after each convolution and before each transposed convolution.
         norm_num_groups: Groups of the group norms in these blocks.
-        act_fn: Activation, by diffusers' names.
-        pixel_distribution: p(x | z) of a pixel in [0, 1]: `bernoulli`, `gaussian` (one standard deviation for all
-            pixels, learnt; Rybkin et al. 2021) or `logistic` (discretised, with a scale for each pixel).
-        num_classes: Classes that encoder and decoder are told, or None.
+        act_fn: Activation, by its name in diffusers.
+        pixel_distribution: p(x | z) of a pixel in [0, 1]: `bernoulli`, `gaussian` (one learnt standard deviation for
+            all pixels, Rybkin et al. 2021) or `logistic` (discretised, with a scale per pixel).
+        num_classes: Number of classes of a class-conditional model, or None.
         activate_decoder_input: Apply the activation between the decoder's last linear layer and its first transposed
             convolution.
 
     Raises:
-        ValueError: if the convolutions do not fit the images, or each other.
+        ValueError: if the convolutions do not match the image size, or encoder and decoder do not match.
     """
 
     @register_to_config
@@ -213,7 +212,10 @@ class VAEModel(ModelMixin, ConfigMixin):
         size = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
         halvings = len(block_out_channels)
         if any(length % 2**halvings for length in size):
-            raise ValueError(f"{halvings} convolutions of stride 2 do not fit images of {size[0]}×{size[1]} pixels")
+            raise ValueError(
+                f"{halvings} convolutions of stride 2 need images with sides divisible by {2**halvings}, not "
+                f"{size[0]}×{size[1]}"
+            )
         if decoder_hidden_sizes is None:
             decoder_hidden_sizes = list(reversed(hidden_sizes))
         if decoder_block_out_channels is None:
@@ -246,7 +248,7 @@ class VAEModel(ModelMixin, ConfigMixin):
 
         Args:
             images: x.
-            class_labels: The classes, int64 (B,), if the model knows any.
+            class_labels: Classes of the images, int64 (B,), for a class-conditional model.
         """
         features = self.down(images / 2 + 0.5).flatten(1)
         mean, log_variance = self.to_latents(self._with_classes(features, class_labels)).float().chunk(2, dim=1)
@@ -257,7 +259,7 @@ class VAEModel(ModelMixin, ConfigMixin):
         return pixel_distribution(*self._pixel_parameters(latents, class_labels))
 
     def _pixel_parameters(self, latents: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return what `pixel_distribution` takes, in float32."""
+        """Return the arguments of `pixel_distribution`, in float32."""
         features = self.from_latents(self._with_classes(latents.to(self.dtype), class_labels))
         logits = self.up(features.view(-1, *self.inner_shape)).float()
         match self.config.pixel_distribution:
@@ -267,13 +269,13 @@ class VAEModel(ModelMixin, ConfigMixin):
                 return logits, self.log_std.float()
             case "logistic":
                 mean, log_scale = logits.chunk(2, dim=1)
-                return mean, log_scale - 3  # which begins with a twentieth of the range
+                return mean, log_scale - 3  # initial scale of about 1/20
 
     @apply_forward_hook
     def decode(
         self, latents: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> VAEDecoderOutput | tuple[Tensor]:
-        """Return the means of the pixels, (B, C, H, W) in [−1, 1], for latents (B, latent_dim)."""
+        """Return the pixel means, (B, C, H, W) in [−1, 1], for latents (B, latent_dim)."""
         sample = self.pixels(latents, class_labels).mean * 2 - 1
         return VAEDecoderOutput(sample) if return_dict else (sample,)
 
@@ -289,7 +291,7 @@ class VAEModel(ModelMixin, ConfigMixin):
         Args:
             sample: The images.
             class_labels: See `encode`.
-            num_draws: L, how many latents are drawn of each q(z | x); with 0 its mean is the only one.
+            num_draws: Number L of samples from each q(z | x); 0 uses its mean instead.
             return_dict: Return a `VAEModelOutput` instead of a tuple.
         """
         latent_dist = self.encode(sample, class_labels)
@@ -303,7 +305,11 @@ class VAEModel(ModelMixin, ConfigMixin):
 
     def _with_classes(self, features: Tensor, class_labels: Tensor | None) -> Tensor:
         if (class_labels is None) != (self.config.num_classes is None):
-            raise ValueError("class_labels are " + ("missing" if class_labels is None else "not known to this model"))
+            raise ValueError(
+                "class_labels are missing: this model is class-conditional"
+                if class_labels is None
+                else "this model is unconditional: class_labels do not apply"
+            )
         if class_labels is None:
             return features
         return torch.cat([features, functional.one_hot(class_labels, self.config.num_classes).to(features)], dim=1)
@@ -311,17 +317,17 @@ class VAEModel(ModelMixin, ConfigMixin):
 
 @dataclass
 class GaussianMixtureOutput(BaseOutput):
-    """Latents drawn from a mixture, (B, D)."""
+    """Samples of a Gaussian mixture, (B, D)."""
 
     sample: Tensor
 
 
 class GaussianMixtureModel(ModelMixin, ConfigMixin):
-    """A mixture of normal distributions of latents, which has the shape that q(z) really has, where the prior has not.
+    """Gaussian mixture fitted to the aggregate posterior q(z), an alternative to the N(0, I) prior for sampling.
 
     Args:
-        latent_dim: D.
-        num_components: K.
+        latent_dim: Dimension D of the latents.
+        num_components: Number K of components.
     """
 
     @register_to_config
@@ -332,19 +338,19 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
         self.register_buffer("scale_trils", torch.eye(latent_dim).repeat(num_components, 1, 1))
 
     def set_parameters(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        """Take weights (K,), means (K, D) and covariances (K, D, D), best in double precision."""
-        self.weights.copy_(weights.float())  # before it reaches a device that may have no double precision
+        """Set weights (K,), means (K, D) and covariances (K, D, D), preferably in double precision."""
+        self.weights.copy_(weights.float())  # converted first, as some devices have no float64
         self.means.copy_(means.float())
         self.scale_trils.copy_(torch.linalg.cholesky(covariances).float())
 
     def forward(
         self, noise: Tensor, uniform: Tensor, return_dict: bool = True
     ) -> GaussianMixtureOutput | tuple[Tensor]:
-        """Draw latents.
+        """Sample latents.
 
         Args:
-            noise: N(0, 1), (B, D).
-            uniform: Numbers drawn evenly from 0 to 1, (B,).
+            noise: Standard normal noise, (B, D).
+            uniform: Uniform random numbers in [0, 1], (B,).
             return_dict: Return a `GaussianMixtureOutput` instead of a tuple.
         """
         chosen = torch.searchsorted(self.weights.cumsum(0), uniform).clamp(max=len(self.weights) - 1)

@@ -1,4 +1,4 @@
-"""Load a pipeline from a run, a folder or the Hub, without running code or pickles of strangers."""
+"""Load a pipeline from a run, a folder or the Hub, without running untrusted code or pickles."""
 
 import contextlib
 import difflib
@@ -26,28 +26,28 @@ from hfgen.runs.checkpoints import newest_complete
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import INDEX, check_numbers, components_of, read_index, read_json
 
-LIBRARIES = {"diffusers", "transformers"}  # whose classes a component may be of, without code of its own
+LIBRARIES = {"diffusers", "transformers"}  # components of their classes need no remote code
 CONFIGS = ("config.json", "scheduler_config.json")
 
 
 def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bool = False) -> DiffusionPipeline:
-    """Load a pipeline from safetensors, without running code that came with it.
+    """Load a pipeline from safetensors, without running code that comes with it.
 
-    A pipeline of a class of hfgen's comes with a copy of its file, for diffusers; here not that copy runs, but the
-    installed file.
+    A pipeline class of hfgen is saved with a copy of its file, for diffusers. The installed file is used here, not
+    that copy.
 
     Args:
-        run_or_repo: A run folder (while it is still training, its newest checkpoint is taken), a checkpoint, any
-            folder that `DiffusionPipeline.save_pretrained` wrote, or a Hub id.
+        run_or_repo: A run folder (during training, its newest checkpoint is loaded), a checkpoint, any folder written
+            by `DiffusionPipeline.save_pretrained`, or a Hub id.
         revision: Branch, tag or commit of a Hub id.
-        trust_remote_code: Allow other Python files that come with the model, and that the message names without this,
-            to run on this machine.
+        trust_remote_code: Run other Python files that come with the model. Without it, such a model is refused and
+            its files are listed.
 
     Raises:
-        UserError: if there is no pipeline, or it could only be loaded by running pickles or remote code.
+        UserError: if there is no pipeline, or loading it requires pickles or remote code that is not trusted.
     """
     source = _source(run_or_repo, revision)
-    disable_progress_bar()  # there are two components
+    disable_progress_bar()  # pointless for two components
     try:
         index = _read_index(source, revision)
         pipeline = index["_class_name"]
@@ -66,10 +66,10 @@ def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bo
 
 
 def require_folder(name: str | Path) -> None:
-    """Refuse a folder that is not there.
+    """Check that a folder exists.
 
     Raises:
-        UserError: with the names beside it that are similar.
+        UserError: suggesting similar names in the same place.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -77,24 +77,24 @@ def require_folder(name: str | Path) -> None:
 
 
 def _similar(folder: Path) -> str:
-    """Name what lies where a folder is sought, the most similar names first."""
+    """Return the end of a message that suggests similar folder names, the most similar first."""
     beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     near = difflib.get_close_matches(folder.name, beside, n=3, cutoff=0.4)
     return f"; did you mean {' or '.join(str(folder.with_name(other)) for other in near)}?" if near else ""
 
 
 def _source(run_or_repo: str, revision: str | None) -> str:
-    """Find the folder, or accept a Hub id."""
+    """Return the pipeline's folder, or a Hub id unchanged."""
     folder = Path(run_or_repo).expanduser()
     if folder.is_dir():
         if revision:
-            raise UserError(f"{run_or_repo} is a folder, and a revision ({revision}) is one of a Hub id; leave it out")
+            raise UserError(f"{run_or_repo} is a folder, and revision ({revision}) needs a Hub id; leave it out")
         if (folder / "preprocessor_config.json").exists():
-            raise UserError(f"{run_or_repo} is a classifier, which draws no images")
+            raise UserError(f"{run_or_repo} is a classifier, which generates no images")
         if not (folder / INDEX).exists():
             checkpoint = newest_complete(folder / "checkpoints")
             if checkpoint is None:
-                raise UserError(f"{folder} holds no pipeline (no {INDEX}) and no complete checkpoint of a run")
+                raise UserError(f"{folder} contains no pipeline (no {INDEX}) and no complete checkpoint of a run")
             folder = checkpoint
         return str(folder)
     first, _, second = run_or_repo.partition("/")
@@ -111,26 +111,26 @@ def _read_index(source: str, revision: str | None) -> dict[str, object]:
     except RevisionNotFoundError as error:
         raise UserError(f"{source} has no revision {revision}") from error
     except RemoteEntryNotFoundError as error:
-        raise UserError(f"{source} holds no pipeline (no {INDEX})") from error
+        raise UserError(f"{source} contains no pipeline (no {INDEX})") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise UserError(
             f"there is no folder {source}, and as a Hub id it is neither in the cache nor can it be reached"
         ) from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"there is no folder {source} and no such repo on the Hub that this token may see") from error
+        raise UserError(f"there is no folder {source} and no such Hub repo that this token can access") from error
     except HFValidationError as error:
-        raise UserError(f"there is no folder {source}, and it can be no Hub id: {first_line(error)}") from error
+        raise UserError(f"there is no folder {source}, and it is not a valid Hub id: {first_line(error)}") from error
 
 
 def _fetch(source: str, revision: str | None, name: str) -> Path:
-    """Return a file of a folder, or of a repo from the cache or the Hub."""
+    """Return the path of a file in a folder, or in a Hub repo (downloaded if not cached)."""
     return Path(source, name) if Path(source).is_dir() else Path(hf_hub_download(source, name, revision=revision))
 
 
 def _load_stock(
     run_or_repo: str, source: str, revision: str | None, index: dict[str, object], trust_remote_code: bool
 ) -> DiffusionPipeline:
-    """Load a pipeline of diffusers' own, or, if that is allowed, of code that came with it."""
+    """Load a pipeline of a diffusers class, or of remote code if that is trusted."""
     safely = {"use_safetensors": True, "trust_remote_code": trust_remote_code}
     _refuse_code(run_or_repo, source, index, trust_remote_code)
     if not Path(source).is_dir():
@@ -139,7 +139,7 @@ def _load_stock(
         _refuse_code(run_or_repo, source, index, trust_remote_code)
     for name, (library, class_name) in components_of(index).items():
         if library in LIBRARIES and not isinstance(getattr(importlib.import_module(library), class_name, None), type):
-            raise UserError(f"{run_or_repo}: {library} has no class {class_name}, which is to be its {name}")
+            raise UserError(f"{run_or_repo}: {library} has no class {class_name}, the class of its {name}")
         for file in (Path(source, name, config) for config in CONFIGS):
             if file.exists():
                 check_numbers(read_json(file), file)
@@ -149,7 +149,7 @@ def _load_stock(
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Say what a library cannot load: files of strangers make it fail in any way."""
+    """Convert any error of a library to a UserError, as untrusted files can cause all sorts."""
     try:
         yield
     except Exception as error:
@@ -164,13 +164,13 @@ def _explained(what: str) -> Iterator[None]:
 def _refuse_code(run_or_repo: str, source: str, index: dict[str, object], trusted: bool) -> None:
     if not trusted and (files := _code_files(source, index)):
         raise UserError(
-            f"{run_or_repo} comes with code of its own, which would run on this machine: {', '.join(files)}. Read "
-            "it, and if you trust it, allow it with trust_remote_code"
+            f"{run_or_repo} comes with its own code, which would run on this machine: {', '.join(files)}. Read it, "
+            "and if you trust it, set trust_remote_code"
         )
 
 
 def _code_files(source: str, index: dict[str, object]) -> list[str]:
-    """Name the Python files that loading would run: those of classes that neither diffusers nor transformers has."""
+    """List the Python files that loading would run: those of classes outside diffusers and transformers."""
     pipeline = index["_class_name"]
     files = [f"{pipeline[0]}.py"] if isinstance(pipeline, list) else []
     for name, (library, _) in components_of(index).items():
@@ -183,13 +183,13 @@ def _code_files(source: str, index: dict[str, object]) -> list[str]:
 def _assemble(
     pipeline_class: type[DiffusionPipeline], source: str, revision: str | None, index: dict[str, object]
 ) -> DiffusionPipeline:
-    """Build a pipeline of a class of hfgen's from what was saved of it, running no code that was saved with it."""
+    """Load a pipeline of an hfgen class from its weights and configurations, without running its saved code."""
     expected, optional = pipeline_class._get_signature_keys(pipeline_class)
     components = {name: value for name, value in components_of(index).items() if value[0]}
     if not set(expected) - set(pipeline_class._optional_components) <= components.keys() <= set(expected):
         raise UserError(
-            f"{source} has the parts {', '.join(components)} where a {pipeline_class.__name__} has "
-            f"{', '.join(expected)}; a newer hfgen may have made it"
+            f"{source} has the components {', '.join(components)}, but a {pipeline_class.__name__} has "
+            f"{', '.join(expected)}; it may come from a newer version of hfgen"
         )
     parts = {}
     for name, (library, class_name) in components.items():
@@ -211,6 +211,6 @@ def _assemble(
         n for part in parts.values() for n in (part.config.get("num_classes"), part.config.get("num_class_embeds"))
     ]
     if (named := len(index.get("id2label", {}))) > min([n for n in known if n], default=0):
-        raise UserError(f"{source}: {INDEX} names {named} classes, and the network knows fewer")
+        raise UserError(f"{source}: {INDEX} names {named} classes, but the network has fewer")
     with _explained(source):
         return pipeline_class(**parts, **{name: index[name] for name in optional if name in index})

@@ -1,6 +1,6 @@
-"""A diffusion pipeline that draws the class it is asked for, by classifier-free guidance (Ho and Salimans 2022).
+"""Class-conditional diffusion pipeline with classifier-free guidance (Ho and Salimans 2022).
 
-This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
+This file is saved with the weights and depends only on torch, diffusers and their dependencies.
 """
 
 import inspect
@@ -25,19 +25,19 @@ ClassLabels = ClassLabel | Sequence[ClassLabel] | np.ndarray | Tensor
 
 
 class GuidedModel:
-    """A class-conditional network whose prediction is pushed away from what it predicts for another class or none.
+    """Class-conditional denoiser with classifier-free guidance and an optional negative class.
 
-    ε̃(x, c) = ε(x, n) + s (ε(x, c) − ε(x, n)), where s is `guidance_scale` and n the negative class; s = 1 is the plain
-    conditional network, at half the cost (Ho and Salimans 2022, eq. 6, whose w is s − 1). Since all that a network may
-    predict (noise, image, velocity, flow) are linear in each other at a given x and t, the same holds for each.
+    ε̃(x, c) = ε(x, n) + s (ε(x, c) − ε(x, n)), where s is `guidance_scale` and n the negative class or null label. With
+    s = 1 this is the conditional network, at half the cost (Ho and Salimans 2022, eq. 6, whose w is s − 1). The same
+    holds for every prediction type, since at a given x and t they are affine functions of each other.
 
     Args:
         unet: Called as `unet(x, timestep, class_labels=…).sample`.
         class_ids: c of each image, int64 (B,).
         negative_ids: n of each image, int64 (B,).
         guidance_scale: s.
-        guidance_interval: The part of the denoising in which guidance is applied, as shares t / T of the noise levels,
-            0 the image and 1 pure noise; outside of it s is 1 (Kynkäänniemi et al. 2024).
+        guidance_interval: Interval of t / T in which guidance is applied, from 0 (image) to 1 (pure noise); outside
+            of it s is 1 (Kynkäänniemi et al. 2024).
         num_train_timesteps: T.
     """
 
@@ -55,7 +55,7 @@ class GuidedModel:
         self.first, self.last = (share * num_train_timesteps for share in guidance_interval)
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """Predict for images x, (B, C, H, W), at one timestep; the result is like x."""
+        """Return the guided prediction at x, (B, C, H, W), for one timestep, in the shape and type of x."""
         shown = x.to(self.unet.dtype)
         if self.guidance_scale == 1 or not self.first <= timestep <= self.last:
             return self.unet(shown, timestep, class_labels=self.class_ids).sample.to(x.dtype)
@@ -65,20 +65,20 @@ class GuidedModel:
 
 
 def start_denoising(scheduler: SchedulerMixin, num_inference_steps: int, noise: Tensor) -> Tensor:
-    """Set a scheduler to some steps, and scale noise, N(0, 1), to what it begins with."""
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # whose own steps end with one across the last level
+    """Set the scheduler's timesteps, and scale standard normal noise to its initial sigma."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # its default last step is larger than the others
         levels = [1 - step / num_inference_steps for step in range(num_inference_steps)]
         scheduler.set_timesteps(sigmas=levels, device=noise.device)
     else:
         scheduler.set_timesteps(num_inference_steps, device=noise.device)
     steps = scheduler.timesteps
-    if steps[-1] < 0:  # diffusers rounds "trailing" steps to one too many, for instance where 61 are asked for
+    if steps[-1] < 0:  # diffusers rounds "trailing" steps to one too many, for instance 61
         scheduler.timesteps = steps.clamp(min=0) if hasattr(scheduler, "sigmas") else steps[:-1]
     return noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has no such attribute
 
 
 def show(scheduler: SchedulerMixin, x: Tensor, timestep: Tensor) -> Tensor:
-    """Scale what a scheduler keeps to what the network sees; some solvers keep x₀ + σε, with σ in the thousands."""
+    """Scale a scheduler's sample to the network's input; some solvers use x₀ + σε, with σ in the thousands."""
     return scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
 
 
@@ -89,7 +89,7 @@ def denoising_step(
     timestep: Tensor,
     generator: torch.Generator | list[torch.Generator] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Take x, (B, C, H, W), from one of `scheduler.timesteps` to the next; return it and what the model predicted."""
+    """Step x, (B, C, H, W), from one of `scheduler.timesteps` to the next; return it and the model's prediction."""
     prediction = model(show(scheduler, x, timestep), timestep)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generator} if takes_generator else {}
@@ -97,14 +97,14 @@ def denoising_step(
 
 
 class ClassConditionalDiffusionPipeline(DiffusionPipeline):
-    """Draws images of the classes that it is asked for.
+    """Samples images of given classes.
 
     Args:
-        unet: A network with `num_class_embeds` one above the number of classes; the last index means no class.
-        scheduler: Any diffusers scheduler that fits what the network predicts.
-        id2label: The names of the classes by their numbers; by default the numbers themselves.
-        learnt_no_class: Whether the network was also trained on images of no particular class, which guidance leads
-            away from unless it is told another class.
+        unet: A network with `num_class_embeds` one above the number of classes; the last index is the null label.
+        scheduler: A diffusers scheduler with the network's prediction type.
+        id2label: Class names by index; by default the indices.
+        learnt_no_class: Whether the network was trained with label dropout and so has an unconditional (null-label)
+            mode, from which guidance extrapolates unless there is a negative class.
     """
 
     model_cpu_offload_seq = "unet"
@@ -124,16 +124,16 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
 
     @property
     def labels(self) -> dict[str, int]:
-        """The numbers of the classes by their names."""
+        """Class indices by name."""
         return {name: number for number, name in self.config.id2label.items()}
 
     def get_label_ids(self, class_labels: ClassLabels) -> list[int]:
-        """Return the numbers of classes that are given by name, by number, or as None for no class.
+        """Return the indices of classes that are given by name or index; None is the null label.
 
-        A text is a name, or else a name in another case, or else a number.
+        A string is matched with the names, then case-insensitively, then with the indices.
 
         Raises:
-            ValueError: for a class that the model does not know.
+            ValueError: for an unknown class, listing the known ones.
         """
         class_labels = _plain(class_labels)
         if class_labels is None or isinstance(class_labels, int | str):
@@ -149,7 +149,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         found = [find(label) for label in class_labels]
         if None in found:
             raise ValueError(
-                f"the model knows no class {class_labels[found.index(None)]}, but "
+                f"this model has no class {class_labels[found.index(None)]}; its classes are "
                 + ", ".join(f"{name} ({number})" for name, number in self.labels.items())
             )
         return found
@@ -161,7 +161,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         guidance_interval: Sequence[float] = (0.0, 1.0),
         negative_class_labels: ClassLabels = None,
     ) -> GuidedModel:
-        """Return the network as it predicts for these classes, one an image; see `__call__`."""
+        """Return the guided denoiser for these classes, one per image; see `__call__`."""
         if guidance_scale is None:
             guidance_scale = 2.0 if self.config.learnt_no_class else 1.0
         if not math.isfinite(guidance_scale):
@@ -175,13 +175,13 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
             )
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise ValueError(
-                f"guidance_interval must be two shares, 0 ≤ first ≤ last ≤ 1, not {list(guidance_interval)}"
+                f"guidance_interval must be two numbers, 0 ≤ first ≤ last ≤ 1, not {list(guidance_interval)}"
             )
         used = {*class_ids, *(negative_ids if guidance_scale != 1 else ())}
         if not self.config.learnt_no_class and self.get_label_ids(None)[0] in used:
             raise ValueError(
-                "the model has not learnt images of no particular class, which cannot be drawn therefore; guidance "
-                "needs negative_class_labels to lead away from, or guidance_scale must be 1"
+                "this model was trained without label dropout: it has no unconditional mode. Set class_labels, and "
+                "negative_class_labels or guidance_scale 1"
             )
         device = self._execution_device
         return GuidedModel(
@@ -207,30 +207,29 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Any]]
         | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Draw an image for each label.
+        """Sample an image for each label.
 
         Args:
-            class_labels: Names or numbers of classes, one an image; None in the list for an image of no particular
-                class. By default one image of each class.
-            guidance_scale: How strongly the class is enforced; 1 is the model's own distribution, more gives clearer
-                and less varied images. By default 2, or 1 of a model that has not learnt images of no class.
-            guidance_interval: Part of the denoising in which guidance is applied, as shares of the noise levels, 0 the
-                image and 1 pure noise (Kynkäänniemi et al. 2024).
-            negative_class_labels: What guidance leads away from, one for all or one an image: by default from no
-                particular class.
+            class_labels: Names or indices of classes, one per image; None in the list samples unconditionally. By
+                default one image of each class.
+            guidance_scale: Classifier-free guidance scale. 1 disables guidance; larger values trade diversity for
+                class fidelity. By default 2, or 1 for a model without an unconditional mode.
+            guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
+                (Kynkäänniemi et al. 2024).
+            negative_class_labels: Negative classes of the guidance, one for all images or one per image; by default
+                the null label.
             num_inference_steps: Denoising steps.
-            generator: Where the noise comes from: one for all, or one an image.
+            generator: Random generator of the noise: one for all images, or one per image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end: Called after each step with this pipeline, the step's index, its timestep and
-                `{"sample": x}`, x (B, C, H, W) as the scheduler keeps it; a `sample` in what it returns takes its
-                place.
+                `{"sample": x}`, x (B, C, H, W) in the scheduler's scaling; a returned `sample` replaces x.
 
         Returns:
             The images.
 
         Raises:
-            ValueError: for an unknown class, a guidance or a number of steps that cannot be, another output type.
+            ValueError: for an unknown class or output_type, invalid guidance, or an invalid number of steps.
         """
         most = self.scheduler.config.num_train_timesteps
         if not 1 <= num_inference_steps <= most:
@@ -264,7 +263,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
 
 
 def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
-    """Return one label or several as Python has them, of what NumPy or torch may have."""
+    """Convert labels to plain Python objects, from NumPy or torch."""
     if isinstance(class_labels, list | tuple):
         return [_plain(label) for label in class_labels]
     return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

@@ -1,6 +1,6 @@
-"""Draw and interpolate images with the generator of a generative adversarial network (Goodfellow et al. 2014).
+"""Pipeline of a generative adversarial network (Goodfellow et al. 2014): sampling and interpolation.
 
-This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
+This file is saved with the weights and depends only on torch, diffusers and their dependencies.
 """
 
 import math
@@ -23,11 +23,11 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 @dataclass
 class GANPipelineOutput(BaseOutput):
-    """What a `GANPipeline` draws.
+    """Output of a `GANPipeline`.
 
     Args:
         images: PIL images, an array (B, H, W, C) or a tensor (B, C, H, W), in [0, 1].
-        latents: What they were made of, (B, latent_dim).
+        latents: The latents of the images, (B, latent_dim).
     """
 
     images: Any
@@ -35,13 +35,13 @@ class GANPipelineOutput(BaseOutput):
 
 
 class GANPipeline(DiffusionPipeline):
-    """Makes images of latents.
+    """Generates images from latents.
 
     Args:
         generator: A generator of `modeling_hfgen_gan`.
-        discriminator: The discriminator that it was trained against, if that was saved with it.
-        id2label: The names of the classes by their numbers, of a model that is told classes.
-        truncation: How far from 0 latents are drawn unless it is said; see `__call__`.
+        discriminator: Its discriminator, if that was saved.
+        id2label: Class names by index, of a class-conditional model.
+        truncation: Default of `__call__`.
     """
 
     model_cpu_offload_seq = "generator"
@@ -61,21 +61,21 @@ class GANPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """Take over the parts of another pipeline; the classes of its networks are in files that this one lacks."""
+        """Reuse the components of another pipeline. diffusers cannot resolve their classes, defined in other files."""
         return super().from_pipe(pipeline, **pipeline.components | kwargs)
 
     @property
     def labels(self) -> dict[str, int]:
-        """The numbers of the classes by their names; none of a model that is told no classes."""
+        """Class indices by name; empty for an unconditional model."""
         return {name: number for number, name in self.config.id2label.items()}
 
     def get_label_ids(self, class_labels: ClassLabels) -> list[int]:
-        """Return the numbers of classes that are given by name or by number.
+        """Return the indices of classes that are given by name or index.
 
-        A text is a name, or else a name in another case, or else a number.
+        A string is matched with the names, then case-insensitively, then with the indices.
 
         Raises:
-            ValueError: for a class that the model does not know.
+            ValueError: for an unknown class, listing the known ones.
         """
         class_labels = _plain(class_labels)
         if isinstance(class_labels, int | str):
@@ -90,7 +90,7 @@ class GANPipeline(DiffusionPipeline):
         found = [find(label) for label in class_labels]
         if None in found:
             raise ValueError(
-                f"the model knows no class {class_labels[found.index(None)]}, but "
+                f"this model has no class {class_labels[found.index(None)]}; its classes are "
                 + ", ".join(f"{name} ({number})" for name, number in self.labels.items())
             )
         return found
@@ -106,17 +106,17 @@ class GANPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> GANPipelineOutput | tuple:
-        """Draw images.
+        """Sample images.
 
         Args:
-            batch_size: How many, if neither latents nor class_labels say it.
-            latents: What to make images of, (B, latent_dim); by default they are drawn.
-            class_labels: Names or numbers of classes, one an image or one for all, of a model that is told classes; by
-                default, if the latents are drawn, all classes in turn.
-            truncation: Draw each number of the latents from the part of the normal distribution between −truncation
-                and truncation (Brock et al. 2019): less varied images, nearer to what the generator knows best. By
-                default what the model was saved with, most often `math.inf`, the whole distribution.
-            generator: What draws them: one torch generator for all, or one an image.
+            batch_size: Number of images, unless latents or class_labels determine it.
+            latents: Latents (B, latent_dim); by default they are sampled.
+            class_labels: Names or indices of classes of a class-conditional model, one per image or one for all. By
+                default all classes in turn, if the latents are sampled.
+            truncation: Truncation trick (Brock et al. 2019): sample latents from a normal truncated to [−t, t];
+                smaller t trades diversity for fidelity. By default as saved with the model, usually `math.inf`, which
+                does not truncate.
+            generator: Random generator of the latents: one for all images, or one per image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
             return_dict: Return a `GANPipelineOutput` instead of a tuple.
 
@@ -124,7 +124,7 @@ class GANPipeline(DiffusionPipeline):
             The images and their latents.
 
         Raises:
-            ValueError: for an unknown class or output_type, a truncation that leaves nothing, or latents of another
+            ValueError: for an unknown class or output_type, a truncation that is not positive, or latents of another
                 shape.
         """
         class_labels = _plain(class_labels)
@@ -150,14 +150,14 @@ class GANPipeline(DiffusionPipeline):
         class_labels: ClassLabels | None = None,
         output_type: str = "pil",
     ) -> GANPipelineOutput:
-        """Go from one latent to another through equally spaced points.
+        """Interpolate between two latents in equal steps.
 
         Args:
             start: A latent (latent_dim,).
             end: Likewise.
-            num_steps: How many images, the two ends among them; two or more.
-            mode: On a straight line, or along the arc between two directions while the length changes evenly (Shoemake
-                1985), which stays where latents are drawn.
+            num_steps: Number of images including both ends; two or more.
+            mode: `linear`, or `spherical` in direction and linear in length (Shoemake 1985), which stays in the
+                region where latents are sampled.
             class_labels: See `__call__`.
             output_type: See `__call__`.
 
@@ -181,7 +181,7 @@ class GANPipeline(DiffusionPipeline):
         return self._make_images(latents, self._classes(class_labels, num_steps), output_type)
 
     def draw_latents(self, batch_size: int, truncation: float | None = None, generator: Generators = None) -> Tensor:
-        """Draw latents (B, latent_dim); see `__call__`."""
+        """Sample latents (B, latent_dim); see `__call__`."""
         truncation = next((t for t in (truncation, self.config.truncation) if t is not None), math.inf)
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, not {batch_size}")
@@ -190,8 +190,8 @@ class GANPipeline(DiffusionPipeline):
         if not truncation > 0:
             raise ValueError(f"truncation must be positive, not {truncation}")
         if truncation < math.inf:
-            mass = math.erf(truncation / 2**0.5)  # of the normal distribution within it
-            exact = noise.cpu().double()  # which Apple GPUs do not have
+            mass = math.erf(truncation / 2**0.5)  # probability of [−truncation, truncation]
+            exact = noise.cpu().double()  # Apple GPUs have no float64
             noise = 2**0.5 * torch.erfinv(torch.erf(exact / 2**0.5) * mass)
         return noise.to(self.generator.dtype).to(self._execution_device)
 
@@ -207,13 +207,13 @@ class GANPipeline(DiffusionPipeline):
         return GANPipelineOutput(images=images, latents=latents)
 
     def _classes(self, class_labels: ClassLabels | None, count: int) -> Tensor | None:
-        """Return the numbers of the classes of so many images, int64 (count,), or None if the model knows none."""
+        """Return the class indices of `count` images, int64 (count,), or None for an unconditional model."""
         if not self.labels:
             if class_labels is not None:
-                raise ValueError("the model knows no classes")
+                raise ValueError("this model is unconditional: class_labels do not apply")
             return None
         if class_labels is None:
-            raise ValueError("class_labels are missing: the model is told the class of each image")
+            raise ValueError("class_labels are missing: this model is class-conditional")
         ids = self.get_label_ids(class_labels)
         if len(ids) == 1:
             ids *= count
@@ -223,18 +223,18 @@ class GANPipeline(DiffusionPipeline):
 
 
 def _slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
-    """Return points (N, D) on the arc from one vector (D,) to another at shares (N, 1) of it."""
+    """Interpolate spherically between two vectors (D,) at fractions (N, 1): (N, D)."""
     lengths = torch.lerp(first.norm(), last.norm(), shares)
     start, end = (vector / vector.norm().clamp_min(1e-8) for vector in (first, last))
     angle = torch.acos((start @ end).clamp(-1, 1))
-    if torch.sin(angle) < 1e-4:  # there is no arc, or no one arc
+    if torch.sin(angle) < 1e-4:  # parallel or opposite vectors: the arc is not defined
         return torch.lerp(first[None], last[None], shares)
     along = torch.sin((1 - shares) * angle) * start + torch.sin(shares * angle) * end
     return lengths * along / torch.sin(angle)
 
 
 def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
-    """Return one label or several as Python has them, of what NumPy or torch may have."""
+    """Convert labels to plain Python objects, from NumPy or torch."""
     if isinstance(class_labels, list | tuple):
         return [_plain(label) for label in class_labels]
     return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

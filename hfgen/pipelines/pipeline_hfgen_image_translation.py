@@ -1,6 +1,6 @@
-"""Make an image of an image: remove noise, sharpen, fill in, colour, or go from one set of images to another.
+"""Image-to-image pipeline: denoising, super-resolution, inpainting, colourisation and domain translation.
 
-This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
+This file is saved with the weights and depends only on torch, diffusers and their dependencies.
 """
 
 import math
@@ -15,7 +15,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 from torch.nn import functional
 
-MOST = 100.0  # of a pixel from 0 to 1, even with ten times as strong noise; above it, it was not from 0 to 1
+MOST = 100.0  # a larger pixel is not on the scale of [0, 1], even with very strong noise
 
 Images = PIL.Image.Image | np.ndarray | Tensor | Sequence[PIL.Image.Image | np.ndarray | Tensor]
 
@@ -25,9 +25,9 @@ class ImageTranslationPipeline(DiffusionPipeline):
 
     Args:
         generator: A network of `modeling_hfgen_translation`.
-        inverse_generator: One for the other direction, of a model that was trained without pairs.
-        degradation: What the network was trained to undo, or, without pairs, what made the second kind of images, as
-            hfgen writes it; for readers.
+        inverse_generator: A network for the opposite direction, of a model trained without pairs (CycleGAN).
+        degradation: The degradation that the network was trained to undo or, without pairs, the one that defines the
+            target domain, in hfgen's notation; for readers.
     """
 
     model_cpu_offload_seq = "generator->inverse_generator"
@@ -45,7 +45,7 @@ class ImageTranslationPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """Take over the parts of another pipeline; the classes of its networks are in files that this one lacks."""
+        """Reuse the components of another pipeline. diffusers cannot resolve their classes, defined in other files."""
         return super().from_pipe(pipeline, **pipeline.components | kwargs)
 
     @torch.no_grad()
@@ -62,31 +62,31 @@ class ImageTranslationPipeline(DiffusionPipeline):
         """Translate images.
 
         Args:
-            image: One picture, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list
-                of such, which may differ in size. Floating-point pixels are from 0 to 1, and beyond where noise has
-                taken them; whole numbers from 0 to 255. What is no multiple of the network's `multiple` is padded for
-                it. Pictures are brought to the network's channels, as they are: lay transparent ones on a colour
-                before. `diffusers.utils.load_image` opens files.
-            noise_std: Standard deviation of the noise for pixels from 0 to 1, one or one an image, of a network that
-                is told (`noise_level_input`).
-            inverse: Go the other way, of a model that can.
-            tile_size: Cut images that are larger into overlapping squares of so many pixels, whose results fade
-                into each other; by default each image is taken as a whole.
-            batch_size: Images of one size that the network is shown at a time.
-            output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]); of images
-                of different sizes the latter two are lists.
+            image: A PIL image, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list of
+                these, possibly of different sizes. Floating-point pixels are in [0, 1], or beyond if noisy; integers
+                in [0, 255]. Sizes that are not divisible by the network's `multiple` are padded internally. PIL images
+                are converted to the network's channels without compositing: flatten transparent ones first.
+                `diffusers.utils.load_image` opens files.
+            noise_std: Standard deviation of the noise for pixels in [0, 1], one for all images or one per image, for a
+                network conditioned on it (`noise_level_input`).
+            inverse: Translate in the opposite direction, if the model supports it.
+            tile_size: Process larger images in overlapping square tiles of this many pixels, whose results are
+                blended; by default images are processed whole.
+            batch_size: Images of the same size per batch.
+            output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]); the latter
+                two are lists if the sizes differ.
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
 
         Raises:
-            TypeError: for what is no image, such as the name of a file.
-            ValueError: for arrays with other channels, pixels that are not in the range of their type, a missing or
-                impossible noise_std, an unknown direction, too small tiles or batches, an unknown output_type.
+            TypeError: for anything but images, such as a file name.
+            ValueError: for a wrong number of channels, pixels outside the range of their type, a missing or invalid
+                noise_std, an unsupported direction, too small tiles or batches, or an unknown output_type.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
         network = self.inverse_generator if inverse else self.generator
         if network is None:
-            raise ValueError("the model knows one direction only, so that inverse must be False")
+            raise ValueError("this model translates in one direction only; inverse must be False")
         if tile_size is not None and tile_size < 2 * network.multiple:
             raise ValueError(f"tile_size must be at least {2 * network.multiple}, not {tile_size}")
         if batch_size < 1:
@@ -112,13 +112,13 @@ class ImageTranslationPipeline(DiffusionPipeline):
 
     @staticmethod
     def _preprocess(image: PIL.Image.Image | np.ndarray | Tensor, network: ModelMixin) -> Tensor:
-        """Convert one image to float32 (C, H, W) around [−1, 1]."""
+        """Convert one image to float32 (C, H, W) in [−1, 1], or beyond if noisy."""
         channels = network.config.in_channels
         pixels = _to_tensor(image, "L" if channels == 1 else "RGB")
         if len(pixels) != channels:
             raise ValueError(
-                f"the model takes images with {channels} channel{'s' * (channels > 1)}, not {len(pixels)}; PIL "
-                "images are brought to that"
+                f"this model needs images with {channels} channel{'s' * (channels > 1)}, not {len(pixels)}; PIL "
+                "images are converted automatically"
             )
         return 2 * pixels - 1
 
@@ -126,20 +126,23 @@ class ImageTranslationPipeline(DiffusionPipeline):
         if noise_std is None and network.config.noise_level_input:
             trained = f" (it was trained with {self.config.degradation})" if self.config.degradation else ""
             raise ValueError(
-                "noise_std is missing: this model has to be told the standard deviation of the noise, for pixels from "
-                f"0 to 1{trained}"
+                "noise_std is missing: this model is conditioned on the standard deviation of the noise, for pixels "
+                f"in [0, 1]{trained}"
             )
         if noise_std is not None and not network.config.noise_level_input:
-            raise ValueError("noise_std is not known to this model, which finds out by itself; leave it out")
+            raise ValueError("this model is not conditioned on noise_std; leave it out")
         if noise_std is None:
             return None
         stds = torch.as_tensor(noise_std, dtype=torch.float32).reshape(-1)
         if len(stds) not in (1, count) or not ((stds >= 0) & stds.isfinite()).all():
-            raise ValueError(f"noise_std must be a finite number from 0 up, or one for each of the {count} images")
+            raise ValueError(
+                f"noise_std must be a finite number of at least 0, or one for each of the {count} images, not "
+                f"{noise_std}"
+            )
         return stds.expand(count)
 
     def _translate(self, network: ModelMixin, images: Tensor, stds: Tensor | None, tile_size: int | None) -> Tensor:
-        """Translate images (B, C, H, W) of one size."""
+        """Translate images (B, C, H, W) of the same size, in tiles if they are larger than tile_size."""
         height, width = images.shape[-2:]
         if tile_size is None or max(height, width) <= tile_size:
             return self._translate_padded(network, images, stds)
@@ -161,9 +164,9 @@ class ImageTranslationPipeline(DiffusionPipeline):
 
     @staticmethod
     def _translate_padded(network: ModelMixin, images: Tensor, stds: Tensor | None) -> Tensor:
-        """Translate images, filled up to a size that the network takes by repeating their edges."""
+        """Translate images, padded to a valid size by repeating their edges."""
         scale = network.config.scale_factor
-        multiple = network.multiple // math.gcd(network.multiple, scale)  # the enlarged images must divide
+        multiple = network.multiple // math.gcd(network.multiple, scale)  # the upscaled size must be divisible
         height, width = images.shape[-2:]
         missing = [-size % multiple for size in (height, width)]
         padded = functional.pad(images, (0, missing[1], 0, missing[0]), mode="replicate")
@@ -171,10 +174,10 @@ class ImageTranslationPipeline(DiffusionPipeline):
 
 
 def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
-    """Return images one by one.
+    """Flatten images to a list of single ones.
 
     Raises:
-        TypeError: for what is no image, such as the name of a file.
+        TypeError: for anything but images, such as a file name.
     """
     if isinstance(images, PIL.Image.Image):
         return [images]
@@ -189,10 +192,10 @@ def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
 
 
 def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
-    """Convert one image to float32 (C, H, W), with pixels from 0 to 1, but for noise; PIL images to a mode before.
+    """Convert one image to float32 (C, H, W) in [0, 1], or beyond if noisy; PIL images are first converted to `mode`.
 
     Raises:
-        ValueError: for pixels that are not in the range of their type.
+        ValueError: for pixels outside the range of their type.
     """
     if isinstance(image, PIL.Image.Image):
         image = np.array(image.convert(mode))
@@ -203,20 +206,20 @@ def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tenso
         return pixels
     if image.is_floating_point():
         if not pixels.abs().max() <= MOST:
-            raise ValueError(f"floating-point pixels are from 0 to 1, give or take noise, not {pixels.abs().max():g}")
+            raise ValueError(f"floating-point pixels must be in [0, 1], apart from noise, not {pixels.abs().max():g}")
         return pixels
     if pixels.min() < 0 or pixels.max() > 255:
         wrong = pixels.min() if pixels.min() < 0 else pixels.max()
-        raise ValueError(f"whole numbers as pixels are from 0 to 255, not {wrong:g}")
+        raise ValueError(f"integer pixels must be in [0, 255], not {wrong:g}")
     return pixels / 255
 
 
 def _starts(size: int, side: int, step: int) -> list[int]:
-    """Return where squares of a side begin that cover a length, the last one at its end."""
+    """Return the offsets of tiles of a side that cover a length, the last one flush with its end."""
     return sorted({*range(0, max(size - side, 0), step), max(size - side, 0)})
 
 
 def _window(shape: Sequence[int]) -> Tensor:
-    """Return weights (H, W) that fall off from the middle to the edges, and nowhere to nothing."""
+    """Return blending weights (H, W) that decrease from the centre to the edges but stay positive."""
     rows, columns = (1 - (2 * (torch.arange(size) + 0.5) / size - 1).abs() + 1e-3 for size in shape)
     return rows[:, None] * columns

@@ -1,6 +1,6 @@
-"""Draw, reconstruct, interpolate and traverse images with a variational autoencoder (Kingma and Welling 2014).
+"""Pipeline of a VAE (Kingma and Welling 2014): sampling, reconstruction, interpolation and latent traversal.
 
-This file is saved beside the weights and needs nothing but torch, diffusers and what they need.
+This file is saved with the weights and depends only on torch, diffusers and their dependencies.
 """
 
 import math
@@ -15,7 +15,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-MOST = 100.0  # of a pixel from 0 to 1, even with ten times as strong noise; above it, it was not from 0 to 1
+MOST = 100.0  # a larger pixel is not on the scale of [0, 1], even with very strong noise
 
 ClassLabel = int | str
 ClassLabels = ClassLabel | Sequence[ClassLabel] | np.ndarray | Tensor
@@ -24,18 +24,18 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class VAEPipeline(DiffusionPipeline):
-    """Decodes latents to images, and encodes images to latents.
+    """Decodes latents and encodes images.
 
     Args:
         vae: A `VAEModel`.
         mixture: A `GaussianMixtureModel` of the latents of the training images.
-        id2label: The names of the classes by their numbers, of a model that is told classes.
-        prior: Where latents are drawn from unless it is said, `normal` or `mixture`; see `__call__`.
-        binarization: How the pixels of the training images were made black and white; `none` if they were not.
+        id2label: Class names by index, of a class-conditional model.
+        prior: Default of `__call__`, `normal` or `mixture`.
+        binarization: Binarisation of the training images, for readers; `none` if there was none.
     """
 
     model_cpu_offload_seq = "vae"
-    _exclude_from_cpu_offload: ClassVar[list[str]] = ["mixture"]  # without parameters, which the hooks look for
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["mixture"]  # has no parameters, which the hooks expect
 
     def __init__(
         self,
@@ -52,21 +52,21 @@ class VAEPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """Take over the parts of another pipeline; the classes of its networks are in files that this one lacks."""
+        """Reuse the components of another pipeline. diffusers cannot resolve their classes, defined in other files."""
         return super().from_pipe(pipeline, **pipeline.components | kwargs)
 
     @property
     def labels(self) -> dict[str, int]:
-        """The numbers of the classes by their names; none of a model that is told no classes."""
+        """Class indices by name; empty for an unconditional model."""
         return {name: number for number, name in self.config.id2label.items()}
 
     def get_label_ids(self, class_labels: ClassLabels) -> list[int]:
-        """Return the numbers of classes that are given by name or by number.
+        """Return the indices of classes that are given by name or index.
 
-        A text is a name, or else a name in another case, or else a number.
+        A string is matched with the names, then case-insensitively, then with the indices.
 
         Raises:
-            ValueError: for a class that the model does not know.
+            ValueError: for an unknown class, listing the known ones.
         """
         class_labels = _plain(class_labels)
         if isinstance(class_labels, int | str):
@@ -81,7 +81,7 @@ class VAEPipeline(DiffusionPipeline):
         found = [find(label) for label in class_labels]
         if None in found:
             raise ValueError(
-                f"the model knows no class {class_labels[found.index(None)]}, but "
+                f"this model has no class {class_labels[found.index(None)]}; its classes are "
                 + ", ".join(f"{name} ({number})" for name, number in self.labels.items())
             )
         return found
@@ -97,21 +97,21 @@ class VAEPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Draw images.
+        """Sample images.
 
         Args:
-            batch_size: How many, if neither latents nor class_labels say it.
-            latents: What to decode, (B, latent_dim); by default they are drawn.
-            class_labels: Names or numbers of classes, one an image or one for all, of a model that is told classes; by
-                default, if the latents are drawn, all classes in turn.
-            prior: Where latents are drawn from: the standard normal distribution of training, or the mixture that was
-                fitted to the latents of the training images; by default what the model was saved with.
-            generator: What draws them: one for all, or one an image.
+            batch_size: Number of images, unless latents or class_labels determine it.
+            latents: Latents (B, latent_dim); by default they are sampled.
+            class_labels: Names or indices of classes of a class-conditional model, one per image or one for all. By
+                default all classes in turn, if the latents are sampled.
+            prior: Distribution of the latents: `normal`, the prior N(0, I) of training, or `mixture`, the Gaussian
+                mixture fitted to the latents of the training images; by default as saved with the model.
+            generator: Random generator of the latents: one for all images, or one per image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
 
         Returns:
-            The images: the means of their pixels.
+            The images: the means of the pixel distributions.
 
         Raises:
             ValueError: for an unknown class, prior or output_type, or latents of another shape.
@@ -136,18 +136,17 @@ class VAEPipeline(DiffusionPipeline):
         class_labels: ClassLabels | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Encode images to the means of their latents, and decode these.
+        """Encode images to their posterior means, and decode these.
 
         Args:
-            image: One picture, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list
-                of such, of the size that the model makes. Floating-point pixels are from 0 to 1, whole numbers from 0
-                to 255.
+            image: A PIL image, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list
+                of these, of the model's image size. Floating-point pixels are in [0, 1], integers in [0, 255].
             class_labels: See `__call__`.
             output_type: See `__call__`.
 
         Raises:
-            TypeError: for what is no image, such as the name of a file.
-            ValueError: for an unknown class, images of another size, or pixels outside of the range of their type.
+            TypeError: for anything but images, such as a file name.
+            ValueError: for an unknown class, images of another size, or pixels outside the range of their type.
         """
         images = self._preprocess(image)
         labels = self._classes(class_labels, len(images))
@@ -155,7 +154,7 @@ class VAEPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def encode(self, image: Images, class_labels: ClassLabels | None = None) -> Tensor:
-        """Return the means of the latents of images (see `reconstruct`), (B, latent_dim)."""
+        """Return the posterior means of images (see `reconstruct`), (B, latent_dim)."""
         images = self._preprocess(image)
         means = self.vae.encode(images, self._classes(class_labels, len(images))).mean
         self.maybe_free_model_hooks()
@@ -171,14 +170,14 @@ class VAEPipeline(DiffusionPipeline):
         class_labels: ClassLabels | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Go from one image or latent to another through equally spaced points.
+        """Interpolate between two images or latents in equal steps.
 
         Args:
             start: An image (see `reconstruct`), or a latent (latent_dim,).
             end: Likewise.
-            num_steps: How many images, the two ends among them; two or more.
-            mode: On a straight line, or along the arc between two directions while the length changes evenly (Shoemake
-                1985), which stays where the prior has its mass.
+            num_steps: Number of images including both ends; two or more.
+            mode: `linear`, or `spherical` in direction and linear in length (Shoemake 1985), which stays in the
+                region of high prior mass.
             class_labels: See `__call__`.
             output_type: See `__call__`.
 
@@ -212,21 +211,21 @@ class VAEPipeline(DiffusionPipeline):
         class_labels: ClassLabels | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Change one dimension of a latent at a time, from −span to span.
+        """Traverse the latent space along one dimension at a time, from −span to span.
 
         Args:
             start: An image (see `reconstruct`), or a latent (latent_dim,); by default the centre of the prior.
-            dimensions: Which to change; by default all.
-            span: How far, in standard deviations of the prior.
-            num_steps: Images a dimension.
+            dimensions: Indices of the dimensions; by default all.
+            span: Largest absolute value, in standard deviations of the prior.
+            num_steps: Images per dimension.
             class_labels: See `__call__`.
             output_type: See `__call__`.
 
         Returns:
-            `num_steps` images for each dimension, one dimension after the other.
+            `num_steps` images for each dimension, grouped by dimension.
 
         Raises:
-            ValueError: for a span that is no finite number.
+            ValueError: for a span that is not finite.
         """
         if not math.isfinite(span):
             raise ValueError(f"span must be a finite number, not {span}")
@@ -242,7 +241,7 @@ class VAEPipeline(DiffusionPipeline):
     def draw_latents(
         self, batch_size: int, prior: Literal["normal", "mixture"] | None = None, generator: Generators = None
     ) -> Tensor:
-        """Draw latents (B, latent_dim) from a prior; see `__call__`."""
+        """Sample latents (B, latent_dim) from a prior; see `__call__`."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, not {batch_size}")
         device = self._execution_device
@@ -257,7 +256,7 @@ class VAEPipeline(DiffusionPipeline):
                 raise ValueError(f"prior must be normal or mixture, not {prior}")
 
     def _latent_of(self, given: Images | Tensor, labels: Tensor | None) -> Tensor:
-        """Return a latent (latent_dim,) as it is given, or that of an image, whose class is the first label."""
+        """Return a latent (latent_dim,) unchanged, or the posterior mean of an image, whose class is labels[0]."""
         if isinstance(given, Tensor) and given.ndim == 1:
             return given.to(self._execution_device, self.vae.dtype)
         latent_dist = self.vae.encode(self._preprocess(given)[:1], None if labels is None else labels[:1])
@@ -270,13 +269,13 @@ class VAEPipeline(DiffusionPipeline):
         return self.vae.decode(latents, labels).sample
 
     def _classes(self, class_labels: ClassLabels | None, count: int) -> Tensor | None:
-        """Return the numbers of the classes of so many images, int64 (count,), or None if the model knows none."""
+        """Return the class indices of `count` images, int64 (count,), or None for an unconditional model."""
         if not self.labels:
             if class_labels is not None:
-                raise ValueError("the model knows no classes")
+                raise ValueError("this model is unconditional: class_labels do not apply")
             return None
         if class_labels is None:
-            raise ValueError("class_labels are missing: the model is told the class of each image")
+            raise ValueError("class_labels are missing: this model is class-conditional")
         ids = self.get_label_ids(class_labels)
         if len(ids) == 1:
             ids *= count
@@ -290,7 +289,7 @@ class VAEPipeline(DiffusionPipeline):
         pictures = [_to_tensor(one, "L" if channels == 1 else "RGB") for one in _single(image)]
         expected = (channels, *((size, size) if isinstance(size, int) else size))
         if (shapes := {tuple(picture.shape) for picture in pictures}) != {expected}:
-            raise ValueError(f"images must be {expected} each, as tensors, not {shapes or 'none at all'}")
+            raise ValueError(f"images must have the shape {expected} each, not {shapes or 'none'}")
         return 2 * torch.stack(pictures).to(self._execution_device, self.vae.dtype) - 1
 
     def _postprocess(self, images: Tensor, output_type: str) -> ImagePipelineOutput:
@@ -302,21 +301,21 @@ class VAEPipeline(DiffusionPipeline):
 
 
 def _slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
-    """Return points (N, D) on the arc from one vector (D,) to another at shares (N, 1) of it."""
+    """Interpolate spherically between two vectors (D,) at fractions (N, 1): (N, D)."""
     lengths = torch.lerp(first.norm(), last.norm(), shares)
     start, end = (vector / vector.norm().clamp_min(1e-8) for vector in (first, last))
     angle = torch.acos((start @ end).clamp(-1, 1))
-    if torch.sin(angle) < 1e-4:  # there is no arc, or no one arc
+    if torch.sin(angle) < 1e-4:  # parallel or opposite vectors: the arc is not defined
         return torch.lerp(first[None], last[None], shares)
     along = torch.sin((1 - shares) * angle) * start + torch.sin(shares * angle) * end
     return lengths * along / torch.sin(angle)
 
 
 def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
-    """Return images one by one.
+    """Flatten images to a list of single ones.
 
     Raises:
-        TypeError: for what is no image, such as the name of a file.
+        TypeError: for anything but images, such as a file name.
     """
     if isinstance(images, PIL.Image.Image):
         return [images]
@@ -331,10 +330,10 @@ def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
 
 
 def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
-    """Convert one image to float32 (C, H, W), with pixels from 0 to 1, but for noise; PIL images to a mode before.
+    """Convert one image to float32 (C, H, W) in [0, 1], or beyond if noisy; PIL images are first converted to `mode`.
 
     Raises:
-        ValueError: for pixels that are not in the range of their type.
+        ValueError: for pixels outside the range of their type.
     """
     if isinstance(image, PIL.Image.Image):
         image = np.array(image.convert(mode))
@@ -345,16 +344,16 @@ def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tenso
         return pixels
     if image.is_floating_point():
         if not pixels.abs().max() <= MOST:
-            raise ValueError(f"floating-point pixels are from 0 to 1, give or take noise, not {pixels.abs().max():g}")
+            raise ValueError(f"floating-point pixels must be in [0, 1], apart from noise, not {pixels.abs().max():g}")
         return pixels
     if pixels.min() < 0 or pixels.max() > 255:
         wrong = pixels.min() if pixels.min() < 0 else pixels.max()
-        raise ValueError(f"whole numbers as pixels are from 0 to 255, not {wrong:g}")
+        raise ValueError(f"integer pixels must be in [0, 255], not {wrong:g}")
     return pixels / 255
 
 
 def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
-    """Return one label or several as Python has them, of what NumPy or torch may have."""
+    """Convert labels to plain Python objects, from NumPy or torch."""
     if isinstance(class_labels, list | tuple):
         return [_plain(label) for label in class_labels]
     return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

@@ -1,4 +1,4 @@
-"""The files of `hfgen/models` and `hfgen/pipelines` travel with weights: saved beside them, known again by name."""
+"""Saving pipelines with their custom code (diffusers' remote code)."""
 
 import importlib
 import inspect
@@ -15,10 +15,10 @@ PLACES = [Path(__file__).parents[1] / name for name in ("models", "pipelines")]
 
 
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Save a pipeline in safetensors, so that diffusers loads it where there is no hfgen.
+    """Save a pipeline in safetensors, so that diffusers can load it without hfgen.
 
-    What is a class of diffusers needs no more. Of any other, `save_pretrained` records the module that it was imported
-    from, which elsewhere is missing; so its file is put where diffusers looks for remote code, and recorded.
+    For a class that is not diffusers' own, `save_pretrained` records the module it was imported from, which is missing
+    elsewhere. Therefore its file is copied to where diffusers looks for remote code, and recorded instead.
     """
     pipeline.save_pretrained(folder, safe_serialization=True)
     index_file = folder / pipeline.config_name

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent: save, verify, rotate, find the newest good one, pack and unpack."""
+"""Atomic checkpoints: save, verify, rotate, find the newest intact one, pack and unpack."""
 
 import hashlib
 import json
@@ -22,20 +22,20 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limi
     """Write the checkpoint of a step, then remove the oldest ones beyond a limit.
 
     Args:
-        folder: Where checkpoints are kept.
-        step: Optimizer steps done; names the checkpoint.
-        write: Fills the folder that it is given.
-        limit: How many checkpoints to keep, or None for all.
+        folder: Folder of the checkpoints.
+        step: Number of optimizer steps, which names the checkpoint.
+        write: Writes the contents to a given folder.
+        limit: Number of checkpoints to keep, or None for all.
 
     Returns:
         The checkpoint, a folder with a manifest of its files' sizes and SHA-256.
 
     Raises:
-        OSError: if it could not be written; earlier checkpoints are untouched then.
+        OSError: if it cannot be written; earlier checkpoints are kept.
     """
     path = folder / f"step-{step:06d}"
     if path.exists():
-        if damage(path) is None:  # a finished run that is finished again
+        if damage(path) is None:  # a finished run that was resumed
             return path
         remove(path)
     with complete_or_absent(path) as temporary:
@@ -53,18 +53,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def list_steps(folder: Path, ending: str = "") -> list[Path]:
-    """List what is named after optimizer steps in a folder, such as `step-000469.png`, the earliest first."""
+    """List the files and folders named after optimizer steps, such as `step-000469.png`, the earliest first."""
     entries = folder.iterdir() if folder.is_dir() else []
     return sorted((path for path in entries if re.fullmatch(rf"step-\d+{re.escape(ending)}", path.name)), key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """Return the optimizer steps in the name of a checkpoint (`step-000469`) or sample (`step-000469.png`)."""
+    """Return the step in the name of a checkpoint (`step-000469`) or sample (`step-000469.png`)."""
     return int(path.stem.removeprefix("step-"))
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None if each file is as it was written."""
+    """Describe the damage of a checkpoint, or return None if all files match its manifest."""
     try:
         expected = json.loads((checkpoint / MANIFEST).read_text())
         found = _fingerprints(checkpoint)
@@ -78,9 +78,9 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def newest_complete(folder: Path, report: Callable[[str], None] = print) -> Path | None:
-    """Return the newest undamaged checkpoint in a folder, or None if there is none at all.
+    """Return the newest intact checkpoint in a folder, or None if there are no checkpoints.
 
-    Damaged ones are reported and passed over.
+    Damaged ones are reported and skipped.
 
     Raises:
         UserError: if there are checkpoints and all are damaged.
@@ -91,7 +91,7 @@ def newest_complete(folder: Path, report: Callable[[str], None] = print) -> Path
             return checkpoint
         report(f"checkpoint {checkpoint} is damaged: {problem}; trying the one before it")
     if checkpoints:
-        raise UserError(f"every checkpoint in {folder} is damaged; to begin anew, remove them or use another folder")
+        raise UserError(f"every checkpoint in {folder} is damaged; to start over, remove them or use another folder")
     return None
 
 
@@ -117,10 +117,10 @@ def find_checkpoint(folder: Path, name: str, report: Callable[[str], None] = pri
 
 
 def read_position(checkpoint: Path) -> dict[str, Any]:
-    """Read where training stood at a checkpoint: step, seconds, processes, data, configuration.
+    """Read the training state of a checkpoint: step, seconds, processes, data, configuration.
 
     Raises:
-        UserError: if it is damaged although its files are as they were written.
+        UserError: if it is invalid although the files match the manifest.
     """
     try:
         position = json.loads((checkpoint / POSITION_FILE).read_text())
@@ -134,18 +134,18 @@ def read_position(checkpoint: Path) -> dict[str, Any]:
 
 
 def unusable(checkpoint: Path) -> str:
-    """Say that training cannot go on from a checkpoint, and from which it may."""
+    """Return the message that training cannot resume from a checkpoint, with an alternative."""
     before = [p.name for p in list_checkpoints(checkpoint.parent) if step_of(p) < step_of(checkpoint)]
     advice = f"--resume_from_checkpoint {before[-1]}" if before else "a new run in another --output_dir"
-    return f"cannot go on from {checkpoint}, whose state is damaged; try {advice}"
+    return f"cannot resume from {checkpoint}, whose state is damaged; try {advice}"
 
 
 def pack_state(
     modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer], averages: dict[str, EMAModel]
 ) -> dict[str, Tensor]:
-    """Return every tensor that decides how training goes on, named for a safetensors file.
+    """Return all tensors of the training state, named for a safetensors file.
 
-    Hyper-parameters of the optimizers are not among them: they follow from the configuration and the step.
+    Hyper-parameters of the optimizers are not included: they follow from the configuration and the step.
     """
     state: dict[str, Tensor] = {}
     for name, module in modules.items():
@@ -164,7 +164,7 @@ def unpack_state(
     optimizers: dict[str, torch.optim.Optimizer],
     averages: dict[str, EMAModel],
 ) -> None:
-    """Put what `pack_state` returned back into modules, optimizers and averages."""
+    """Load the result of `pack_state` into modules, optimizers and EMA models."""
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""What a run writes down about itself: a line of metrics for each step, and on what it was trained."""
+"""Records of a run: the metrics log, and versions, hardware and timings."""
 
 import json
 import math
@@ -32,13 +32,13 @@ RECORDED_PACKAGES = [
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object an optimizer step, `{"step": 1, "loss/unet": …, …}`.
+    """`metrics.jsonl`: one JSON object per optimizer step, `{"step": 1, "loss/unet": …, …}`.
 
-    It holds nothing that depends on the clock, so that it is the same file for a run that was interrupted.
+    It contains no timings, so that an interrupted and resumed run writes the same file.
 
     Args:
         path: The file.
-        accelerator: Over whose processes values are averaged.
+        accelerator: Values are averaged over its processes.
     """
 
     def __init__(self, path: Path, accelerator: Accelerator):
@@ -46,14 +46,15 @@ class MetricsFile:
         self.waiting: list[tuple[int, dict[str, Tensor | float]]] = []
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
-        """Note the scalars of a step; tensors stay on their device, so that it need not wait."""
+        """Buffer the scalars of a step; tensors stay on their device, to avoid synchronisation."""
         self.waiting.append((step, values))
 
     def write(self) -> dict[str, float]:
-        """Append what was noted, averaged over the processes.
+        """Append the buffered rows, averaged over the processes.
 
         Returns:
-            The last row; or the first with a loss or gradient norm that is not finite, after which nothing is written.
+            The last row, or the first one with a loss or gradient norm that is not finite; it and later ones are not
+            written.
         """
         tensors = [[v for v in values.values() if isinstance(v, Tensor)] for _, values in self.waiting]
         stacked = torch.stack([torch.stack(scalars) for scalars in tensors])
@@ -72,40 +73,40 @@ class MetricsFile:
         return rows[-1 if bad is None else bad]
 
     def not_finite(self, row: dict[str, float]) -> list[str]:
-        """Name the losses and gradient norms of a row that are NaN or infinite.
+        """List the losses and gradient norms of a row that are NaN or infinite.
 
-        With a gradient scaler (fp16) an infinite norm is nothing unusual: it skips that step.
+        With a gradient scaler (fp16), infinite gradient norms are normal: it skips those steps.
         """
         watched = "loss/" if self.accelerator.scaler else ("loss/", "grad_norm/")
         return [name for name, value in row.items() if name.startswith(watched) and not math.isfinite(value)]
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """Read `metrics.jsonl` or `classes.jsonl`: one row an optimizer step or checkpoint; damaged lines are left out."""
+    """Read `metrics.jsonl` or `classes.jsonl`: one row per step or checkpoint, skipping damaged lines."""
     return [row for line in path.read_bytes().splitlines() if (row := _row(line))]
 
 
 def add_row(path: Path, row: dict[str, float]) -> None:
-    """Append a row, in place of those of its step and later ones."""
+    """Append a row, after removing those of its step and later ones."""
     forget_rows(path, row["step"] - 1)
     with open(path, "a") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def forget_rows(path: Path, step: int) -> None:
-    """Forget what was written after a step, and damaged lines, whose number is told but for a last one cut short."""
+    """Remove rows after a step, and damaged lines; report their number, except for an incomplete last line."""
     if path.exists():
         *lines, _ = path.read_bytes().split(b"\n")
         rows = [_row(line) for line in lines]
         if damaged := rows.count(None):
-            print(f"{path}: left out {damaged} line{'s' * (damaged > 1)} that cannot be read")
+            print(f"{path}: removed {damaged} line{'s' * (damaged > 1)} that cannot be read")
         with complete_or_absent(path) as temporary:
             kept = [line + b"\n" for line, row in zip(lines, rows, strict=True) if row and row["step"] <= step]
             temporary.write_bytes(b"".join(kept))
 
 
 def _row(line: bytes) -> dict[str, float] | None:
-    """Read a line as a row, or return None if it is damaged."""
+    """Parse a line as a row, or return None if it is damaged."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -133,7 +134,7 @@ def describe_run(
     seconds: float,
     problems: list[str],
 ) -> None:
-    """Write `run.json`: command, versions, hardware, time and memory of a finished training, and what went wrong."""
+    """Write `run.json`: command, versions, hardware, time and memory of a finished training, and its problems."""
     record = {
         "command": command,
         "device_type": accelerator.device.type,
@@ -155,7 +156,7 @@ def describe_run(
         temporary.write_text(json.dumps(record, indent=1) + "\n")
 
 
-# What a record must have, and of what type.
+# Required entries of a record, with their types.
 TRAINING = {
     "command": str,
     "device": str,
@@ -172,24 +173,24 @@ TRAINING = {
 
 
 def read_training(file: Path) -> dict[str, Any]:
-    """Read `run.json`, without the places on this machine in the command and in what went wrong."""
+    """Read `run.json`, with local paths removed from command and problems."""
     training = read_json(file)
     for name, kind in TRAINING.items():
         if not isinstance(training.get(name), kind):
-            raise UserError(f"{file} is no record of a finished run: {name} is {shown(training.get(name))}")
+            raise UserError(f"{file} is not the record of a finished run: {name} is {shown(training.get(name))}")
     try:
         command = public_command(training["command"])
     except ValueError as error:
-        raise UserError(f"{file}: command is {shown(training['command'])}, which is no command") from error
+        raise UserError(f"{file}: command is {shown(training['command'])}, which is not a command") from error
     problems = [public_text(str(problem)) for problem in training.get("problems", [])]
     return training | {"command": command, "problems": problems}
 
 
 def public_command(command: str) -> str:
-    """Take from a command what is nobody's business, and the places on this machine.
+    """Remove private flags and local paths from a command.
 
     Raises:
-        ValueError: if a quotation does not end.
+        ValueError: for an unclosed quotation.
     """
     words: list[str] = []
     left_out = False

@@ -1,1 +1,1 @@
-"""Drawing images from models, and changing given ones."""
+"""Sampling images from models, and editing existing ones."""

@@ -1,4 +1,4 @@
-"""`hfgen translate`: given images, changed by an image-to-image model or by a diffusion model."""
+"""`hfgen translate`: image-to-image translation, and image editing with diffusion models."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from hfgen.data.decoding import border_brightness, is_inverse, open_picture, to_
 from hfgen.data.images import load_images
 from hfgen.data.sources import SHORT_NAMES, placed_folder
 from hfgen.families import family_of
-from hfgen.figures.grids import counterparts_picture, save_arrays, save_picture, to_pil
+from hfgen.figures.grids import comparison_grid, save_arrays, save_picture, to_pil
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline
@@ -28,17 +28,17 @@ from hfgen.utils.files import local_path
 from hfgen.utils.seeds import derive_seed
 
 BATCH_SIZE = 250
-PIXELS_AT_A_TIME = 2**18  # of pictures that a network is shown together
+PIXELS_AT_A_TIME = 2**18  # per batch of an image-to-image network
 OF_DIFFUSION = ("noise_std", "strength", "guidance_scale", "num_inference_steps")
 
 
 class Translated(NamedTuple):
-    """Some images before and after.
+    """A batch of inputs and results.
 
     Attributes:
-        names: What to call the results.
-        given: uint8 (C, H, W) each, as the model was shown them.
-        results: Likewise.
+        names: File names of the results, without suffix.
+        given: The inputs after preprocessing, uint8 (C, H, W) each.
+        results: The outputs, likewise.
     """
 
     names: list[str]
@@ -51,8 +51,8 @@ def translate(
 ) -> tuple[int, list[Tensor], dict[Path, str]]:
     """Change images and write them: a picture (.png, given above results), arrays (.npz), or a folder of pictures.
 
-    A folder is filled as the work goes on. Where what is given is white on black and the training images are not, or
-    the other way round, that is said at the end.
+    A folder is filled batch by batch. If the inputs have a bright background and the training images a dark one, or
+    vice versa, a warning is printed at the end.
 
     Args:
         config: What to do.
@@ -64,14 +64,14 @@ def translate(
         could not be read, with the reason.
 
     Raises:
-        UserError: if the model cannot do this to these images, or they cannot be written so.
+        UserError: if the model or the output format does not support these images or options.
     """
     loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
     if decodes(loaded):
         family = family_of(type(loaded).__name__).name.upper()
         raise UserError(
-            f"{config.run_or_repo} is a {family}, which makes images of latents and changes none; translate takes "
-            "image-to-image models and diffusion models"
+            f"{config.run_or_repo} is a {family}, which generates images from latents; translate needs an "
+            "image-to-image or diffusion model"
         )
     loaded.to(default_device())
     unreadable: dict[Path, str] = {}
@@ -88,26 +88,26 @@ def translate(
     usual = None if config.inverse else _usual_border(run)
     if usual is not None and is_inverse(statistics.median(borders), usual):
         print(
-            f"hfgen: the border of {config.input} is {'dark' if usual > 0.5 else 'bright'}, and that of the images "
-            f"that the model knows {'bright' if usual > 0.5 else 'dark'}; --invert turns the input round",
+            f"hfgen: the border of {config.input} is {'dark' if usual > 0.5 else 'bright'}, but that of the training "
+            f"images is {'bright' if usual > 0.5 else 'dark'}; --invert inverts the input",
             file=sys.stderr,
         )
     return count, results, unreadable
 
 
 def _watch_borders(parts: Iterator[Translated], borders: list[float]) -> Iterator[Translated]:
-    """Note how bright the borders of the given images are."""
+    """Record the border brightness of the inputs."""
     for part in parts:
         borders += map(border_brightness, part.given)
         yield part
 
 
 def _usual_border(run: Mapping[str, Any]) -> float | None:
-    """Return how bright the border of what a model was trained to be given is, if that is known without a network."""
+    """Return the border brightness of a model's training inputs, or None if it cannot be found out offline."""
     if run.get("input_column") or run.get("input_data_dir"):
         return None
     folder, source = run.get("train_data_dir"), run.get("dataset_name")
-    usual = 0.0  # of the digits and the garments
+    usual = 0.0  # of handwritten digits and Fashion-MNIST
     if folder or source not in {"digits", "mnist", "fashion_mnist"}:
         source = placed_folder(folder) if folder else source
         if source is None or source in SHORT_NAMES or not local_path(source).exists():
@@ -116,11 +116,11 @@ def _usual_border(run: Mapping[str, Any]) -> float | None:
         options = {name: run[name] for name in names} | {"split": run["train_split"]}
         options |= {name: run.get(name, 0.0) for name in ("validation_fraction", "test_fraction")}
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # what training said of them
+            with contextlib.redirect_stdout(io.StringIO()):  # notes already printed in training
                 data = load_images(
                     source, held_out_of=run["train_split"], max_samples=run["max_train_samples"], **options
                 )
-        except UserError:  # the images are no longer what they were
+        except UserError:  # the images have changed since
             return None
         usual = border_brightness(data.images)
     return 1 - usual if "invert" in run.get("degradation", []) else usual
@@ -131,19 +131,19 @@ def _nothing_read(source: str, unreadable: dict[Path, str]) -> str:
         return f"there are no files in {source}"
     file, why = next(iter(unreadable.items()))
     if len(unreadable) == 1:
-        return f"{file} cannot be read as a picture ({why})"
-    return f"none of the {len(unreadable)} files in {source} can be read as a picture; the first is {file} ({why})"
+        return f"{file} cannot be read as an image ({why})"
+    return f"none of the {len(unreadable)} files in {source} can be read as an image; the first is {file} ({why})"
 
 
 def _save_each(parts: Iterator[Translated], folder: Path, config: TranslateConfig) -> int:
-    """Write each result into a folder as soon as it is there; return how many there were."""
+    """Save each result to a folder as it is computed; return their number."""
     protected = {file.resolve() for file in _files(config)}
     count = 0
     for part in parts:
         for name, image in zip(part.names, part.results, strict=True):
             target = folder / f"{name}.png"
             if target.resolve() in protected:
-                raise UserError(f"{target} is an input, which would be written over; name another output")
+                raise UserError(f"{target} is an input and would be overwritten; choose another output")
             save_picture(to_pil(image), target)
             count += 1
     return count
@@ -161,12 +161,12 @@ def _save_together(parts: Iterator[Translated], output: Path | None, config: Tra
         save_arrays(torch.stack(results), output)
     elif results and output:
         rows = {"given": torch.stack(given), config.task or "made": torch.stack(results)}
-        save_picture(counterparts_picture(rows), output)
+        save_picture(comparison_grid(rows), output)
     return results
 
 
 def _files(config: TranslateConfig) -> list[Path]:
-    """Return the files to read, PNGs before others of the same name, so that it is theirs in the output too."""
+    """Return the input files, PNGs before others of the same stem, so that these keep the stem in the output."""
     source = local_path(config.input)
     if not source.is_dir():
         return [source]
@@ -177,9 +177,9 @@ def _files(config: TranslateConfig) -> list[Path]:
 def _by_network(
     pipeline: ImageTranslationPipeline, config: TranslateConfig, unreadable: dict[Path, str]
 ) -> Iterator[Translated]:
-    """Let an image-to-image model translate images of any size, some at a time; note what cannot be read."""
+    """Translate images of any size in batches with an image-to-image model; collect unreadable files."""
     if config.task:
-        raise UserError(f"{config.run_or_repo} does what it was trained for, so that there is no task to name")
+        raise UserError(f"{config.run_or_repo} is an image-to-image model, which has a single task; leave out --task")
     of_diffusion = (
         "mask", "strength", "guidance_scale", "num_inference_steps", "class_labels", "source_class_labels"
     )  # fmt: skip
@@ -187,7 +187,7 @@ def _by_network(
         raise UserError(f"an image-to-image model has no {unused[0]}")
     network = pipeline.inverse_generator if config.inverse else pipeline.generator
     if network is None:
-        raise UserError(f"{config.run_or_repo} knows one direction only, so that there is no inverse")
+        raise UserError(f"{config.run_or_repo} translates in one direction only; leave out --inverse")
     options = {name: getattr(config, name) for name in ("noise_std", "inverse", "tile_size")}
     for part in _at_a_time(_pictures(config, network.config.in_channels, None, unreadable)):
         given = [image for _, image in part]
@@ -201,7 +201,7 @@ def _by_network(
 def _pictures(
     config: TranslateConfig, channels: int, resolution: int | None, unreadable: dict[Path, str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Read the pictures of files, or the images of an .npz file, as training does: names and uint8 (C, H, W)."""
+    """Yield names and images, uint8 (C, H, W), of image files or an .npz file, decoded as in training."""
     source = local_path(config.input)
     if source.suffix == ".npz":
         for number, image in enumerate(load_images(str(source), channels=channels, resolution=resolution).images):
@@ -222,7 +222,7 @@ def _pictures(
 
 
 def _at_a_time(images: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
-    """Gather images until they have `PIXELS_AT_A_TIME`."""
+    """Batch images until they have `PIXELS_AT_A_TIME`."""
     part: list[tuple[str, Tensor]] = []
     for named in images:
         part.append(named)
@@ -236,9 +236,9 @@ def _at_a_time(images: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str,
 def _by_diffusion(
     loaded: DiffusionPipeline, config: TranslateConfig, unreadable: dict[Path, str]
 ) -> Iterator[Translated]:
-    """Let a diffusion model change images, brought to its size and channels."""
+    """Edit images with a diffusion model, resized and converted for it."""
     if unused := [name for name in ("inverse", "tile_size") if getattr(config, name)]:
-        raise UserError(f"{unused[0]} belongs to image-to-image models, which {config.run_or_repo} is not")
+        raise UserError(f"{unused[0]} needs an image-to-image model, and {config.run_or_repo} is a diffusion model")
     if config.task is None:
         raise UserError("a diffusion model needs --task: denoise, vary, inpaint or change_class")
     pipeline = editing_pipeline(loaded)
@@ -248,7 +248,7 @@ def _by_diffusion(
     for name, picture in pictures.items():
         if picture.shape[1:] != (height, width):
             raise UserError(
-                f"{name} has {picture.shape[2]}×{picture.shape[1]} pixels, the model {width}×{height}"
+                f"{name} has {picture.shape[2]}×{picture.shape[1]} pixels, the model needs {width}×{height}"
                 + ("" if config.noise_std is None else "; resizing would change noise_std")
             )
     if not pictures:
@@ -267,7 +267,7 @@ def _by_diffusion(
         options["output_type"] = "pt"
         options |= {name: value for name in OF_DIFFUSION if (value := getattr(config, name)) is not None}
         if config.task in ("vary", "inpaint"):
-            # Not the purpose of `sample`: these images may be its own, and this noise must be independent of theirs.
+            # Unlike in `sample`: the inputs may be its images, and this noise must be independent of theirs.
             seeds = [derive_seed("translate", config.task, config.seed, i) for i in numbers]
             options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
         if masks is not None:
@@ -282,10 +282,10 @@ def _by_diffusion(
 
 
 def editing_pipeline(loaded: DiffusionPipeline) -> DiffusionEditingPipeline:
-    """Return what edits images with the parts of a pipeline that draws.
+    """Return an editing pipeline with the components of a diffusion pipeline.
 
     Raises:
-        UserError: if it is no diffusion.
+        UserError: if it is not a diffusion pipeline.
     """
     require_diffusion(loaded)
     of_classes = {name: loaded.config[name] for name in ("id2label", "learnt_no_class") if name in loaded.config}
@@ -293,12 +293,12 @@ def editing_pipeline(loaded: DiffusionPipeline) -> DiffusionEditingPipeline:
 
 
 def _masks(source: str, height: int, width: int, count: int) -> Tensor:
-    """Load masks, one or as many as there are images, brought to their size: float (N, 1, H, W) in [0, 1]."""
+    """Load one mask for all images or one per image, resized: float (N, 1, H, W) in [0, 1]."""
     masks = load_images(source, channels=1, resolution=height if height == width else None).images
     if masks.shape[2:] != (height, width):
-        raise UserError(f"the mask has {masks.shape[3]}×{masks.shape[2]} pixels, the images {width}×{height}")
+        raise UserError(f"the mask has {masks.shape[3]}×{masks.shape[2]} pixels, but the images {width}×{height}")
     if len(masks) not in (1, count):
-        raise UserError(f"mask must be one picture, or one for each of the {count} images, not {len(masks)}")
+        raise UserError(f"mask must be one image, or one for each of the {count} images, not {len(masks)}")
     return masks.float() / 255
 
 

@@ -1,6 +1,6 @@
-"""Denoise, vary, fill in and change the class of given images with a diffusion model that was trained to draw.
+"""Image editing with a diffusion model: denoising, variation, inpainting and class change.
 
-This file needs nothing but torch, diffusers and what they need.
+This file depends only on torch, diffusers and their dependencies.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-MOST = 100.0  # of a pixel from 0 to 1, even with ten times as strong noise; above it, it was not from 0 to 1
+MOST = 100.0  # a larger pixel is not on the scale of [0, 1], even with very strong noise
 
 ClassLabel = int | str | None
 ClassLabels = ClassLabel | Sequence[ClassLabel] | np.ndarray | Tensor
@@ -31,13 +31,12 @@ Model = Callable[[Tensor, Tensor], Tensor]
 
 
 def estimate_noise_std(images: Tensor) -> Tensor:
-    """Estimate the standard deviation of white noise in images from their finest diagonal details.
+    """Estimate the standard deviation of white noise from the finest diagonal Haar wavelet coefficients.
 
-    The median absolute detail of the Haar wavelet over 0.6745 (Donoho and Johnstone 1994, section 4.2).
+    It is their median absolute value divided by 0.6745 (Donoho and Johnstone 1994, section 4.2).
 
     Args:
-        images: (B, C, H, W), H and W two or more. Where pixels were cut off at black and white, as in files, the
-            estimate is too low.
+        images: (B, C, H, W), H and W two or more. If pixels were clipped, as in image files, the estimate is too low.
 
     Returns:
         (B,), in the units of the images.
@@ -48,18 +47,17 @@ def estimate_noise_std(images: Tensor) -> Tensor:
 
 
 class DiffusionEditingPipeline(DiffusionPipeline):
-    """Edits images with the weights of an unconditional or class-conditional diffusion model or flow.
+    """Edits images with an unconditional or class-conditional diffusion model or flow.
 
-    All of it rests on what the network says of x_t = α_t x₀ + σ_t ε: an estimate of the image x₀ and one of the noise
-    ε. A step from one noise level to another is x_s = α_s x̂₀ + σ_s ε̂ (DDIM, Song et al. 2021, eq. 12; for a flow this
-    is Euler's step).
+    At x_t = α_t x₀ + σ_t ε the network's prediction gives estimates x̂₀ of the image and ε̂ of the noise. A step to
+    another noise level s is x_s = α_s x̂₀ + σ_s ε̂ (DDIM, Song et al. 2021, eq. 12; for a flow this is an Euler step).
 
     Args:
-        unet: The network; with `num_class_embeds`, the last of them means no class.
-        scheduler: Says what the network predicts, and α and σ of each timestep.
-        id2label: The names of the classes by their numbers.
-        learnt_no_class: Whether a network of classes was also trained on images of no particular class; otherwise the
-            class must always be given.
+        unet: The network; the last of its `num_class_embeds` classes is the null label.
+        scheduler: Determines the prediction type, and α and σ of each timestep.
+        id2label: Class names by index.
+        learnt_no_class: Whether a class-conditional network was trained with label dropout and so has an unconditional
+            (null-label) mode; otherwise class_labels are required.
     """
 
     model_cpu_offload_seq = "unet"
@@ -87,7 +85,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             self.alphas = scheduler.alphas_cumprod.sqrt()
             self.sigmas = (1 - scheduler.alphas_cumprod).sqrt()
         else:
-            raise ValueError(f"a {type(scheduler).__name__} has no noise levels that are known here")
+            raise ValueError(f"the noise levels of a {type(scheduler).__name__} are not supported")
 
     @torch.no_grad()
     def __call__(
@@ -101,17 +99,18 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Vary images: mix them with noise and denoise that (SDEdit, Meng et al. 2022).
+        """Vary images by adding noise and denoising (SDEdit, Meng et al. 2022).
 
         Args:
-            image: One picture, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list
-                of such, of one size. Floating-point pixels are from 0 to 1, and beyond where noise has taken them;
-                whole numbers from 0 to 255.
-            strength: How much of the noise, from 0 to 1; 1 leaves next to nothing of the image.
-            class_labels: One for all or one an image, of a model that knows classes; by default no particular one.
+            image: A PIL image, array (H, W), (H, W, C) or (B, H, W, C), tensor (C, H, W) or (B, C, H, W), or a list of
+                these, all of one size. Floating-point pixels are in [0, 1], or beyond if noisy; integers in [0, 255].
+            strength: Fraction of the noise schedule applied to the images, above 0 and up to 1, which leaves next to
+                nothing of the image.
+            class_labels: Classes of a class-conditional model, one for all images or one per image; by default the
+                null label.
             guidance_scale: See `ClassConditionalDiffusionPipeline`.
             num_inference_steps: Denoising steps.
-            generator: Where the noise comes from: one for all, or one an image.
+            generator: Random generator of the noise: one for all images, or one per image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
 
@@ -119,9 +118,9 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             The images.
 
         Raises:
-            TypeError: for what is no image, such as the name of a file.
-            ValueError: for a strength outside of 0 to 1, an unknown class or output_type, pixels that are not in the
-                range of their type, or images of different sizes.
+            TypeError: for anything but images, such as a file name.
+            ValueError: for an invalid strength, an unknown class or output_type, pixels outside the range of their
+                type, or images of different sizes.
         """
         images = self._preprocess(image)
         first = self._level_of_strength(strength)
@@ -141,15 +140,15 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         num_inference_steps: int = 1,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Remove white noise from images.
+        """Remove Gaussian white noise from images.
 
-        An image with noise of standard deviation s is, but for a factor, x_t at the t where σ_t / α_t = 2 s, since
-        here pixels go from −1 to 1. One step gives the mean of what the image may have been, which has the least
-        squared error; more steps give a sharper image, one of those that it may have been.
+        Up to a factor, an image with noise of standard deviation s is x_t at the t with σ_t / α_t = 2 s, since pixels
+        are in [−1, 1] here. One step estimates the posterior mean, which minimises the squared error; more steps give
+        a sharper image, which approximates a posterior sample.
 
         Args:
             image: See `__call__`.
-            noise_std: Standard deviation of the noise, for pixels from 0 to 1; estimated for each image if not given.
+            noise_std: Standard deviation of the noise, for pixels in [0, 1]; by default estimated for each image.
             class_labels: See `__call__`.
             guidance_scale: See `__call__`.
             num_inference_steps: Denoising steps.
@@ -159,7 +158,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             The images.
 
         Raises:
-            ValueError: if there is more noise than the model knows.
+            ValueError: if noise_std exceeds the model's highest noise level.
         """
         images = self._preprocess(image)
         stds = estimate_noise_std(images) if noise_std is None else torch.full((len(images),), 2.0 * noise_std)
@@ -189,25 +188,25 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Fill in a part of images, so that it fits the rest (RePaint, Lugmayr et al. 2022, here with DDIM steps).
+        """Inpaint a masked region (RePaint, Lugmayr et al. 2022, with DDIM steps).
 
         Args:
             image: See `__call__`.
-            mask_image: White where the images are to be filled in, black where they are kept; one, or one an image.
+            mask_image: White in the region to inpaint, black elsewhere; one for all images, or one per image.
             class_labels: See `__call__`.
             guidance_scale: See `__call__`.
             num_inference_steps: Denoising steps, two or more.
-            num_resamples: How often each step is taken; between two times noise is added again, so that what is filled
-                in can adapt to what is kept.
-            generator: Where the noise comes from.
+            num_resamples: Number of times each step is taken, with noise added in between, so that the inpainted
+                region adapts to the rest.
+            generator: See `__call__`.
             output_type: See `__call__`.
 
         Returns:
             The images.
 
         Raises:
-            ValueError: if the mask has another size or no white, for fewer than two steps or one time, or for an
-                unknown class.
+            ValueError: if the mask has another size or no white pixels, for fewer than two steps or no resamples, or
+                for an unknown class.
         """
         images = self._preprocess(image)
         mask = (self._stacked(mask_image, "L").mean(1, keepdim=True) > 0.5).to(images.dtype)
@@ -218,8 +217,8 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         if len(mask) not in (1, len(images)):
             raise ValueError(f"mask_image must be one, or one for each of the {len(images)} images, not {len(mask)}")
         if not mask.any():
-            raise ValueError("mask_image is white nowhere, so that there is nothing to fill in")
-        if num_inference_steps < 2:  # what is filled in would never have seen what is kept
+            raise ValueError("mask_image has no white pixels, so there is nothing to inpaint")
+        if num_inference_steps < 2:  # the inpainted region would never depend on the rest
             raise ValueError(f"num_inference_steps must be 2 or more, not {num_inference_steps}")
         if num_resamples < 1:
             raise ValueError(f"num_resamples must be 1 or more, not {num_resamples}")
@@ -247,19 +246,20 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Make images of another class out of images, keeping style and place (DDIM inversion, Song et al. 2021).
+        """Change the class of images, preserving style and position, by DDIM inversion (Song et al. 2021).
 
-        The image is followed to the noise that it would be drawn from, as an image of its own class if that is said,
-        and from there drawn as one of another class.
+        The image is inverted to noise, conditioned on its source class if that is given, and then denoised as the
+        target class.
 
         Args:
             image: See `__call__`.
-            class_labels: What they are to become, one for all or one an image.
-            source_class_labels: What they are, likewise; by default of no particular class, which the model has to
-                have learnt.
-            strength: How far towards noise, from 0 to 1: more changes more.
-            guidance_scale: How strongly the new class is enforced: by default 2, or 1 of a model that has not learnt
-                images of no particular class.
+            class_labels: Target classes, one for all images or one per image.
+            source_class_labels: Classes of the input images, likewise; by default the null label, which needs a model
+                trained with label dropout.
+            strength: Fraction of the noise schedule up to which images are inverted, above 0 and up to 1; larger
+                values change more.
+            guidance_scale: Classifier-free guidance scale of the target class; by default 2, or 1 for a model without
+                an unconditional mode.
             num_inference_steps: Steps in each direction.
             output_type: See `__call__`.
 
@@ -267,17 +267,20 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             The images.
 
         Raises:
-            ValueError: if the model knows no classes, or not these; for a strength outside of 0 to 1.
+            ValueError: if the model is unconditional; for an unknown class or an invalid strength.
         """
         if guidance_scale is None:
             guidance_scale = 2.0 if self.config.learnt_no_class else 1.0
         if not self.unet.config.num_class_embeds:
-            raise ValueError("the model knows no classes, so that it cannot change one")
+            raise ValueError("this model is unconditional: it has no classes to change")
         x = self._preprocess(image)
         first = self._level_of_strength(strength)
         upwards = [0, *self._levels(first, num_inference_steps)[::-1]]
         if source_class_labels is None and not self.config.learnt_no_class:
-            raise ValueError("the model has not learnt images of no particular class: source_class_labels are needed")
+            raise ValueError(
+                "this model was trained without label dropout: it has no unconditional mode and needs "
+                "source_class_labels"
+            )
         inverting = self._model(source_class_labels, len(x), 1.0)
         x = self.alphas[0] * x  # nearly the image itself
         for level, above in itertools.pairwise(upwards):
@@ -287,26 +290,26 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         return self._postprocess(self._descend(model, x, first, num_inference_steps), output_type)
 
     def _preprocess(self, image: Images) -> Tensor:
-        """Convert to float32 (B, C, H, W) in [−1, 1], and beyond where noise has taken the pixels.
+        """Convert to float32 (B, C, H, W) in [−1, 1], or beyond if noisy.
 
         Raises:
-            ValueError: for images with other channels than the network's.
+            ValueError: for images with another number of channels than the network's.
         """
         channels = self.unet.config.in_channels
         images = self._stacked(image, "L" if channels == 1 else "RGB")
         if images.shape[1] != channels:
             raise ValueError(
-                f"the model takes images with {channels} channel{'s' * (channels > 1)}, not {images.shape[1]}; PIL "
-                "images are brought to that"
+                f"this model needs images with {channels} channel{'s' * (channels > 1)}, not {images.shape[1]}; PIL "
+                "images are converted automatically"
             )
         return 2 * images - 1
 
     def _stacked(self, image: Images, mode: str) -> Tensor:
-        """Convert images to float32 (B, C, H, W), with pixels from 0 to 1, but for noise."""
+        """Convert images to float32 (B, C, H, W) in [0, 1], or beyond if noisy."""
         pictures = [_to_tensor(one, mode) for one in _single(image)]
         if len(shapes := {tuple(picture.shape) for picture in pictures}) != 1:
             raise ValueError(
-                f"images must be one or more of one size and one number of channels, not {shapes or 'none'}"
+                f"images must be one or more of the same size and number of channels, not {shapes or 'none'}"
             )
         return torch.stack(pictures).to(self._execution_device)
 
@@ -323,19 +326,21 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         return round(strength * (len(self.timesteps) - 1))
 
     def _levels(self, first: int, num_inference_steps: int) -> list[int]:
-        """Return the noise levels to visit from one down, evenly; below the last one is the image."""
+        """Return evenly spaced noise levels from the first one down; the last step, to the image, is not included."""
         if not 1 <= num_inference_steps <= len(self.timesteps):
             raise ValueError(f"num_inference_steps must be from 1 to {len(self.timesteps)}, not {num_inference_steps}")
         spaced = torch.linspace(first, 0, num_inference_steps + 1)[:-1].round().int().tolist()
         return sorted(set(spaced), reverse=True)
 
     def _one_an_image(self, class_labels: ClassLabels, count: int) -> Sequence[ClassLabel] | None:
-        """Return a label for each image, or None if none is given."""
+        """Return one label per image, or None if there are no labels."""
         class_labels = _plain(class_labels)
         if isinstance(class_labels, int | str):
             return [class_labels] * count
         if class_labels is not None and len(class_labels) != count:
-            raise ValueError(f"class_labels must be one for all or one for each of the {count} images")
+            raise ValueError(
+                f"class_labels must be one for all or one for each of the {count} images, not {len(class_labels)}"
+            )
         return class_labels
 
     def _model(self, class_labels: ClassLabels, count: int, guidance_scale: float) -> Model:
@@ -344,14 +349,15 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         if not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
         if class_labels is None and guidance_scale != 1:
-            raise ValueError("guidance_scale needs class_labels to lead to")
+            raise ValueError("guidance_scale needs class_labels; without them it must be 1")
         if not nothing and class_labels is not None:
-            raise ValueError("the model knows no classes")
+            raise ValueError("this model is unconditional: class_labels do not apply")
         if not nothing:
             return lambda x, timestep: self.unet(x.to(self.unet.dtype), timestep).sample.float()
         if not self.config.learnt_no_class and (class_labels is None or guidance_scale != 1):
             raise ValueError(
-                "the model has not learnt images of no particular class: class_labels are needed, and guidance_scale 1"
+                "this model was trained without label dropout: it has no unconditional mode and needs class_labels "
+                "and guidance_scale 1"
             )
         known: dict[ClassLabel, int] = {None: nothing - 1}
         for number in range(nothing - 1):
@@ -366,7 +372,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         found = [find(label) for label in asked]
         if None in found:
             listed = ", ".join(f"{name} ({number})" for name, number in names.items())
-            raise ValueError(f"the model knows no class {asked[found.index(None)]}, but {listed}")
+            raise ValueError(f"this model has no class {asked[found.index(None)]}; its classes are {listed}")
         classes = torch.tensor(found, device=self._execution_device)
         both = torch.cat([classes, torch.full_like(classes, nothing - 1)])
 
@@ -381,7 +387,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         return guided
 
     def _predict(self, model: Model, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Return the network's estimates of the image and of the noise."""
+        """Return the network's estimates of x₀ and ε."""
         alpha, sigma = self.alphas[level].item(), self.sigmas[level].item()
         said = model(x, self.timesteps[level].to(x.device))
         match self.prediction_type:
@@ -395,13 +401,13 @@ class DiffusionEditingPipeline(DiffusionPipeline):
                 return x - sigma * said, x + alpha * said
 
     def _step_down(self, model: Model, x: Tensor, level: int, below: int) -> Tensor:
-        """Take x from one noise level to one below, with the estimate of the image cut off where no image can be."""
+        """Step x from one noise level to a lower one, with x̂₀ clipped to [−1, 1]."""
         image = self._predict(model, x, level)[0].clamp(-1, 1)
         noise = (x - self.alphas[level] * image) / self.sigmas[level]
         return self.alphas[below] * image + self.sigmas[below] * noise
 
     def _descend(self, model: Model, x: Tensor, first: int, num_inference_steps: int) -> Tensor:
-        """Denoise x from a level down to the image."""
+        """Denoise x from a noise level to the image."""
         levels = self._levels(first, num_inference_steps)
         for level, below in itertools.pairwise(levels):
             x = self._step_down(model, x, level, below)
@@ -410,17 +416,17 @@ class DiffusionEditingPipeline(DiffusionPipeline):
     def _noise_again(
         self, x: Tensor, level: int, above: int, generator: torch.Generator | list[torch.Generator] | None
     ) -> Tensor:
-        """Add as much noise to x at one level as takes it to a level above."""
+        """Add noise to x to take it from one noise level to a higher one."""
         factor = self.alphas[above] / self.alphas[level]
         std = (self.sigmas[above] ** 2 - (factor * self.sigmas[level]) ** 2).clamp(min=0).sqrt()
         return factor * x + std * randn_tensor(x.shape, generator, x.device)
 
 
 def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
-    """Return images one by one.
+    """Flatten images to a list of single ones.
 
     Raises:
-        TypeError: for what is no image, such as the name of a file.
+        TypeError: for anything but images, such as a file name.
     """
     if isinstance(images, PIL.Image.Image):
         return [images]
@@ -435,10 +441,10 @@ def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
 
 
 def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
-    """Convert one image to float32 (C, H, W), with pixels from 0 to 1, but for noise; PIL images to a mode before.
+    """Convert one image to float32 (C, H, W) in [0, 1], or beyond if noisy; PIL images are first converted to `mode`.
 
     Raises:
-        ValueError: for pixels that are not in the range of their type.
+        ValueError: for pixels outside the range of their type.
     """
     if isinstance(image, PIL.Image.Image):
         image = np.array(image.convert(mode))
@@ -449,16 +455,16 @@ def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tenso
         return pixels
     if image.is_floating_point():
         if not pixels.abs().max() <= MOST:
-            raise ValueError(f"floating-point pixels are from 0 to 1, give or take noise, not {pixels.abs().max():g}")
+            raise ValueError(f"floating-point pixels must be in [0, 1], apart from noise, not {pixels.abs().max():g}")
         return pixels
     if pixels.min() < 0 or pixels.max() > 255:
         wrong = pixels.min() if pixels.min() < 0 else pixels.max()
-        raise ValueError(f"whole numbers as pixels are from 0 to 255, not {wrong:g}")
+        raise ValueError(f"integer pixels must be in [0, 255], not {wrong:g}")
     return pixels / 255
 
 
 def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
-    """Return one label or several as Python has them, of what NumPy or torch may have."""
+    """Convert labels to plain Python objects, from NumPy or torch."""
     if isinstance(class_labels, list | tuple):
         return [_plain(label) for label in class_labels]
     return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

@@ -1,4 +1,4 @@
-"""Pictures of what lies between and around latents, of any pipeline that makes images of them."""
+"""Figures of the latent space of VAEs and GANs: decoded planes, interpolations and truncations."""
 
 import math
 
@@ -15,28 +15,25 @@ from hfgen.utils.seeds import derive_seed
 
 STRIP_STEPS = 10  # equally spaced points of an interpolation or traversal
 PLANE_SIDE = 20  # images along each side of the decoded plane
-STRIPS = 4  # interpolations of each kind
+STRIPS = 4  # interpolations per mode
 TRUNCATIONS = (0.5, 1.0, 2.0, math.inf)
 
 
 def first_class(pipeline: GANPipeline | VAEPipeline) -> int | None:
-    """Return the class whose latents are shown, of a model that is told classes."""
+    """Return the class shown in these figures for a class-conditional model, else None."""
     return next(iter(pipeline.labels.values()), None)
 
 
 def plane_picture(pipeline: GANPipeline | VAEPipeline) -> Image:
-    """Make images of points that divide the prior of two dimensions into equal masses.
-
-    That is figure 4 of Kingma and Welling (2014).
-    """
-    places = torch.from_numpy(norm.ppf((np.arange(PLANE_SIDE) + 0.5) / PLANE_SIDE)).float()
-    latents = torch.cartesian_prod(places.flip(0), places).flip(1)  # z0 to the right, z1 upwards
+    """Decode a grid of equally spaced quantiles of a two-dimensional prior (Kingma and Welling 2014, figure 4)."""
+    quantiles = torch.from_numpy(norm.ppf((np.arange(PLANE_SIDE) + 0.5) / PLANE_SIDE)).float()
+    latents = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)  # z0 to the right, z1 upwards
     images = pipeline(latents=latents, class_labels=first_class(pipeline), output_type="pt").images
     return image_grid(to_uint8(images * 2 - 1), PLANE_SIDE)
 
 
 def interpolations_picture(pipeline: GANPipeline | VAEPipeline, seed: int) -> Image:
-    """Draw strips between random latents, on straight lines and on arcs."""
+    """Decode linear and spherical interpolations between random latents, one per row."""
     generator = torch.Generator().manual_seed(derive_seed("interpolations", seed))
     ends = torch.randn(STRIPS, 2, network_of(pipeline).config.latent_dim, generator=generator)
     strips, modes = [], ("linear", "spherical")
@@ -50,7 +47,7 @@ def interpolations_picture(pipeline: GANPipeline | VAEPipeline, seed: int) -> Im
 
 
 def truncations_picture(pipeline: GANPipeline, seed: int) -> Image:
-    """Draw the same latents, truncated to less and less narrow parts of the normal distribution."""
+    """Decode the same latents at increasing truncation thresholds, one per row."""
     images = [
         torch.cat(list(sample(pipeline, num_images=STRIP_STEPS, seed=seed, truncation=truncation)))
         for truncation in TRUNCATIONS

@@ -1,4 +1,4 @@
-"""Drawing images from any pipeline that hfgen trains; image i follows from (seed, i), whatever its batch."""
+"""Sampling from any generative pipeline of hfgen. Image i depends on (seed, i) only, not on its batch."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ LARGEST_GUIDANCE = 1000  # in amount; beyond, float32 makes nothing but noise of
 
 
 def is_conditional(pipeline: DiffusionPipeline) -> bool:
-    """Tell whether a pipeline draws the classes that it is asked for."""
+    """Return whether a pipeline is class-conditional."""
     return bool(getattr(pipeline, "labels", {}))
 
 
@@ -39,36 +39,36 @@ def network_of(pipeline: DiffusionPipeline) -> torch.nn.Module:
 
 
 def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
-    """Return (C, H, W) of the images that a pipeline draws."""
+    """Return the shape (C, H, W) of a pipeline's images."""
     config = network_of(pipeline).config
     size, channels = config.sample_size, config.get("in_channels") or config.out_channels
     return (channels, *((size, size) if isinstance(size, int) else size))
 
 
 def require_diffusion(pipeline: DiffusionPipeline) -> None:
-    """Refuse what is no diffusion on pixels.
+    """Check that a pipeline is a pixel-space diffusion model.
 
     Raises:
-        UserError: naming the pipeline.
+        UserError: naming the pipeline, if it is not.
     """
     parts = pipeline.components
     drawable = parts.keys() == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
     conditional = isinstance(pipeline, ClassConditionalDiffusionPipeline)
     if not drawable or bool(parts["unet"].config.num_class_embeds) != conditional:
-        raise UserError(f"{type(pipeline).__name__} is no diffusion on pixels that hfgen knows")
+        raise UserError(f"{type(pipeline).__name__} is not a pixel-space diffusion model that hfgen supports")
     scheduler = parts["scheduler"]
     is_diffusion = hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config
     if not is_diffusion and not isinstance(scheduler, FLOW_SCHEDULERS):
-        raise UserError(f"hfgen cannot draw with a {type(scheduler).__name__}")
+        raise UserError(f"hfgen cannot sample with a {type(scheduler).__name__}")
 
 
 def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[str, Any]:
-    """Return how a run draws its own grids, as `sample` takes it.
+    """Return the sampler options of a run's own sample grids, for `sample`.
 
     Args:
-        pipeline: What draws.
-        run: The fields of its configuration. Without any, a VAE and a GAN are drawn from as they were saved, and a
-            diffusion by the scheduler, the steps and the guidance that a configuration has by default.
+        pipeline: The pipeline of the run.
+        run: The run's configuration. For missing fields, a VAE and a GAN use the option saved with the pipeline, a
+            diffusion model the default scheduler, steps and guidance.
     """
     saved = {}
     if decodes(pipeline):
@@ -79,12 +79,12 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
 
 
 def check_sampling(pipeline: DiffusionPipeline, *, class_labels: Sequence[str | int] = (), **sampler: Any) -> None:
-    """Refuse what `sample` cannot draw.
+    """Check the arguments of `sample`.
 
     Raises:
-        UserError: if hfgen cannot draw from the pipeline; for options that are none of its kind; for a class that the
-            model does not know, or if it knows none; of a diffusion, if the scheduler does not fit the model, or
-            cannot take so many steps, or the guidance cannot be.
+        UserError: for a pipeline that hfgen cannot sample from; for options that do not apply to it; for unknown
+            classes, or any classes if the model is unconditional; for an incompatible scheduler, or an invalid number
+            of steps or guidance.
     """
     _drawing(pipeline, class_labels, sampler)
 
@@ -99,19 +99,18 @@ def sample(
     class_labels: Sequence[str | int] = (),
     **sampler: Any,
 ) -> Iterator[Tensor]:
-    """Draw images batch by batch from number `first_image` on; image i follows from (seed, i), not from its batch.
+    """Sample images in batches; image i depends on (seed, i) only, not on its batch.
 
     Args:
         pipeline: A `DDPMPipeline`, `ClassConditionalDiffusionPipeline`, `VAEPipeline` or `GANPipeline`.
-        num_images: How many.
-        seed: Zero or more.
-        batch_size: Images drawn at a time.
-        first_image: Number of the first one.
-        class_labels: Image i shows class `class_labels[i % len(class_labels)]`; all classes in turn by default.
-        sampler: Of a diffusion `num_inference_steps` and `scheduler` (see `make_scheduler`), and of what
-            `ClassConditionalDiffusionPipeline.guided` takes `guidance_scale`, `guidance_interval` and
-            `negative_class_labels`, which are taken in turn like the classes; of a VAE the `prior`;
-            of a GAN the `truncation`.
+        num_images: Number of images.
+        seed: Random seed, zero or more.
+        batch_size: Images per batch.
+        first_image: Index of the first image.
+        class_labels: Image i has the class `class_labels[i % len(class_labels)]`; by default all classes in turn.
+        sampler: For a diffusion model `num_inference_steps`, `scheduler` (see `make_scheduler`), and the options
+            `guidance_scale`, `guidance_interval` and `negative_class_labels` (cycled like the classes) of
+            `ClassConditionalDiffusionPipeline.guided`; for a VAE `prior`; for a GAN `truncation`.
 
     Yields:
         The images of each batch, uint8 (B, C, H, W).
@@ -135,14 +134,14 @@ def film(
     class_labels: Sequence[str | int] = (),
     **sampler: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Denoise the images of `sample` in one batch, and keep what happens on the way.
+    """Denoise the images of `sample` in one batch, keeping intermediate states.
 
     Returns:
-        x_t and the model's x̂₀ at up to `num_frames` steps, evenly spread, the images themselves last: each uint8
-        (F, B, C, H, W).
+        x_t and the predicted x₀ at up to `num_frames` evenly spaced steps, the last of which are the final images;
+        each uint8 (F, B, C, H, W).
 
     Raises:
-        UserError: if it is no diffusion, and see `check_sampling`.
+        UserError: if the pipeline is not a diffusion model; see also `check_sampling`.
     """
     require_diffusion(pipeline)
     solver = _check_denoising(pipeline, class_labels, **sampler)
@@ -156,13 +155,13 @@ def film(
 
 
 def labels_of(pipeline: DiffusionPipeline, class_labels: Sequence[str | int], numbers: Iterable[int]) -> list[int]:
-    """Return the classes of images by their numbers, in `sample`."""
+    """Return the class labels of images by their indices in `sample`."""
     known = pipeline.get_label_ids(class_labels or list(pipeline.labels.values()))
     return [known[i % len(known)] for i in numbers]
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Round images from [−1, 1] to uint8 on the CPU, cutting off what lies outside."""
+    """Convert images from [−1, 1] to uint8 on the CPU, clipping values outside."""
     return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
@@ -191,7 +190,7 @@ def _check_denoising(
     negative_class_labels: Sequence[str | int] = (),
     **guidance: Any,
 ) -> SchedulerMixin:
-    """Build the scheduler, or refuse what cannot be drawn."""
+    """Check the options of a diffusion model and build its scheduler."""
     max_steps = pipeline.scheduler.config.num_train_timesteps
     if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= max_steps:
         raise UserError(f"num_inference_steps must be from 1 to {max_steps}, not {num_inference_steps}")
@@ -207,7 +206,7 @@ def _check_denoising(
         except ValueError as error:
             raise UserError(str(error)) from error
     elif class_labels or negative_class_labels or guidance:
-        raise UserError("the model knows no classes, so that it cannot be asked for one, nor guided to it")
+        raise UserError("this model is unconditional: class_labels and guidance do not apply")
     return make_scheduler(scheduler, pipeline.scheduler, num_inference_steps)
 
 
@@ -218,7 +217,7 @@ def _guided(
     guidance: dict[str, Any],
     numbers: range,
 ) -> GuidedModel:
-    """Return the network as it predicts for the images with these numbers."""
+    """Return the guided model for the images with these indices."""
     negatives = labels_of(pipeline, negative_class_labels, numbers) if negative_class_labels else None
     return pipeline.guided(labels_of(pipeline, class_labels, numbers), negative_class_labels=negatives, **guidance)
 
@@ -231,7 +230,7 @@ def _denoise(
     numbers: range,
     seeds: list[int],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the states of the images with these numbers; see `denoising_states`."""
+    """Yield the denoising states of the images with these indices; see `denoising_states`."""
     model = functools.partial(_predict, pipeline.unet)
     if is_conditional(pipeline):
         guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}
@@ -260,7 +259,7 @@ def _one_step(
     if sampler.get("truncation") is not None and not sampler["truncation"] > 0:
         raise UserError(f"truncation must be positive, not {sampler['truncation']}")
     if class_labels and not is_conditional(pipeline):
-        raise UserError("the model knows no classes, so that it cannot be asked for one")
+        raise UserError("this model is unconditional: class_labels do not apply")
     try:
         if class_labels:
             pipeline.get_label_ids(class_labels)

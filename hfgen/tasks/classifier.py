@@ -107,7 +107,7 @@ class ClassifierTask(Task):
         Nothing is drawn at random, so that the seed does not matter.
         """
         data = self.test_data
-        logits = Judge("in training", self.model, self.size, "").look_at(data.images)[1]
+        logits = Judge("in training", self.model, self.size, "").extract(data.images)[1]
         return confusion_picture(data.images, data.labels, logits, data.label_names, num_images)
 
 

@@ -11,9 +11,9 @@ from torch.nn import functional
 from hfgen.config import CycleGANConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.data.paired import SecondKind
-from hfgen.figures.grids import counterparts_picture
-from hfgen.losses.adversarial import discriminator_loss, frozen, generator_loss, opinions
+from hfgen.data.paired import TargetDomain
+from hfgen.figures.grids import comparison_grid
+from hfgen.losses.adversarial import discriminator_loss, discriminator_scores, frozen, generator_loss
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling.sample import to_uint8
 from hfgen.tasks.base import Loss, Task
@@ -125,7 +125,7 @@ class CycleGANTask(Task):
 
     def __init__(self, config: CycleGANConfig, data: ImageData):
         self.config, self.data = config, data
-        self.second_kind = SecondKind(config.to_dict(), data, config.target_split)
+        self.second_kind = TargetDomain(config.to_dict(), data, config.target_split)
         self.extra_datasets = [self.second_kind.data]
         first, second = tuple(data.images.shape[1:]), self.second_kind.shape
         if first[1:] != second[1:]:
@@ -162,7 +162,7 @@ class CycleGANTask(Task):
         real_and_fake = (torch.cat(pair) for pair in zip((first, second), shown, strict=True))
         scores = [logits.chunk(2) for logits in self.modules["discriminators"](*real_and_fake)]
         loss = sum(discriminator_loss(name, *pair) for pair in scores)
-        found = [opinions(name, *pair) for pair in scores]
+        found = [discriminator_scores(name, *pair) for pair in scores]
         terms = {kind: (found[0][kind] + found[1][kind]) / 2 for kind in ("real", "fake")}
         yield Loss("discriminators", loss, terms)
 
@@ -184,4 +184,4 @@ class CycleGANTask(Task):
         made = self.generators(first, second)
         rows = {"first": first, "to second": made.second, "and back": made.first_again,
                 "second": second, "to first": made.first, "back again": made.second_again}  # fmt: skip
-        return counterparts_picture({name: to_uint8(images) for name, images in rows.items()})
+        return comparison_grid({name: to_uint8(images) for name, images in rows.items()})

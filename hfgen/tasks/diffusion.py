@@ -22,7 +22,7 @@ from hfgen.data.loader import Batch
 from hfgen.families import own_sampler
 from hfgen.figures.animations import save_film
 from hfgen.figures.grids import sample_grid
-from hfgen.losses.diffusion import FLOW_PREDICTION, diffusion_target, draw_timesteps, loss_weights, signal_and_noise
+from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, diffusion_target, loss_weights, sample_timesteps
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.runs.folder import ANIMATION
 from hfgen.sampling.sample import check_sampling, film, labels_of, sample
@@ -61,8 +61,8 @@ class DiffusionTask(Task):
         """Yield the weighted mean squared error of the prediction at drawn timesteps (Ho et al. 2020, eq. 14)."""
         config, images = self.config, batch.images
         noise = torch.randn_like(images)
-        timesteps = draw_timesteps(config.timestep_sampling, self.scheduler, len(images))
-        alpha, sigma = (level.to(images.device) for level in signal_and_noise(self.scheduler, timesteps))
+        timesteps = sample_timesteps(config.timestep_sampling, self.scheduler, len(images))
+        alpha, sigma = (level.to(images.device) for level in alpha_sigma(self.scheduler, timesteps))
         classes = {}
         if config.class_conditional:
             dropped = torch.rand(len(images), device=images.device) < config.class_dropout_prob

@@ -17,10 +17,10 @@ from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
 from hfgen.losses.adversarial import (
     discriminator_loss,
+    discriminator_scores,
     frozen,
     generator_loss,
-    lipschitz_penalty,
-    opinions,
+    gradient_penalty,
     squared_gradient_norms,
 )
 from hfgen.models.modeling_hfgen_gan import (
@@ -95,13 +95,13 @@ class GANTask(Task):
             images.requires_grad_()
         scores = self._discriminate(images, labels)
         loss = discriminator_loss(config.adversarial_loss, *scores.chunk(2))
-        terms = opinions(config.adversarial_loss, *scores.chunk(2))
+        terms = discriminator_scores(config.adversarial_loss, *scores.chunk(2))
         if config.r1_gamma or config.r2_gamma:
             at_real, at_fake = squared_gradient_norms(scores, images).chunk(2)
             terms |= {"r1": at_real.mean(), "r2": at_fake.mean()}
             loss = loss + 0.5 * (config.r1_gamma * terms["r1"] + config.r2_gamma * terms["r2"])
         if config.gradient_penalty_weight:
-            penalty = lipschitz_penalty(lambda between: self._discriminate(between, labels), *images.detach().chunk(2))
+            penalty = gradient_penalty(lambda between: self._discriminate(between, labels), *images.detach().chunk(2))
             terms["gradient_penalty"] = penalty
             loss = loss + config.gradient_penalty_weight * penalty
         return Loss("discriminator", loss, terms)
@@ -178,7 +178,7 @@ class GANTask(Task):
 
     def _classes_of(self, images: Tensor) -> Tensor:
         """Return the classes, int64 (N,), that the judge takes images, uint8 (N, C, H, W), for."""
-        return self.judge.look_at(images)[1].argmax(1)
+        return self.judge.extract(images)[1].argmax(1)
 
     def _shares(self, classes: Tensor) -> dict[str, float]:
         counts = classes.bincount(minlength=len(self.judge.label_names))

@@ -11,9 +11,9 @@ from hfgen.config import TranslationConfig
 from hfgen.data.degradations import Degraded
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.data.paired import Inputs
-from hfgen.figures.grids import counterparts_picture
-from hfgen.losses.adversarial import discriminator_loss, frozen, generator_loss, opinions
+from hfgen.data.paired import PairedInputs
+from hfgen.figures.grids import comparison_grid
+from hfgen.losses.adversarial import discriminator_loss, discriminator_scores, frozen, generator_loss
 from hfgen.losses.similarity import SSIM_PIXELS, structural_similarity
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling.sample import to_uint8
@@ -38,7 +38,7 @@ class TranslationTask(Task):
 
     def __init__(self, config: TranslationConfig, data: ImageData):
         self.config, self.data = config, data
-        self.inputs = Inputs(config.to_dict(), data, config.train_split)
+        self.inputs = PairedInputs(config.to_dict(), data, config.train_split)
         self.extra_datasets = [] if self.inputs.data is None else [self.inputs.data]
         channels, height, width = data.images.shape[1:]
         if config.ssim_weight and min(height, width) < SSIM_PIXELS:
@@ -66,7 +66,7 @@ class TranslationTask(Task):
             return
         real, fake = self._discriminate(batch.images, given), self._discriminate(made.detach(), given)
         loss = discriminator_loss(self.config.adversarial_loss, real, fake)
-        yield Loss("discriminator", loss, opinions(self.config.adversarial_loss, real, fake))
+        yield Loss("discriminator", loss, discriminator_scores(self.config.adversarial_loss, real, fake))
         with frozen(self.discriminator):
             loss, terms = self._errors(made, batch.images)
             fake = self._discriminate(made, given)
@@ -115,4 +115,4 @@ class TranslationTask(Task):
         seed_torch(derive_seed("preview", seed), device)
         given = self.inputs(images.to(device).float() / 127.5 - 1, chosen)
         made = self.generator(given.images, given.noise_std if self.config.noise_level_input else None).sample
-        return counterparts_picture({"original": images, "given": to_uint8(given.images), "made": to_uint8(made)})
+        return comparison_grid({"original": images, "given": to_uint8(given.images), "made": to_uint8(made)})

@@ -16,12 +16,12 @@ from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
 from hfgen.figures.grids import sample_grid
 from hfgen.losses.vae import (
-    best_gaussian,
     count_active_units,
     free_bits_kl,
-    importance_weighted_bound,
-    normal_kl,
-    pixel_error,
+    iwae_bound,
+    kl_to_standard_normal,
+    optimal_sigma_gaussian,
+    reconstruction_nll,
 )
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel, VAEModelOutput
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
@@ -86,14 +86,14 @@ class VAETask(Task):
         output: VAEModelOutput = self.modules["vae"](seen, labels, config.num_importance_samples)
         images = seen.repeat(config.num_importance_samples, 1, 1, 1) / 2 + 0.5
         analytic = config.pixel_distribution == "gaussian_analytic"
-        pixels = best_gaussian(output.pixels.mean, images) if analytic else output.pixels
-        error = pixel_error(pixels, images).flatten(1)
-        divergence = normal_kl(output.latent_dist)
+        pixels = optimal_sigma_gaussian(output.pixels.mean, images) if analytic else output.pixels
+        error = reconstruction_nll(pixels, images).flatten(1)
+        divergence = kl_to_standard_normal(output.latent_dist)
         terms = {"reconstruction": error.sum(1).mean(), "kl": divergence.sum(1).mean()}
         if config.num_importance_samples > 1:
             shape = (config.num_importance_samples, len(batch.images))
             latents = output.latents.unflatten(0, shape)
-            bound = importance_weighted_bound(error.sum(1).view(shape), latents, output.latent_dist)
+            bound = iwae_bound(error.sum(1).view(shape), latents, output.latent_dist)
             yield Loss("vae", -bound.mean(), terms)
             return
         warm_up = min(1.0, (batch.step + 1) / (config.kl_warmup_steps + 1))

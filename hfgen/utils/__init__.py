@@ -1,1 +1,1 @@
-"""What every other room stands on: errors, files, seeds, devices, checks of what strangers made."""
+"""Utilities: errors, files, seeds, devices, Markdown, and checks of untrusted input."""

@@ -1,4 +1,4 @@
-"""What computes: the accelerator of this machine or its CPU, its name and its memory."""
+"""Compute devices: selection, name, precision and peak memory."""
 
 import os
 import platform
@@ -15,19 +15,19 @@ except ModuleNotFoundError:  # Windows
 
 
 def default_device() -> torch.device:
-    """Return the accelerator of this machine (a GPU of whatever maker), or its CPU if it has none."""
+    """Return this machine's accelerator (a GPU of any vendor), or else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def training_device() -> torch.device:
-    """Return the device that accelerate will train on, which the environment may name (`accelerate launch --cpu`)."""
+    """Return the device that accelerate will use, which the environment may set (`accelerate launch --cpu`)."""
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.device("cpu")
     return torch.device(os.environ.get("ACCELERATE_TORCH_DEVICE") or default_device())
 
 
 def native_precision() -> str:
-    """Return `bf16` if the device of a training computes in it (not merely accepts it), else `no`."""
+    """Return `bf16` if the training device supports it natively (not by emulation), else `no`."""
     match training_device().type:
         case "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -40,7 +40,7 @@ def native_precision() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Name the hardware, such as `NVIDIA H100`; of a CPU the instructions that torch uses."""
+    """Return the hardware's name, such as `NVIDIA H100`; for a CPU its instruction set as used by torch."""
     if device.type == "cpu":
         return f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     module = torch.get_device_module(device)
@@ -48,10 +48,10 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory that tensors took on a GPU since `forget_peak_memory`.
+    """Return the peak memory of tensors on a GPU since `forget_peak_memory`.
 
-    On a CPU, and where a GPU does not tell (Apple's, which shares the memory of the CPU), it is the most that the
-    process has taken since it began, libraries included.
+    On a CPU, and on GPUs without such a counter (Apple's, which share the CPU's memory), it is the peak memory of the
+    whole process since its start.
     """
     module = torch.get_device_module(device)
     if device.type != "cpu" and hasattr(module, "max_memory_allocated"):
@@ -62,7 +62,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Begin anew with the peak of a GPU's memory, which a former training in this process may have set."""
+    """Reset a GPU's peak memory counter, which an earlier training in this process may have raised."""
     module = torch.get_device_module(device)
     if device.type != "cpu" and hasattr(module, "reset_peak_memory_stats"):
         module.reset_peak_memory_stats()

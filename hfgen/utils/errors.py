@@ -1,16 +1,16 @@
-"""The ways in which a command ends without success."""
+"""Exceptions with which a command fails, and their exit statuses."""
 
 
 class UserError(Exception):
-    """What the user gave cannot work; the message names it and what would. The command exits with status 2."""
+    """Invalid input from the user; the message names it and a valid alternative. Exit status 2."""
 
 
 class TrainingError(Exception):
-    """Training had to stop (divergence, no disk left); the message says how to go on. Exit status 1."""
+    """Training had to stop (divergence, full disk); the message says how to continue. Exit status 1."""
 
 
 class InterruptedTrainingError(TrainingError):
-    """A signal asked training to stop, and the run was saved. Exit status 128 + the signal's number."""
+    """Training was stopped by a signal, and the run was saved. Exit status 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -18,7 +18,7 @@ class InterruptedTrainingError(TrainingError):
 
 
 class PublishingError(Exception):
-    """An upload failed although nothing was wrong with what was asked; nothing is lost. Exit status 1."""
+    """An upload failed although the input was valid; nothing is lost. Exit status 1."""
 
 
 def first_line(error: Exception | str) -> str:

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, whatever happens while they are written."""
+"""Atomic writing of files and folders."""
 
 import contextlib
 import os
@@ -15,17 +15,17 @@ INCOMPLETE = ".incomplete-"
 
 
 def local_path(name: str) -> Path:
-    """Return the path of a name in which `~` is a home folder; that of an unknown user stays as it is."""
+    """Return a path with `~` expanded, except for an unknown user."""
     return Path(os.path.expanduser(name))
 
 
 @contextlib.contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write a file or a folder to; it takes the name `path` at the end.
+    """Yield a temporary path beside `path` for a file or a folder, and rename it to `path` at the end.
 
-    The data is on disk before the name is (fsync, then rename), so that neither a kill nor a power cut leaves half
-    a file under the final name. A file that was there is replaced; a folder must not be there. When the block
-    raises, what it wrote is removed.
+    The data are flushed to disk before the rename (fsync), so that neither a kill nor a power failure leaves a partial
+    file under the final name. An existing file is replaced; a folder must not exist. If the block raises, the
+    temporary path is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{INCOMPLETE}{os.getpid()}-{path.name}")
@@ -42,7 +42,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def parts_complete_or_absent(folder: Path, last: str) -> Iterator[Path]:
-    """Give a temporary folder whose parts then move into `folder`, the one named `last` (an index, say) at the end."""
+    """Yield a temporary folder, then move its contents to `folder`, the entry `last` (such as an index) at the end."""
     temporary = folder / f"{INCOMPLETE}{os.getpid()}-parts"
     temporary.mkdir()
     try:
@@ -56,7 +56,7 @@ def parts_complete_or_absent(folder: Path, last: str) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there; a folder loses its name first: no half of it is ever seen."""
+    """Remove a file, link or folder if it exists; a folder is renamed first, so that it is never seen half-removed."""
     if path.is_dir() and not path.is_symlink():
         doomed = path.with_name(f"{INCOMPLETE}{os.getpid()}-removed-{path.name.removeprefix(INCOMPLETE)}")
         os.replace(path, doomed)
@@ -66,7 +66,7 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what processes that were killed were writing in `folder` (not below it), under one name or any."""
+    """Remove temporary files of killed processes in `folder` (not below it), for one name or any."""
     for leftover in folder.iterdir() if folder.is_dir() else []:
         written = re.fullmatch(rf"{re.escape(INCOMPLETE)}(\d+)-(?:removed-)?(.*)", leftover.name, re.DOTALL)
         if written and name in ("*", written[2]) and not _is_written_by_another(int(written[1])):
@@ -78,13 +78,13 @@ def _is_written_by_another(process: int) -> bool:
 
 
 def say_damaged(path: Path) -> None:
-    """Say that a file which can be made anew cannot be read, and is made anew."""
-    tqdm.write(f"hfgen: {path} is damaged, and is made anew", file=sys.stderr)
+    """Print that a damaged cache file will be recreated."""
+    tqdm.write(f"hfgen: {path} is damaged and will be recreated", file=sys.stderr)
 
 
 def _flush_to_disk(path: Path) -> None:
     on_windows = os.name == "nt"
-    if on_windows and path.is_dir():  # which it flushes itself, and cannot open
+    if on_windows and path.is_dir():  # Windows flushes folders itself, and cannot open them
         return
     descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
     try:

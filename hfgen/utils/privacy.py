@@ -1,14 +1,14 @@
-"""Texts without the places on this machine."""
+"""Removal of local paths from texts."""
 
 import re
 from typing import Any
 
-# What begins a path of any machine: /a, \\a, C:\a, ~, file:; not what stands within a word or an address.
+# Start of a path on any system: /a, \\a, C:\a, ~, file:; not inside a word or URL.
 PLACE = re.compile(r"(?<![^\s=:;,\"'`|(\[{@<>])(file:|[A-Za-z]:[\\/]|[\\/]{1,2}(?=[^\s\\/])|~)(?<!://)")
 
 
 def public_value(value: Any) -> Any:
-    """Take the places on this machine from a value of a configuration, whatever it holds."""
+    """Remove local paths from any value of a configuration."""
     if isinstance(value, list):
         return [public_value(item) for item in value]
     if isinstance(value, dict):
@@ -17,10 +17,11 @@ def public_value(value: Any) -> Any:
 
 
 def public_text(text: str) -> str:
-    """Take the places on this machine from a text, and leave everything else as it is.
+    """Remove local paths from a text.
 
-    What is a path as a whole, absolute, with `..`, or from someone's home, becomes its last name; of other texts, such
-    as `train_data_dir=/a/b,/c/d` or a sentence, so does what begins like such a path, up to the next comma or the end.
+    A text that is an absolute path, contains `..`, or starts in a home folder is replaced by its last component. In
+    other texts, such as `train_data_dir=/a/b,/c/d` or a sentence, so is everything from the start of such a path to
+    the next comma or the end.
     """
     if PLACE.match(text) or _climbs(text):
         return _last_name(text)
@@ -37,7 +38,7 @@ def _climbs(text: str) -> bool:
 
 
 def _last_name(path: str) -> str:
-    """Return the last part of a path of any system that names something, or nothing."""
+    """Return the last meaningful component of a path of any system, or an empty string."""
     names = [name for name in re.split(r"[\\/]", path) if name.strip() not in ("", ".", "..")]
     of_user = len(names) == 1 and re.match("~|file:|[A-Za-z]:", path)
     of_home = len(names) == 2 and names[0] in ("home", "Users")

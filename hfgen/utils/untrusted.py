@@ -1,4 +1,4 @@
-"""Checks of files and words that strangers may have made, before anything is built, published or printed of them."""
+"""Checks of untrusted files and names, before they are loaded, published or printed."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from hfgen.utils.errors import UserError, first_line
 
 INDEX = "model_index.json"
-LARGEST_TEXT = 50 * 2**20  # bytes of a JSON file or a page; those that hfgen writes have a thousandth of it
+LARGEST_TEXT = 50 * 2**20  # bytes of a JSON or text file, about 1,000 times the size of hfgen's own
 LARGEST_NUMBER = 10**6
 LARGEST = {"num_train_timesteps": 10**5, "sample_size": 4096}  # numbers in a configuration, by name
 MOST_LAYERS = 100
@@ -21,10 +21,10 @@ MAGIC = {".png": b"\x89PNG\r\n\x1a\n", ".gif": b"GIF8"}
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object.
+    """Read a JSON file with an object.
 
     Raises:
-        UserError: naming the file, if it is no such file.
+        UserError: naming the file, if it is not one.
     """
     _check_size(file)
     try:
@@ -32,9 +32,9 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no valid JSON file: {first_line(error)}") from error
+        raise UserError(f"{file} is not a valid JSON file: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} must hold a JSON object, not {shown(content)}")
+        raise UserError(f"{file} must contain a JSON object, not {shown(content)}")
     return content
 
 
@@ -42,13 +42,13 @@ def read_index(file: Path) -> dict[str, Any]:
     """Read a `model_index.json`: the class of a pipeline, and library and class of each component.
 
     Raises:
-        UserError: naming the file and the entry, for what no pipeline can be loaded from. Names of components become
-            names of folders and files, so they must be plain words.
+        UserError: naming the file and the invalid entry. Component names become names of folders and files, so they
+            must be plain identifiers.
     """
     index = read_json(file)
     pipeline = index.get("_class_name")
     if not is_word(pipeline) and not _is_pair(pipeline):
-        raise UserError(f"{file}: _class_name must be the name of a pipeline's class, not {shown(pipeline)}")
+        raise UserError(f"{file}: _class_name must be the name of a pipeline class, not {shown(pipeline)}")
     for name, value in components_of(index).items():
         if not is_word(name):
             raise UserError(f"{file}: {shown(name)} cannot be the name of a component")
@@ -59,17 +59,17 @@ def read_index(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} names no component of a pipeline")
     labels = index.get("id2label", {})
     if not isinstance(labels, dict) or not all(k.isdecimal() and isinstance(v, str) for k, v in labels.items()):
-        raise UserError(f"{file}: id2label must give the name of each class by its number, not {shown(labels)}")
+        raise UserError(f"{file}: id2label must map class indices to names, not {shown(labels)}")
     return index
 
 
 def components_of(index: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return library and class of each component that an index names, both None where there is none."""
+    """Return library and class of each component in an index, both None for an absent component."""
     return {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
 
 
 def check_numbers(config: dict[str, Any], file: Path | str) -> None:
-    """Refuse a component's configuration with numbers that building it would take minutes or the whole memory for.
+    """Refuse numbers in a component's configuration that would take minutes or exhaust the memory.
 
     Raises:
         UserError: naming the file, the field and the number.
@@ -85,11 +85,11 @@ def check_numbers(config: dict[str, Any], file: Path | str) -> None:
             size, most = abs(value), LARGEST.get(name, MOST_LAYERS if small else LARGEST_NUMBER)
             what = f"is {shown(value)}"
         if size > most:
-            raise UserError(f"{file}: {name} {what}, and hfgen takes {most:,} at most")
+            raise UserError(f"{file}: {name} {what}, but hfgen allows {most:,} at most")
 
 
 def _numbers(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the whole numbers of a configuration and its lists of anything, each with the name of its field."""
+    """Yield the integers and lists in a configuration, each with its field name."""
     if isinstance(config, dict):
         for key, value in config.items():
             if not key.endswith(("2label", "2id")):  # classes, of which there may be many
@@ -104,20 +104,18 @@ def _numbers(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def own_file(folder: Path, name: str | Path) -> Path:
-    """Return a file or folder below a folder, if it really lies there.
+    """Return the path of a file or folder inside a folder, after checking that it really is inside.
 
     Raises:
-        UserError: for a symbolic link, or anything else than a file or a folder: what it leads to is not the run's.
+        UserError: for a symbolic link, which may point outside, or anything but a file or folder.
     """
     path = folder
     for part in Path(name).parts:
         path = path / part
         if part != one_line(part):
-            raise UserError(f"{str(path)!r} has a name with letters that cannot be seen")
+            raise UserError(f"{str(path)!r} has a name with invisible characters")
         if path.is_symlink():
-            raise UserError(
-                f"{path} is a symbolic link, which is not followed here: what it leads to need not be the run's"
-            )
+            raise UserError(f"{path} is a symbolic link, which is not followed here, as it may point outside the run")
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is neither a file nor a folder")
     if not path.resolve().is_relative_to(folder.resolve()):
@@ -126,7 +124,7 @@ def own_file(folder: Path, name: str | Path) -> Path:
 
 
 def check_content(file: Path) -> None:
-    """Refuse a file that is not what its name says: safetensors, PNG, GIF, JSON, text.
+    """Check that the content of a file matches its suffix: safetensors, PNG, GIF, JSON, text.
 
     Raises:
         UserError: naming the file.
@@ -136,11 +134,11 @@ def check_content(file: Path) -> None:
             with safe_open(file, "pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{file} is no safetensors file ({first_line(error)})") from error
+            raise UserError(f"{file} is not a safetensors file ({first_line(error)})") from error
     elif magic := MAGIC.get(file.suffix):
         with file.open("rb") as opened:
             if opened.read(len(magic)) != magic:
-                raise UserError(f"{file} is no {file.suffix[1:].upper()} picture")
+                raise UserError(f"{file} is not a {file.suffix[1:].upper()} image")
     elif file.suffix == ".json":
         read_json(file)
     else:
@@ -148,34 +146,34 @@ def check_content(file: Path) -> None:
         try:
             file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"{file} is no text ({first_line(error)})") from error
+            raise UserError(f"{file} is not a text file ({first_line(error)})") from error
 
 
 def is_word(value: object) -> bool:
-    """Tell whether a value is a name as Python has them, of plain letters, so that it is safe in code and paths."""
+    """Return whether a value is an ASCII identifier, which is safe in code and paths."""
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII) is not None
 
 
 def one_line(text: object) -> str:
-    """Return a text in one line, with a space for each character that cannot be seen or is none at all."""
+    """Return a text as one line, with unprintable characters replaced by spaces."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
 def shown(value: object, length: int = 60) -> str:
-    """Write a value for a message: in one line, and short."""
+    """Format a value for a message, on one line and shortened."""
     text = one_line(repr(value))
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _check_size(file: Path) -> None:
     if file.exists() and not file.is_file():
-        raise UserError(f"{file} is no file")
+        raise UserError(f"{file} is not a file")
     if file.exists() and (size := file.stat().st_size) > LARGEST_TEXT:
-        raise UserError(f"{file} has {size:,} bytes, and can have {LARGEST_TEXT:,} at most")
+        raise UserError(f"{file} has {size:,} bytes, but may have {LARGEST_TEXT:,} at most")
 
 
 def _is_pair(value: object) -> bool:
-    """Tell whether a value is a module, perhaps in a package, and a class."""
+    """Return whether a value is a pair of a (dotted) module name and a class name."""
     return (
         isinstance(value, list)
         and len(value) == 2

@@ -1,4 +1,4 @@
-"""How often a classifier finds in an image the class that it is meant to show."""
+"""Accuracy of a classifier on images of given classes."""
 
 import datasets
 import evaluate
@@ -11,18 +11,18 @@ _CITATION = """\
   author={Ravuri, Suman and Vinyals, Oriol}, booktitle={NeurIPS}, year={2019}}"""
 
 _DESCRIPTION = """\
-Share of images in which a classifier finds the class that they are meant to show, over all and within each class.
-Of generated images and a classifier of real ones: how well the model obeys its labels. Of real images and a
-classifier trained on generated ones: the classification accuracy score."""
+Accuracy of a classifier's predictions, over all images and per class. For generated images and a classifier trained
+on real ones, it measures class fidelity. For real images and a classifier trained on generated ones, it is the
+classification accuracy score."""
 
 _INPUTS = """\
 Args:
-    predictions: Classes that the classifier finds, int (N,).
-    references: Classes that are meant, int (N,).
-    num_classes: How many classes there are.
+    predictions: Predicted classes, int (N,).
+    references: True or intended classes, int (N,).
+    num_classes: Number of classes.
 Returns:
     accuracy: From 0 to 1.
-    accuracy_per_class: One a class, None for a class without images.
+    accuracy_per_class: One value per class, None for a class without images.
 Examples:
     >>> module = evaluate.load("hfgen/class_accuracy")
     >>> module.compute(predictions=[0, 1, 1, 1], references=[0, 0, 1, 1], num_classes=2)
@@ -32,9 +32,9 @@ Examples:
 
 def class_accuracy(predictions: Tensor, references: Tensor, num_classes: int) -> tuple[float, list[float | None]]:
     """Return the accuracy over all images, (N,) and (N,), and within each class, by torchmetrics."""
-    shares = multiclass_accuracy(predictions, references, num_classes, average="none").tolist()
+    accuracies = multiclass_accuracy(predictions, references, num_classes, average="none").tolist()
     present = references.bincount(minlength=num_classes) > 0
-    per_class = [share if there else None for share, there in zip(shares, present.tolist(), strict=True)]
+    per_class = [value if there else None for value, there in zip(accuracies, present.tolist(), strict=True)]
     return multiclass_accuracy(predictions, references, num_classes, average="micro").item(), per_class
 
 
@@ -53,6 +53,6 @@ class ClassAccuracy(evaluate.Metric):
 
     def _compute(self, predictions, references, num_classes=None):
         if num_classes is None:
-            raise ValueError("num_classes is missing: how many classes there are")
+            raise ValueError("num_classes is missing: the number of classes")
         accuracy, per_class = class_accuracy(torch.as_tensor(predictions), torch.as_tensor(references), num_classes)
         return {"accuracy": accuracy, "accuracy_per_class": per_class}

@@ -14,19 +14,19 @@ _CITATION = """\
 
 _DESCRIPTION = """\
 The Fréchet distance ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½) between Gaussians fitted to two sets of features. In
-features of Inception it is the FID; in any others it is not, and must not be called so. It falls as the number of
-samples grows: compare values of equal numbers only."""
+Inception features it is the FID; in any others it must not be called so. It decreases with the number of samples:
+compare only values for equal numbers."""
 
 _INPUTS = """\
 Args:
     predictions: Features of the generated images, float (N, D), N > D.
     references: Features of real images, float (M, D), M > D.
-    prediction_labels: Optional: the classes that the generated images are meant to show, int (N,).
+    prediction_labels: Optional: the classes of the generated images, int (N,).
     reference_labels: With prediction_labels: the classes of the real images, int (M,).
-    num_classes: With prediction_labels: how many classes there are.
+    num_classes: With prediction_labels: the number of classes.
 Returns:
     frechet_distance: 0 for equal sets, without upper bound.
-    frechet_distance_per_class: With prediction_labels: one distance a class, None where there are too few samples.
+    frechet_distance_per_class: With prediction_labels: one distance per class, None for too few samples.
 Examples:
     >>> module = evaluate.load("hfgen/frechet_distance")
     >>> features = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
@@ -37,7 +37,7 @@ Examples:
 
 
 class _Features(nn.Module):
-    """Takes features for images, so that torchmetrics measures in any feature space."""
+    """Identity in place of a network, so that torchmetrics accepts any features."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -51,11 +51,13 @@ def frechet_distance(predictions: Tensor, references: Tensor) -> float:
     """Return the Fréchet distance of features (N, D) and (M, D), computed in double precision by torchmetrics.
 
     Raises:
-        ValueError: if there are not more samples than features, so that a covariance has no full rank, a feature is
-            NaN or infinite, or the sets have different features.
+        ValueError: for no more samples than features (rank-deficient covariance), for NaN or infinite features, or for
+            sets with different numbers of features.
     """
     if predictions.shape[1] != references.shape[1]:
-        raise ValueError(f"features must be equally many, not {predictions.shape[1]} and {references.shape[1]}")
+        raise ValueError(
+            f"both sets must have the same number of features, not {predictions.shape[1]} and {references.shape[1]}"
+        )
     if not (predictions.isfinite().all() and references.isfinite().all()):
         raise ValueError("the features must be finite numbers")
     for name, features in (("predictions", predictions), ("references", references)):
@@ -73,7 +75,7 @@ def frechet_distance(predictions: Tensor, references: Tensor) -> float:
 def frechet_distance_per_class(
     predictions: Tensor, references: Tensor, prediction_labels: Tensor, reference_labels: Tensor, num_classes: int
 ) -> list[float | None]:
-    """Return the Fréchet distance within each class; None for one with too few samples for it."""
+    """Return the Fréchet distance within each class, or None for a class with too few samples."""
     distances: list[float | None] = []
     for label in range(num_classes):
         samples = predictions[prediction_labels == label], references[reference_labels == label]
@@ -96,7 +98,7 @@ class FrechetDistance(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **options):
-        """Compute as usual; the sets may differ in size, which the table behind `add_batch` cannot hold."""
+        """Compute as usual, but bypass the table of `add_batch`, which needs sets of equal size."""
         if predictions is None:
             return super().compute(**options)
         return self._compute(predictions, references, **options)

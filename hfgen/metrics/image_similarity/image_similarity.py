@@ -1,4 +1,4 @@
-"""How alike two images of a pair are: mean squared error, PSNR, SSIM, multi-scale SSIM."""
+"""Similarity of pairs of images: mean squared error, PSNR, SSIM, multi-scale SSIM."""
 
 import datasets
 import evaluate
@@ -24,13 +24,13 @@ halves the images four times and needs more than 160 pixels."""
 
 _INPUTS = """\
 Args:
-    predictions: Images, of one size: PIL, or uint8 arrays (H, W) or (H, W, 3).
-    references: The images that they should be, of the same size and in the same order.
+    predictions: Images of the same size: PIL, or uint8 arrays (H, W) or (H, W, 3).
+    references: Target images of the same size, in the same order.
 Returns:
     mse: Of pixels in [0, 1].
-    psnr: In dB; equal images, whose own would be infinite, count as if one value were one of 255 levels off.
-    ssim: From −1 to 1, 1 for equal images; only where H, W ≥ 11.
-    ms_ssim: From 0 to 1; only where the size allows.
+    psnr: In dB; for identical images (infinite PSNR), as if one value were off by one of 255 levels.
+    ssim: From −1 to 1, 1 for identical images; only if H, W ≥ 11.
+    ms_ssim: From 0 to 1; only if H, W > 160.
 Examples:
     >>> module = evaluate.load("hfgen/image_similarity")
     >>> black, grey = np.zeros((8, 8), np.uint8), np.full((8, 8), 51, np.uint8)
@@ -39,18 +39,18 @@ Examples:
     {'mse': 0.04, 'psnr': 13.98}
 """
 
-_SSIM_PIXELS = 11  # its window
+_SSIM_PIXELS = 11  # window size
 _MS_SSIM_PIXELS = 160  # must be exceeded: four halvings, and a window of 11
 
 
 def image_similarity(predictions: Tensor, references: Tensor) -> dict[str, float]:
-    """Return the measures of pairs of images, float (N, C, H, W) in [0, 1].
+    """Return the metrics of pairs of images, float (N, C, H, W) in [0, 1].
 
     Raises:
         ValueError: if the shapes differ.
     """
     if predictions.shape != references.shape:
-        raise ValueError(f"pairs must be alike in shape, not {tuple(predictions.shape)}, {tuple(references.shape)}")
+        raise ValueError(f"pairs must have the same shape, not {tuple(predictions.shape)}, {tuple(references.shape)}")
     errors = (predictions - references).square().flatten(1).mean(1)
     results = {
         "mse": errors.mean().item(),
@@ -78,7 +78,7 @@ class ImageSimilarity(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **options):
-        """Compute as usual; images are refused where the table behind would round them to 8 bits."""
+        """Compute as usual, but refuse images that the table of `add_batch` would round to 8 bits."""
         for images in (predictions, references):
             for image in images if images is not None else []:
                 if not isinstance(image, PIL.Image.Image) and np.asarray(image).dtype != np.uint8:
@@ -92,6 +92,6 @@ class ImageSimilarity(evaluate.Metric):
 def _to_tensor(images) -> Tensor:
     arrays = [np.asarray(image) for image in images]
     if shapes := {array.shape for array in arrays[1:]} - {arrays[0].shape}:
-        raise ValueError(f"images must be alike in size and channels, not {arrays[0].shape} and {shapes.pop()}")
+        raise ValueError(f"images must have the same size and channels, not {arrays[0].shape} and {shapes.pop()}")
     stacked = torch.from_numpy(np.stack(arrays)).float() / 255
     return stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""FID, KID and Inception Score: the measures in features of Inception, for photographs in colour."""
+"""FID, KID and Inception Score, in features of Inception, for colour photographs."""
 
 import warnings
 
@@ -20,15 +20,15 @@ _CITATION = """\
 
 _DESCRIPTION = """\
 The Fréchet and kernel Inception distances and the Inception Score, by torchmetrics with the weights of torch-
-fidelity, which are downloaded at the first use. Inception knows photographs: of drawings, digits or grey images
-these values say little."""
+fidelity, which are downloaded on first use. Inception was trained on photographs: for drawings, digits or greyscale
+images these values mean little."""
 
 _INPUTS = """\
 Args:
     predictions: At least 2,048 generated images: PIL, or uint8 arrays (H, W) or (H, W, 3).
     references: At least 2,048 real images.
-    subset_size: Samples in a subset of the KID.
-    seed: The subsets of the KID and the parts of the Inception Score follow from it.
+    subset_size: Subset size of the KID.
+    seed: Random seed of the KID's subsets and the Inception Score's splits.
 Returns:
     fid, kid, kid_std, inception_score, inception_score_std.
 Examples:
@@ -43,7 +43,7 @@ MINIMUM = 2048  # images: as many as features
 
 
 class _Features(nn.Module):
-    """Takes features for images, so that one pass of the network serves all three measures."""
+    """Identity in place of a network, so that one forward pass serves all three metrics."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -54,11 +54,11 @@ class _Features(nn.Module):
 
 
 def load_inception() -> nn.Module:
-    """Return the network; called with uint8 (N, 3, H, W), it gives features (N, 2048), of which its `fc` makes logits.
+    """Return the network: from uint8 (N, 3, H, W) to features (N, 2048), from which its `fc` computes logits.
 
     Raises:
         ModuleNotFoundError: without the package torch-fidelity.
-        OSError: if the weights are neither on this machine nor can be downloaded.
+        OSError: if the weights are not cached and cannot be downloaded.
     """
     inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
     return inception.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
@@ -67,21 +67,22 @@ def load_inception() -> nn.Module:
 def inception_scores(
     predictions: Tensor, references: Tensor, subset_size: int = 1000, seed: int = 0, inception: nn.Module | None = None
 ) -> dict[str, float]:
-    """Return the scores of images, uint8 (N, C, H, W) and (M, C, H, W); grey is repeated to three channels.
+    """Return the scores of images, uint8 (N, C, H, W) and (M, C, H, W); greyscale images are expanded to RGB.
 
     Args:
         predictions: Generated images.
         references: Real images.
-        subset_size: Samples in a subset of the KID.
-        seed: The subsets of the KID and the parts of the Inception Score follow from it.
-        inception: What `load_inception` returned, where it is loaded already.
+        subset_size: Subset size of the KID.
+        seed: Random seed of the KID's subsets and the Inception Score's splits.
+        inception: The result of `load_inception`, if it is already loaded.
 
     Raises:
-        ValueError: for fewer than 2,048 images, of which no FID in 2,048 features can be had.
+        ValueError: for fewer than 2,048 images, too few for the FID in 2,048 features.
     """
     if min(len(predictions), len(references)) < MINIMUM:
         raise ValueError(
-            f"the FID needs at least {MINIMUM} images of each kind, not {len(predictions)} and {len(references)}"
+            f"the FID needs at least {MINIMUM} generated and real images each, not {len(predictions)} and "
+            f"{len(references)}"
         )
     inception = inception or load_inception()
     generated, real = _look(inception, predictions), _look(inception, references)
@@ -107,7 +108,7 @@ def inception_scores(
 
 @torch.inference_mode()
 def _look(inception: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features, (N, 2048), and the logits without their bias, (N, 1008), of which the Inception Score is."""
+    """Return features, (N, 2048), and logits without bias, (N, 1008), as the Inception Score uses them."""
     weight = inception.fc.weight
     features = torch.cat([inception(batch.expand(-1, 3, -1, -1).to(weight.device)) for batch in images.split(64)])
     return features.double().cpu(), (features @ weight.T).double().cpu()
@@ -126,7 +127,7 @@ class InceptionScores(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **options):
-        """Compute as usual; the sets may differ in size, which the table behind `add_batch` cannot hold."""
+        """Compute as usual, but bypass the table of `add_batch`, which needs sets of equal size."""
         if predictions is None:
             return super().compute(**options)
         return self._compute(predictions, references, **options)

@@ -12,16 +12,16 @@ _CITATION = """\
 
 _DESCRIPTION = """\
 The unbiased squared maximum mean discrepancy with the kernel (x·y / D + 1)³, averaged over random subsets. In
-features of Inception it is the KID; in any others it is not, and must not be called so. Its expectation does not
-depend on the number of samples, and it can be slightly negative."""
+Inception features it is the KID; in any others it must not be called so. Its expectation does not depend on the
+number of samples, and it can be slightly negative."""
 
 _INPUTS = """\
 Args:
     predictions: Features of the generated images, float (N, D).
     references: Features of real images, float (M, D).
-    subsets: How many random subsets.
-    subset_size: Samples in a subset; no more than N and M.
-    seed: The subsets follow from it.
+    subsets: Number of random subsets.
+    subset_size: Samples per subset, at most N and M.
+    seed: Random seed of the subsets.
 Returns:
     kernel_distance: Mean over the subsets.
     kernel_distance_std: Standard deviation over the subsets.
@@ -40,11 +40,11 @@ def kernel_distance(
     """Return mean and standard deviation over subsets of features (N, D) and (M, D), by torchmetrics.
 
     Raises:
-        ValueError: if there are fewer samples than a subset has.
+        ValueError: if there are fewer samples than subset_size.
     """
     for name, features in (("predictions", predictions), ("references", references)):
         if len(features) < subset_size:
-            raise ValueError(f"subset_size is {subset_size}, more than the {len(features)} {name}; name a smaller one")
+            raise ValueError(f"subset_size is {subset_size}, more than the {len(features)} {name}; use a smaller one")
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(subsets):
@@ -70,7 +70,7 @@ class KernelDistance(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **options):
-        """Compute as usual; the sets may differ in size, which the table behind `add_batch` cannot hold."""
+        """Compute as usual, but bypass the table of `add_batch`, which needs sets of equal size."""
         if predictions is None:
             return super().compute(**options)
         return self._compute(predictions, references, **options)

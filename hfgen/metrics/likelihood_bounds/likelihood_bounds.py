@@ -15,16 +15,16 @@ _CITATION = """\
 
 _DESCRIPTION = """\
 From K importance weights log w = log p(x, z) − log q(z | x), z ∼ q(z | x), of each image: the evidence lower bound
-E[log w], and the importance-weighted bound E[log (1/K) Σ w], which is the tighter the larger K is."""
+E[log w], and the importance-weighted bound E[log (1/K) Σ w], which gets tighter as K grows."""
 
 _INPUTS = """\
 Args:
-    predictions: Logarithms of the importance weights in nats, float (N, K): K draws for each of N images.
+    predictions: Log importance weights in nats, float (N, K): K samples for each of N images.
 Returns:
     elbo: Nats per image.
     importance_weighted_bound: Nats per image; at least the ELBO, and equal to it for K = 1.
-    gain: How much tighter it is than the ELBO, nats per image; this differs less from image to image than either.
-    elbo_std, importance_weighted_bound_std, gain_std: Standard errors from the spread over the images.
+    gain: Difference of the two bounds, nats per image; it varies less between images than either.
+    elbo_std, importance_weighted_bound_std, gain_std: Standard errors over the images.
 Examples:
     >>> module = evaluate.load("hfgen/likelihood_bounds")
     >>> results = module.compute(predictions=[[0.0, -1.0], [-2.0, -3.0]])

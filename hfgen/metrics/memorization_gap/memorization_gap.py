@@ -1,4 +1,4 @@
-"""How much nearer generated images stand to the training images than to equally many unseen ones."""
+"""How much closer generated images are to training images than to unseen ones."""
 
 import datasets
 import evaluate
@@ -10,10 +10,10 @@ _CITATION = """\
   Generative Models Using Samples}, author={Jiralerspong, Marco and others}, booktitle={NeurIPS}, year={2023}}"""
 
 _DESCRIPTION = """\
-After the feature likelihood divergence: a Gaussian stands on each generated sample, and each finds its own width,
-by which copies of training images become narrow peaks on them. The gap is the mean log-likelihood of the training
-images under that mixture minus that of as many unseen images. Unlike there, the widths are fitted to both sets
-together, so that a model that knows neither has gap zero on average. A model that copies has a large positive gap."""
+Based on the feature likelihood divergence: a Gaussian with a fitted width is centred on each generated sample, so that
+copies of training images become narrow peaks. The gap is the mean log-likelihood of the training images under this
+mixture minus that of as many unseen images. Unlike in the original, the widths are fitted to both sets together, so
+that the expected gap of a model that memorises nothing is zero. A model that copies has a large positive gap."""
 
 _INPUTS = """\
 Args:
@@ -22,7 +22,7 @@ Args:
     unseen: Features of images that the model was not trained on, float (M, D).
 Returns:
     memorization_gap: Nats per image.
-    memorization_gap_std: Its standard error, from the spread over the images.
+    memorization_gap_std: Its standard error over the images.
 Examples:
     >>> module = evaluate.load("hfgen/memorization_gap")
     >>> training, unseen = torch.randn(2, 100, 4, generator=torch.Generator().manual_seed(0))
@@ -32,8 +32,8 @@ Examples:
 """
 
 _ITERATIONS = 10
-_ROWS = 1000  # of a distance matrix worked on at a time
-_NARROWEST = 1e-3  # least variance, as a share of the typical squared distance to the nearest sample
+_ROWS = 1000  # of a distance matrix processed at a time
+_NARROWEST = 1e-3  # minimum variance, relative to the typical squared distance to the nearest sample
 
 
 def memorization_gap(predictions: Tensor, references: Tensor, unseen: Tensor) -> tuple[float, float]:
@@ -45,7 +45,7 @@ def memorization_gap(predictions: Tensor, references: Tensor, unseen: Tensor) ->
     Args:
         predictions: Features of the generated images, (N, D).
         references: Features of training images, (M, D).
-        unseen: Features of other images of the same kind, (M, D).
+        unseen: Features of images from the same distribution that were not trained on, (M, D).
 
     Raises:
         ValueError: if references and unseen differ in number, or there are fewer than two.
@@ -57,7 +57,7 @@ def memorization_gap(predictions: Tensor, references: Tensor, unseen: Tensor) ->
         )
     dimensions = predictions.shape[1]
     images = torch.cat([references, unseen])
-    centre = images.mean(0)  # far from 0, float32 has no digits left for the distances
+    centre = images.mean(0)  # far from 0, float32 loses the precision of the distances
     squared = torch.cdist(images - centre, predictions - centre).square() / dimensions
     typical = squared.min(1).values.median().clamp(min=torch.finfo(squared.dtype).tiny)
     variance = typical.expand(len(predictions)).clone()
@@ -94,14 +94,14 @@ class MemorizationGap(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **options):
-        """Compute as usual; the sets may differ in size, which the table behind `add_batch` cannot hold."""
+        """Compute as usual, but bypass the table of `add_batch`, which needs sets of equal size."""
         if predictions is None:
             return super().compute(**options)
         return self._compute(predictions, references, **options)
 
     def _compute(self, predictions, references, unseen=None):
         if unseen is None:
-            raise ValueError("unseen is missing: features of as many images that the model was not trained on")
+            raise ValueError("unseen is missing: features of as many images as references, not trained on")
         predictions, references = (torch.as_tensor(f).to("cpu", torch.float32) for f in (predictions, references))
         gap, error = memorization_gap(predictions, references, torch.as_tensor(unseen).to("cpu", torch.float32))
         return {"memorization_gap": gap, "memorization_gap_std": error}

@@ -12,21 +12,20 @@ _CITATION = """\
   author={Naeem, Muhammad Ferjad and others}, booktitle={ICML}, year={2020}}"""
 
 _DESCRIPTION = """\
-Around each sample stands a ball that reaches its k-th nearest neighbour in its own set. Precision is the share of
-generated samples inside some real ball, density the mean number of real balls around a generated sample, over k;
-recall is the share of real samples inside some generated ball, coverage the share of real balls that hold a
-generated sample. Precision and density ask how real each generated sample looks, recall and coverage how much of
-the real variety there is. Recall and coverage rise with the number of generated samples: compare values of equal
-numbers only."""
+Each sample has a ball whose radius is the distance to its k-th nearest neighbour in its own set. Precision is the
+fraction of generated samples inside any real ball, density the mean number of real balls around a generated sample,
+divided by k; recall is the fraction of real samples inside any generated ball, coverage the fraction of real balls
+that contain a generated sample. Precision and density measure fidelity, recall and coverage diversity. Recall and
+coverage increase with the number of generated samples: compare only values for equal numbers."""
 
 _INPUTS = """\
 Args:
     predictions: Features of the generated images, float (N, D), N > k.
     references: Features of real images, float (M, D), M > k.
-    k: Neighbours that a ball reaches to.
+    k: Index of the nearest neighbour that defines the radius.
 Returns:
     precision, recall, coverage: From 0 to 1.
-    density: From 0; for samples of the real distribution it is 1 on average.
+    density: From 0, without upper bound; 1 on average for samples of the real distribution.
 Examples:
     >>> module = evaluate.load("hfgen/precision_recall_density_coverage")
     >>> features = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
@@ -34,23 +33,23 @@ Examples:
     {'precision': 1.0, 'recall': 1.0, 'density': 1.0, 'coverage': 1.0}
 """
 
-_ROWS = 1000  # of a distance matrix in memory at a time
+_ROWS = 1000  # of a distance matrix processed at a time
 
 
 def squared_radii(features: Tensor, k: int) -> Tensor:
     """Return the squared distance of each sample, (N, D), to its k-th nearest neighbour in the same set: (N,).
 
-    The squares are compared as they are: a root, squared again, would make samples at the very edge of a ball fall
-    inside or outside by its rounding.
+    Squares are compared directly: taking the root and squaring it again would decide by rounding whether samples at
+    the edge of a ball are inside.
 
     Raises:
-        ValueError: if there are no k other samples, or a feature is NaN or infinite.
+        ValueError: if there are no more than k samples, or a feature is NaN or infinite.
     """
     if not features.isfinite().all():
         raise ValueError("the features must be finite numbers")
     if len(features) <= k:
         raise ValueError(f"a {k}-th nearest neighbour needs more than {k} samples, not {len(features)}")
-    centred = features - features.mean(0)  # far from 0, float32 has no digits left for the distances
+    centred = features - features.mean(0)  # far from 0, float32 loses the precision of the distances
     parts = [
         _squared_distances(part, centred).topk(k + 1, largest=False).values[:, -1] for part in centred.split(_ROWS)
     ]
@@ -58,7 +57,7 @@ def squared_radii(features: Tensor, k: int) -> Tensor:
 
 
 def precision_recall_density_coverage(predictions: Tensor, references: Tensor, k: int = 5) -> dict[str, float]:
-    """Return the four measures for features (N, D) and (M, D).
+    """Return the four metrics for features (N, D) and (M, D).
 
     Raises:
         ValueError: if a set has no more than k samples.
@@ -69,18 +68,18 @@ def precision_recall_density_coverage(predictions: Tensor, references: Tensor, k
 def hits(
     predictions: Tensor, references: Tensor, k: int, reference_squares: Tensor | None = None, num_groups: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tell which samples lie in whose balls, for groups of the generated samples apart.
+    """Find the samples inside balls of the other set, separately for groups of generated samples.
 
     Args:
         predictions: Features of the generated images, (N, D).
         references: Features of real images, (M, D).
-        k: Neighbours that a ball reaches to.
-        reference_squares: `squared_radii(references, k)`, where it is known already.
-        num_groups: G: sample i belongs to group i mod G.
+        k: Index of the nearest neighbour that defines the radius.
+        reference_squares: `squared_radii(references, k)`, if already computed.
+        num_groups: Number G of groups; sample i belongs to group i mod G.
 
     Returns:
-        How many real balls each generated sample is in, int (N,); whether each real ball holds a sample of each group,
-        bool (M, G); whether each real sample is in a ball of each group, bool (M, G).
+        Number of real balls around each generated sample, int (N,); whether each real ball contains a sample of each
+        group, bool (M, G); whether each real sample is inside a ball of each group, bool (M, G).
     """
     if reference_squares is None:
         reference_squares = squared_radii(references, k)
@@ -99,7 +98,7 @@ def hits(
 
 
 def values_of_hits(balls_around: Tensor, covered: Tensor, recalled: Tensor, k: int) -> dict[str, float]:
-    """Return the four measures from what `hits` returns."""
+    """Return the four metrics from the results of `hits`."""
     return {
         "precision": (balls_around > 0).double().mean().item(),
         "recall": recalled.any(1).double().mean().item(),
@@ -126,7 +125,7 @@ class PrecisionRecallDensityCoverage(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **options):
-        """Compute as usual; the sets may differ in size, which the table behind `add_batch` cannot hold."""
+        """Compute as usual, but bypass the table of `add_batch`, which needs sets of equal size."""
         if predictions is None:
             return super().compute(**options)
         return self._compute(predictions, references, **options)
