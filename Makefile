@@ -38,9 +38,10 @@ test: $(VENV)/.installed $(VENV)/oldest-diffusers  ## run every test
 		$(BIN)/python -m pytest --numprocesses auto --dist loadfile --junit-xml=$(VENV)/tests.xml
 	@echo "All tests passed; the report is in $(VENV)/tests.xml"
 
-style: $(VENV)/.installed-dev  ## check the code's style
+style: $(VENV)/.installed-dev  ## check the code's style, and the types of the Python API
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 judges: $(VENV)/.installed  ## train the classifiers that judge images anew, and put them into the package
 	set -e; for name in $(JUDGES); do \

@@ -140,7 +140,7 @@ def family_of(class_name: str) -> Family | None:
 def model_of(class_name: str) -> Model | None:
     """Return what is known of a class of models, or None for one that hfgen does not know."""
     family = family_of(class_name)
-    return family and family.models[class_name]
+    return family.models[class_name] if family else None
 
 
 def own_sampler(class_name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def own_sampler(class_name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         class_name: The class of its pipeline; one that hfgen does not know is drawn from like a `DDPMPipeline`.
         fields: Those of the run's configuration; where one is missing, its default holds.
     """
-    family = family_of(class_name) or family_of("DDPMPipeline")
-    model = family.models.get(class_name) or family.models["DDPMPipeline"]
+    family = family_of(class_name) or BUILT_IN[0]
+    model = family.models.get(class_name) or BUILT_IN[0].models["DDPMPipeline"]
     known = defaults(family.config) | dict(fields)
     return {name: known[name] for name in model.sampler}

@@ -129,17 +129,16 @@ def run(command: str, folder: Path, environment: dict[str, str], client: Client)
 def test_commands(page, workplace):
     folder, environment = workplace
     commands = [line for block in blocks(page, "bash") for line in block.splitlines() if line]
-    assert commands
     with contextlib.closing(Client(environment, folder)) as client:
         for command in commands:
             status, output = run(shrink(command), folder, environment, client)
             assert status == 0, f"{command}\n{output}"
             for output in re.findall(r"--output(?:_dir)? (\S+)", command):
                 assert (folder / output).exists(), command
-    for snippet in blocks(page, "python"):
-        uses_hfgen = re.search("^(import|from) hfgen", snippet, re.MULTILINE)
-        without = "" if uses_hfgen else "import sys; sys.modules['hfgen'] = None\n"
-        code = without + snippet.replace("user/", "ada/")
+    snippets = [snippet.replace("user/", "ada/") for snippet in blocks(page, "python")]
+    with_hfgen = [snippet for snippet in snippets if re.search("^(import|from) hfgen", snippet, re.MULTILINE)]
+    alone = ["import sys; sys.modules['hfgen'] = None\n" + code for code in snippets if code not in with_hfgen]
+    for code in filter(None, ["\n".join(with_hfgen), *alone]):
         subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, timeout=300)
 
 

@@ -293,7 +293,7 @@ def _interpolations(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, ge
             if labels is not None:
                 pair = labels[chosen[first : first + 2]].tolist()
                 classes = [pair[step >= STRIP_STEPS / 2] for step in range(STRIP_STEPS)]
-            options = {"num_steps": STRIP_STEPS, "class_labels": classes, "output_type": "pt"}
+            options = {"num_steps": STRIP_STEPS, "mode": "linear", "class_labels": classes, "output_type": "pt"}
             rows.append(pipeline.interpolate(latents[first], latents[first + 1], **options).images)
             names.append(name)
     numbers = [row for row in range(len(rows)) for _ in range(STRIP_STEPS)]

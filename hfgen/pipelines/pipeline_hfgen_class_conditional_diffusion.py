@@ -135,7 +135,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: for an unknown class, listing the known ones.
         """
-        class_labels = _plain(class_labels)
+        class_labels = plain_labels(class_labels)
         if class_labels is None or isinstance(class_labels, int | str):
             class_labels = [class_labels]
         known: dict[ClassLabel, int] = {None: self.unet.config.num_class_embeds - 1}
@@ -236,7 +236,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"num_inference_steps must be from 1 to {most}, not {num_inference_steps}")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
-        class_labels = _plain(class_labels)
+        class_labels = plain_labels(class_labels)
         if class_labels is None:
             class_labels = list(self.labels.values())
         elif isinstance(class_labels, int | str):
@@ -262,8 +262,9 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
-def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
+# Copied from hfgen.pipelines.pipeline_hfgen_vae.plain_labels
+def plain_labels(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
     """Convert labels to plain Python objects, from NumPy or torch."""
     if isinstance(class_labels, list | tuple):
-        return [_plain(label) for label in class_labels]
+        return [plain_labels(label) for label in class_labels]
     return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

@@ -59,16 +59,19 @@ class GANPipeline(DiffusionPipeline):
         id2label = {int(number): name for number, name in (id2label or {}).items()}
         self.register_to_config(id2label=id2label, truncation=truncation)
 
+    # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.from_pipe
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
         """Reuse the components of another pipeline. diffusers cannot resolve their classes, defined in other files."""
         return super().from_pipe(pipeline, **pipeline.components | kwargs)
 
+    # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.labels
     @property
     def labels(self) -> dict[str, int]:
         """Class indices by name; empty for an unconditional model."""
         return {name: number for number, name in self.config.id2label.items()}
 
+    # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.get_label_ids
     def get_label_ids(self, class_labels: ClassLabels) -> list[int]:
         """Return the indices of classes that are given by name or index.
 
@@ -77,7 +80,7 @@ class GANPipeline(DiffusionPipeline):
         Raises:
             ValueError: for an unknown class, listing the known ones.
         """
-        class_labels = _plain(class_labels)
+        class_labels = plain_labels(class_labels)
         if isinstance(class_labels, int | str):
             class_labels = [class_labels]
         known: dict[ClassLabel, int] = {number: number for number in self.labels.values()}
@@ -127,7 +130,7 @@ class GANPipeline(DiffusionPipeline):
             ValueError: for an unknown class or output_type, a truncation that is not positive, or latents of another
                 shape.
         """
-        class_labels = _plain(class_labels)
+        class_labels = plain_labels(class_labels)
         if latents is not None:
             batch_size = len(latents)
         elif class_labels is not None and not isinstance(class_labels, int | str):
@@ -206,6 +209,7 @@ class GANPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return GANPipelineOutput(images=images, latents=latents)
 
+    # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline._classes
     def _classes(self, class_labels: ClassLabels | None, count: int) -> Tensor | None:
         """Return the class indices of `count` images, int64 (count,), or None for an unconditional model."""
         if not self.labels:
@@ -222,6 +226,7 @@ class GANPipeline(DiffusionPipeline):
         return torch.tensor(ids, device=self._execution_device)
 
 
+# Copied from hfgen.pipelines.pipeline_hfgen_vae._slerp
 def _slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
     """Interpolate spherically between two vectors (D,) at fractions (N, 1): (N, D)."""
     lengths = torch.lerp(first.norm(), last.norm(), shares)
@@ -233,8 +238,9 @@ def _slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
     return lengths * along / torch.sin(angle)
 
 
-def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
+# Copied from hfgen.pipelines.pipeline_hfgen_vae.plain_labels
+def plain_labels(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
     """Convert labels to plain Python objects, from NumPy or torch."""
     if isinstance(class_labels, list | tuple):
-        return [_plain(label) for label in class_labels]
+        return [plain_labels(label) for label in class_labels]
     return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

@@ -43,6 +43,7 @@ class ImageTranslationPipeline(DiffusionPipeline):
         self.register_modules(generator=generator, inverse_generator=inverse_generator)
         self.register_to_config(degradation=degradation)
 
+    # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.from_pipe
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
         """Reuse the components of another pipeline. diffusers cannot resolve their classes, defined in other files."""
@@ -91,7 +92,7 @@ class ImageTranslationPipeline(DiffusionPipeline):
             raise ValueError(f"tile_size must be at least {2 * network.multiple}, not {tile_size}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, not {batch_size}")
-        given = [self._preprocess(one, network) for one in _single(image)]
+        given = [self._preprocess(one, network) for one in single_images(image)]
         stds = self._noise_stds(noise_std, len(given), network)
         results: list[Tensor | None] = [None] * len(given)
         for shape in dict.fromkeys(image.shape for image in given):
@@ -114,7 +115,7 @@ class ImageTranslationPipeline(DiffusionPipeline):
     def _preprocess(image: PIL.Image.Image | np.ndarray | Tensor, network: ModelMixin) -> Tensor:
         """Convert one image to float32 (C, H, W) in [−1, 1], or beyond if noisy."""
         channels = network.config.in_channels
-        pixels = _to_tensor(image, "L" if channels == 1 else "RGB")
+        pixels = image_to_tensor(image, "L" if channels == 1 else "RGB")
         if len(pixels) != channels:
             raise ValueError(
                 f"this model needs images with {channels} channel{'s' * (channels > 1)}, not {len(pixels)}; PIL "
@@ -173,7 +174,8 @@ class ImageTranslationPipeline(DiffusionPipeline):
         return network(padded, stds).sample[..., : height * scale, : width * scale]
 
 
-def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
+# Copied from hfgen.pipelines.pipeline_hfgen_vae.single_images
+def single_images(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
     """Flatten images to a list of single ones.
 
     Raises:
@@ -188,10 +190,11 @@ def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
             f"images must be PIL images, arrays, tensors or a list of them, not {type(images).__name__}; "
             "diffusers.utils.load_image opens files"
         )
-    return [image for part in images for image in _single(part)]
+    return [image for part in images for image in single_images(part)]
 
 
-def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
+# Copied from hfgen.pipelines.pipeline_hfgen_vae.image_to_tensor
+def image_to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
     """Convert one image to float32 (C, H, W) in [0, 1], or beyond if noisy; PIL images are first converted to `mode`.
 
     Raises:

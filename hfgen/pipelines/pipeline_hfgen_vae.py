@@ -68,7 +68,7 @@ class VAEPipeline(DiffusionPipeline):
         Raises:
             ValueError: for an unknown class, listing the known ones.
         """
-        class_labels = _plain(class_labels)
+        class_labels = plain_labels(class_labels)
         if isinstance(class_labels, int | str):
             class_labels = [class_labels]
         known: dict[ClassLabel, int] = {number: number for number in self.labels.values()}
@@ -116,7 +116,7 @@ class VAEPipeline(DiffusionPipeline):
         Raises:
             ValueError: for an unknown class, prior or output_type, or latents of another shape.
         """
-        class_labels = _plain(class_labels)
+        class_labels = plain_labels(class_labels)
         if latents is not None:
             batch_size = len(latents)
         elif class_labels is not None and not isinstance(class_labels, int | str):
@@ -166,7 +166,7 @@ class VAEPipeline(DiffusionPipeline):
         start: Images | Tensor,
         end: Images | Tensor,
         num_steps: int = 10,
-        mode: Literal["linear", "spherical"] = "linear",
+        mode: Literal["linear", "spherical"] = "spherical",
         class_labels: ClassLabels | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
@@ -286,7 +286,7 @@ class VAEPipeline(DiffusionPipeline):
     def _preprocess(self, image: Images) -> Tensor:
         """Convert to (B, C, H, W) in [−1, 1]."""
         channels, size = self.vae.config.in_channels, self.vae.config.sample_size
-        pictures = [_to_tensor(one, "L" if channels == 1 else "RGB") for one in _single(image)]
+        pictures = [image_to_tensor(one, "L" if channels == 1 else "RGB") for one in single_images(image)]
         expected = (channels, *((size, size) if isinstance(size, int) else size))
         if (shapes := {tuple(picture.shape) for picture in pictures}) != {expected}:
             raise ValueError(f"images must have the shape {expected} each, not {shapes or 'none'}")
@@ -311,7 +311,7 @@ def _slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
     return lengths * along / torch.sin(angle)
 
 
-def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
+def single_images(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
     """Flatten images to a list of single ones.
 
     Raises:
@@ -326,10 +326,10 @@ def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
             f"images must be PIL images, arrays, tensors or a list of them, not {type(images).__name__}; "
             "diffusers.utils.load_image opens files"
         )
-    return [image for part in images for image in _single(part)]
+    return [image for part in images for image in single_images(part)]
 
 
-def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
+def image_to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
     """Convert one image to float32 (C, H, W) in [0, 1], or beyond if noisy; PIL images are first converted to `mode`.
 
     Raises:
@@ -352,8 +352,8 @@ def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tenso
     return pixels / 255
 
 
-def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
+def plain_labels(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
     """Convert labels to plain Python objects, from NumPy or torch."""
     if isinstance(class_labels, list | tuple):
-        return [_plain(label) for label in class_labels]
+        return [plain_labels(label) for label in class_labels]
     return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

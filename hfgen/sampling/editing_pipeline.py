@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import PIL.Image
 import torch
 from diffusers import (
     DiffusionPipeline,
@@ -22,11 +21,12 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hfgen.pipelines.pipeline_hfgen_vae import Images, image_to_tensor, plain_labels, single_images
+
 MOST = 100.0  # a larger pixel is not on the scale of [0, 1], even with very strong noise
 
 ClassLabel = int | str | None
 ClassLabels = ClassLabel | Sequence[ClassLabel] | np.ndarray | Tensor
-Images = PIL.Image.Image | np.ndarray | Tensor | Sequence[PIL.Image.Image | np.ndarray | Tensor]
 Model = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -306,7 +306,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
 
     def _stacked(self, image: Images, mode: str) -> Tensor:
         """Convert images to float32 (B, C, H, W) in [0, 1], or beyond if noisy."""
-        pictures = [_to_tensor(one, mode) for one in _single(image)]
+        pictures = [image_to_tensor(one, mode) for one in single_images(image)]
         if len(shapes := {tuple(picture.shape) for picture in pictures}) != 1:
             raise ValueError(
                 f"images must be one or more of the same size and number of channels, not {shapes or 'none'}"
@@ -334,7 +334,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
 
     def _one_an_image(self, class_labels: ClassLabels, count: int) -> Sequence[ClassLabel] | None:
         """Return one label per image, or None if there are no labels."""
-        class_labels = _plain(class_labels)
+        class_labels = plain_labels(class_labels)
         if isinstance(class_labels, int | str):
             return [class_labels] * count
         if class_labels is not None and len(class_labels) != count:
@@ -420,51 +420,3 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         factor = self.alphas[above] / self.alphas[level]
         std = (self.sigmas[above] ** 2 - (factor * self.sigmas[level]) ** 2).clamp(min=0).sqrt()
         return factor * x + std * randn_tensor(x.shape, generator, x.device)
-
-
-def _single(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
-    """Flatten images to a list of single ones.
-
-    Raises:
-        TypeError: for anything but images, such as a file name.
-    """
-    if isinstance(images, PIL.Image.Image):
-        return [images]
-    if isinstance(images, np.ndarray | Tensor):
-        return [*images] if images.ndim == 4 else [images]
-    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
-        raise TypeError(
-            f"images must be PIL images, arrays, tensors or a list of them, not {type(images).__name__}; "
-            "diffusers.utils.load_image opens files"
-        )
-    return [image for part in images for image in _single(part)]
-
-
-def _to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> Tensor:
-    """Convert one image to float32 (C, H, W) in [0, 1], or beyond if noisy; PIL images are first converted to `mode`.
-
-    Raises:
-        ValueError: for pixels outside the range of their type.
-    """
-    if isinstance(image, PIL.Image.Image):
-        image = np.array(image.convert(mode))
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image[..., None] if image.ndim == 2 else image).movedim(-1, 0)
-    pixels = image.float()
-    if image.dtype == torch.bool:
-        return pixels
-    if image.is_floating_point():
-        if not pixels.abs().max() <= MOST:
-            raise ValueError(f"floating-point pixels must be in [0, 1], apart from noise, not {pixels.abs().max():g}")
-        return pixels
-    if pixels.min() < 0 or pixels.max() > 255:
-        wrong = pixels.min() if pixels.min() < 0 else pixels.max()
-        raise ValueError(f"integer pixels must be in [0, 255], not {wrong:g}")
-    return pixels / 255
-
-
-def _plain(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
-    """Convert labels to plain Python objects, from NumPy or torch."""
-    if isinstance(class_labels, list | tuple):
-        return [_plain(label) for label in class_labels]
-    return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

@@ -1,0 +1,190 @@
+"""The Python API: what a command does is one call, with the same results and messages."""
+
+import dataclasses
+import inspect
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY, TINY, TINY_VAE, flags
+
+import hfgen
+from hfgen.api import calls
+from hfgen.cli.commands import CALLS
+from hfgen.cli.main import main
+from hfgen.config import TrainingConfig
+from hfgen.families import families
+
+SMALL = TINY_VAE | {"max_train_steps": 5}
+
+
+def test_the_names_are_those_of_the_stub_and_of_the_commands():
+    stub = re.findall(r"^from (\S+) import (\w+) as (\w+)$", (REPOSITORY / "hfgen" / "__init__.pyi").read_text(), re.M)
+    assert {name for _, name, alias in stub if name == alias} == set(hfgen.__all__)
+    for module, name, _ in stub:
+        assert getattr(hfgen, name) is getattr(__import__(module, fromlist=[name]), name)
+    assert {call.__name__ for call, _, _ in CALLS.values()} <= set(hfgen.__all__)
+    assert set(hfgen.__all__) <= set(dir(hfgen))
+    with pytest.raises(AttributeError, match="has no attribute trian"):
+        getattr(hfgen, "trian")  # noqa: B009
+
+
+def test_importing_it_imports_nothing_heavy():
+    code = "import sys, hfgen; assert not {'torch', 'diffusers', 'numpy', 'yaml'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_call_trains_and_draws_what_the_command_does(tmp_path, capsys):
+    run = hfgen.train("vae", output_dir=tmp_path / "call", **SMALL)
+    assert main(["train", "vae", *flags(**SMALL, output_dir=tmp_path / "command")]) == 0
+    for name in ("metrics.jsonl", "vae/diffusion_pytorch_model.safetensors", "samples/step-000005.png"):
+        assert (run / name).read_bytes() == (tmp_path / "command" / name).read_bytes(), name
+    capsys.readouterr()
+    images = hfgen.sample(run, num_images=5, output=tmp_path / "call.npz")
+    assert main(["sample", str(run), "--num_images", "5", "--output", str(tmp_path / "command.npz")]) == 0
+    assert (tmp_path / "call.npz").read_bytes() == (tmp_path / "command.npz").read_bytes()
+    call, command = (line for line in capsys.readouterr().out.splitlines())
+    assert call.replace("call", "command") == command
+    assert (len(images), images.images.dtype, images[0].size) == (5, torch.uint8, (8, 8))
+    assert hfgen.load(run).vae.config.latent_dim == 4
+
+
+def test_a_configuration_object_does_the_same(tmp_path):
+    run = hfgen.train(hfgen.VAEConfig(**SMALL, output_dir=str(tmp_path / "run")), num_samples=1)
+    assert run.fields()["num_samples"] == 1
+    config = hfgen.SampleConfig(run_or_repo=str(run), num_images=2, output=str(tmp_path / "two.png"))
+    drawn = hfgen.sample(config)
+    assert len(drawn) == 2
+    assert (tmp_path / "two.png").is_file()
+
+
+def test_a_sweep_returns_its_members(tmp_path):
+    fields = {name: value for name, value in SMALL.items() if name != "latent_dim"}
+    runs = hfgen.train("vae", output_dir=tmp_path / "sweep", sweep="latent_dim=2,3", **fields)
+    assert [run.fields()["latent_dim"] for run in runs] == [2, 3]
+    assert (tmp_path / "sweep" / "sweep.md").is_file()
+    with pytest.raises(hfgen.UserError, match="latent_dim is swept"):
+        hfgen.train("vae", output_dir=tmp_path / "other", sweep="latent_dim=2,3", **SMALL)
+
+
+def test_without_output_nothing_is_written(tmp_path, vae_run, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert len(hfgen.sample(vae_run, num_images=3)) == 3
+    assert not [*tmp_path.iterdir()]
+    assert not capsys.readouterr().out
+
+
+def test_reports_are_records_and_pages(tmp_path, vae_run, judge_run, capsys):
+    report = hfgen.evaluate(
+        vae_run, judge=judge_run, reference_split="train[80%:]", num_images=60, output_dir=tmp_path
+    )
+    assert report.record == json.loads((tmp_path / "evaluation.json").read_text())
+    assert report.page == tmp_path / "evaluation.md"
+    shown = report._repr_markdown_()
+    assert shown.startswith("# ")
+    assert "data:image/png;base64," in shown
+    assert "](evaluation/" not in shown
+    assert "## Protocol" not in shown
+    assert f"The measures are in {report.path}" in capsys.readouterr().out
+    analysis = hfgen.analyze(
+        vae_run, judge=judge_run, reference_split="train[80%:]", num_importance_samples=2, num_bound_images=4,
+        output_dir=tmp_path,
+    )  # fmt: skip
+    assert analysis.record["protocol"]["latent_dim"] == 4
+
+
+def test_a_notebook_shows_runs_and_images(vae_run, tmp_path):
+    from hfgen.runs.folder import RunFolder
+
+    shown = RunFolder(vae_run)._repr_html_()
+    assert shown.count("data:image/png;base64,") == 2, "the newest grid and the curves"
+    assert "no run" in RunFolder(tmp_path / "none")._repr_html_()
+    assert hfgen.sample(vae_run, num_images=3)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_the_denoising_is_an_animation(tmp_path):
+    run = hfgen.train("ddpm", output_dir=tmp_path / "run", max_train_steps=1, **TINY)
+    states = hfgen.sample(run, num_images=2, film=True)
+    assert states.noised.shape == states.estimates.shape == (3, 2, 1, 8, 8)
+    assert states._repr_png_().startswith(b"\x89PNG")
+    hfgen.sample(run, num_images=2, output=tmp_path / "film.gif")
+    assert (tmp_path / "film.gif").read_bytes().startswith(b"GIF8")
+
+
+def test_edited_images_are_returned(translation_run, tmp_path, vae_run):
+    hfgen.sample(vae_run, num_images=2, output=tmp_path / "given.npz")
+    edited = hfgen.edit(translation_run, input=tmp_path / "given.npz")
+    assert (edited.count, len(edited.images), edited.unreadable) == (2, 2, {})
+    assert edited[1].size == (8, 8)
+    assert edited._repr_png_().startswith(b"\x89PNG")
+    written = hfgen.edit(translation_run, input=tmp_path / "given.npz", output=tmp_path / "folder")
+    assert (written.count, written.images, len([*(tmp_path / "folder").iterdir()])) == (2, [], 2)
+
+
+def test_a_classes_may_be_asked_for_by_number_or_name(gan_run):
+    one, other = (hfgen.sample(gan_run, num_images=2, class_labels=labels) for labels in (3, ["3"]))
+    assert one.labels == other.labels == [3, 3]
+    assert torch.equal(one.images, other.images)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hfgen.train("vea"), "there is no family vea; .*did you mean vae?"),
+        (lambda: hfgen.train("vae", latent_dmi=2), "there is no field latent_dmi; did you mean latent_dim?"),
+        (lambda: hfgen.train("vae", dataset_name="digits", output_dir="x", latent_dim="two"), "latent_dim.*int.*two"),
+        (lambda: hfgen.train("vae", dataset_name="digits"), "output_dir is missing"),
+        (lambda: hfgen.train("vae", config="vae_mnist_miip"), "no such recipe"),
+        (lambda: hfgen.sample("nowhere/at/all"), "there is no folder nowhere/at/all"),
+        (lambda: hfgen.sample("x", num_images=0), "num_images must be positive, not 0"),
+        (lambda: hfgen.edit("x", input="nowhere.png"), "there is no picture, folder or .npz file nowhere.png"),
+        (lambda: hfgen.push("nowhere", repo_id="ada/x", dry_run=True), "there is no folder nowhere"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_an_exception_with_the_message_of_the_command(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(hfgen.UserError, match=message.replace("?", r"\?")):
+        call()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_is_taken_and_fields_win_over_it(tmp_path):
+    config = tmp_path / "small.yaml"
+    config.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in SMALL.items()))
+    run = hfgen.train("vae", config=config, output_dir=tmp_path / "run", max_train_steps=2)
+    assert (run.fields()["max_train_steps"], run.fields()["latent_dim"]) == (2, 4)
+
+
+def test_every_call_documents_itself():
+    for name in hfgen.__all__:
+        assert inspect.getdoc(getattr(hfgen, name)), name
+    assert calls.recipes()["vae_mnist_mlp"]
+
+
+def test_a_broken_family_of_another_package_is_said_and_left_out(monkeypatch, capsys):
+    @dataclasses.dataclass
+    class Point:
+        name: str
+        found: object
+        module: str = "other"
+        dist: None = None
+
+        def load(self):
+            if isinstance(self.found, Exception):
+                raise self.found
+            return self.found
+
+    class Config(TrainingConfig):
+        family = "mine"
+
+    mine = dataclasses.replace(families()["vae"], config=Config, models={})
+    points = [Point("a", ImportError("no module b")), Point("c", families()["vae"]), Point("d", mine)]
+    monkeypatch.setattr("hfgen.families.entry_points", lambda group: points)
+    found = families.__wrapped__()
+    assert list(found) == [*families(), "mine"]
+    error = capsys.readouterr().err
+    assert "left out the family a of other: no module b" in error
+    assert "left out the family c of other: there is a VAEPipeline already" in error
