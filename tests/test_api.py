@@ -46,8 +46,8 @@ def test_a_call_trains_and_draws_what_the_command_does(tmp_path, capsys):
     images = hfgen.sample(run, num_images=5, output=tmp_path / "call.npz")
     assert main(["sample", str(run), "--num_images", "5", "--output", str(tmp_path / "command.npz")]) == 0
     assert (tmp_path / "call.npz").read_bytes() == (tmp_path / "command.npz").read_bytes()
-    call, command = (line for line in capsys.readouterr().out.splitlines())
-    assert call.replace("call", "command") == command
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [f"5 images are in {tmp_path / name}" for name in ("call.npz", "command.npz")]
     assert (len(images), images.images.dtype, images[0].size) == (5, torch.uint8, (8, 8))
     assert hfgen.load(run).vae.config.latent_dim == 4
 
@@ -101,14 +101,14 @@ def test_a_notebook_shows_runs_and_images(vae_run, tmp_path):
 
     shown = RunFolder(vae_run)._repr_html_()
     assert shown.count("data:image/png;base64,") == 2, "the newest grid and the curves"
-    assert "no run" in RunFolder(tmp_path / "none")._repr_html_()
+    assert "<img" not in RunFolder(tmp_path / "none")._repr_html_()
     assert hfgen.sample(vae_run, num_images=3)._repr_png_().startswith(b"\x89PNG")
 
 
 def test_the_denoising_is_an_animation(tmp_path):
     run = hfgen.train("ddpm", output_dir=tmp_path / "run", max_train_steps=1, **TINY)
     states = hfgen.sample(run, num_images=2, film=True)
-    assert states.noised.shape == states.estimates.shape == (3, 2, 1, 8, 8)
+    assert states.noised.shape == states.estimates.shape == (4, 2, 1, 8, 8)
     assert states._repr_png_().startswith(b"\x89PNG")
     hfgen.sample(run, num_images=2, output=tmp_path / "film.gif")
     assert (tmp_path / "film.gif").read_bytes().startswith(b"GIF8")
@@ -140,7 +140,7 @@ def test_a_classes_may_be_asked_for_by_number_or_name(gan_run):
         (lambda: hfgen.train("vae", config="vae_mnist_miip"), "no such recipe"),
         (lambda: hfgen.sample("nowhere/at/all"), "there is no folder nowhere/at/all"),
         (lambda: hfgen.sample("x", num_images=0), "num_images must be positive, not 0"),
-        (lambda: hfgen.edit("x", input="nowhere.png"), "there is no picture, folder or .npz file nowhere.png"),
+        (lambda: hfgen.edit("x", input="nowhere.png"), "there is no image, folder or .npz file nowhere.png"),
         (lambda: hfgen.push("nowhere", repo_id="ada/x", dry_run=True), "there is no folder nowhere"),
     ],
 )  # fmt: skip

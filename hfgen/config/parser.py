@@ -85,12 +85,10 @@ def make_config(config_class: type[C], values: Mapping[str, Any], *, prog: str, 
 
 def _plain(value: Any, hint: Any) -> Any:
     """Return a value as a file would hold it: a path as text, a single entry of a list as the list."""
-    if isinstance(value, PathLike):
-        return str(value)
     if item := _item_type(hint):
-        entries = [] if value is None else [value] if isinstance(value, str | int | float) else list(value)
+        entries = [] if value is None else [value] if isinstance(value, str | int | float | PathLike) else list(value)
         return [str(entry) for entry in entries] if item is str else entries
-    return value
+    return str(value) if isinstance(value, PathLike) else value
 
 
 def _take_file(parser: ArgumentParser, config_class: type, file: str) -> None:

@@ -268,8 +268,8 @@ def _one_step(
 
     def draw(numbers: range, seeds: list[int]) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        labels = labels_of(pipeline, class_labels, numbers) if is_conditional(pipeline) else None
-        options = sampler | {"class_labels": labels, "generator": generators, "output_type": "pt"}
-        return pipeline(len(seeds), **options).images * 2 - 1
+        classes = {"class_labels": labels_of(pipeline, class_labels, numbers)} if is_conditional(pipeline) else {}
+        options = {"generator": generators, "output_type": "pt"}
+        return pipeline(len(seeds), **sampler, **classes, **options).images * 2 - 1
 
     return draw
