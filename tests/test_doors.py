@@ -256,7 +256,7 @@ def test_a_gallery_writes_over_pages_of_its_own_only(run, tmp_path, capsys, owne
     page.parent.mkdir(exist_ok=True)
     page.write_text("# My own")
     assert main(["card", str(run), "--gallery", str(tmp_path)]) == 2
-    assert f"{page} is not by hfgen" in capsys.readouterr().err
+    assert f"{page} was not written by hfgen" in capsys.readouterr().err
     assert page.read_text() == "# My own"
     page.unlink()
     (tmp_path / "notes").mkdir()
@@ -824,7 +824,7 @@ def test_a_table_of_results_writes_over_its_like_only(tmp_path, capsys):
     assert main(results) == main(results) == 0
     (tmp_path / "R.md").write_text("# My own")
     assert main(results) == 2
-    assert "R.md is not by hfgen results" in capsys.readouterr().err
+    assert "R.md was not written by hfgen results" in capsys.readouterr().err
 
 
 def test_a_run_that_was_trained_for_no_id_forges_no_code(run):

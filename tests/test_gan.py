@@ -548,5 +548,5 @@ def test_a_sweep_over_a_penalty_shows_it_where_there_is_one(tmp_path):
     given = flags(**settings, **length, output_dir=folder, sweep="r1_gamma=0,1")
     assert main(["train", "gan", *given]) == 0
     page = (folder / "sweep.md").read_text()
-    assert "do not tell which member is best; `hfgen evaluate` does" in page
+    assert "Adversarial losses do not rank runs; use `hfgen evaluate`" in page
     assert "discriminator/r1" in page

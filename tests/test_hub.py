@@ -327,7 +327,7 @@ def test_the_page_is_a_valid_card_and_its_code_runs(push, server, run, home, tmp
     assert (card.data.library_name, card.data.license) == ("diffusers", "apache-2.0")
     assert card.data.pipeline_tag == "unconditional-image-generation"
     assert "POST /api/validate-yaml" in server.requests
-    assert "It has not been measured" in page
+    assert "Not evaluated yet" in page
     for picture in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert picture in server.model("ada/tiny")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

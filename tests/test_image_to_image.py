@@ -18,7 +18,7 @@ from hfgen.config import CycleGANConfig, TranslationConfig
 from hfgen.data.images import load_images
 from hfgen.data.loader import Batch
 from hfgen.data.paired import TargetDomain
-from hfgen.evaluation.report import nearness_texts
+from hfgen.evaluation.report import similarity_texts
 from hfgen.figures.grids import save_images
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.models.modeling_hfgen_translation import (
@@ -232,10 +232,10 @@ def test_pairs_of_two_folders(tmp_path, digits, capsys):
     run = train_translation(tmp_path / "run", **fields, max_train_steps=2, max_train_samples=30)
     assert main(["evaluate", str(run), "--reference_split", "train"]) == 0
     record = json.loads((run / "evaluation.json").read_text())
-    assert [setting["title"] for setting in record["restoration"]] == ["the pairs of the data set"]
+    assert [setting["title"] for setting in record["restoration"]] == ["paired images"]
     assert record["protocol"]["reference_images"] == 30
     assert main(["evaluate", str(run), "--dataset_name", "digits"]) == 2
-    assert "trained on pairs, which another data set does not have" in capsys.readouterr().err
+    assert "trained on paired data, which another data set does not have" in capsys.readouterr().err
     PIL.Image.new("L", (8, 8), 9).save(tmp_path / "given" / "00007.png")
     with pytest.raises(UserError, match="wanted and .*given are not those of step-000002"):
         train_translation(run, **fields, max_train_steps=3, max_train_samples=30, resume_from_checkpoint="latest")
@@ -436,8 +436,8 @@ def test_what_is_made_grey_of_colour_and_told_its_noise_is_measured(tmp_path, ju
 def test_equal_images_have_an_infinite_psnr():
     near = {"mse": 0.1, "psnr": 10.0, "ssim": 0.5}
     equal = {"mse": 0.0, "ssim": 1.0}
-    assert nearness_texts({"given": near, "made": equal}) == ["10.00 → ∞", "0.500 → 1.000"]
-    assert nearness_texts({"given": {}, "made": near}) == ["10.00", "0.500"]
+    assert similarity_texts({"given": near, "made": equal}) == ["10.00 → ∞", "0.500 → 1.000"]
+    assert similarity_texts({"given": {}, "made": near}) == ["10.00", "0.500"]
 
 
 def test_the_command_translates_files_and_folders_of_any_size(translation_run, tmp_path, capsys):
@@ -648,9 +648,7 @@ def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
     assert back["made"]["psnr"] > back["given"]["psnr"] + 5
     assert there["made"]["psnr"] > there["given"]["psnr"] + 5
     assert "psnr" not in cycle["given"], "an image is like itself"
-    assert (
-        "the second those of the split `train[80%:]` of digits after `invert`" in (run / "evaluation.md").read_text()
-    )
+    assert "domain B those of the split `train[80%:]` of digits after `invert`" in (run / "evaluation.md").read_text()
     assert main(["card", str(run)]) == 0
     text = (run / "README.md").read_text()
     assert "inverse=True" in text
@@ -665,7 +663,7 @@ def test_kinds_with_other_channels_and_other_classes_are_measured(tmp_path, judg
     command = ["evaluate", str(train(other, CycleGANTask)), "--reference_split", "train[80%:]", "--num_images", "20"]
     assert main([*command, "--target_reference_split", "train", "--judge", str(judge_run)]) == 0
     back, cycle = json.loads((tmp_path / "tint" / "evaluation.json").read_text())["restoration"]
-    assert not back["made"]["class_seen"], "a judge of digits knows no letters"
+    assert not back["made"]["class_seen"], "a judge of digits has no letters"
     assert "psnr" not in back["made"]
     assert cycle["made"]["class_seen"]
     pipeline = load(str(tmp_path / "tint"))
