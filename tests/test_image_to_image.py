@@ -210,10 +210,10 @@ def test_contradictions_are_refused(fields, message):
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"ssim_weight": 1.0}, "ssim_weight needs images of 11 pixels or more, not of 8×8"),
-    ({"block_out_channels": [8] * 5}, r"halve images 4 times, which 8×8 pixels do not fit"),
+    ({"ssim_weight": 1.0}, "ssim_weight needs images of at least 11×11 pixels, not 8×8"),
+    ({"block_out_channels": [8] * 5}, r"halve images 4 times, but 8×8 pixels are not divisible so often"),
     ({"degradation": ["downscale=3"]}, "does not divide"),
-    ({"discriminator_block_out_channels": [4] * 4}, "halve images 4 times, for which 8×8 pixels are too few"),
+    ({"discriminator_block_out_channels": [4] * 4}, "halve images 4 times, but 8×8 pixels are too few"),
 ])  # fmt: skip
 def test_what_does_not_fit_the_images_is_refused(digits, fields, message):
     with pytest.raises(UserError, match=message):
@@ -554,11 +554,11 @@ def test_the_default_weights_of_a_cycle_are_those_of_the_paper(digits):
     torch.manual_seed(0)
     loss = next(task.losses(batch)).value
     torch.manual_seed(0)
-    second = task.second_kind.draw(len(batch.images), torch.device("cpu"))
+    second = task.domain_b.draw(len(batch.images), torch.device("cpu"))
     made = task.generators(batch.images, second)
-    expected = sum((logits - 1).square().mean() for logits in task.discriminators(made.first, made.second))
-    expected += 10 * ((made.first_again - batch.images).abs().mean() + (made.second_again - second).abs().mean())
-    expected += 5 * ((made.first_kept - batch.images).abs().mean() + (made.second_kept - second).abs().mean())
+    expected = sum((logits - 1).square().mean() for logits in task.discriminators(made.to_a, made.to_b))
+    expected += 10 * ((made.cycled_a - batch.images).abs().mean() + (made.cycled_b - second).abs().mean())
+    expected += 5 * ((made.identity_a - batch.images).abs().mean() + (made.identity_b - second).abs().mean())
     torch.testing.assert_close(loss, expected)
 
 
@@ -631,7 +631,7 @@ def test_contradictions_of_cycles_are_refused(fields, message):
 
 
 def test_kinds_of_different_size_are_refused(digits):
-    with pytest.raises(UserError, match="must be of one size, not 8×8 and 4×4"):
+    with pytest.raises(UserError, match="must have the same size, not 8×8 and 4×4"):
         CycleGANTask(cycle_config(target_degradation=["downscale=2"]), digits)
 
 
