@@ -379,7 +379,7 @@ def test_bad_fields(fields, message):
 def test_the_commands_and_the_table_of_all_evaluations(model_run, judge_run, tmp_path):
     options = ["--reference_split", "train[:50%]", "--judge", str(judge_run), "--num_images", "40"]
     output = finish(hfgen("evaluate", str(model_run), *options, "--output_dir", str(tmp_path / "all" / "tiny")))
-    assert "The measures are in" in output
+    assert "The evaluation is in" in output
     evaluate(EvaluateConfig(run_or_repo=str(judge_run), output_dir=str(tmp_path / "all" / "judge")))
     folders = [str(tmp_path / "all" / name) for name in ("tiny", "judge")]
     assert main(["results", *folders, "--output", str(tmp_path / "RESULTS.md")]) == 0

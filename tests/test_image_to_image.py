@@ -131,12 +131,12 @@ def test_the_objective_is_the_sum_of_its_terms(digits):
     assert discriminator.terms.keys() == {"real", "fake"}
     images = torch.rand(2, 1, 28, 28) * 2 - 1
     large = TranslationTask(config(ssim_weight=1.0), load_images("digits", resolution=28))
-    assert large._errors(images, images)[0].item() == pytest.approx(0, abs=1e-5)
+    assert large._reconstruction_loss(images, images)[0].item() == pytest.approx(0, abs=1e-5)
     other = torch.stack([torch.lerp(image, -image, share) for image, share in zip(images, (0.1, 0.9), strict=True)])
     measured = image_similarity(other / 2 + 0.5, images / 2 + 0.5)
-    assert large._errors(other, images)[1]["ssim"].item() == pytest.approx(1 - measured["ssim"], abs=1e-4)
+    assert large._reconstruction_loss(other, images)[1]["ssim"].item() == pytest.approx(1 - measured["ssim"], abs=1e-4)
     large.config.psnr_weight = 0.01
-    value, terms = large._errors(other, images)
+    value, terms = large._reconstruction_loss(other, images)
     assert terms["psnr"].item() == pytest.approx(-measured["psnr"], abs=1e-4)
     torch.testing.assert_close(value - large.config.l1_weight * terms["l1"], terms["ssim"] + 0.01 * terms["psnr"])
 
@@ -452,7 +452,7 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
     assert main([*command, str(given), "--output", str(tmp_path / "made")]) == 1, "not all could be read"
     printed = capsys.readouterr()
     assert "3 images are in" in printed.out
-    assert "left out" in printed.err
+    assert "skipped" in printed.err
     assert "broken.png" in printed.err
     made = {}
     for path in (tmp_path / "made").rglob("*.png"):
@@ -572,7 +572,7 @@ def test_there_and_back_are_the_right_way_round(digits):
             return TranslatorOutput(self.change(images))
 
     first, second = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
-    made = Generators(Marked(lambda x: x + 1), Marked(lambda x: x * 3), keep=True)(first, second)
+    made = Generators(Marked(lambda x: x + 1), Marked(lambda x: x * 3), identity=True)(first, second)
     assert [part.mean().item() for part in made] == [1, 3, 3, 4, 0, 2]
 
 

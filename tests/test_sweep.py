@@ -150,14 +150,14 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        (["latent_dim"], "as in latent_dim=2,4,16, not latent_dim"),
+        (["latent_dim"], "such as latent_dim=2,4,16, not latent_dim"),
         (["latent_dim=2,,4"], "not latent_dim=2,,4"),
-        (["latent_dim=2", "latent_dim=4"], "a field once"),
-        (["output_dir=a,b"], "cannot differ in output_dir"),
+        (["latent_dim=2", "latent_dim=4"], "a sweep entry must be a new field"),
+        (["output_dir=a,b"], "output_dir cannot be swept"),
         (["latent_dims=2,4"], "no flag --latent_dims; did you mean --latent_dim?"),
         (["latent_dim=2,0"], "latent_dim must be positive, not 0"),
         (["latent_dim=two"], "two"),
-        (["max_train_steps=3,4"], "max_train_steps is swept, and cannot be given as a flag too"),
+        (["max_train_steps=3,4"], "max_train_steps is swept and cannot be set as well"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_any_work(tmp_path, capsys, sweep, message):
@@ -171,7 +171,7 @@ def test_several_fields_multiply_and_lists_are_parted_by_spaces():
         {"a": ["1"], "b": ["3", "4"]}, {"a": ["1"], "b": ["5"]},
         {"a": ["2"], "b": ["3", "4"]}, {"a": ["2"], "b": ["5"]},
     ]  # fmt: skip
-    with pytest.raises(UserError, match="cannot differ in mixed_precision"):
+    with pytest.raises(UserError, match="mixed_precision cannot be swept"):
         parse_sweep(["mixed_precision=no,bf16"])
 
 
