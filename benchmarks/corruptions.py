@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from hfgen.data.images import load_images
 from hfgen.evaluation.report import MEASURES
-from hfgen.evaluation.statistics import Reference
+from hfgen.evaluation.statistics import RealStatistics
 from hfgen.figures.grids import image_grid, save_picture
 from hfgen.figures.plots import to_picture
 from hfgen.judges.judge import load_judge, shipped_judges
@@ -97,7 +97,7 @@ def main() -> None:
     chosen = torch.randperm(len(train), generator=generator)[: options.num_images]
     images, labels = train.images[chosen], train.labels[chosen]
     judge = load_judge(shipped_judges(options.dataset_name)[0])
-    reference = Reference(judge, test, train, Path(constants.HF_HOME, "hfgen"))
+    reference = RealStatistics(judge, test, train, Path(constants.HF_HOME, "hfgen"))
     found, examples = {}, []
     for corruption in CORRUPTIONS:
         rows = []

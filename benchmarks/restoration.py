@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from hfgen.data.degradations import Degraded, degrade, parse_degradations
 from hfgen.data.images import ImageData, load_images
-from hfgen.evaluation.restoration import class_seen, restore, similarity
+from hfgen.evaluation.restoration import image_metrics, label_accuracy, run_model
 from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.judges.judge import load_judge, shipped_judges_of
 from hfgen.pipelines.loading import load
@@ -93,7 +93,7 @@ def denoised(options: argparse.Namespace, std: float, images: Tensor, training: 
     results = {"noisy": to_uint8(given.images)}
     for name, (function, strengths) in FILTERS.items():
         tried = [
-            similarity(to_uint8(torch.from_numpy(function(known.numpy(), std, strength)) * 2 - 1), training)["psnr"]
+            image_metrics(to_uint8(torch.from_numpy(function(known.numpy(), std, strength)) * 2 - 1), training)["psnr"]
             for strength in strengths
         ]
         best = strengths[int(np.argmax(tried))]
@@ -110,7 +110,7 @@ def denoised(options: argparse.Namespace, std: float, images: Tensor, training: 
             made = in_parts(lambda part, fields=fields: editing.denoise(part, **fields).images, pixels)
             results[f"{Path(options.diffusion).name}, {steps} step{'s' * (steps > 1)}"] = to_uint8(made * 2 - 1)
     for run in options.denoisers:
-        results[Path(run).name] = restore(load(run), given)
+        results[Path(run).name] = run_model(load(run), given)
     return results
 
 
@@ -133,7 +133,7 @@ def filled_in(options: argparse.Namespace, images: Tensor) -> dict[str, Tensor]:
         ]  # fmt: skip
         results[f"{Path(options.diffusion).name}, RePaint"] = to_uint8(torch.cat(parts) * 2 - 1)
     if options.inpainter:
-        made = restore(load(options.inpainter), given)
+        made = run_model(load(options.inpainter), given)
         results[Path(options.inpainter).name] = torch.where(missing, made, images)
     return results
 
@@ -146,7 +146,7 @@ def enlarged(options: argparse.Namespace, images: Tensor) -> dict[str, Tensor]:
         for name, mode in (("repeated pixels", "nearest"), ("bilinear", "bilinear"), ("bicubic", "bicubic"))
     }
     if options.upscaler:
-        results[Path(options.upscaler).name] = restore(load(options.upscaler), given)
+        results[Path(options.upscaler).name] = run_model(load(options.upscaler), given)
     return results
 
 
@@ -177,7 +177,7 @@ def main() -> None:
             "command": f"python benchmarks/{this_command()}",
             "num_images": len(images),
             "judge": judge.name,
-            "judge_accuracy": class_seen(images, test, judge)["accuracy"],
+            "judge_accuracy": label_accuracy(images, test, judge)["accuracy"],
             "results": {
                 setting: {method: measured(made, images, test, judge) for method, made in found.items()}
                 for setting, found in results.items()
@@ -193,8 +193,8 @@ def main() -> None:
 
 
 def measured(made: Tensor, images: Tensor, test: ImageData, judge) -> dict[str, float]:
-    found = similarity(made, images)
-    return {"psnr": found["psnr"], "ssim": found["ssim"], "class_seen": class_seen(made, test, judge)["accuracy"]}
+    found = image_metrics(made, images)
+    return {"psnr": found["psnr"], "ssim": found["ssim"], "class_seen": label_accuracy(made, test, judge)["accuracy"]}
 
 
 def page(record: dict) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from hfgen.data.images import load_images
-from hfgen.evaluation.statistics import Reference, nearest
+from hfgen.evaluation.statistics import RealStatistics, nearest
 from hfgen.judges.judge import load_judge, shipped_judges
 
 RESULTS = Path(__file__).parent / "results" / "scoring.json"
@@ -35,7 +35,7 @@ def main() -> None:
     judges = [load_judge(name) for name in shipped_judges(options.dataset_name)]
     rounds: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as cache:
-        references = [Reference(judge, test, train, Path(cache)) for judge in judges]
+        references = [RealStatistics(judge, test, train, Path(cache)) for judge in judges]
         started = time.monotonic()
         for reference in references:
             reference.floors(len(images))

@@ -1,10 +1,10 @@
-"""hfgen: train, measure, publish and serve small-image generative models on the Hugging Face stack."""
+"""hfgen: train, evaluate, publish and serve generative models of small images on the Hugging Face stack."""
 
 import importlib
 from importlib.metadata import version
 from typing import Any
 
-_PLACES = {  # of each public name, imported when it is asked for; `__init__.pyi` has the same for type checkers
+_EXPORTS = {  # of the public names, imported on first access; `__init__.pyi` declares them for type checkers
     "hfgen.api.calls": (
         "analyze", "card", "compare_samplers", "edit", "evaluate", "load", "publish_all", "push", "recipes", "results",
         "sample", "train",
@@ -17,7 +17,7 @@ _PLACES = {  # of each public name, imported when it is asked for; `__init__.pyi
     ),
     "hfgen.utils.errors": ("PublishingError", "TrainingError", "UserError"),
 }  # fmt: skip
-_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = [*_MODULES]
 __version__ = version("hfgen")
 

@@ -1,4 +1,4 @@
-"""The families of models: the one place that knows which ones there are."""
+"""The registry of model families."""
 
 import functools
 import importlib
@@ -27,17 +27,17 @@ GUIDANCE = ("guidance_scale", "guidance_interval")
 
 @dataclass(frozen=True)
 class Model:
-    """A class of models that a family saves.
+    """A model class that a family saves.
 
     Attributes:
-        use: `denoise` (a diffusion model of pixels), `decode` (one call makes images of latents), `translate` (images
-            of images) or `classify`.
-        network: The component that makes the images.
-        sampler: Fields of the configuration that decide how images are drawn, which the pipeline's call takes too.
-        card: Template of the model card, a file in `hfgen/templates` or the path of another one.
-        library: The library that loads it, as the Hub names it.
-        task: The task, as the Hub names it (`pipeline_tag`).
-        tags: Further words by which the Hub finds it.
+        use: `denoise` (pixel diffusion), `decode` (latents to images in one call), `translate` (image to image) or
+            `classify`.
+        network: The component that generates the images.
+        sampler: Configuration fields that are also sampler arguments of the pipeline's call.
+        card: Template of the model card, a file in `hfgen/templates` or a path.
+        library: The library that loads it, by its Hub name.
+        task: The Hub's `pipeline_tag`.
+        tags: Additional Hub tags.
     """
 
     use: Literal["denoise", "decode", "translate", "classify"]
@@ -45,7 +45,7 @@ class Model:
     sampler: tuple[str, ...] = ()
     card: str = "card_other.md"
     library: str = "diffusers"
-    task: str = "unconditional-image-generation"  # the Hub has no other word for class-conditional models
+    task: str = "unconditional-image-generation"  # the Hub has no tag for class-conditional models
     tags: tuple[str, ...] = ()
 
 
@@ -55,9 +55,9 @@ class Family:
 
     Attributes:
         config: Its configuration; `config.family` is the name in `hfgen train NAME`.
-        task: Its `hfgen.tasks.base.Task`, as `module:class`, imported when a training begins.
-        models: What it saves, by class name.
-        modules: Modules whose files travel with the weights, by full name, where they are not hfgen's.
+        task: Its `hfgen.tasks.base.Task`, as `module:class`, imported when training starts.
+        models: The model classes that it saves, by class name.
+        modules: Full names of modules to save as remote code, other than hfgen's.
     """
 
     config: type[TrainingConfig]
@@ -116,39 +116,39 @@ BUILT_IN = (
 def families() -> dict[str, Family]:
     """Return the families by name: hfgen's, then those of other packages (entry points `hfgen.families`).
 
-    An entry point that cannot be loaded, or whose family or models have names that are taken, is said and left out.
+    An entry point that fails to load, or whose family or model names are taken, is reported and skipped.
     """
-    found = {family.name: family for family in BUILT_IN}
+    registry = {family.name: family for family in BUILT_IN}
     for point in entry_points(group=ENTRY_POINTS):
         try:
             family = point.load()
-            known = {name for other in found.values() for name in (other.name, *other.models)}
-            if taken := known & {family.name, *family.models}:
-                raise ValueError(f"there is a {min(taken)} already")
-            found[family.name] = family
-        except Exception as error:  # whatever another package does, hfgen's own families work
+            names = {name for other in registry.values() for name in (other.name, *other.models)}
+            if taken := names & {family.name, *family.models}:
+                raise ValueError(f"the name {min(taken)} is already taken")
+            registry[family.name] = family
+        except Exception as error:  # errors of other packages must not affect hfgen's own families
             package = point.dist.name if point.dist else point.module
-            print(f"hfgen: left out the family {point.name} of {package}: {first_line(error)}", file=sys.stderr)
-    return found
+            print(f"hfgen: skipped the family {point.name} of {package}: {first_line(error)}", file=sys.stderr)
+    return registry
 
 
 def family_of(class_name: str) -> Family | None:
-    """Return the first family that saves models of a class, or None for a class that hfgen does not know."""
+    """Return the first family that saves models of a class, or None for an unknown class."""
     return next((family for family in families().values() if class_name in family.models), None)
 
 
 def model_of(class_name: str) -> Model | None:
-    """Return what is known of a class of models, or None for one that hfgen does not know."""
+    """Return the entry of a model class, or None for an unknown class."""
     family = family_of(class_name)
     return family.models[class_name] if family else None
 
 
 def own_sampler(class_name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a run draws its own grids, as `hfgen.sampling.sample.sample` takes it.
+    """Return the sampler options of a run's own sample grids, for `hfgen.sampling.sample.sample`.
 
     Args:
-        class_name: The class of its pipeline; one that hfgen does not know is drawn from like a `DDPMPipeline`.
-        fields: Those of the run's configuration; where one is missing, its default holds.
+        class_name: The class of its pipeline; an unknown class is treated as a `DDPMPipeline`.
+        fields: The fields of the run's configuration; missing ones have their defaults.
     """
     family = family_of(class_name) or BUILT_IN[0]
     model = family.models.get(class_name) or BUILT_IN[0].models["DDPMPipeline"]

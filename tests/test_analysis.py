@@ -80,7 +80,7 @@ def test_the_report_has_pictures_and_the_page_of_the_model_shows_it(record, vae_
         assert f"analysis/{name}.png" in page
         assert np.array(PIL.Image.open(output / "analysis" / f"{name}.png")).std() > 10
     assert "analysis/plane.png" not in page
-    assert "Pixels are not binarised, so that this is the binary cross-entropy" in page
+    assert "Pixels are not binarised, so this is the binary cross-entropy, not a likelihood" in page
     run = tmp_path / "vae"
     shutil.copytree(vae_run, run)
     for report in output.iterdir():
@@ -129,15 +129,15 @@ def test_bounds_are_exact_where_the_latents_tell_nothing_and_that_is_said(tmp_pa
         assert found["bounds"][name]["value"] == pytest.approx(exact, rel=1e-5), name
     assert found["active_units"] == 0
     page = (tmp_path / "report" / "analysis.md").read_text()
-    assert "The model has collapsed" in page
-    assert "no likelihood" not in page
+    assert "The posterior has collapsed" in page
+    assert "not a likelihood" not in page
 
 
 def test_a_plane_of_latents_is_drawn(tmp_path):
     run = train_vae(tmp_path / "vae", latent_dim=2, max_train_steps=200, binarization="static")
     found = analyze(run, tmp_path / "report", *QUICK)
     assert found["protocol"]["pixels"] == "static"
-    assert "drawn once" in (tmp_path / "report" / "analysis.md").read_text()
+    assert "sampled once" in (tmp_path / "report" / "analysis.md").read_text()
     plane = np.array(PIL.Image.open(tmp_path / "report" / "analysis" / "plane.png").convert("L")).astype(float)
     assert plane.std() > 20
     pipeline = hfgen.load(str(run))
@@ -203,13 +203,13 @@ def test_what_cannot_be_analysed_is_refused(vae_run, tmp_path, capsys, flags, me
 def test_other_models_are_refused(tmp_path, capsys):
     DiffusionTask(DDPMConfig(**TINY | {"output_dir": "x"}), load_images("digits")).save(tmp_path / "model")
     assert main(["analyze", str(tmp_path / "model"), "--output_dir", str(tmp_path / "x")]) == 2
-    assert "latents are analysed of a VAEPipeline" in capsys.readouterr().err
+    assert "only a VAEPipeline can be analysed" in capsys.readouterr().err
 
 
 def test_a_model_of_grey_likelihoods_has_no_black_and_white(tmp_path, capsys):
     run = train_vae(tmp_path / "vae", pixel_distribution="logistic", max_train_steps=5)
     assert main(["analyze", str(run), *TEST, "--binarization", "static"]) == 2
-    assert "no model of black-and-white pixels" in capsys.readouterr().err
+    assert "does not model binary pixels" in capsys.readouterr().err
 
 
 # --- collapse
@@ -217,7 +217,7 @@ def test_a_model_of_grey_likelihoods_has_no_black_and_white(tmp_path, capsys):
 
 def test_a_run_that_collapses_says_so_and_a_good_one_does_not(tmp_path, capsys, vae_run):
     run = train_vae(tmp_path / "vae", beta=1000.0, max_train_steps=200)
-    assert "warning at step 200: posterior collapse: the latents tell nothing" in capsys.readouterr().err
+    assert "warning at step 200: posterior collapse: no latent dimension is active" in capsys.readouterr().err
     (problem,) = json.loads((run / "run.json").read_text())["problems"]
     assert main(["card", str(run), "--gallery", str(tmp_path / "gallery")]) == 0
     assert problem in (tmp_path / "gallery" / "vae" / "README.md").read_text()

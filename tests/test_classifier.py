@@ -64,7 +64,7 @@ def test_accuracy_and_card_of_a_classifier(judge_run):
 
 @pytest.mark.parametrize("fields", [{"num_images": 20}, {"judge": ["mnist"]}, {"inception": True}])
 def test_only_the_accuracy_of_a_classifier_is_measured(judge_run, fields):
-    with pytest.raises(UserError, match="is a classifier, of which only the accuracy is measured"):
+    with pytest.raises(UserError, match="is a classifier; only its accuracy on all test images is measured"):
         evaluate(EvaluateConfig(run_or_repo=str(judge_run), **fields))
 
 

@@ -115,8 +115,8 @@ def test_the_cheapest_is_the_one_with_the_fewest_evaluations_among_the_good():
     (["--scheduler", "pndm", "--num_inference_steps", "15", "2"], "scheduler pndm does not fit"),
     (["--num_inference_steps", "5", "2000"], "num_inference_steps must be from 1 to 1000, not 2000"),
     (["--scheduler", "ddpm:x"], "scheduler must be a name, or a name and steps as in ddpm:1000, not ddpm:x"),
-    (["--guidance_scale", "2"], "knows no classes, so that there is no guidance to try"),
-    (["--guidance_interval", "0", "1"], "knows no classes, so that there is no guidance to try"),
+    (["--guidance_scale", "2"], "is unconditional, so guidance does not apply"),
+    (["--guidance_interval", "0", "1"], "is unconditional, so guidance does not apply"),
 ])  # fmt: skip
 def test_misfits_are_refused_before_anything_is_drawn(runs, compare, tmp_path, capsys, arguments, message):
     compare(str(runs["plain"]), *arguments, status=2)

@@ -378,5 +378,5 @@ def test_an_evaluation_asks_for_classes_as_often_as_they_are_in_training(run, ju
     protocol = record["protocol"]
     assert protocol["guidance_scale"] == 3.0
     assert protocol["guidance_interval"] == [0.0, 1.0]
-    assert protocol["class_labels"] == "in the shares of the training images"
+    assert protocol["class_labels"] == "in the proportions of the training images"
     assert "unipc, 8 steps, guidance 3)" in (tmp_path / "evaluation.md").read_text()

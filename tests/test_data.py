@@ -330,8 +330,8 @@ def test_translating_starts_no_program_for_a_picture(tmp_path, ghostscript, caps
     save_postscript(folder / "9.png")
     command = ["translate", str(tmp_path / "model"), "--input", str(folder), "--output", str(tmp_path / "made")]
     assert main(command) == 1
-    assert "left out" in (said := capsys.readouterr().err)
-    assert "9.png, which cannot be read as a picture" in said
+    assert "skipped" in (said := capsys.readouterr().err)
+    assert "9.png, which cannot be read as an image" in said
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["1.png"]
     assert not ghostscript.exists()
 
@@ -685,7 +685,7 @@ def test_one_image_is_mentioned(tmp_path, capsys):
     folder = image_folder(tmp_path / "set", {"1.png": picture(size=(8, 8))})
     run = TINY | {"dataset_name": None, "train_data_dir": str(folder), "max_train_steps": 1, "sample_steps": [5]}
     train(DDPMConfig(**run, output_dir=str(tmp_path / "run")), DiffusionTask)
-    assert "has one image; a model of it can do no more than repeat it" in capsys.readouterr().out
+    assert "has only one image; a model can only reproduce it" in capsys.readouterr().out
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train_data_dir"] == str(folder)
 
 

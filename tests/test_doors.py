@@ -188,8 +188,8 @@ def test_a_named_pipe_does_not_hang_publishing(run, capsys, name):
         ("samples/step-999999.png", "is not a PNG image"),
         ("figures/training.gif", "is not a GIF image"),
         ("evaluation.md", "is not a text file"),
-        ("vae/x.bin", "is no safetensors file, and nothing else is published"),
-        ("vae/id_rsa", "is no safetensors file, and nothing else is published"),
+        ("vae/x.bin", "is not a safetensors file and cannot be published"),
+        ("vae/id_rsa", "is not a safetensors file and cannot be published"),
     ],
 )
 def test_a_file_must_be_what_its_name_says(run, capsys, name, message):
@@ -256,7 +256,7 @@ def test_a_gallery_writes_over_pages_of_its_own_only(run, tmp_path, capsys, owne
     page.parent.mkdir(exist_ok=True)
     page.write_text("# My own")
     assert main(["card", str(run), "--gallery", str(tmp_path)]) == 2
-    assert f"{page} is not by hfgen" in capsys.readouterr().err
+    assert f"{page} was not written by hfgen" in capsys.readouterr().err
     assert page.read_text() == "# My own"
     page.unlink()
     (tmp_path / "notes").mkdir()
@@ -270,11 +270,11 @@ def test_a_gallery_writes_over_pages_of_its_own_only(run, tmp_path, capsys, owne
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--repo_id", "x"], "x is no Hub id, which has the form user/name"),
-        (["--repo_id", "a/b/c"], "a/b/c is no Hub id"),
+        (["--repo_id", "x"], "x is not a Hub id of the form user/name"),
+        (["--repo_id", "a/b/c"], "a/b/c is not a Hub id"),
         (["--repo_id", "ada/not an id"], "Repo id must use alphanumeric chars"),
         (["--repo_id", "ada/--x"], "cannot be published"),
-        (["--license", "apache2"], '"license" must be one of those that the Hub knows, such as apache-2.0'),
+        (["--license", "apache2"], '"license" must be one of the Hub identifiers, such as apache-2.0'),
         (["--license", "mit\nx: y"], '"license" must be one of'),
     ],
 )
@@ -769,7 +769,7 @@ def test_members_are_called_by_the_last_part_of_a_path(tmp_path, monkeypatch, ca
     assert made == ["s-train_data_dir_a", "s-train_data_dir_b"]
     assert list(json.loads((tmp_path / "s" / "sweep.json").read_text())["members"]) == made
     assert main([*arguments[:4], "--config", str(file), "--sweep", f"train_data_dir={tmp_path}/a,/other/a"]) == 2
-    assert "two members of the sweep would be called s-train_data_dir_a" in capsys.readouterr().err
+    assert "two runs of the sweep would be called s-train_data_dir_a" in capsys.readouterr().err
 
 
 def test_a_value_twice_is_no_sweep():
@@ -824,7 +824,7 @@ def test_a_table_of_results_writes_over_its_like_only(tmp_path, capsys):
     assert main(results) == main(results) == 0
     (tmp_path / "R.md").write_text("# My own")
     assert main(results) == 2
-    assert "R.md is not by hfgen results" in capsys.readouterr().err
+    assert "R.md was not written by hfgen results" in capsys.readouterr().err
 
 
 def test_a_run_that_was_trained_for_no_id_forges_no_code(run):

@@ -392,7 +392,7 @@ def test_the_speed_is_that_of_the_steps_without_what_lies_between(monkeypatch):
     assert steps(5, 5) is None, "too short to tell"
     assert steps(45, 5) is None
     assert steps(20, 10) is None, "two and a half times slower"
-    assert "1 steps a second, and 5 before" in steps(10, 10)
+    assert "1 steps per second, down from 5" in steps(10, 10)
     assert steps(1, 10) is None, "once"
 
 

@@ -21,7 +21,7 @@ from hfgen.data.sources import SHORT_NAMES
 from hfgen.evaluation import evaluate as evaluation
 from hfgen.evaluation import generated as subjects
 from hfgen.evaluation.evaluate import evaluate
-from hfgen.evaluation.generated import take
+from hfgen.evaluation.generated import load_generated
 from hfgen.evaluation.report import accuracy_text, render_report, save_report
 from hfgen.evaluation.results import results_page
 from hfgen.figures.grids import save_images
@@ -77,12 +77,12 @@ def test_a_run_is_drawn_measured_and_reported(model_run, options, tmp_path):
     nearer = found["memorization"][judge]["generated"]
     share, chance = nearer["nearer_to_training"], nearer["nearer_to_training_std"]
     assert f"| {share:.1%} (by chance 50 % ± {chance:.1%}) |" in page
-    assert "If nothing is copied, it is 50 % on average" in page
+    assert "Without copying, the expected proportion is 50 %" in page
     for one in found["memorization"][judge].values():
         del one["nearer_to_training_std"]  # as in records of earlier versions
     older = save_report(found, tmp_path / "older").with_name("evaluation.md").read_text()
     assert f"| {share:.1%} |" in older
-    assert "was not measured, so that nothing follows from it" in older
+    assert "was not measured, so no conclusion can be drawn" in older
     for picture in re.findall(r"\]\(([^)]+\.png)\)", page):
         with PIL.Image.open(output / picture) as image:
             assert min(image.size) > 50, picture
@@ -155,7 +155,7 @@ def test_images_with_labels_from_a_file_and_from_a_folder(digits_file, options, 
     assert first["accuracy"] == pytest.approx(second["accuracy"])
     assert len(first["frechet_distance_per_class"]) == 10
     assert first["accuracy_per_class"] == pytest.approx(second["accuracy_per_class"])
-    assert "Asked for a class" in (tmp_path / "report of folder" / "evaluation.md").read_text()
+    assert "### Class accuracy, judge" in (tmp_path / "report of folder" / "evaluation.md").read_text()
     for name, measure in records[0]["measures"]["digits_judge"].items():
         if name != "kernel_distance":  # which draws subsets, from another order here
             assert records[1]["measures"]["digits_judge"][name]["value"] == pytest.approx(measure["value"], rel=1e-3)
@@ -170,7 +170,7 @@ def test_images_in_black_on_white_are_mentioned_and_can_be_inverted(options, tmp
         fields = options | {"images": str(tmp_path / f"{name}.npz"), "dataset_name": "digits", "invert": invert}
         output = str(tmp_path / f"{name} {invert}")
         record = json.loads(evaluate(EvaluateConfig(**fields | {"output_dir": output})).read_text())
-        warned = "--invert turns the images round" in capsys.readouterr().err
+        warned = "--invert inverts the images" in capsys.readouterr().err
         found.append((record["measures"], record["protocol"]["images"], warned))
     assert [part[1:] for part in found] == [
         ("usual.npz", False), ("drawn.npz, inverted", False), ("drawn.npz", True),
@@ -204,7 +204,7 @@ def test_labels_are_matched_by_name(tmp_path):
 
     def labels_of(names, known):
         data = ImageData(images, torch.arange(len(names)), names, "", "")
-        return take(data, "some images", 3, known).labels.sort().values.tolist()
+        return load_generated(data, "some images", 3, known).labels.sort().values.tolist()
 
     assert labels_of(["bag", "coat", "shirt"], ["shirt", "hat", "coat", "bag"]) == [0, 2, 3]
     assert labels_of(["0", "3", "7"], [str(n) for n in range(10)]) == [0, 3, 7]
@@ -228,7 +228,7 @@ def test_reference_images_from_the_training_set_are_no_unseen_ones(model_run, op
     assert record["protocol"]["reference_images_in_training"] == record["protocol"]["reference_images"]
     assert record["memorization"] == {}
     assert set(record["floors"]["digits_judge"]) == {"half_against_half"}
-    assert "tell nothing of memorisation" in (tmp_path / "report" / "evaluation.md").read_text()
+    assert "so memorisation cannot be measured" in (tmp_path / "report" / "evaluation.md").read_text()
 
 
 def test_a_checkpoint_is_measured_by_its_runs_settings_and_not_into_the_run(model_run, options, tmp_path, monkeypatch):
@@ -285,11 +285,11 @@ def test_inception_measures_what_was_drawn(small_inception, digits_file, options
     [
         ({"num_images": 16}, "needs more than 16 images; images: 16"),
         ({"reference_split": "train[:10]"}, "needs more than 16 images; reference images: 10"),
-        ({"reference_split": "nope"}, "--test_fraction 0.2 has test images; --reference_split names another split"),
+        ({"reference_split": "nope"}, "--test_fraction 0.2 to hold out test images, or set --reference_split"),
         ({"judge": ["nope"]}, "there is no judge nope"),
-        ({"judge": []}, "hfgen ships no judge of digits"),
-        ({"resolution": 12}, "knows images of 8×8 pixels in 1 channel, and digits has 12×12"),
-        ({"inception": True}, "--inception needs at least 2048 images of each kind, not 40 and 898"),
+        ({"judge": []}, "hfgen ships no judge for digits"),
+        ({"resolution": 12}, "was trained on images of 8×8 pixels in 1 channel, but digits has 12×12"),
+        ({"inception": True}, "--inception needs at least 2048 generated and real images, not 40 and 898"),
         ({"num_images": 400}, "num_images is 400, but .* has 300 images"),
         ({"images": "nope.npz"}, "there is no folder and no .npz file nope.npz"),
     ],
@@ -328,14 +328,14 @@ def test_a_judge_that_is_often_wrong_is_named_where_it_cannot_be_missed(digits_f
     config = options | {"images": str(digits_file), "output_dir": str(tmp_path / "report")}
     record = json.loads(evaluate(EvaluateConfig(**config, dataset_name=str(tmp_path / "half.npz"))).read_text())
     found = accuracy_text(record["judge_accuracy"]["digits_judge"])
-    right = f"The judge `digits_judge` is right on no more than {found} of the real images"
-    assert right in capsys.readouterr().err
+    weak = f"The judge `digits_judge` has an accuracy of only {found} on real images"
+    assert weak in capsys.readouterr().err
     page = (tmp_path / "report" / "evaluation.md").read_text()
-    assert page.index(f"**Careful**: {right}") < page.index("## Distribution")
+    assert page.index(f"**Warning**: {weak}") < page.index("## Distribution")
     published = json.loads((REPOSITORY / "model_cards" / "vae_cifar10" / "evaluation.json").read_text())
-    assert "**Careful**" not in render_report("card_quality.md", evaluation=published)
+    assert "**Warning**" not in render_report("card_quality.md", evaluation=published)
     published["judge_accuracy"] = record["judge_accuracy"]
-    assert f"**Careful**: {right}" in render_report("card_quality.md", evaluation=published)
+    assert f"**Warning**: {weak}" in render_report("card_quality.md", evaluation=published)
 
 
 def test_misfitting_images_and_missing_labels(options, tmp_path):
@@ -344,10 +344,10 @@ def test_misfitting_images_and_missing_labels(options, tmp_path):
     np.savez(tmp_path / "bare.npz", images=np.zeros((40, 8, 8), np.uint8))
     for name, fields, message in (
         ("wide", {}, "wide.npz has 9×8 pixels in 1 channel, and digits 8×8 pixels in 1 channel"),
-        ("bare", {"judge": [], "dataset_name": str(tmp_path / "bare.npz")}, "takes class labels, and .* has none"),
+        ("bare", {"judge": [], "dataset_name": str(tmp_path / "bare.npz")}, "needs class labels, but .* has none"),
         ("bare", {"judge": [options["judge"][0]] * 2}, "must differ in the names of their folders"),
         ("colour", {}, "8×8 pixels in 3 channels, and digits 8×8 pixels in 1 channel"),
-        ("bare", {"classification_accuracy_score": True}, "score needs labels, of the images and of the data set"),
+        ("bare", {"classification_accuracy_score": True}, "score needs labels of both the images and the data set"),
     ):
         config = {"images": str(tmp_path / f"{name}.npz"), "dataset_name": "digits", "output_dir": str(tmp_path / "o")}
         with pytest.raises(UserError, match=message):
@@ -379,7 +379,7 @@ def test_bad_fields(fields, message):
 def test_the_commands_and_the_table_of_all_evaluations(model_run, judge_run, tmp_path):
     options = ["--reference_split", "train[:50%]", "--judge", str(judge_run), "--num_images", "40"]
     output = finish(hfgen("evaluate", str(model_run), *options, "--output_dir", str(tmp_path / "all" / "tiny")))
-    assert "The measures are in" in output
+    assert "The evaluation is in" in output
     evaluate(EvaluateConfig(run_or_repo=str(judge_run), output_dir=str(tmp_path / "all" / "judge")))
     folders = [str(tmp_path / "all" / name) for name in ("tiny", "judge")]
     assert main(["results", *folders, "--output", str(tmp_path / "RESULTS.md")]) == 0

@@ -330,20 +330,20 @@ def test_a_collapsed_generator_is_named(judge_run, digits):
     diagnosis = task.diagnose()
     assert max(diagnosis.class_shares.values()) == 1
     (problem,) = diagnosis.problems
-    assert problem.startswith("mode collapse: the judge digits_judge, shown 1,000 images, finds next to none of ")
-    assert problem.endswith("finds next to none of 0, 1, 2, 4, 5, 6, 7, 8, 9")
+    assert problem.startswith("possible mode collapse: classifier digits_judge finds almost no samples of ")
+    assert problem.endswith("finds almost no samples of 0, 1, 2, 4, 5, 6, 7, 8, 9 among 1,000")
 
 
 def test_a_judge_that_errs_on_real_images_is_named(judge_run, digits):
     """One that knows the classes by other numbers does not err; labels that are wrong every fifth time are as bad."""
     other_names = [str((number + 3) % 10) for number in range(10)]
     renumbered = dataclasses.replace(digits, label_names=other_names, labels=(digits.labels - 3) % 10)
-    assert not [p for p in GANTask(config(judge=str(judge_run)), renumbered).diagnose().problems if "right on" in p]
+    assert not [p for p in GANTask(config(judge=str(judge_run)), renumbered).diagnose().problems if "accuracy" in p]
     wrong = torch.where(torch.arange(len(digits)) % 5 == 0, 9 - digits.labels, digits.labels)
     problems = GANTask(config(judge=str(judge_run)), dataclasses.replace(digits, labels=wrong)).diagnose().problems
-    (said,) = [problem for problem in problems if "right on" in problem]
+    (said,) = [problem for problem in problems if "accuracy" in problem]
     found = re.fullmatch(
-        r"the judge digits_judge is right on only (\d+) % of the real images, so its measures mean little", said
+        r"the judge digits_judge has an accuracy of only (\d+) % on real images, so its results are unreliable", said
     )
     assert 70 < int(found[1]) < 84
     with pytest.raises(UserError, match="has classes that the judges do not have, such as apple"):
@@ -537,7 +537,7 @@ def test_values_that_cannot_work(fields, message):
 def test_networks_and_judges_that_do_not_fit_are_refused(digits):
     with pytest.raises(UserError, match="images 4 times, which needs sides divisible by 16, not 8×8"):
         GANTask(config(architecture="convolutional", block_out_channels=[8, 8, 8, 8]), digits)
-    with pytest.raises(UserError, match="the judge mnist does not know images of the size"):
+    with pytest.raises(UserError, match="the judge mnist does not fit the image size of"):
         GANTask(config(judge="mnist"), digits)
 
 
@@ -548,5 +548,5 @@ def test_a_sweep_over_a_penalty_shows_it_where_there_is_one(tmp_path):
     given = flags(**settings, **length, output_dir=folder, sweep="r1_gamma=0,1")
     assert main(["train", "gan", *given]) == 0
     page = (folder / "sweep.md").read_text()
-    assert "do not tell which member is best; `hfgen evaluate` does" in page
+    assert "Adversarial losses do not rank runs; use `hfgen evaluate`" in page
     assert "discriminator/r1" in page

@@ -148,7 +148,7 @@ def test_one_commit_holds_the_model_its_page_and_pictures(push, server):
     assert f"Published: {server.url}/ada/tiny/commit/{repo.refs['main']}" in output
     assert not repo.private
     requests = len(server.requests)
-    assert "Published: nothing, since ada/tiny holds all of this already" in push()
+    assert "Published: nothing, since ada/tiny is up to date" in push()
     assert len(repo.messages) == 2, "nothing has changed, and so there is nothing to commit"
     assert not [r for r in server.requests[requests:] if r.startswith("PUT")]
 
@@ -192,7 +192,7 @@ def test_a_dry_run_lists_and_sends_nothing(push, server):
         ({"token": "hf_reader"}, "may not write to ada/tiny: You don't have the rights"),
         ({"repo_id": "eve/tiny"}, "may not write to eve/tiny"),
         ({"license": "apache2"}, '"license" must be one of'),
-        ({"repo_id": "tiny"}, "tiny is no Hub id, which has the form user/name"),
+        ({"repo_id": "tiny"}, "tiny is not a Hub id of the form user/name"),
         ({"repo_id": "ada/not an id"}, "ada/not an id cannot be published: .*Repo id must use alphanumeric chars"),
     ],
 )
@@ -205,7 +205,7 @@ def test_refusals_by_what_is_there_come_before_any_upload(push, server):
     push()
     sent = len([request for request in server.requests if request.startswith("PUT")])
     assert "may not write to ada/tiny" in push("--revision", "v3", status=2, token="hf_reader")
-    assert "ada/tiny is there already, and public" in push("--private", status=2)
+    assert "ada/tiny already exists and is public" in push("--private", status=2)
     assert "no repo ada/nothing" in push("--create_pr", status=2, repo_id="ada/nothing")
     assert len([request for request in server.requests if request.startswith("PUT")]) == sent
     assert server.repos["model", "ada/tiny"].refs.keys() == {"main"}
@@ -218,7 +218,7 @@ def test_a_repo_of_another_kind_is_left_alone(push, server, ask):
     assert ("model", "ada/tiny") not in server.repos
     push(repo_id="ada/other")
     server.repos["model", "ada/other"].commit("main", {"config.json": b"{}"}, "a classifier")
-    assert "ada/other holds another kind of model (config.json)" in push(status=2, repo_id="ada/other")
+    assert "ada/other holds a model of another type (config.json)" in push(status=2, repo_id="ada/other")
     assert server.model("ada/other") == {"config.json": b"{}"}
 
 
@@ -226,7 +226,7 @@ def test_what_is_no_finished_run_or_no_safetensors_is_refused(push, server, run,
     assert "holds no finished run" in push(status=2, folder=tmp_path)
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
-    assert "diffusion_pytorch_model.bin is no safetensors file" in push(status=2, folder=copy)
+    assert "diffusion_pytorch_model.bin is not a safetensors file" in push(status=2, folder=copy)
     assert not server.repos
 
 
@@ -255,7 +255,7 @@ def test_failures_that_pass_are_overcome(push, server, request_, failures):
 
 def test_an_upload_that_keeps_failing_says_how_to_do_it_later(push, server, run, ask):
     server.failures["POST .*/create"] = [500] * 3
-    assert "the Hub failed for ada/tiny: injected 500. The run is whole; publish it later with: hfgen push" in push(
+    assert "the Hub failed for ada/tiny: injected 500. The run is complete; publish it later with: hfgen push" in push(
         status=1
     )
     server.failures["POST .*/commit/"] = [500] * 3
@@ -327,7 +327,7 @@ def test_the_page_is_a_valid_card_and_its_code_runs(push, server, run, home, tmp
     assert (card.data.library_name, card.data.license) == ("diffusers", "apache-2.0")
     assert card.data.pipeline_tag == "unconditional-image-generation"
     assert "POST /api/validate-yaml" in server.requests
-    assert "It has not been measured" in page
+    assert "Not evaluated yet" in page
     for picture in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert picture in server.model("ada/tiny")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -475,7 +475,7 @@ def test_all_runs_below_a_folder_become_a_collection(ask, server, run, home, tmp
     answer = ask(arguments=arguments)
     assert answer["status"] == 1
     assert "tiny holds no finished run" in answer["output"]
-    assert "Published: nothing, since ada/digits_judge holds all of this already" in answer["output"]
+    assert "Published: nothing, since ada/digits_judge is up to date" in answer["output"]
 
 
 # --- loading

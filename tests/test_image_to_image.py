@@ -18,7 +18,7 @@ from hfgen.config import CycleGANConfig, TranslationConfig
 from hfgen.data.images import load_images
 from hfgen.data.loader import Batch
 from hfgen.data.paired import TargetDomain
-from hfgen.evaluation.report import nearness_texts
+from hfgen.evaluation.report import similarity_texts
 from hfgen.figures.grids import save_images
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.models.modeling_hfgen_translation import (
@@ -131,12 +131,12 @@ def test_the_objective_is_the_sum_of_its_terms(digits):
     assert discriminator.terms.keys() == {"real", "fake"}
     images = torch.rand(2, 1, 28, 28) * 2 - 1
     large = TranslationTask(config(ssim_weight=1.0), load_images("digits", resolution=28))
-    assert large._errors(images, images)[0].item() == pytest.approx(0, abs=1e-5)
+    assert large._reconstruction_loss(images, images)[0].item() == pytest.approx(0, abs=1e-5)
     other = torch.stack([torch.lerp(image, -image, share) for image, share in zip(images, (0.1, 0.9), strict=True)])
     measured = image_similarity(other / 2 + 0.5, images / 2 + 0.5)
-    assert large._errors(other, images)[1]["ssim"].item() == pytest.approx(1 - measured["ssim"], abs=1e-4)
+    assert large._reconstruction_loss(other, images)[1]["ssim"].item() == pytest.approx(1 - measured["ssim"], abs=1e-4)
     large.config.psnr_weight = 0.01
-    value, terms = large._errors(other, images)
+    value, terms = large._reconstruction_loss(other, images)
     assert terms["psnr"].item() == pytest.approx(-measured["psnr"], abs=1e-4)
     torch.testing.assert_close(value - large.config.l1_weight * terms["l1"], terms["ssim"] + 0.01 * terms["psnr"])
 
@@ -210,10 +210,10 @@ def test_contradictions_are_refused(fields, message):
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"ssim_weight": 1.0}, "ssim_weight needs images of 11 pixels or more, not of 8×8"),
-    ({"block_out_channels": [8] * 5}, r"halve images 4 times, which 8×8 pixels do not fit"),
+    ({"ssim_weight": 1.0}, "ssim_weight needs images of at least 11×11 pixels, not 8×8"),
+    ({"block_out_channels": [8] * 5}, r"halve images 4 times, but 8×8 pixels are not divisible so often"),
     ({"degradation": ["downscale=3"]}, "does not divide"),
-    ({"discriminator_block_out_channels": [4] * 4}, "halve images 4 times, for which 8×8 pixels are too few"),
+    ({"discriminator_block_out_channels": [4] * 4}, "halve images 4 times, but 8×8 pixels are too few"),
 ])  # fmt: skip
 def test_what_does_not_fit_the_images_is_refused(digits, fields, message):
     with pytest.raises(UserError, match=message):
@@ -232,10 +232,10 @@ def test_pairs_of_two_folders(tmp_path, digits, capsys):
     run = train_translation(tmp_path / "run", **fields, max_train_steps=2, max_train_samples=30)
     assert main(["evaluate", str(run), "--reference_split", "train"]) == 0
     record = json.loads((run / "evaluation.json").read_text())
-    assert [setting["title"] for setting in record["restoration"]] == ["the pairs of the data set"]
+    assert [setting["title"] for setting in record["restoration"]] == ["paired images"]
     assert record["protocol"]["reference_images"] == 30
     assert main(["evaluate", str(run), "--dataset_name", "digits"]) == 2
-    assert "trained on pairs, which another data set does not have" in capsys.readouterr().err
+    assert "trained on paired data, which another data set does not have" in capsys.readouterr().err
     PIL.Image.new("L", (8, 8), 9).save(tmp_path / "given" / "00007.png")
     with pytest.raises(UserError, match="wanted and .*given are not those of step-000002"):
         train_translation(run, **fields, max_train_steps=3, max_train_samples=30, resume_from_checkpoint="latest")
@@ -436,8 +436,8 @@ def test_what_is_made_grey_of_colour_and_told_its_noise_is_measured(tmp_path, ju
 def test_equal_images_have_an_infinite_psnr():
     near = {"mse": 0.1, "psnr": 10.0, "ssim": 0.5}
     equal = {"mse": 0.0, "ssim": 1.0}
-    assert nearness_texts({"given": near, "made": equal}) == ["10.00 → ∞", "0.500 → 1.000"]
-    assert nearness_texts({"given": {}, "made": near}) == ["10.00", "0.500"]
+    assert similarity_texts({"given": near, "made": equal}) == ["10.00 → ∞", "0.500 → 1.000"]
+    assert similarity_texts({"given": {}, "made": near}) == ["10.00", "0.500"]
 
 
 def test_the_command_translates_files_and_folders_of_any_size(translation_run, tmp_path, capsys):
@@ -452,7 +452,7 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
     assert main([*command, str(given), "--output", str(tmp_path / "made")]) == 1, "not all could be read"
     printed = capsys.readouterr()
     assert "3 images are in" in printed.out
-    assert "left out" in printed.err
+    assert "skipped" in printed.err
     assert "broken.png" in printed.err
     made = {}
     for path in (tmp_path / "made").rglob("*.png"):
@@ -554,11 +554,11 @@ def test_the_default_weights_of_a_cycle_are_those_of_the_paper(digits):
     torch.manual_seed(0)
     loss = next(task.losses(batch)).value
     torch.manual_seed(0)
-    second = task.second_kind.draw(len(batch.images), torch.device("cpu"))
+    second = task.domain_b.draw(len(batch.images), torch.device("cpu"))
     made = task.generators(batch.images, second)
-    expected = sum((logits - 1).square().mean() for logits in task.discriminators(made.first, made.second))
-    expected += 10 * ((made.first_again - batch.images).abs().mean() + (made.second_again - second).abs().mean())
-    expected += 5 * ((made.first_kept - batch.images).abs().mean() + (made.second_kept - second).abs().mean())
+    expected = sum((logits - 1).square().mean() for logits in task.discriminators(made.to_a, made.to_b))
+    expected += 10 * ((made.cycled_a - batch.images).abs().mean() + (made.cycled_b - second).abs().mean())
+    expected += 5 * ((made.identity_a - batch.images).abs().mean() + (made.identity_b - second).abs().mean())
     torch.testing.assert_close(loss, expected)
 
 
@@ -572,7 +572,7 @@ def test_there_and_back_are_the_right_way_round(digits):
             return TranslatorOutput(self.change(images))
 
     first, second = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
-    made = Generators(Marked(lambda x: x + 1), Marked(lambda x: x * 3), keep=True)(first, second)
+    made = Generators(Marked(lambda x: x + 1), Marked(lambda x: x * 3), identity=True)(first, second)
     assert [part.mean().item() for part in made] == [1, 3, 3, 4, 0, 2]
 
 
@@ -631,7 +631,7 @@ def test_contradictions_of_cycles_are_refused(fields, message):
 
 
 def test_kinds_of_different_size_are_refused(digits):
-    with pytest.raises(UserError, match="must be of one size, not 8×8 and 4×4"):
+    with pytest.raises(UserError, match="must have the same size, not 8×8 and 4×4"):
         CycleGANTask(cycle_config(target_degradation=["downscale=2"]), digits)
 
 
@@ -648,9 +648,7 @@ def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
     assert back["made"]["psnr"] > back["given"]["psnr"] + 5
     assert there["made"]["psnr"] > there["given"]["psnr"] + 5
     assert "psnr" not in cycle["given"], "an image is like itself"
-    assert (
-        "the second those of the split `train[80%:]` of digits after `invert`" in (run / "evaluation.md").read_text()
-    )
+    assert "domain B those of the split `train[80%:]` of digits after `invert`" in (run / "evaluation.md").read_text()
     assert main(["card", str(run)]) == 0
     text = (run / "README.md").read_text()
     assert "inverse=True" in text
@@ -665,7 +663,7 @@ def test_kinds_with_other_channels_and_other_classes_are_measured(tmp_path, judg
     command = ["evaluate", str(train(other, CycleGANTask)), "--reference_split", "train[80%:]", "--num_images", "20"]
     assert main([*command, "--target_reference_split", "train", "--judge", str(judge_run)]) == 0
     back, cycle = json.loads((tmp_path / "tint" / "evaluation.json").read_text())["restoration"]
-    assert not back["made"]["class_seen"], "a judge of digits knows no letters"
+    assert not back["made"]["class_seen"], "a judge of digits has no letters"
     assert "psnr" not in back["made"]
     assert cycle["made"]["class_seen"]
     pipeline = load(str(tmp_path / "tint"))

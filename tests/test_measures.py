@@ -8,7 +8,7 @@ import torch
 from conftest import REPOSITORY
 
 from hfgen.data.images import ImageData, load_images
-from hfgen.evaluation.statistics import Reference, count_in, nearest
+from hfgen.evaluation.statistics import RealStatistics, count_in, nearest
 from hfgen.judges.judge import load_judge
 from hfgen.metrics.memorization_gap.memorization_gap import memorization_gap
 
@@ -17,9 +17,9 @@ from corruptions import CORRUPTIONS
 
 
 @pytest.fixture(scope="module")
-def reference(judge_run, tmp_path_factory) -> Reference:
+def reference(judge_run, tmp_path_factory) -> RealStatistics:
     test, train = (load_images("digits", split=split) for split in ("train[:50%]", "train[50%:]"))
-    return Reference(load_judge(str(judge_run)), test, train, tmp_path_factory.mktemp("cache"))
+    return RealStatistics(load_judge(str(judge_run)), test, train, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,11 @@ def test_real_images_reach_their_floors(reference):
     assert floors["half_against_half"]["num_images"] == len(features) // 2
     assert floors["half_against_half"]["precision"] > 0.7
     assert reference.floors(100)["train_against_test"]["num_images"] == 100
-    seen = Reference(reference.judge, reference.train, reference.train, reference.cache)
+    seen = RealStatistics(reference.judge, reference.train, reference.train, reference.cache)
     assert set(seen.floors(len(features))) == {"half_against_half"}
 
 
-class Drawn(Reference):
+class Drawn(RealStatistics):
     """Real images as points of a known distribution."""
 
     def __init__(self, features, cache):
@@ -93,12 +93,12 @@ def test_copies_of_training_images_are_noticed(reference):
 
 def test_statistics_are_kept_by_judge_and_data(reference, monkeypatch):
     reference.features(reference.test)
-    again = Reference(reference.judge, reference.test, reference.train, reference.cache)
+    again = RealStatistics(reference.judge, reference.test, reference.train, reference.cache)
     monkeypatch.setattr(type(reference.judge), "extract", lambda *_: pytest.fail("looked at the images again"))
     assert again.features(reference.test).equal(reference.features(reference.test))
     part = load_images("digits", split="train[:40%]")
     with pytest.raises(pytest.fail.Exception, match="looked at the images again"):
-        Reference(reference.judge, part, reference.train, reference.cache).features(part)
+        RealStatistics(reference.judge, part, reference.train, reference.cache).features(part)
 
 
 def test_nearest_is_what_a_search_finds():
@@ -158,7 +158,7 @@ def test_features_far_from_zero_are_compared_as_well(reference, tmp_path):
 
 def test_damaged_statistics_are_named_and_made_anew(reference, tmp_path, capsys):
     def measure():
-        real = Reference(reference.judge, reference.test, reference.train, tmp_path)
+        real = RealStatistics(reference.judge, reference.test, reference.train, tmp_path)
         return real.measures(real.features(real.train)[:40]), real.floors(40)
 
     before = measure()

@@ -406,7 +406,11 @@ DATA = [
         pictures("own/b"),
         pictures("own", count=1),
     ),
-    case("train ddpm --train_data_dir {own} --output_dir {own}/run", "inside train_data_dir", pictures("own")),
+    case(
+        "train ddpm --train_data_dir {own} --output_dir {own}/run",
+        "inside the image folder train_data_dir",
+        pictures("own"),
+    ),
     case(f"{OWN} --dataset_name {{a.npz}}", "{a.npz}", write("a.npz", "no archive")),
     case(f"{OWN} --dataset_name {{a.npz}}", "{a.npz}", arrays("a.npz", pictures=np.zeros((2, 8, 8), np.uint8))),
     case(f"{OWN} --dataset_name {{a.npz}}", "{a.npz}", arrays("a.npz", images=np.zeros((2, 8, 8)))),

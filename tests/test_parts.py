@@ -175,7 +175,9 @@ def test_model_judge_and_evaluation_have_the_same_parts_whatever_their_seeds(loa
             assert load_real(options, run, str(folder), split).fingerprint == fingerprint
     stranger = Options(**FRACTIONS, cache_dir=str(tmp_path / "cache"))
     assert load_real(stranger, {}, str(folder), "test").fingerprint == parts["test"]
-    with pytest.raises(UserError, match=r"trained with test_fraction 0\.2, so that 0\.3 would mix the parts"):
+    with pytest.raises(
+        UserError, match=r"trained with test_fraction 0\.2; 0\.3 would mix training and held-out images"
+    ):
         load_real(Options(test_fraction=0.3), run, str(folder), "test")
     plain = DDPMConfig(**fields | {"test_fraction": 0.0, "validation_fraction": 0.0}).to_dict()
     with pytest.raises(UserError, match=r"cannot open split test .*--test_fraction 0\.2"):

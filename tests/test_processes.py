@@ -27,7 +27,7 @@ from hfgen.data.loader import ImageBatches
 from hfgen.tasks.base import Loss
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training import launcher
-from hfgen.training.processes import as_found, saying_what_is_waited_for
+from hfgen.training.processes import as_found, report_waiting
 from hfgen.training.run import _agree_on_start, on_all_processes, train
 from hfgen.training.trainer import STATE_FILE
 from hfgen.utils import devices
@@ -135,7 +135,7 @@ def test_a_group_of_processes_of_the_caller_is_not_destroyed(tmp_path):
     file = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=file, rank=0, world_size=1)
     try:
-        with pytest.raises(UserError, match="already in a group of processes"):
+        with pytest.raises(UserError, match="already in a process group"):
             run_training(tmp_path / "run")
         assert torch.distributed.is_initialized()
     finally:
@@ -148,7 +148,7 @@ def test_a_thread_can_train_but_not_two_at_once(tmp_path):
     thread.start()
     thread.join()
     assert made == [run_training(tmp_path / "main")]
-    with as_found(), pytest.raises(UserError, match="another training goes on in this process"):
+    with as_found(), pytest.raises(UserError, match="another training is running in this process"):
         run_training(tmp_path / "second")
 
 
@@ -226,7 +226,7 @@ def test_deterministic_is_so_while_it_lasts(monkeypatch):
         pass
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    with pytest.raises(UserError, match="comes too late"), as_found(deterministic=True):
+    with pytest.raises(UserError, match="cannot be enabled"), as_found(deterministic=True):
         pass
     assert state_of_process() == before | {"environment": environment_of_process()}
 
@@ -239,7 +239,9 @@ def test_an_operation_that_is_not_deterministic_ends_with_a_message(tmp_path, mo
             raise RuntimeError("reflection_pad2d_backward_cuda does not have a deterministic implementation")
             yield
 
-    with pytest.raises(TrainingError, match="deterministic cannot be kept: reflection_pad2d.* Begin anew without it"):
+    with pytest.raises(
+        TrainingError, match="deterministic is not supported here: reflection_pad2d.* Start again without it"
+    ):
         run_training(tmp_path / "run", Scatters, deterministic=True)
     with pytest.raises(RuntimeError, match="^reflection_pad2d"):
         run_training(tmp_path / "other", Scatters)
@@ -268,17 +270,17 @@ def config(**fields):
             {"MIXED_PRECISION": "no"},
             {},
             ("no", False),
-            "is no, as the launcher says .* bf16 is what this",
+            "is no, as set by the launcher .* this hardware supports --mixed_precision bf16",
         ),
-        ({"MIXED_PRECISION": "fp16"}, {}, ("fp16", False), "mixed_precision is fp16, as the launcher says"),
+        ({"MIXED_PRECISION": "fp16"}, {}, ("fp16", False), "mixed_precision is fp16, as set by the launcher"),
         (
             {"MIXED_PRECISION": "no"},
             {"mixed_precision": "bf16"},
             ("bf16", False),
-            "is bf16, whatever the launcher",
+            "is bf16; the launcher's",
         ),
         ({"MIXED_PRECISION": "bf16"}, {"mixed_precision": "bf16"}, ("bf16", False), None),
-        ({"DYNAMO_BACKEND": "INDUCTOR"}, {}, ("bf16", True), "networks are compiled, as the launcher says"),
+        ({"DYNAMO_BACKEND": "INDUCTOR"}, {}, ("bf16", True), "networks are compiled, as set by the launcher"),
         (
             {"DYNAMO_BACKEND": "INDUCTOR"},
             {"torch_compile": False},
@@ -308,7 +310,7 @@ def test_the_device_that_is_trained_on_decides_the_precision(monkeypatch, enviro
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": has_bf16})
     assert launcher.decide(config()) == ("bf16", False, [])
     environment(USE_CPU="true")
-    said = "Training on the cpu, as the environment says (ACCELERATE_USE_CPU)"
+    said = "Training on the cpu, as set in the environment (ACCELERATE_USE_CPU)"
     assert launcher.decide(config()) == (precision, False, [said])
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: torch.device("mps"))
     monkeypatch.delenv("ACCELERATE_USE_CPU")
@@ -318,13 +320,13 @@ def test_the_device_that_is_trained_on_decides_the_precision(monkeypatch, enviro
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"MIXED_PRECISION": "fp8"}, "asks for ACCELERATE_MIXED_PRECISION=fp8; hfgen trains in no, fp16 or bf16"),
-        ({"DYNAMO_BACKEND": "EAGER"}, "asks for ACCELERATE_DYNAMO_BACKEND=eager; hfgen compiles with inductor"),
-        ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "say --gradient_accumulation_steps 4, or unset the variable"),
-        ({"USE_DEEPSPEED": "true"}, "DeepSpeed is asked for .* use accelerate launch --multi_gpu"),
-        ({"USE_FSDP": "true"}, "FSDP is asked for"),
-        ({"USE_MEGATRON_LM": "true"}, "Megatron-LM is asked for"),
-        ({"USE_PARALLELISM_CONFIG": "true"}, "parallelism is asked for"),
+        ({"MIXED_PRECISION": "fp8"}, "sets ACCELERATE_MIXED_PRECISION=fp8; hfgen supports no, fp16 and bf16"),
+        ({"DYNAMO_BACKEND": "EAGER"}, "sets ACCELERATE_DYNAMO_BACKEND=eager; hfgen supports inductor"),
+        ({"GRADIENT_ACCUMULATION_STEPS": "4"}, "set --gradient_accumulation_steps 4, or unset the variable"),
+        ({"USE_DEEPSPEED": "true"}, r"DeepSpeed \(.* is not supported\. .* use accelerate launch --multi_gpu"),
+        ({"USE_FSDP": "true"}, r"FSDP \(.* is not supported"),
+        ({"USE_MEGATRON_LM": "true"}, r"Megatron-LM \(.* is not supported"),
+        ({"USE_PARALLELISM_CONFIG": "true"}, r"parallelism \(.* is not supported"),
         ({"MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),
     ],
 )
@@ -342,7 +344,7 @@ def test_a_kind_of_distribution_that_is_none_of_copies_is_refused():
         if kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
             launcher.refuse_distribution(kind)
     for kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA):
-        with pytest.raises(UserError, match=f"distributes the training by {kind.value}"):
+        with pytest.raises(UserError, match=f"distributed training by {kind.value}"):
             launcher.refuse_distribution(kind)
 
 
@@ -370,7 +372,7 @@ def own_start(alone, tmp_path, monkeypatch, other):
             r"process 0 \(on .*\) step-000010 and process 1 \(on b\) none; put",
         ),
         ({"state": "other"}, "their checkpoints step-000010 differ; copy the run folder"),
-        ({"images": ["other"]}, r"process 1 \(on b\) has other images than process 0"),
+        ({"images": ["other"]}, r"process 1 \(on b\) has different images from process 0"),
         ({"config": {"seed": 1}}, r"processes 0 and 1 have different configurations \(seed 0 and 1\)"),
     ],
 )
@@ -403,9 +405,9 @@ def test_a_mistake_on_another_process_ends_this_one_too(alone, monkeypatch):
 
 
 def test_a_long_wait_says_what_it_is_for(capsys):
-    with saying_what_is_waited_for("a short thing", 0.2):
+    with report_waiting("a short thing", 0.2):
         pass
-    with saying_what_is_waited_for("the others", 0.01):
+    with report_waiting("the others", 0.01):
         time.sleep(0.3)
     assert capsys.readouterr().err == "hfgen: waiting for the others\n"
 

@@ -137,7 +137,7 @@ def test_the_number_of_processes_is_recorded_and_a_change_is_told(tmp_path):
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["num_processes"], record["images_seen"]) == (2, 4 * 32)
     output = finish(train(tmp_path, "--resume_from_checkpoint", "latest", max_train_steps=6))
-    assert "The run had 2 processes and goes on with 1" in output
+    assert "The run had 2 processes and continues with 1" in output
 
 
 def test_of_two_processes_one_signal_stops_both_and_one_death_ends_the_other(tmp_path):

@@ -111,7 +111,7 @@ def test_a_run_that_finished_while_another_got_ready_is_not_overwritten(finished
 
 def test_resuming_with_nothing_to_resume_is_said(tmp_path, capsys):
     assert train(tmp_path / "new", *RESUME, max_train_steps=1) == 0
-    assert f"There is nothing to resume in {tmp_path / 'new'}, so training begins at step 0" in capsys.readouterr().out
+    assert f"There is no checkpoint in {tmp_path / 'new'}; training starts at step 0" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_where_it_lies(finished, run, tmp_path, monkeypatch, capsys):
@@ -146,7 +146,7 @@ def test_a_sweep_goes_on_where_it_lies(tmp_path, capsys):
     assert main([*arguments, str(tmp_path / "second")]) == 0
     printed = capsys.readouterr().out
     assert printed.count("is finished") == 2
-    assert "nothing to resume" not in printed
+    assert "training starts at step 0" not in printed
 
 
 def test_going_on_from_an_older_checkpoint_puts_the_newer_away(run, capsys):
@@ -157,7 +157,7 @@ def test_going_on_from_an_older_checkpoint_puts_the_newer_away(run, capsys):
     assert go_on(run, "--resume_from_checkpoint", "step-000002") == 0
     printed = capsys.readouterr().out
     put_away = run / "outdated" / "1"
-    assert f"goes on from step 2; outdated, and now in {put_away}" in printed
+    assert f"continues from step 2; outdated files moved to {put_away}" in printed
     assert "checkpoints/step-000004" in printed
     assert contents(put_away / "checkpoints" / "step-000004") == newer
     assert (put_away / "README.md").read_text() == "my own words"

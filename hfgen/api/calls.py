@@ -1,4 +1,4 @@
-"""What `hfgen.train` and the others do; a configuration is checked before anything heavy is imported."""
+"""The functions of the Python API; configurations are validated before heavy imports."""
 
 import dataclasses
 import sys
@@ -34,38 +34,38 @@ C = TypeVar("C")
 
 
 def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunFolder]":
-    """Train a model, or the members of a sweep, as `hfgen train` does.
+    """Train a model, or the runs of a sweep, like `hfgen train`.
 
     Args:
-        family: `ddpm`, `vae`, `gan`, `translation`, `cyclegan`, `classifier` or another package's; or a configuration,
-            such as `hfgen.VAEConfig(...)`.
-        fields: The fields of the family's configuration, as in `hfgen train FAMILY --help`; `config` names a recipe
-            or a YAML file from which to take those that are not given.
+        family: `ddpm`, `vae`, `gan`, `translation`, `cyclegan`, `classifier` or a family of another package; or a
+            configuration, such as `hfgen.VAEConfig(...)`.
+        fields: Configuration fields, as in `hfgen train FAMILY --help`; `config` is a recipe or a YAML file with
+            values for the other fields.
 
     Returns:
-        The run folder; of a sweep, that of each member.
+        The run folder, or a list of them for a sweep.
 
     Raises:
-        UserError: before any work, for what cannot be trained so.
-        TrainingError: if training had to stop; the message says how to go on.
-        PublishingError: under `push_to_hub`, if the finished run could not be published.
+        UserError: before any work, if the configuration or data are invalid.
+        TrainingError: if training had to stop; the message says how to continue.
+        PublishingError: with `push_to_hub`, if the finished run could not be published.
     """
     if isinstance(family, TrainingConfig):
         config = dataclasses.replace(family, **fields)
     elif family in families():
         config = make_config(families()[family].config, fields, prog=f"hfgen train {family}")
     else:
-        known = families()
-        raise UserError(f"there is no family {family}; there are {', '.join(known)}" + suggestion([family], known))
-    return train_configured(config, given=fields.keys())
+        names = families()
+        raise UserError(f"there is no family {family}; there are {', '.join(names)}" + suggestion([family], names))
+    return train_configured(config, set_fields=fields.keys())
 
 
-def train_configured(config: TrainingConfig, given: Any) -> "RunFolder | list[RunFolder]":
-    """Train what a configuration says; see `train`.
+def train_configured(config: TrainingConfig, set_fields: Any) -> "RunFolder | list[RunFolder]":
+    """Train from a configuration; see `train`.
 
     Args:
         config: The configuration.
-        given: The names of the fields that were given one by one.
+        set_fields: Names of the fields that were set explicitly.
     """
     from hfgen.publishing.hub import publisher_of
     from hfgen.runs.folder import RunFolder
@@ -77,14 +77,14 @@ def train_configured(config: TrainingConfig, given: Any) -> "RunFolder | list[Ru
     from hfgen.evaluation.sweep_report import write_page
     from hfgen.training.sweep import members_of, parse_sweep, train_members
 
-    if both := set(given) & parse_sweep(config.sweep)[0].keys():
-        raise UserError(f"{min(both)} is swept, and cannot be given as a flag too")
+    if both := set(set_fields) & parse_sweep(config.sweep)[0].keys():
+        raise UserError(f"{min(both)} is swept and cannot be set as well")
 
     def parse(flags: list[str]) -> TrainingConfig:
         return parse_config(type(config), flags, prog=f"hfgen train {config.family}", base=config.to_dict())
 
     folder = train_members(config, parse, task)
-    print(f"The members of the sweep are side by side in {write_page(folder)}")
+    print(f"The runs of the sweep are compared in {write_page(folder)}")
     return [RunFolder(Path(member)) for member in members_of(str(folder))]
 
 
@@ -96,110 +96,109 @@ def load(run_or_repo: Name, *, revision: str | None = None, trust_remote_code: b
 
 
 def sample(run_or_repo: Name | SampleConfig, *, output: Name | None = None, **fields: Any) -> "Images | Animation":
-    """Draw images from a trained model, as `hfgen sample` does.
+    """Sample images from a trained model, like `hfgen sample`.
 
     Args:
-        run_or_repo: A run, a checkpoint, any folder with a pipeline, or a Hub id; or a configuration of all.
-        output: File or folder to write them to, as in `hfgen sample --help`; by default none.
-        fields: The other fields, as in `hfgen sample --help`.
+        run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id; or a configuration.
+        output: Output file or folder, as in `hfgen sample --help`; by default nothing is written.
+        fields: Other configuration fields, as in `hfgen sample --help`.
 
     Returns:
-        The images; with `film` or a .gif the steps of their denoising.
+        The images, or with `film` or a .gif their denoising process.
 
     Raises:
-        UserError: if the model cannot draw so.
+        UserError: if the options do not fit the model.
     """
     config, output = _with_output(SampleConfig, run_or_repo, output, fields, "hfgen sample")
-    from hfgen.api.outputs import draw, say_if_replaced
+    from hfgen.api.outputs import generate, warn_if_replaced
 
-    drawn = draw(config)
+    result = generate(config)
     if output is not None:
-        say_if_replaced(output)
-        drawn.save(output)
+        warn_if_replaced(output)
+        result.save(output)
         what = "The denoising of {} images is" if config.film else "{} images are"
         print(f"{what.format(config.num_images)} in {output}")
-    return drawn
+    return result
 
 
 def edit(run_or_repo: Name | TranslateConfig, *, output: Name | None = None, **fields: Any) -> "Edited":
-    """Change given images, as `hfgen translate` does.
+    """Transform images, like `hfgen translate`.
 
     Args:
-        run_or_repo: An image-to-image model or a diffusion model: a run, a checkpoint, a folder with a pipeline, or a
-            Hub id; or a configuration of all.
-        output: File or folder to write the results to, as in `hfgen translate --help`; by default none.
-        fields: The other fields, as in `hfgen translate --help`: `input`, `task` and so on.
+        run_or_repo: An image-to-image model or a diffusion model: a run, a checkpoint, any pipeline folder, or a Hub
+            id; or a configuration.
+        output: Output file or folder, as in `hfgen translate --help`; by default nothing is written.
+        fields: Other configuration fields, as in `hfgen translate --help`: `input`, `task` and so on.
 
     Returns:
-        The results, but for those that were written to a folder one by one, and the files that could not be read.
+        The results, except those written to a folder one by one, and the unreadable files.
 
     Raises:
-        UserError: if the model cannot do this to these images, or they cannot be written so.
+        UserError: if the options do not fit the model or the images, or the output is invalid.
     """
     config, output = _with_output(TranslateConfig, run_or_repo, output, fields, "hfgen translate")
-    from hfgen.api.outputs import Edited, say_if_replaced
+    from hfgen.api.outputs import Edited, warn_if_replaced
     from hfgen.runs.folder import run_fields
     from hfgen.sampling.edit import translate
 
     if output is not None:
-        say_if_replaced(output)
+        warn_if_replaced(output)
     edited = Edited(*translate(config, run_fields(Path(config.run_or_repo).expanduser()), output))
     if output is not None:
         print(f"{edited.count} image{'s are' if edited.count > 1 else ' is'} in {output}")
     for file, why in edited.unreadable.items():
-        print(f"hfgen: left out {file}, which cannot be read as a picture ({why})", file=sys.stderr)
+        print(f"hfgen: skipped {file}, which cannot be read as an image ({why})", file=sys.stderr)
     return edited
 
 
 def evaluate(run_or_repo: Name | EvaluateConfig | None = None, **fields: Any) -> "Report | list[Report]":
-    """Measure how good a model's images are, or images from anywhere, as `hfgen evaluate` does.
+    """Evaluate a model's samples, a classifier or given images, like `hfgen evaluate`.
 
     Args:
-        run_or_repo: A run, a checkpoint, any folder with a model, a Hub id or the folder of a sweep; or a
-            configuration of all; or nothing, with `images`.
-        fields: The other fields, as in `hfgen evaluate --help`.
+        run_or_repo: A run, a checkpoint, any model folder, a Hub id or a sweep folder; or a configuration; or
+            None, with `images`.
+        fields: Other configuration fields, as in `hfgen evaluate --help`.
 
     Returns:
-        The report; of a sweep, that of each member.
+        The report, or a list of them for a sweep.
 
     Raises:
-        UserError: before any image is drawn, if model, data, judges or numbers do not allow the measuring.
+        UserError: before sampling, if model, data, judges or number of images do not fit.
     """
-    from hfgen.evaluation.evaluate import evaluate as measure
+    from hfgen.evaluation.evaluate import evaluate as evaluate_run
 
     config = _configuration(EvaluateConfig, run_or_repo, fields, "hfgen evaluate")
-    return _reports(config, measure, "The measures are in")
+    return _reports(config, evaluate_run, "The evaluation is in")
 
 
 def analyze(run_or_repo: Name | AnalyzeConfig, **fields: Any) -> "Report | list[Report]":
-    """Look into the latents of a VAE, as `hfgen analyze` does.
+    """Analyse a VAE, like `hfgen analyze`.
 
     Args:
-        run_or_repo: A run, a checkpoint, any folder with a VAE, a Hub id or the folder of a sweep; or a configuration
-            of all.
-        fields: The other fields, as in `hfgen analyze --help`.
+        run_or_repo: A run, a checkpoint, any VAE folder, a Hub id or a sweep folder; or a configuration.
+        fields: Other configuration fields, as in `hfgen analyze --help`.
 
     Returns:
-        The report; of a sweep, that of each member.
+        The report, or a list of them for a sweep.
 
     Raises:
-        UserError: if it is no VAE, or the data do not fit it.
+        UserError: if it is not a VAE, or the data do not fit.
     """
-    from hfgen.evaluation.vae import analyze as look_into
+    from hfgen.evaluation.vae import analyze as analyze_run
 
     config = _configuration(AnalyzeConfig, run_or_repo, fields, "hfgen analyze")
-    return _reports(config, look_into, "The analysis is in")
+    return _reports(config, analyze_run, "The analysis is in")
 
 
 def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Report":
-    """Find the cheapest scheduler, steps and guidance that draw as well as the best, as `hfgen compare-samplers` does.
+    """Compare schedulers, steps and guidance by image quality and cost, like `hfgen compare-samplers`.
 
     Args:
-        runs: Runs, folders with a pipeline or Hub ids; or one configuration of all.
-        fields: The other fields, as in `hfgen compare-samplers --help`.
+        runs: Runs, pipeline folders or Hub ids; or one configuration.
+        fields: Other configuration fields, as in `hfgen compare-samplers --help`.
 
     Raises:
-        UserError: before any image is drawn, if a model, a setting, the data or the judges do not allow it.
+        UserError: before sampling, if a model, a setting, the data or the judges do not fit.
     """
     if len(runs) == 1 and isinstance(runs[0], CompareSamplersConfig):
         config = dataclasses.replace(runs[0], **fields)
@@ -215,7 +214,7 @@ def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Rep
 
 
 def results(*folders: Name | ResultsConfig, **fields: Any) -> Path:
-    """Write one table of all evaluations below some folders, as `hfgen results` does; return its path."""
+    """Write tables of all evaluations below some folders, like `hfgen results`; return the path."""
     if len(folders) == 1 and isinstance(folders[0], ResultsConfig):
         config = dataclasses.replace(folders[0], **fields)
     else:
@@ -229,7 +228,7 @@ def results(*folders: Name | ResultsConfig, **fields: Any) -> Path:
 
 
 def card(run: Name | CardConfig, **fields: Any) -> Path:
-    """Write the page that a model has on the Hub, as `hfgen card` does; return its path."""
+    """Write a model card, like `hfgen card`; return its path."""
     config = _configuration(CardConfig, run, fields, "hfgen card", "run")
     from hfgen.pipelines.loading import require_folder
     from hfgen.publishing.card import gallery_folder, write_card, write_gallery
@@ -239,25 +238,25 @@ def card(run: Name | CardConfig, **fields: Any) -> Path:
     check_license(config.license)
     folder = gallery_folder(Path(config.gallery), Path(config.run)) if config.gallery else Path(config.run)
     page = write_card(Path(config.run), folder, repo_id=config.repo_id, spdx_license=config.license)
-    print(f"The page is in {page}")
+    print(f"The model card is in {page}")
     if config.gallery:
-        print(f"The wall of pictures is in {write_gallery(Path(config.gallery))}")
+        print(f"The gallery is in {write_gallery(Path(config.gallery))}")
     return page
 
 
 def push(run: Name | PushConfig, **fields: Any) -> str | None:
-    """Publish a finished run on the Hub, as `hfgen push` does.
+    """Publish a finished run on the Hub, like `hfgen push`.
 
     Args:
-        run: The run folder; or a configuration of all.
-        fields: The other fields, as in `hfgen push --help`: `repo_id`, `private` and so on.
+        run: The run folder; or a configuration.
+        fields: Other configuration fields, as in `hfgen push --help`: `repo_id`, `private` and so on.
 
     Returns:
-        The address of the commit or the pull request; under `dry_run` None, after the files are listed.
+        The URL of the commit or the pull request, or None with `dry_run`, which lists the files.
 
     Raises:
-        UserError: if the run, the token or the repo do not allow it; nothing has been uploaded.
-        PublishingError: if the upload failed; the message names the command that tries again.
+        UserError: if the run, the token or the repo do not allow it; nothing was uploaded.
+        PublishingError: if the upload failed; the message has the command to retry.
     """
     config = _configuration(PushConfig, run, fields, "hfgen push", "run")
     from hfgen.publishing import hub
@@ -278,7 +277,7 @@ def push(run: Name | PushConfig, **fields: Any) -> str | None:
 
 
 def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
-    """Publish every finished run in a folder, as a collection, as `hfgen publish-all` does; return its address."""
+    """Publish all finished runs in a folder as a collection, like `hfgen publish-all`; return its URL."""
     config = _configuration(PublishAllConfig, folder, fields, "hfgen publish-all", "folder")
     from hfgen.pipelines.loading import require_folder
     from hfgen.publishing import hub
@@ -287,10 +286,10 @@ def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
     require_folder(config.folder)
     runs = [file.parent for file in sorted(Path(config.folder).rglob(RUN_FILE))]
     if not runs:
-        raise UserError(f"there is no finished run in {config.folder}; hfgen push publishes a single one")
+        raise UserError(f"there is no finished run in {config.folder}; to publish a single run, use hfgen push")
     names = [run.name for run in runs]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"several runs in {config.folder} are called {min(twice)}, and would be published as one")
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"several runs in {config.folder} are called {min(duplicates)} and would be published as one")
     if config.dry_run:
         for run in runs:
             _list_published(run, f"{config.namespace}/{run.name}", config.license)
@@ -303,7 +302,7 @@ def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
 
 
 def recipes() -> dict[str, str]:
-    """Return the ready-made configurations by name, each with the sentence that says what it trains."""
+    """Return the built-in configurations by name, each with a one-line description."""
     paths = sorted(RECIPES.glob("*.yaml"))
     return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in paths}
 
@@ -320,17 +319,17 @@ def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:
 def _configuration(
     config_class: type[C], first: Any, fields: Mapping[str, Any], prog: str, positional: str = "run_or_repo"
 ) -> C:
-    """Return a configuration that was given, or make one of fields."""
+    """Return the given configuration, or create one from fields."""
     if isinstance(first, config_class):
         return dataclasses.replace(first, **fields)
-    given = {} if first is None else {positional: str(first)}
-    return make_config(config_class, given | dict(fields), prog=prog, positional=positional)
+    values = {} if first is None else {positional: str(first)}
+    return make_config(config_class, values | dict(fields), prog=prog, positional=positional)
 
 
 def _with_output(
     config_class: type[C], first: Any, output: Name | None, fields: Mapping[str, Any], prog: str
 ) -> tuple[C, Path | None]:
-    """Return a configuration, and where to write to: nowhere, if no configuration and no output is given."""
+    """Return a configuration and the output path: None without an output and a configuration."""
     if output is not None:
         fields = {"output": str(output), **fields}
     config = _configuration(config_class, first, fields, prog)
@@ -339,14 +338,14 @@ def _with_output(
 
 
 def _reports(config: Any, write: Callable[[Any], Path], what: str) -> "Report | list[Report]":
-    """Write the report on a run, or on each member of a sweep, whose page is renewed in the end."""
+    """Write the report of a run, or of each run of a sweep and then the page of the sweep."""
     from hfgen.api.outputs import Report
     from hfgen.evaluation.sweep_report import write_page
     from hfgen.training.sweep import members_of
 
     runs = members_of(config.run_or_repo) if config.run_or_repo else [None]
     if runs != [config.run_or_repo] and config.output_dir:
-        raise UserError("of a sweep, the reports go into the folders of its members; leave output_dir out")
+        raise UserError("the reports of a sweep are written to its runs' folders; leave output_dir out")
     reports = []
     for run in runs:
         reports.append(Report(write(dataclasses.replace(config, run_or_repo=run))))

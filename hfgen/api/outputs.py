@@ -1,4 +1,4 @@
-"""What the calls of the Python API return, and how a notebook shows it."""
+"""Return values of the Python API, with notebook representations."""
 
 import base64
 import functools
@@ -25,12 +25,12 @@ from hfgen.utils.devices import default_device
 
 @dataclass(frozen=True)
 class Images:
-    """Images from a model; a notebook shows them as a grid.
+    """Images from a model; displayed as a grid in notebooks.
 
     Attributes:
         images: uint8, (N, C, H, W).
-        labels: The index of the class of each, or None where the model is unconditional.
-        label_names: The names of the classes.
+        labels: Class indices, or None for an unconditional model.
+        label_names: Class names.
     """
 
     images: Tensor
@@ -44,11 +44,11 @@ class Images:
         return to_pil(self.images[index])
 
     def grid(self) -> PIL.Image.Image:
-        """Return all of them in one picture, with a row for each class."""
+        """Return all images as a grid, with a row per class."""
         return sample_grid(self.images, self.labels, self.label_names)
 
     def save(self, output: Path) -> None:
-        """Write them: a .png (a grid), a .npz (`images`, and of classes `labels` and `label_names`), or a folder."""
+        """Save as a .png (a grid), a .npz (`images`, and with classes `labels` and `label_names`), or a folder."""
         match output.suffix.lower():
             case ".png":
                 save_picture(self.grid(), output)
@@ -64,7 +64,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Animation:
-    """The denoising of images; a notebook shows it as a strip.
+    """The denoising process of images; displayed as a strip in notebooks.
 
     Attributes:
         noised: x_t at some steps, uint8 (F, B, C, H, W).
@@ -75,7 +75,7 @@ class Animation:
     estimates: Tensor
 
     def save(self, output: Path) -> None:
-        """Write it: a .gif, or a .png (a strip)."""
+        """Save it as a .gif or a .png (a strip)."""
         if output.suffix.lower() == ".gif":
             save_film(self.noised, self.estimates, output)
         else:
@@ -87,12 +87,12 @@ class Animation:
 
 @dataclass(frozen=True)
 class Edited:
-    """Images that a model changed; a notebook shows them.
+    """Images transformed by a model; displayed in notebooks.
 
     Attributes:
-        count: How many there are.
-        images: The images, uint8 (C, H, W) each; none where they were written to a folder one by one.
-        unreadable: The files that could not be read, with the reason.
+        count: Number of images.
+        images: The images, uint8 (C, H, W) each; empty if they were written to a folder one by one.
+        unreadable: Unreadable files and the reasons.
     """
 
     count: int
@@ -110,17 +110,17 @@ class Edited:
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation, an analysis or a comparison; a notebook shows its page.
+    """An evaluation, an analysis or a comparison; its page is displayed in notebooks.
 
     Attributes:
-        path: The record, a JSON file; its page lies beside it.
+        path: The record, a JSON file; its page is in the same folder.
     """
 
     path: Path
 
     @functools.cached_property
     def record(self) -> dict[str, Any]:
-        """What was found, as the JSON file has it."""
+        """The content of the JSON file."""
         return json.loads(self.path.read_text(encoding="utf-8"))
 
     @property
@@ -138,11 +138,11 @@ class Report:
         return re.sub(r"!\[([^\]]*)\]\(([^)]+\.png)\)", inlined, text)
 
 
-def draw(config: SampleConfig) -> Images | Animation:
-    """Draw images, or their denoising, as a configuration says.
+def generate(config: SampleConfig) -> Images | Animation:
+    """Sample images, or their denoising process, from a configuration.
 
     Raises:
-        UserError: if the model cannot draw so.
+        UserError: if the options do not fit the model.
     """
     pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
     pipeline.to(default_device())
@@ -160,12 +160,12 @@ def draw(config: SampleConfig) -> Images | Animation:
     return Images(images, labels_of(pipeline, config.class_labels, range(config.num_images)), names)
 
 
-def say_if_replaced(output: Path) -> None:
-    """Say that an output is there already."""
+def warn_if_replaced(output: Path) -> None:
+    """Print a note if the output already exists."""
     if output.is_file():
         print(f"hfgen: replaces {output}", file=sys.stderr)
     elif output.is_dir() and any(output.iterdir()):
-        print(f"hfgen: {output} holds files already; those of the same names are replaced", file=sys.stderr)
+        print(f"hfgen: {output} is not empty; files of the same names are replaced", file=sys.stderr)
 
 
 def _png(picture: PIL.Image.Image) -> bytes:

@@ -1,4 +1,4 @@
-"""What each command does: its configuration from the command line, then the call of the Python API."""
+"""The commands: parse the configuration, then call the Python API."""
 
 from hfgen.api import calls
 from hfgen.config.commands import (
@@ -16,7 +16,7 @@ from hfgen.config.parser import parse_config
 from hfgen.families import Family
 from hfgen.utils.errors import UserError
 
-CALLS = {  # command: its call, its configuration, the field that is given without a flag
+CALLS = {  # command: API call, configuration, positional field
     "sample": (calls.sample, SampleConfig, "run_or_repo"),
     "translate": (calls.edit, TranslateConfig, "run_or_repo"),
     "evaluate": (calls.evaluate, EvaluateConfig, "run_or_repo"),
@@ -31,10 +31,10 @@ COMMANDS = (*CALLS, "recipes")
 
 
 def run_train(family: Family, arguments: list[str]) -> None:
-    """Train a model of a family, or the members of a sweep."""
+    """Train a model of a family, or the runs of a sweep."""
     config = parse_config(family.config, arguments, prog=f"hfgen train {family.name}")
-    given = {argument.removeprefix("--").partition("=")[0] for argument in arguments if argument.startswith("--")}
-    calls.train_configured(config, given)
+    flags = {argument.removeprefix("--").partition("=")[0] for argument in arguments if argument.startswith("--")}
+    calls.train_configured(config, flags)
 
 
 def run_command(command: str, arguments: list[str]) -> int:
@@ -49,7 +49,7 @@ def run_command(command: str, arguments: list[str]) -> int:
 
 def _list_recipes(arguments: list[str]) -> None:
     if arguments:
-        raise UserError("hfgen recipes takes no arguments; it lists the ready-made configurations for --config")
+        raise UserError("hfgen recipes takes no arguments; it lists the built-in configurations for --config")
     recipes = calls.recipes()
     width = max(map(len, recipes)) + 2
     for name, about in recipes.items():

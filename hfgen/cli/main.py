@@ -1,4 +1,4 @@
-"""The command line, which imports nothing heavy before it knows the command."""
+"""The command line; heavy imports are deferred to the commands."""
 
 import sys
 from collections.abc import Sequence
@@ -11,26 +11,26 @@ from hfgen.utils.errors import InterruptedTrainingError, PublishingError, Traini
 
 USAGE = """usage: hfgen COMMAND …
 
-Train, measure and publish small-image generative models.
+Train, evaluate and publish generative models of small images.
 
 commands:
   train FAMILY   train a model; FAMILY is {families}
-  sample RUN     draw images from a run, a checkpoint, a folder or a Hub id
-  translate RUN  change given images: what the model was trained for, or denoise, vary, fill in, change the class
-  evaluate RUN   measure how good its images are, or a classifier, or --images from anywhere
-  analyze RUN    look into the latents of a VAE: reconstructions, bounds, interpolations
-  compare-samplers RUN  find the cheapest scheduler, steps and guidance that draw as well as the best
-  results        make one table of all evaluations
-  card RUN       write the page that a model has on the Hub
+  sample RUN     sample images from a run, a checkpoint, a folder or a Hub id
+  translate RUN  transform images: image-to-image translation, denoising, variations, inpainting, class change
+  evaluate RUN   compute metrics of a model's samples, a classifier, or --images
+  analyze RUN    analyse a VAE: reconstructions, likelihood bounds, latent space
+  compare-samplers RUN  compare schedulers, steps and guidance: image quality against cost
+  results        summarise all evaluations in tables
+  card RUN       write the model card for the Hub
   push RUN       publish a model on the Hub
-  publish-all    publish every model in a folder of runs, as a collection
-  recipes        list the ready-made configurations for --config
+  publish-all    publish all runs in a folder as a collection
+  recipes        list the built-in configurations for --config
 
-hfgen COMMAND --help says more; hfgen --version prints the version."""
+hfgen COMMAND --help shows details; hfgen --version prints the version."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit status: 0 done, 1 not all of it could be, 2 the input cannot work."""
+    """Run a command line and return the exit status: 0 success, 1 failure or partial failure, 2 invalid input."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(arguments)
@@ -53,7 +53,7 @@ def _usage() -> str:
 
 
 def _print_error(error: Exception) -> None:
-    """Print a message, in which names from files of strangers may stand, without what a terminal would obey."""
+    """Print a message with control characters escaped, since it may have names from untrusted files."""
     text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(error))
     print(f"hfgen: {text}", file=sys.stderr)
 
@@ -67,8 +67,8 @@ def _run(arguments: list[str]) -> int:
         case ["train", family, *rest] if family in families():
             run_train(families()[family], rest)
         case ["train", "-h" | "--help"]:
-            known = " or ".join(families())
-            print(f"usage: hfgen train FAMILY …; FAMILY is {known}. hfgen train FAMILY --help says more.")
+            names = " or ".join(families())
+            print(f"usage: hfgen train FAMILY …; FAMILY is {names}. hfgen train FAMILY --help shows details.")
         case ["train", *rest]:
             raise UserError(
                 f"hfgen train needs a family first ({', '.join(families())})" + suggestion(rest[:1], families())

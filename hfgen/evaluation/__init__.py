@@ -1,1 +1,1 @@
-"""How good models are: what is measured, and the reports of it."""
+"""Evaluation of models: metrics and reports."""

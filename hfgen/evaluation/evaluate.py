@@ -1,4 +1,4 @@
-"""`hfgen evaluate`: draw images from a model or take them from anywhere, measure them, write one honest report."""
+"""`hfgen evaluate`: sample a model or load images, compute metrics, write the report."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from hfgen.config.commands import EvaluateConfig
 from hfgen.data.decoding import border_brightness, is_inverse
 from hfgen.data.images import ImageData, load_images
 from hfgen.data.sources import placed_folder, placed_source, public_name
-from hfgen.evaluation.generated import Subject, draw, labels_like, take
+from hfgen.evaluation.generated import GeneratedImages, generate, labels_like, load_generated
 from hfgen.evaluation.real import (
     check_size,
     data_source_of,
@@ -39,7 +39,7 @@ from hfgen.evaluation.statistics import (
     KERNEL_SUBSET,
     KERNEL_SUBSETS,
     NEIGHBOURS,
-    Reference,
+    RealStatistics,
     accuracy_of,
     count_in,
     nearest,
@@ -66,78 +66,79 @@ SHOWN_NEIGHBOURS = 16
 
 
 def evaluate(config: EvaluateConfig) -> Path:
-    """Measure a model's images, or a classifier's accuracy, and write the report.
+    """Evaluate a model's images, given images or a classifier, and write the report.
 
     Returns:
-        The path of `evaluation.json`; `evaluation.md` and its pictures are beside it.
+        The path of `evaluation.json`; `evaluation.md` and its figures are in the same folder.
 
     Raises:
-        UserError: before any image is drawn, if the model, the data, the judges or the number of images do not allow
-            the measuring.
+        UserError: before sampling, if the model, data, judges or number of images do not fit.
     """
     source = Path(config.run_or_repo or "").expanduser()
     if config.run_or_repo and (source / "config.json").is_file() and (source / WEIGHTS).is_file():
         return _evaluate_classifier(config, source)
-    given = None
+    loaded = None
     if config.images:
-        given = load_images(placed_folder(config.images), channels=config.channels, cache_dir=config.cache_dir)
+        loaded = load_images(placed_folder(config.images), channels=config.channels, cache_dir=config.cache_dir)
         if config.invert:
-            given = dataclasses.replace(given, images=255 - given.images)
+            loaded = dataclasses.replace(loaded, images=255 - loaded.images)
     pipeline = None
-    if not given:
+    if not loaded:
         pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
         if isinstance(pipeline, ImageTranslationPipeline):
             return evaluate_translation(pipeline, config)
-    run, training = ({}, {}) if given else (run_fields(source), training_of(source))
-    num_images = config.num_images or (len(given) if given else DEFAULT_NUM_IMAGES)
+    run, training = ({}, {}) if loaded else (run_fields(source), training_of(source))
+    num_images = config.num_images or (len(loaded) if loaded else DEFAULT_NUM_IMAGES)
     references = load_references(config, run, config.run_or_repo, num_images)
     inception = _load_inception(num_images, references[0].test) if config.inception else None
     output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
-    if given:
-        subject = _take_images(config, given, num_images, references[0])
+    if loaded:
+        generated = _load_images(config, loaded, num_images, references[0])
     else:
-        subject = _draw_images(config, pipeline, run, num_images, references[0], output)
+        generated = _generate_images(config, pipeline, run, num_images, references[0], output)
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
-    record = _measure(config, subject, references, run, training, output)
+    record = _measure(config, generated, references, run, training, output)
     if inception:
         test = references[0].test
-        subset_size = min(KERNEL_SUBSET, len(subject.images), len(test))
-        record["inception"] = inception_scores(subject.images, test.images, subset_size, inception=inception)
+        subset_size = min(KERNEL_SUBSET, len(generated.images), len(test))
+        record["inception"] = inception_scores(generated.images, test.images, subset_size, inception=inception)
         save_report(record, output)
     if config.classification_accuracy_score:
-        record["classification_accuracy_score"] = _classification_accuracy_score(subject, references[0])
+        record["classification_accuracy_score"] = _classification_accuracy_score(generated, references[0])
         save_report(record, output)
     return output / RECORD
 
 
-def _take_images(config: EvaluateConfig, given: ImageData, num_images: int, reference: Reference) -> Subject:
-    check_size(given.images.shape[1:], config.images, reference.test)
-    sets = (given, reference.train, reference.test)
+def _load_images(
+    config: EvaluateConfig, loaded: ImageData, num_images: int, reference: RealStatistics
+) -> GeneratedImages:
+    check_size(loaded.images.shape[1:], config.images, reference.test)
+    sets = (loaded, reference.train, reference.test)
     if config.classification_accuracy_score and any(data.labels is None for data in sets):
-        raise UserError("the classification accuracy score needs labels, of the images and of the data set")
-    usual, found = (border_brightness(data.images) for data in (reference.test, given))
-    if is_inverse(found, usual):
+        raise UserError("the classification accuracy score needs labels of both the images and the data set")
+    expected, actual = (border_brightness(data.images) for data in (reference.test, loaded))
+    if is_inverse(actual, expected):
         print(
-            f"hfgen: the border of {config.images} is {'dark' if usual > 0.5 else 'bright'}, and that of "
-            f"{reference.test.source} {'bright' if usual > 0.5 else 'dark'}; --invert turns the images round",
+            f"hfgen: the border of {config.images} is {'dark' if expected > 0.5 else 'bright'}, and that of "
+            f"{reference.test.source} {'bright' if expected > 0.5 else 'dark'}; --invert inverts the images",
             file=sys.stderr,
         )
     name = Path(config.images).name + (", inverted" if config.invert else "")
-    return take(given, name, num_images, reference.judge.label_names)
+    return load_generated(loaded, name, num_images, reference.judge.label_names)
 
 
-def _draw_images(
+def _generate_images(
     config: EvaluateConfig,
     pipeline: DiffusionPipeline,
     run: dict[str, Any],
     num_images: int,
-    reference: Reference,
+    reference: RealStatistics,
     output: Path,
-) -> Subject:
+) -> GeneratedImages:
     conditional = is_conditional(pipeline)
     if config.classification_accuracy_score and not conditional:
-        raise UserError(f"the classification accuracy score needs labels, and {config.run_or_repo} draws without")
+        raise UserError(f"the classification accuracy score needs labels, but {config.run_or_repo} is unconditional")
     if config.classification_accuracy_score:
         reference.test.require_labels()
     sampler = default_sampler(pipeline, run) | config.given_sampler()
@@ -147,7 +148,7 @@ def _draw_images(
     pipeline.to(default_device())
     sampler["seed"] = config.seed
     folder = output / PICTURES
-    return draw(
+    return generate(
         pipeline,
         name_of(config.run_or_repo),
         sampler,
@@ -161,20 +162,20 @@ def _draw_images(
 
 def _measure(
     config: EvaluateConfig,
-    subject: Subject,
-    references: list[Reference],
+    generated: GeneratedImages,
+    references: list[RealStatistics],
     run: dict[str, Any],
     training: dict[str, Any],
     output: Path,
 ) -> dict[str, Any]:
-    """Measure what needs no further training or download, and save the report of it."""
+    """Compute the metrics that need no further training or download, and save the report."""
     started = time.monotonic()
     test, train = references[0].test, references[0].train
     record: dict[str, Any] = {
         "protocol": {
-            "num_images": len(subject.images),
-            "image_shape": list(subject.images.shape[1:]),
-            **subject.protocol,
+            "num_images": len(generated.images),
+            "image_shape": list(generated.images.shape[1:]),
+            **generated.protocol,
             "dataset": public_name(test.source),
             "reference_split": config.reference_split,
             "reference_images": len(test),
@@ -186,18 +187,18 @@ def _measure(
             "reference_images_in_training": references[0].test_images_in_training,
             "neighbours": NEIGHBOURS,
             "kernel_subsets": KERNEL_SUBSETS,
-            "kernel_subset_size": min(KERNEL_SUBSET, len(subject.images), len(test)),
+            "kernel_subset_size": min(KERNEL_SUBSET, len(generated.images), len(test)),
             "judges": {reference.judge.name: reference.judge.sha256 for reference in references},
             "device": str(references[0].judge.model.device),
             "python": platform.python_version(),
             "versions": versions(),
         },
         "measures": {}, "floors": {}, "memorization": {}, "classes": {}, "conditional": {},
-        "judge_accuracy": {}, "copies_of_training_images": count_in(train, subject.images),
+        "judge_accuracy": {}, "copies_of_training_images": count_in(train, generated.images),
     }  # fmt: skip
     for reference in tqdm(references, desc="measuring", unit="judge", disable=None):
         judge = reference.judge
-        features, logits = judge.extract(subject.images)
+        features, logits = judge.extract(generated.images)
         record["measures"][judge.name] = reference.measures(features)
         record["floors"][judge.name] = reference.floors(len(features))
         if reference.is_unseen:
@@ -207,31 +208,33 @@ def _measure(
         record["classes"][judge.name] = {
             "label_names": judge.label_names,
             "shares": {
-                "generated": _shares(logits.argmax(1), judge),
-                "real": _shares(reference.predicted(test), judge),
+                "generated": _frequencies(logits.argmax(1), judge),
+                "real": _frequencies(reference.predicted(test), judge),
             },
         }
-        if subject.labels is not None:
-            record["conditional"][judge.name] = _conditional(subject.labels, features, logits, reference)
+        if generated.labels is not None:
+            record["conditional"][judge.name] = _conditional(generated.labels, features, logits, reference)
         if reference is references[0]:
             distances, numbers = nearest(features, reference.features(train))
             closest = distances.argsort()[:SHOWN_NEIGHBOURS]
-            pairs = subject.images[closest], train.images[numbers[closest]]
+            pairs = generated.images[closest], train.images[numbers[closest]]
             planes = features, reference.features(test)
     if training:
         record["training"] = training
     record["seconds"] = {
-        "drawing_this_time": round(subject.seconds, 1),
+        "drawing_this_time": round(generated.seconds, 1),
         "measuring": round(time.monotonic() - started, 1),
     }
-    save_pictures(record, subject.images[:SHOWN_IMAGES], pairs, planes, output)
+    save_pictures(record, generated.images[:SHOWN_IMAGES], pairs, planes, output)
     save_report(record, output)
     return record
 
 
 def _load_inception(num_images: int, test: ImageData) -> nn.Module:
     if min(num_images, len(test)) < MINIMUM:
-        raise UserError(f"--inception needs at least {MINIMUM} images of each kind, not {num_images} and {len(test)}")
+        raise UserError(
+            f"--inception needs at least {MINIMUM} generated and real images, not {num_images} and {len(test)}"
+        )
     try:
         return load_inception()
     except ModuleNotFoundError as error:
@@ -240,12 +243,12 @@ def _load_inception(num_images: int, test: ImageData) -> nn.Module:
         raise UserError(f"--inception needs weights that could not be downloaded ({error})") from error
 
 
-def _shares(predicted: Tensor, judge: Judge) -> list[float]:
+def _frequencies(predicted: Tensor, judge: Judge) -> list[float]:
     return (predicted.bincount(minlength=len(judge.label_names)).double() / len(predicted)).tolist()
 
 
-def _conditional(labels: Tensor, features: Tensor, logits: Tensor, reference: Reference) -> dict[str, Any]:
-    """Measure how well images show the classes that they are meant to."""
+def _conditional(labels: Tensor, features: Tensor, logits: Tensor, reference: RealStatistics) -> dict[str, Any]:
+    """Return class accuracy and per-class Fréchet distances of images with target labels."""
     classes = len(reference.judge.label_names)
     results = accuracy_of(logits.argmax(1), labels, classes)
     if (real := reference.labels(reference.test)) is not None:
@@ -255,38 +258,38 @@ def _conditional(labels: Tensor, features: Tensor, logits: Tensor, reference: Re
     return results
 
 
-def _classification_accuracy_score(subject: Subject, reference: Reference) -> dict[str, Any]:
-    """Train a classifier on the images and the same on as many real ones; test both on the test images."""
+def _classification_accuracy_score(generated: GeneratedImages, reference: RealStatistics) -> dict[str, Any]:
+    """Train one classifier on the images and one on as many real images; test both on the test images."""
     test, train, test_labels = reference.test, reference.train, reference.labels(reference.test)
     generator = torch.Generator().manual_seed(derive_seed("classification accuracy score"))
-    chosen = torch.randperm(len(train), generator=generator)[: len(subject.images)]
+    chosen = torch.randperm(len(train), generator=generator)[: len(generated.images)]
     sources = {
-        "generated": (subject.images, subject.labels),
+        "generated": (generated.images, generated.labels),
         "real": (train.images[chosen], reference.labels(train)[chosen]),
     }
     results: dict[str, Any] = {"optimizer_steps": SCORE_STEPS}
-    names = np.array(reference.judge.label_names)
+    label_names = np.array(reference.judge.label_names)
     with tempfile.TemporaryDirectory() as folder:
-        save_arrays(test.images, Path(folder, "test.npz"), labels=test_labels.numpy(), label_names=names)
-        for kind, (images, labels) in sources.items():
-            file = Path(folder, f"{kind}.npz")
-            save_arrays(images, file, labels=labels.numpy(), label_names=names)
+        save_arrays(test.images, Path(folder, "test.npz"), labels=test_labels.numpy(), label_names=label_names)
+        for name, (images, labels) in sources.items():
+            file = Path(folder, f"{name}.npz")
+            save_arrays(images, file, labels=labels.numpy(), label_names=label_names)
             fields = ClassifierConfig(
                 dataset_name=str(file),
                 test_dataset_name=str(Path(folder, "test.npz")),
                 test_split="train",
-                output_dir=str(Path(folder, kind)),
+                output_dir=str(Path(folder, name)),
                 max_train_steps=SCORE_STEPS,
                 lr_warmup_steps=SCORE_STEPS // 10,
                 checkpointing_steps=SCORE_STEPS,
                 cache_dir=folder,
             )
-            with contextlib.redirect_stdout(io.StringIO()):  # which names folders that will be gone
+            with contextlib.redirect_stdout(io.StringIO()):  # it names temporary folders
                 judge = load_judge(str(run_training(fields, ClassifierTask)))
             predicted = judge.extract(test.images)[1].argmax(1)
-            results[kind] = {
+            results[name] = {
                 "training_images": len(images),
-                **accuracy_of(predicted, test_labels, len(names)),
+                **accuracy_of(predicted, test_labels, len(label_names)),
             }
     return results
 
@@ -294,13 +297,13 @@ def _classification_accuracy_score(subject: Subject, reference: Reference) -> di
 def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
     """Measure a classifier's accuracy on its test images."""
     if config.revision:
-        raise UserError(f"{source} is a folder, and a revision ({config.revision}) is one of a Hub id; leave it out")
+        raise UserError(f"{source} is a folder, and revision ({config.revision}) needs a Hub id")
     if config.judge or config.num_images or config.classification_accuracy_score or config.inception:
-        raise UserError(f"{config.run_or_repo} is a classifier, of which only the accuracy is measured, on all images")
+        raise UserError(f"{config.run_or_repo} is a classifier; only its accuracy on all test images is measured")
     judge = load_judge(str(source))
     run = ClassifierConfig(**(run_fields(source) | {"cache_dir": config.cache_dir}))
     if config.validation_fraction is not None or config.test_fraction is not None:
-        raise UserError("a classifier is measured on what was held out in its training; leave the fractions out")
+        raise UserError("a classifier is tested on the images held out in its training; omit the fractions")
     own = data_source_of(run.to_dict())
     if config.dataset_name:
         named = placed_source(config.dataset_name)

@@ -1,4 +1,4 @@
-"""The images that an evaluation measures: drawn from a model, resumably, or taken from a file or folder."""
+"""Generated images for an evaluation: sampled (resumably) or loaded."""
 
 import hashlib
 import json
@@ -24,14 +24,14 @@ from hfgen.utils.seeds import derive_seed
 
 
 @dataclass
-class Subject:
-    """What is measured.
+class GeneratedImages:
+    """Images to evaluate.
 
     Attributes:
         images: uint8 (N, C, H, W).
-        labels: The classes that they are meant to show, as the judges number them, int64 (N,), or None.
-        protocol: How they came about, for the report.
-        seconds: What drawing them took this time.
+        labels: Target classes, as the judges' class indices, int64 (N,), or None.
+        protocol: Their origin, for the report.
+        seconds: Sampling time of this call.
     """
 
     images: Tensor
@@ -41,41 +41,41 @@ class Subject:
 
 
 def size_of(shape: tuple[int, int, int]) -> str:
-    """Say a shape (C, H, W) in words."""
+    """Describe a shape (C, H, W)."""
     return f"{shape[2]}×{shape[1]} pixels in {shape[0]} channel{'s' if shape[0] > 1 else ''}"
 
 
-def take(given: ImageData, name: str, num_images: int, label_names: list[str]) -> Subject:
-    """Choose images at random: they may be sorted by class, and parts of them must be like the whole.
+def load_generated(data: ImageData, name: str, num_images: int, label_names: list[str]) -> GeneratedImages:
+    """Select images in random order: files may be sorted by class, and metrics on subsets assume shuffled images.
 
     Args:
-        given: Images from anywhere.
-        name: What to call them.
-        num_images: How many; all, in another order, if there are no more.
-        label_names: The classes by the judges' numbers. Labels are matched by these names, or, where the images'
-            classes are called 0, 1, …, by number.
+        data: The images.
+        name: Their name in reports.
+        num_images: Number of images to select.
+        label_names: Class names in the order of the judges' indices. Labels are matched by name, or by index if the
+            images' classes are named 0, 1, …
 
     Raises:
-        UserError: if there are fewer, or with classes that the judges do not know.
+        UserError: if there are fewer images, or the judges lack one of their classes.
     """
-    if num_images > len(given):
-        raise UserError(f"num_images is {num_images}, but {name} has {len(given)} images")
+    if num_images > len(data):
+        raise UserError(f"num_images is {num_images}, but {name} has {len(data)} images")
     generator = torch.Generator().manual_seed(derive_seed("given images"))
-    chosen = torch.randperm(len(given), generator=generator)[:num_images]
+    chosen = torch.randperm(len(data), generator=generator)[:num_images]
     labels = None
-    if given.labels is not None:
-        labels = judges_numbers(given.label_names, name, label_names)[given.labels[chosen]]
-    return Subject(given.images[chosen], labels, {"images": name, "images_sha256": given.fingerprint}, 0.0)
+    if data.labels is not None:
+        labels = judges_numbers(data.label_names, name, label_names)[data.labels[chosen]]
+    return GeneratedImages(data.images[chosen], labels, {"images": name, "images_sha256": data.fingerprint}, 0.0)
 
 
 def labels_like(data: ImageData, seed: int) -> list[str]:
-    """Return the classes of training images in random order, so that what is drawn has their shares of the classes."""
+    """Return the classes of the training images in random order, to sample with their class frequencies."""
     generator = torch.Generator().manual_seed(derive_seed("labels", seed))
     labels = data.require_labels()[torch.randperm(len(data), generator=generator)]
     return [data.label_names[number] for number in labels]
 
 
-def draw(
+def generate(
     pipeline: DiffusionPipeline,
     model: str,
     sampler: dict[str, Any],
@@ -84,18 +84,18 @@ def draw(
     folder: Path,
     class_labels: list[str],
     label_names: list[str],
-) -> Subject:
-    """Draw images, or the rest of them where drawing was interrupted or took fewer.
+) -> GeneratedImages:
+    """Sample images, reusing those of an interrupted or smaller earlier call.
 
     Args:
-        pipeline: What to draw from.
-        model: What to call it.
+        pipeline: The pipeline.
+        model: Its name in reports.
         sampler: Options of `hfgen.sampling.sample.sample`: `scheduler`, `num_inference_steps`, `seed`, the guidance.
-        num_images: How many.
-        batch_size: Images drawn, and saved, at a time.
-        folder: Where they are kept, in a folder that is named after model, sampler and classes.
-        class_labels: What `sample` takes as such, of a model that knows classes; else none.
-        label_names: The classes by the judges' numbers.
+        num_images: Number of images.
+        batch_size: Images sampled and saved per batch.
+        folder: Where they are saved, in a subfolder named by a hash of model, sampler and classes.
+        class_labels: Class labels for `sample`; empty for an unconditional model.
+        label_names: Class names in the order of the judges' indices.
     """
     started = time.monotonic()
     labels = None
@@ -105,7 +105,7 @@ def draw(
         numbers = dict(zip(asked, judges_numbers(asked, model, label_names).tolist(), strict=True))
         labels = torch.tensor([numbers[name] for name in names])
     sha256 = sha256_of(network_of(pipeline))
-    parts = [part for name, part in pipeline.components.items() if name != "discriminator"]  # which draws nothing
+    parts = [part for name, part in pipeline.components.items() if name != "discriminator"]  # not used in sampling
     others = [sha256_of(part) for part in parts if isinstance(part, torch.nn.Module)]
     configs = [{name: value for name, value in part.config.items() if not name.startswith("_")} for part in parts]
     key = hashlib.sha256(json.dumps([sampler, class_labels, *others, *configs]).encode()).hexdigest()[:12]
@@ -113,7 +113,7 @@ def draw(
     place.mkdir(parents=True, exist_ok=True)
     remove_leftovers(place)
     images, count = torch.empty(num_images, *image_shape_of(pipeline), dtype=torch.uint8), 0
-    for part in _drawn_before(place):
+    for part in _read_parts(place):
         images[count : count + len(part)] = part[: max(0, num_images - count)]
         count += len(part)
     batches = sample(
@@ -124,7 +124,7 @@ def draw(
         class_labels=class_labels,
         **sampler,
     )
-    with tqdm(total=num_images, initial=min(count, num_images), desc="drawing", unit="image", disable=None) as bar:
+    with tqdm(total=num_images, initial=min(count, num_images), desc="sampling", unit="image", disable=None) as bar:
         for part in batches:
             with complete_or_absent(place / f"{count:06d}.npy") as temporary, open(temporary, "wb") as file:
                 np.save(file, part.numpy())
@@ -136,20 +136,20 @@ def draw(
         "pipeline": type(pipeline).__name__,
         "weights_sha256": sha256,
         **sampler,
-        "class_labels": "in the shares of the training images" if class_labels else None,
+        "class_labels": "in the proportions of the training images" if class_labels else None,
         "quantisation": "rounded to 8 bits",
     }
-    return Subject(images, labels, protocol, time.monotonic() - started)
+    return GeneratedImages(images, labels, protocol, time.monotonic() - started)
 
 
 def sha256_of(module: torch.nn.Module) -> str:
-    """Return the SHA-256 of a network's weights, as a safetensors file has them."""
+    """Return the SHA-256 of a network's weights, serialised as safetensors."""
     weights = save({name: value.cpu().contiguous() for name, value in module.state_dict().items()})
     return hashlib.sha256(weights).hexdigest()
 
 
-def _drawn_before(folder: Path) -> Iterator[Tensor]:
-    """Read the images that are there without a gap from the first; each file is named by its first image."""
+def _read_parts(folder: Path) -> Iterator[Tensor]:
+    """Read the saved images up to the first gap; each file is named by the index of its first image."""
     count = 0
     while (path := folder / f"{count:06d}.npy").exists():
         try:

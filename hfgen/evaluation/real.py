@@ -1,4 +1,4 @@
-"""What a model's images are compared with: the real images that it was trained on and others, and the judges."""
+"""Real data and feature extractors (judges) for an evaluation."""
 
 import itertools
 import shlex
@@ -12,7 +12,7 @@ from hfgen.data.images import ImageData, cache_folder, load_images
 from hfgen.data.sources import SHORT_NAMES, placed_folder, placed_source
 from hfgen.evaluation.generated import size_of
 from hfgen.evaluation.report import weak_judges
-from hfgen.evaluation.statistics import Reference
+from hfgen.evaluation.statistics import RealStatistics
 from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
 from hfgen.runs.folder import RUN_FILE, is_checkpoint
 from hfgen.runs.record import read_training
@@ -20,39 +20,41 @@ from hfgen.utils.errors import UserError
 from hfgen.utils.untrusted import own_file
 
 REPORTED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
-JUDGES_WIDTHS = (128, 64, 32, 16, 8)  # features of a judge; the first is the default
+JUDGES_WIDTHS = (128, 64, 32, 16, 8)  # feature dimensions of a judge; the first is the default
 REPORTED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetrics"]
 
 
-def load_references(options: MeasuringOptions, run: dict[str, Any], owner: str, num_images: int) -> list[Reference]:
+def load_references(
+    options: MeasuringOptions, run: dict[str, Any], owner: str, num_images: int
+) -> list[RealStatistics]:
     """Load the real images and the judges.
 
     Args:
-        options: Which ones, as far as that was said.
-        run: The fields of the model's run, where there is one, which say the rest.
-        owner: What the user called the model.
-        num_images: How many images are to be compared with them.
+        options: Data set and judges, as far as they are set.
+        run: Configuration of the model's run, or empty; it supplies what the options leave open.
+        owner: The model, as the user named it.
+        num_images: Number of generated images.
 
     Returns:
-        The same images as each judge sees them.
+        The statistics of the real images for each judge.
 
     Raises:
-        UserError: if no measure can be made of them.
+        UserError: if metrics cannot be computed with them.
     """
     dataset = options.dataset_name or data_source_of(run)
     if dataset is None:
-        raise UserError(f"{owner} does not say what it was trained on; name it with --dataset_name")
+        raise UserError(f"{owner} does not record its training data; set --dataset_name")
     judges = [load_judge(name) for name in options.judge or shipped_judges_of(dataset)]
     test, train = (
         load_real(options, run, dataset, split) for split in (options.reference_split, train_split_of(options, run))
     )
     if not judges:
         raise UserError(
-            f"hfgen ships no judge of {dataset}, but of {', '.join(SHORT_NAMES)}. "
+            f"hfgen ships no judge for {dataset}, only for {', '.join(SHORT_NAMES)}. "
             + _how_to_get_a_judge(options, run, dataset, [test, train], num_images)
         )
     _check(options, num_images, judges, test, train)
-    references = [Reference(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
+    references = [RealStatistics(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
     warn_of_weak_judges({each.judge.name: each.accuracy for each in references if each.accuracy})
     return references
 
@@ -60,17 +62,14 @@ def load_references(options: MeasuringOptions, run: dict[str, Any], owner: str, 
 def _how_to_get_a_judge(
     options: MeasuringOptions, run: dict[str, Any], dataset: str, real: list[ImageData], num_images: int
 ) -> str:
-    """Return the command that trains a judge of the images that a model is measured with."""
+    """Return the command that trains a judge on a model's evaluation data."""
     if any(data.labels is None for data in real):
-        return (
-            f"To train one takes class labels, and {dataset} has none; without them, name a judge of images like "
-            "these (--judge)"
-        )
+        return f"Training one needs class labels, but {dataset} has none; set --judge to one trained on similar images"
     fewest = min(num_images, *map(len, real))
     widths = [width for width in JUDGES_WIDTHS if width < fewest]
     if not widths:
         return (
-            f"To measure in the features of one takes more than {JUDGES_WIDTHS[-1]} images of each kind, not {fewest}"
+            f"An evaluation needs more than {JUDGES_WIDTHS[-1]} generated, training and test images each, not {fewest}"
         )
     own = placed_source(dataset) == data_source_of(run)
     flags = {"train_data_dir" if own and run.get("train_data_dir") else "dataset_name": dataset}
@@ -82,7 +81,7 @@ def _how_to_get_a_judge(
     usual = {"train_split": "train", "test_split": "test", "on_bad_image": "error"}
     needed = {name: str(value) for name, value in flags.items() if value and value != usual.get(name)}
     words = [word for name, value in needed.items() for word in (f"--{name}", value)]
-    if widths[0] < JUDGES_WIDTHS[0]:  # the features must be fewer than the images
+    if widths[0] < JUDGES_WIDTHS[0]:  # the covariance needs more images than features
         words += ["--hidden_sizes", *3 * [str(widths[0])]]
     names = ("runs/judge" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
     output = next(name for name in names if not Path(name).exists())
@@ -91,16 +90,16 @@ def _how_to_get_a_judge(
 
 
 def warn_of_weak_judges(accuracies: dict[str, dict[str, Any]]) -> None:
-    """Say which judges are often wrong about real images, given what `accuracy_of` found of each."""
+    """Warn of judges with low accuracy on real images, given the results of `accuracy_of`."""
     for text in weak_judges(accuracies):
         print(f"hfgen: warning: {text}", file=sys.stderr)
 
 
 def judges_of(options: TestingOptions, dataset: str, test: ImageData) -> list[Judge]:
-    """Load the judges that were named, or those that hfgen ships for a data set and that know images of this size.
+    """Load the judges that were named, or the shipped ones for a data set that fit the image size.
 
     Raises:
-        UserError: if one that was named does not know such images.
+        UserError: if one that was named does not fit.
     """
     if not options.judge:
         shipped = (load_judge(name) for name in shipped_judges_of(dataset))
@@ -117,7 +116,7 @@ def train_split_of(options: TestingOptions, run: dict[str, Any]) -> str:
 
 
 def training_of(run: Path) -> dict[str, Any]:
-    """Return what a report says of how a model was trained, from the record of its run; nothing without one."""
+    """Return the training facts for a report from the record of a run; empty without one."""
     if not (run / RUN_FILE).is_file():
         return {}
     training = read_training(run / RUN_FILE)
@@ -125,7 +124,7 @@ def training_of(run: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a report rests on."""
+    """Return the versions of the packages that affect a report."""
     return {name: version(name) for name in REPORTED_PACKAGES}
 
 
@@ -149,13 +148,13 @@ def default_output(run_or_repo: str) -> Path:
 
 
 def data_source_of(run: dict[str, Any]) -> str | None:
-    """Return what a run was trained on, as `load_images` takes it."""
+    """Return the training data of a run, in the form that `load_images` takes."""
     folder = run.get("train_data_dir")
     return placed_folder(folder) if folder else run.get("dataset_name")
 
 
 def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split: str) -> ImageData:
-    """Load a split of real images as a run read its own.
+    """Load a split of real images with the reading options of a run.
 
     Raises:
         UserError: if there are none.
@@ -179,47 +178,49 @@ def load_real(options: TestingOptions, run: dict[str, Any], dataset: str, split:
     except UserError as error:
         if "cannot open split" in str(error):
             raise UserError(
-                f"{str(error).rstrip('.')}. A model that was trained with --test_fraction 0.2 has test images; "
-                "--reference_split names another split, and --dataset_name another data set"
+                f"{str(error).rstrip('.')}. Train with --test_fraction 0.2 to hold out test images, "
+                "or set --reference_split or --dataset_name"
             ) from error
         raise
 
 
 def held_out_by(options: TestingOptions, run: dict[str, Any], dataset: str) -> dict[str, float]:
-    """Return which fractions of a data set are held out: as a model of it was trained, else as was asked.
+    """Return the held-out fractions of a data set: those of the model's training on it, else those of the options.
 
     Raises:
-        UserError: if others are asked for, with some of which the model was trained.
+        UserError: if the options contradict the training, so that training images would count as held out.
     """
     own = placed_source(dataset) == data_source_of(run)
     fractions = {}
     for name in ("validation_fraction", "test_fraction"):
         trained, asked = run.get(name, 0.0) if own else 0.0, getattr(options, name)
         if own and asked not in (None, trained):
-            raise UserError(f"the model was trained with {name} {trained:g}, so that {asked:g} would mix the parts")
+            raise UserError(
+                f"the model was trained with {name} {trained:g}; {asked:g} would mix training and held-out images"
+            )
         fractions[name] = trained if asked is None else asked
     return fractions
 
 
 def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test: ImageData, train: ImageData) -> None:
-    """Refuse what no measure can be made of."""
+    """Raise UserError if metrics cannot be computed with these judges and images."""
     if len({judge.name for judge in judges}) < len(judges):
         raise UserError(f"judges must differ in the names of their folders: {', '.join(options.judge)}")
     needed = max(judge.num_features for judge in judges)
-    for number, what in ((num_images, "images"), (len(test), "reference images"), (len(train), "training images")):
-        if number <= needed:
+    for count, what in ((num_images, "images"), (len(test), "reference images"), (len(train), "training images")):
+        if count <= needed:
             raise UserError(
                 f"the Fréchet distance in the {needed} features of these judges needs more than {needed} images; "
-                f"{what}: {number}"
+                f"{what}: {count}"
             )
     for judge in judges:
         if tuple(test.images.shape[1:]) != judge.image_shape:
             raise UserError(
-                f"the judge {judge.name} knows images of {size_of(judge.image_shape)}, and {test.source} has "
-                f"{size_of(test.images.shape[1:])}; name another --judge, or give --resolution and --channels"
+                f"the judge {judge.name} was trained on images of {size_of(judge.image_shape)}, but {test.source} has "
+                f"{size_of(test.images.shape[1:])}; use another --judge, or set --resolution and --channels"
             )
         if judge.label_names != judges[0].label_names:
-            raise UserError(f"the judges {judges[0].name} and {judge.name} know different classes")
+            raise UserError(f"the judges {judges[0].name} and {judge.name} have different classes")
     for data in (test, train):
         if data.labels is not None:
             judges_numbers(data.label_names, data.source, judges[0].label_names)
@@ -227,9 +228,9 @@ def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test
 
 
 def check_size(shape: tuple[int, int, int], what: str, test: ImageData) -> None:
-    """Refuse images (C, H, W) that are not like the real ones."""
+    """Raise UserError if a shape (C, H, W) is not that of the real images."""
     if tuple(shape) != tuple(test.images.shape[1:]):
         raise UserError(
-            f"{what} has {size_of(shape)}, and {test.source} {size_of(test.images.shape[1:])}; bring the data set to "
-            "the images' size and channels with --resolution and --channels"
+            f"{what} has {size_of(shape)}, and {test.source} {size_of(test.images.shape[1:])}; convert the "
+            "data set with --resolution and --channels"
         )

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: `evaluation.json`, `evaluation.md` with pictures, and one table of many of them."""
+"""Reports of an evaluation: `evaluation.json`, `evaluation.md` and its figures."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ RECORD = "evaluation.json"
 PAGE = "evaluation.md"
 PICTURES = "evaluation"  # folder beside them
 ANALYSIS_RECORD, ANALYSIS_PAGE, ANALYSIS_PICTURES = "analysis.json", "analysis.md", "analysis"
-REPORTS = (RECORD, PAGE, PICTURES, ANALYSIS_RECORD, ANALYSIS_PAGE, ANALYSIS_PICTURES)  # all that is said of a model
+REPORTS = (RECORD, PAGE, PICTURES, ANALYSIS_RECORD, ANALYSIS_PAGE, ANALYSIS_PICTURES)  # all reports on a model
 MEASURES = {
     "frechet_distance": ("Fréchet distance", "lower"),
     "kernel_distance": ("kernel distance", "lower"),
@@ -24,7 +24,7 @@ MEASURES = {
     "density": ("density", "near 1"),
     "coverage": ("coverage", "higher"),
 }
-WEAK_JUDGE = 2 / 3  # a judge that is right on fewer of the real images is named as such
+WEAK_JUDGE = 2 / 3  # accuracy on real images below which a warning is shown
 FLOORS = {"train_against_test": "training against test", "half_against_half": "training, half against half"}
 
 
@@ -35,24 +35,24 @@ def save_pictures(
     features: tuple[Tensor, Tensor],
     folder: Path,
 ) -> None:
-    """Draw the pictures of an evaluation's page.
+    """Save the figures of an evaluation's page.
 
     Args:
-        record: What `hfgen.evaluation.evaluate` found.
+        record: The record of `hfgen.evaluation.evaluate`.
         images: Some of the images, uint8 (N, C, H, W).
         pairs: Images and their nearest neighbours in the training set, each uint8 (N, C, H, W).
         features: Of the images, (N, D), and of the test images, (M, D).
-        folder: Where to.
+        folder: Output folder.
     """
     (folder / PICTURES).mkdir(exist_ok=True)
-    shown = {
+    figures = {
         "images": image_grid(images),
         "measures": measures_picture(record["measures"], record["floors"], MEASURES, FLOORS),
         "classes": class_shares_picture(record["classes"]),
         "features": features_picture(*features),
         "neighbours": neighbors_picture(*pairs),
     }
-    for name, picture in shown.items():
+    for name, picture in figures.items():
         save_picture(picture, folder / PICTURES / f"{name}.png")
 
 
@@ -67,20 +67,22 @@ def save_classifier_report(record: dict[str, Any], folder: Path) -> Path:
 
 
 def save_restoration_report(record: dict[str, Any], folder: Path) -> Path:
-    """Write the record of what a model makes of test images, and its page; return the path of the record."""
+    """Write the record of an image-to-image evaluation and its page; return the path of the record."""
     return save_record(record, _restoration_page(record), folder)
 
 
-def seen_text(setting: dict[str, Any], judge: str) -> str:
-    """Say how often a judge sees the class in what was given, and in what was made of it."""
-    before, after = (setting[kind]["class_seen"].get(judge) for kind in ("given", "made"))
+def class_accuracy_text(setting: dict[str, Any], judge: str) -> str:
+    """Format a judge's class accuracy on inputs and outputs."""
+    before, after = (setting[part]["class_seen"].get(judge) for part in ("given", "made"))
     return f"{before['accuracy']:.1%} → {after['accuracy']:.1%}" if after else ""
 
 
-def nearness_texts(setting: dict[str, Any]) -> list[str]:
-    """Say how near what was given comes to what should be, in PSNR and SSIM, and what was made of it."""
+def similarity_texts(setting: dict[str, Any]) -> list[str]:
+    """Format PSNR and SSIM of inputs and outputs against their targets."""
     compared = [part for part in (setting["given"], setting["made"]) if "mse" in part]
-    psnrs = [f"{part['psnr']:.2f}" if "psnr" in part else "∞" for part in compared]  # of earlier versions: equal
+    psnrs = [
+        f"{part['psnr']:.2f}" if "psnr" in part else "∞" for part in compared
+    ]  # written by earlier versions for equal images
     ssims = [f"{part['ssim']:.3f}" for part in compared if "ssim" in part]
     return [" → ".join(psnrs), " → ".join(ssims)]
 
@@ -100,24 +102,24 @@ def save_record(
 
 
 def weak_judges(accuracies: dict[str, dict[str, Any]]) -> list[str]:
-    """Say which judges, of those with `accuracy_of` the real images, are often wrong."""
+    """Describe judges with low accuracy on real images, given the results of `accuracy_of`."""
     return [
-        f"The judge {code(judge)} is right on no more than {accuracy_text(found)} of the real images: what it says of "
-        "others, and distances in its features, are worth little."
+        f"The judge {code(judge)} has an accuracy of only {accuracy_text(found)} on real images: its predictions and "
+        "distances in its feature space are unreliable."
         for judge, found in accuracies.items()
         if found["accuracy"] < WEAK_JUDGE
     ]
 
 
 def sampler_text(sampler: dict[str, Any]) -> str:
-    """Write how images were drawn, from a protocol or from the options of `hfgen.sampling.sample.sample`."""
+    """Describe a sampler, from a protocol or the options of `hfgen.sampling.sample.sample`."""
     if "prior" in sampler:
         return f"{sampler['prior']} prior"
     if "truncation" in sampler:
         truncation = sampler["truncation"]
         return "one step" if truncation is None else f"one step, latents within {truncation:g}"
     if "scheduler" not in sampler:
-        return "given as images"
+        return "loaded from files"
     text = f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps"
     if (scale := sampler.get("guidance_scale")) is None:
         return text
@@ -126,15 +128,15 @@ def sampler_text(sampler: dict[str, Any]) -> str:
 
 
 def render_report(template: str, **values: Any) -> str:
-    """Return a page that shows records: beside its values, the template may use the names and functions below."""
+    """Render a page of records; its template may use the values and the names and functions below."""
     return render(
         template,
         measure_titles=MEASURES,
         floor_titles=FLOORS,
         sampler_text=sampler_text,
         weak_judges=weak_judges,
-        nearness_texts=nearness_texts,
-        seen_text=seen_text,
+        similarity_texts=similarity_texts,
+        class_accuracy_text=class_accuracy_text,
         **values,
     )
 
@@ -143,13 +145,15 @@ def _page(record: dict[str, Any]) -> str:
     classes = {}
     for judge, found in record["conditional"].items():
         names = record["classes"][judge]["label_names"]
-        nothing = [None] * len(names)
-        real = record["judge_accuracy"].get(judge, {"accuracy_per_class": nothing})
-        distances = found.get("frechet_distance_per_class", nothing)
+        unknown = [None] * len(names)
+        real = record["judge_accuracy"].get(judge, {"accuracy_per_class": unknown})
+        distances = found.get("frechet_distance_per_class", unknown)
         columns = names, found["accuracy_per_class"], real["accuracy_per_class"], distances
         classes[judge] = list(zip(*columns, strict=True))
-    compared = [found for kinds in record["memorization"].values() for found in kinds.values()]
-    chance_is_known = all("nearer_to_training_std" in found for found in compared)  # not to earlier versions
+    compared = [found for sets in record["memorization"].values() for found in sets.values()]
+    chance_is_known = all(
+        "nearer_to_training_std" in found for found in compared
+    )  # missing in records of earlier versions
     return render_report("evaluation.md", record=record, classes=classes, chance_is_known=chance_is_known)
 
 

@@ -1,4 +1,4 @@
-"""One table of many evaluations and analyses."""
+"""Tables of evaluations and analyses."""
 
 import os
 from pathlib import Path
@@ -14,11 +14,11 @@ from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import escaped
 from hfgen.utils.untrusted import read_json
 
-SECTIONS = {"measures": "models", "accuracy": "judges", "restoration": "restorers"}  # by what a record has
+SECTIONS = {"measures": "models", "accuracy": "judges", "restoration": "restorers"}  # by a key of the record
 
 
 def results_page(folders: list[Path], place: Path) -> str:
-    """Return one Markdown page, for the folder `place`, with a row for each `evaluation.json` below some folders.
+    """Return a Markdown page with a row for each `evaluation.json` below some folders; links are relative to `place`.
 
     Raises:
         UserError: if there is none.
@@ -34,14 +34,14 @@ def results_page(folders: list[Path], place: Path) -> str:
     )
     if not records and not analyses:
         places = ", ".join(str(folder) for folder in folders)
-        raise UserError(f"there is no {RECORD} below {places}; hfgen evaluate writes one")
-    sections = {section: [item for item in records if kind in item[1]] for kind, section in SECTIONS.items()}
+        raise UserError(f"there is no {RECORD} below {places}; run hfgen evaluate first")
+    sections = {section: [item for item in records if key in item[1]] for key, section in SECTIONS.items()}
     sections["models"].sort(key=lambda item: (item[1]["protocol"]["dataset"], item[0]))
     return _page(**sections, analyses=sorted(analyses, key=lambda item: item[0]))
 
 
 def _page(**sections: list[tuple[str, dict[str, Any]]]) -> str:
-    """Return a page with the sections that have records, each of which comes with a link to its folder."""
+    """Render the page from records by section, each with the link to its folder."""
     return render_report("results.md", **dict.fromkeys((*SECTIONS.values(), "analyses"), ()) | sections)
 
 
@@ -49,16 +49,18 @@ def read_record(file: Path) -> dict[str, Any]:
     """Read the record of an evaluation or an analysis.
 
     Raises:
-        UserError: naming the file, if no row of a table can be written of it.
+        UserError: naming the file, if it is not a record of hfgen.
     """
     record = read_json(file)
-    kind = next((kind for kind in SECTIONS if kind in record), None)
-    if kind is None and file.name != ANALYSIS_RECORD:
-        raise UserError(f"{file} is no record of hfgen evaluate: it has none of {', '.join(SECTIONS)}")
+    key = next((key for key in SECTIONS if key in record), None)
+    if key is None and file.name != ANALYSIS_RECORD:
+        raise UserError(f"{file} is not a record of hfgen evaluate: it has none of {', '.join(SECTIONS)}")
     try:
-        _page(**{"analyses" if file.name == ANALYSIS_RECORD else SECTIONS[kind]: [("", record)]})
+        _page(**{"analyses" if file.name == ANALYSIS_RECORD else SECTIONS[key]: [("", record)]})
     except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
-        raise UserError(f"{file} is no whole record of hfgen: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(
+            f"{file} is an incomplete record of hfgen: {type(error).__name__}: {first_line(error)}"
+        ) from error
     return record
 
 
@@ -67,16 +69,16 @@ def _link(folder: Path, place: Path) -> str:
 
 
 def write_results(folders: list[Path], output: Path) -> Path:
-    """Write the table of some folders to a page.
+    """Write the tables of some folders to a page.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
-        UserError: if there is no evaluation, or a page that hfgen did not write would be written over.
+        UserError: if there is no evaluation, or the output exists and was not written by `hfgen results`.
     """
     if output.is_file() and "`hfgen results`" not in output.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{output} is not by hfgen results, and would be written over; name another --output")
+        raise UserError(f"{output} was not written by hfgen results and will not be overwritten; set another --output")
     page = results_page(folders, output.parent)
     with complete_or_absent(output) as temporary:
         temporary.write_text(page)

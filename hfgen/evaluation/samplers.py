@@ -1,4 +1,4 @@
-"""`hfgen compare-samplers`: how good a model's images are by scheduler, steps and guidance, and what that costs."""
+"""`hfgen compare-samplers`: image quality and cost by scheduler, steps and guidance."""
 
 import time
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from hfgen.config.commands import CompareSamplersConfig
 from hfgen.data.sources import public_name
-from hfgen.evaluation.generated import draw, labels_like
+from hfgen.evaluation.generated import generate, labels_like
 from hfgen.evaluation.real import check_size, default_output, load_references, name_of
 from hfgen.evaluation.report import render_report, sampler_text, save_record
-from hfgen.evaluation.statistics import Reference, jackknife
+from hfgen.evaluation.statistics import RealStatistics, jackknife
 from hfgen.families import GUIDANCE
 from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.figures.plots import curves_picture
@@ -35,21 +35,21 @@ from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers
 
 RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
-TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance is larger by no more than this share,
-# or by no more than the standard error of the difference
+TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance exceeds the lowest by no more than this
+# fraction, or by no more than the standard error of the difference
 SHOWN_IMAGES = 12
 TIMED_IMAGES = 50
-TIMINGS = 3  # of each setting, in turn with the others
+TIMINGS = 3  # per setting, interleaved with the others
 
 
 def compare_samplers(config: CompareSamplersConfig) -> Path:
-    """Draw with each setting from each model, measure the images, and write what was found.
+    """Sample each model with each setting, evaluate the images, and write the report.
 
     Returns:
-        The path of `comparison.json`; `comparison.md` and its pictures are beside it.
+        The path of `comparison.json`; `comparison.md` and its figures are in the same folder.
 
     Raises:
-        UserError: before any image is drawn, if a model, a setting, the data or the judges do not allow it.
+        UserError: before sampling, if a model, a setting, the data or the judges do not fit.
     """
     names = [name_of(run) for run in config.runs]
     if len(set(names)) < len(names):
@@ -78,7 +78,7 @@ def compare_samplers(config: CompareSamplersConfig) -> Path:
 
 @dataclass
 class _Model:
-    """A model to draw from: what its run was configured with, and the classes to ask it for, if it knows any."""
+    """A model to sample, the configuration of its run, and its class labels if it is class-conditional."""
 
     name: str
     pipeline: DiffusionPipeline
@@ -90,13 +90,13 @@ def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     pipeline = load(run, revision=config.revision, trust_remote_code=config.trust_remote_code)
     require_diffusion(pipeline)
     if (config.guidance_scale or config.guidance_interval) and not is_conditional(pipeline):
-        raise UserError(f"{run} knows no classes, so that there is no guidance to try")
+        raise UserError(f"{run} is unconditional, so guidance does not apply")
     pipeline.to(default_device())
     return _Model(name_of(run), pipeline, run_fields(Path(run).expanduser()))
 
 
 def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, Any]]:
-    """List what to try of a model: every pair of scheduler and steps, with every guidance scale."""
+    """List the samplers to compare: each scheduler and number of steps with each guidance scale."""
     own = default_sampler(model.pipeline, model.fields)
     guidance = {name: own[name] for name in GUIDANCE if name in own}
     if guidance and config.guidance_interval:
@@ -110,9 +110,9 @@ def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, An
 
 
 def _try_setting(
-    config: CompareSamplersConfig, model: _Model, sampler: dict[str, Any], reference: Reference, output: Path
+    config: CompareSamplersConfig, model: _Model, sampler: dict[str, Any], reference: RealStatistics, output: Path
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    subject = draw(
+    generated = generate(
         model.pipeline,
         model.name,
         sampler | {"seed": config.seed},
@@ -122,24 +122,24 @@ def _try_setting(
         model.labels,
         reference.judge.label_names,
     )
-    features, logits = reference.judge.extract(subject.images)
+    features, logits = reference.judge.extract(generated.images)
     row: dict[str, Any] = reference.measures(features)
     row["frechet_distance"]["without_each_tenth"] = reference.frechet_distances_without(features)
-    if subject.labels is not None:
-        row["accuracy"] = (logits.argmax(1) == subject.labels).double().mean().item()
-    return row, subject.images[:SHOWN_IMAGES]
+    if generated.labels is not None:
+        row["accuracy"] = (logits.argmax(1) == generated.labels).double().mean().item()
+    return row, generated.images[:SHOWN_IMAGES]
 
 
 def _costs(settings: list[tuple[_Model, dict[str, Any]]]) -> list[dict[str, float]]:
-    """Count how often the network is evaluated for an image, and time the drawing of a batch.
+    """Count the network evaluations per image, and time the sampling of a batch.
 
-    What else the machine does meanwhile differs from minute to minute, and a first batch takes longer than others. So
-    each model draws one that does not count, the settings are timed in turn, and the quickest of their times is taken.
+    The machine's load varies and a first batch is slow, so each model samples an untimed batch first, the timings of
+    the settings are interleaved, and the fastest counts.
     """
     for model, sampler in {model.name: (model, sampler) for model, sampler in settings}.values():
-        _draw_batch(model, sampler)
+        _sample_batch(model, sampler)
     rounds = [
-        [_draw_batch(model, sampler) for model, sampler in settings]
+        [_sample_batch(model, sampler) for model, sampler in settings]
         for _ in tqdm(range(TIMINGS), "timing", unit="round", disable=None)
     ]
     return [
@@ -148,25 +148,25 @@ def _costs(settings: list[tuple[_Model, dict[str, Any]]]) -> list[dict[str, floa
     ]
 
 
-def _draw_batch(model: _Model, sampler: dict[str, Any]) -> tuple[float, float]:
-    """Draw a batch; return how often the network was evaluated for an image, and the seconds that an image took."""
-    shown: list[int] = []
+def _sample_batch(model: _Model, sampler: dict[str, Any]) -> tuple[float, float]:
+    """Sample a batch; return the network evaluations and the seconds per image."""
+    evaluated: list[int] = []
     hook = network_of(model.pipeline).register_forward_hook(
-        lambda network, arguments, output: shown.append(len(arguments[0]))
+        lambda network, arguments, output: evaluated.append(len(arguments[0]))
     )
     started = time.monotonic()
     options = {"num_images": TIMED_IMAGES, "batch_size": TIMED_IMAGES, "class_labels": model.labels, **sampler}
     for _ in sample(model.pipeline, **options):
         pass
     hook.remove()
-    return sum(shown) / TIMED_IMAGES, (time.monotonic() - started) / TIMED_IMAGES
+    return sum(evaluated) / TIMED_IMAGES, (time.monotonic() - started) / TIMED_IMAGES
 
 
 def compare_with_best(rows: list[dict[str, Any]]) -> None:
-    """Write into each row of a model how far its Fréchet distance is above the best (`above_best`, value and std).
+    """Add to each row of a model the difference of its Fréchet distance from the lowest (`above_best`, value and std).
 
-    Its standard error comes from leaving out the same tenth of the images of both, which begin with the same noise
-    image by image; it is None where there are too few images for that.
+    Its standard error is a paired jackknife over tenths of the images, since image i starts from the same noise in
+    both; it is None if there are too few images.
     """
     best = min(rows, key=_distance)
     for row in rows:
@@ -188,7 +188,11 @@ def _distance(row: dict[str, Any]) -> float:
 
 
 def _save(
-    config: CompareSamplersConfig, rows: list[dict[str, Any]], images: torch.Tensor, reference: Reference, output: Path
+    config: CompareSamplersConfig,
+    rows: list[dict[str, Any]],
+    images: torch.Tensor,
+    reference: RealStatistics,
+    output: Path,
 ) -> Path:
     floor = reference.floors(config.num_images).get("train_against_test", {})
     by_model: dict[str, list[dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""The measures of `hfgen/metrics/` on images as judges see them, with deviations, real-data floors and a cache."""
+"""Feature-space metrics with uncertainties and real-data baselines, and a cache of real statistics."""
 
 import functools
 import hashlib
@@ -32,22 +32,22 @@ from hfgen.utils.seeds import derive_seed
 NEIGHBOURS = 5  # k of precision, recall, density, coverage
 KERNEL_SUBSET = 1000
 KERNEL_SUBSETS = 100
-GROUPS = 10  # into which samples are divided for the standard deviations
-MEMORIZATION_SAMPLES = 4000  # of each kind, at most
-LEAST_RECALL = 0.1  # below it no deviation is stated
-DISTANCES_AT_A_TIME = 50_000_000  # in memory
-OVERLAP = 0.01  # share of the test images from which on they count as seen in training
-_VERSION = 2  # of what is cached; increase when a measure changes
+GROUPS = 10  # of samples, for the standard deviations
+MEMORIZATION_SAMPLES = 4000  # of generated and real images each, at most
+LEAST_RECALL = 0.1  # below it no standard deviation is reported
+DISTANCES_AT_A_TIME = 50_000_000  # held in memory
+OVERLAP = 0.01  # fraction of the test images in the training set above which they count as seen
+_VERSION = 2  # of the cache; increase when a metric changes
 
 
-class Reference:
-    """Real images as one judge sees them; what has been computed once is kept on disk.
+class RealStatistics:
+    """Statistics of the real images in the feature space of a judge, cached on disk.
 
     Args:
-        judge: Looks at the images.
-        test: Images that generated ones are compared with.
-        train: Images that the model was trained on.
-        cache: Folder for what is kept.
+        judge: The feature extractor.
+        test: Real images to compare generated ones with.
+        train: Training images of the model.
+        cache: Folder of the cache.
     """
 
     def __init__(self, judge: Judge, test: ImageData, train: ImageData, cache: Path):
@@ -55,37 +55,36 @@ class Reference:
 
     def features(self, data: ImageData) -> Tensor:
         """Return the features of a data set, float32 (N, D)."""
-        return self._seen(data)["features"]
+        return self._outputs(data)["features"]
 
     def predicted(self, data: ImageData) -> Tensor:
-        """Return the classes that the judge finds in a data set, int64 (N,)."""
-        return self._seen(data)["predicted"]
+        """Return the judge's predicted classes of a data set, int64 (N,)."""
+        return self._outputs(data)["predicted"]
 
     def labels(self, data: ImageData) -> Tensor | None:
-        """Return the classes of a data set as the judge numbers them, int64 (N,), or None where it has none."""
+        """Return the labels of a data set as the judge's class indices, int64 (N,), or None if it has none."""
         if data.labels is None:
             return None
         return judges_numbers(data.label_names, data.source, self.judge.label_names)[data.labels]
 
-    def _seen(self, data: ImageData) -> dict[str, Tensor]:
-        def look() -> dict[str, Tensor]:
+    def _outputs(self, data: ImageData) -> dict[str, Tensor]:
+        def compute() -> dict[str, Tensor]:
             features, logits = self.judge.extract(data.images)
             return {"features": features, "predicted": logits.argmax(1)}
 
-        return self._kept(f"features-{data.fingerprint[:16]}", look)
+        return self._cached(f"features-{data.fingerprint[:16]}", compute)
 
     def measures(self, features: Tensor) -> dict[str, dict[str, float | None]]:
-        """Compare features (N, D) with those of the test images by every distribution measure.
+        """Compute all distribution metrics between features (N, D) and those of the test images.
 
         Returns:
-            For each measure its value and its standard deviation over other samples of the same model. Those of
-            precision, recall, density, coverage and the Fréchet distance come from leaving out a tenth of the samples
-            at a time (the grouped jackknife); that of the kernel distance, which is a mean, from its values for each
-            tenth alone. A deviation is None where a tenth has too few samples, and for a recall below `LEAST_RECALL`,
-            which rests on the few largest balls: whether there are such in other samples, these cannot tell.
+            For each metric its value and its standard deviation over sets of samples of the model. Those of precision,
+            recall, density, coverage and the Fréchet distance are grouped jackknife estimates over tenths of the
+            samples; that of the kernel distance, a mean, comes from its values for the single tenths. It is None if a
+            tenth has too few samples, and for a recall below `LEAST_RECALL`, which depends on the few largest balls.
         """
         references = self.features(self.test)
-        squares = self._kept(
+        squares = self._cached(
             f"squared-radii-{NEIGHBOURS}-{self.test.fingerprint[:16]}",
             lambda: {"squares": squared_radii(references, NEIGHBOURS)},
         )["squares"]
@@ -111,9 +110,9 @@ class Reference:
         return {name: {"value": value, "std": stds[name]} for name, value in values.items()}
 
     def frechet_distances_without(self, features: Tensor) -> list[float]:
-        """Return the Fréchet distances to the test images without each tenth of features (N, D); none if N is small.
+        """Return the Fréchet distances to the test images without each tenth of features (N, D); empty if N is small.
 
-        Sample i is in tenth i mod 10, so that samples that belong together image by image are left out together.
+        Sample i is in tenth i mod 10, so paired samples are left out together.
         """
         every = torch.arange(len(features)) % GROUPS
         if (every != 0).sum() <= features.shape[1]:
@@ -123,7 +122,7 @@ class Reference:
 
     @functools.cached_property
     def accuracy(self) -> dict[str, Any] | None:
-        """How often the judge is right on the test images (see `accuracy_of`), or None where they have no labels."""
+        """The judge's accuracy on the test images (see `accuracy_of`), or None if they have no labels."""
         labels = self.labels(self.test)
         if labels is None:
             return None
@@ -131,24 +130,24 @@ class Reference:
 
     @functools.cached_property
     def test_images_in_training(self) -> int:
-        """How many test images are, to the pixel, among the training images."""
+        """Number of test images that are pixel-identical to a training image."""
         return count_in(self.train, self.test.images)
 
     @property
     def is_unseen(self) -> bool:
-        """Whether the test images are, but for a few, others than the training images."""
+        """Whether at most a fraction `OVERLAP` of the test images are in the training set."""
         return self.test_images_in_training <= OVERLAP * len(self.test)
 
     def floors(self, num_images: int) -> dict[str, dict[str, float]]:
-        """Measure real images as if they were generated, as many, or all where there are fewer.
+        """Compute the metrics for real images in place of generated ones, as a baseline.
 
         Args:
-            num_images: How many.
+            num_images: Number of generated images; fewer are used if there are fewer real ones.
 
         Returns:
             `train_against_test`, if the test images are unseen: training images against the test images;
-            `half_against_half`, if there are enough: training images against other training images, as many as there
-            are test images or all others. Each with its `num_images`.
+            `half_against_half`, if there are enough: training images against as many other training images as there
+            are test images, at most half. Each with its `num_images`.
         """
         features = self.features(self.train)
         generator = torch.Generator().manual_seed(derive_seed("floors"))
@@ -159,7 +158,7 @@ class Reference:
             sets["train_against_test"] = features[:num_images], self.features(self.test)
         if half > features.shape[1]:
             sets["half_against_half"] = features[:half][:num_images], features[half:][: len(self.test)]
-        path = self._place(
+        path = self._cache_file(
             f"floors-{num_images}-{'-'.join(sets)}-{self.test.fingerprint[:16]}-{self.train.fingerprint[:16]}.json"
         )
         if path.exists():
@@ -180,34 +179,34 @@ class Reference:
         return floors
 
     def memorization(self, features: Tensor) -> dict[str, dict[str, float]]:
-        """Tell how much nearer to training than to test images samples stand, in equal numbers of each.
+        """Compare the distances of samples to training images and to equally many test images.
 
         Args:
             features: (N, D); the first `MEMORIZATION_SAMPLES` of them are used.
 
         Returns:
-            For the samples (`generated`), and where there are enough for training images in their place that are not
-            among those compared with (`real`): the gap in nats per image (see `memorization_gap`) and its standard
-            error; the share of samples whose nearest real image is a training image, and how far from one half, its
-            average, that is by the choice of the real images alone. If c_h of N samples have the real image h as their
-            nearest, and it is chance whether that one was trained on, this deviation is ½ √(Σ c_h²) / N: the larger,
-            the fewer real images are nearest to many samples.
+            For the samples (`generated`), and, if there are enough, for other training images in their place (`real`):
+            the gap in nats per image (see `memorization_gap`) and its standard error; the proportion of samples whose
+            nearest real image is a training image, and its standard deviation under the null hypothesis. Under it,
+            each real image is a training image with probability ½. If the real image h is the nearest of c_h of N
+            samples, the standard deviation is ½ √(Σ c_h²) / N: the fewer real images are nearest to many samples, the
+            larger.
         """
         generator = torch.Generator().manual_seed(derive_seed("memorization"))
         test, train = self.features(self.test), self.features(self.train)
-        number = min(MEMORIZATION_SAMPLES, len(test), len(train))
-        test = test[torch.randperm(len(test), generator=generator)[:number]]
+        count = min(MEMORIZATION_SAMPLES, len(test), len(train))
+        test = test[torch.randperm(len(test), generator=generator)[:count]]
         train = train[torch.randperm(len(train), generator=generator)]
-        train, others = train[:number], train[number:]
+        train, others = train[:count], train[count:]
         results = {}
-        for kind, samples in (("generated", features), ("real", others)):
+        for name, samples in (("generated", features), ("real", others)):
             samples = samples[: min(MEMORIZATION_SAMPLES, len(features))]
             if len(samples) > NEIGHBOURS:
                 gap, gap_error = memorization_gap(samples, train, test)
                 to_train, to_test = nearest(samples, train), nearest(samples, test)
                 nearer = to_train[0] < to_test[0]
-                counts = torch.where(nearer, to_train[1], number + to_test[1]).bincount().double()
-                results[kind] = {
+                counts = torch.where(nearer, to_train[1], count + to_test[1]).bincount().double()
+                results[name] = {
                     "gap": gap,
                     "gap_std": gap_error,
                     "nearer_to_training": nearer.double().mean().item(),
@@ -215,8 +214,8 @@ class Reference:
                 }
         return results
 
-    def _kept(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        path = self._place(f"{name}.safetensors")
+    def _cached(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        path = self._cache_file(f"{name}.safetensors")
         if path.exists():
             try:
                 return load_file(path)
@@ -227,14 +226,14 @@ class Reference:
             save_file(computed, temporary)
         return computed
 
-    def _place(self, name: str) -> Path:
+    def _cache_file(self, name: str) -> Path:
         return self.cache / f"statistics-{_VERSION}-{self.judge.sha256[:16]}-{name}"
 
 
 def count_in(data: ImageData, images: Tensor) -> int:
-    """Count the images (N, C, H, W) that are, to the pixel, in a data set."""
+    """Count the images (N, C, H, W) that are pixel-identical to an image of a data set."""
 
-    def digest(image: np.ndarray) -> bytes:  # of a million images the pixels would fill the memory
+    def digest(image: np.ndarray) -> bytes:  # keeping the pixels of a million images would take too much memory
         return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
     known = set(map(digest, data.images.numpy()))
@@ -242,12 +241,12 @@ def count_in(data: ImageData, images: Tensor) -> int:
 
 
 def nearest(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each of the features, (N, D), distance and number of the nearest of the others, (M, D)."""
-    centre = others.mean(0)  # far from 0, float32 has no digits left for the distances
+    """Return for each of the features, (N, D), the distance and index of the nearest of the others, (M, D)."""
+    centre = others.mean(0)  # float32 distances lose precision far from the origin
     others = others - centre
     rows = max(1, min(500, DISTANCES_AT_A_TIME // len(others)))
-    found = [torch.cdist(part - centre, others).min(1) for part in features.split(rows)]
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+    minima = [torch.cdist(part - centre, others).min(1) for part in features.split(rows)]
+    return torch.cat([part.values for part in minima]), torch.cat([part.indices for part in minima])
 
 
 def _distances(features: Tensor, references: Tensor) -> dict[str, float]:
@@ -262,17 +261,17 @@ def _kernel_distance(features: Tensor, references: Tensor, subsets: int) -> floa
 
 
 def jackknife(values: list[float]) -> float:
-    """Return the standard deviation from the values without each group (Tukey 1958)."""
+    """Return the jackknife standard deviation from the values without each group (Tukey 1958)."""
     return math.sqrt((len(values) - 1) * torch.tensor(values, dtype=torch.float64).var(correction=0).item())
 
 
 def _without(found: Tensor, group: int) -> Tensor:
-    """Leave out a group of (M, G)."""
+    """Drop a group of (M, G)."""
     return torch.cat([found[:, :group], found[:, group + 1 :]], 1)
 
 
 def accuracy_of(predicted: Tensor, labels: Tensor, num_classes: int) -> dict[str, Any]:
-    """Return the share of right predictions, its standard error, and the share within each class."""
+    """Return the accuracy of predictions, its standard error, and the accuracy per class."""
     accuracy, per_class = class_accuracy(predicted, labels, num_classes)
     std = math.sqrt(accuracy * (1 - accuracy) / len(labels))
     return {"accuracy": accuracy, "accuracy_std": std, "accuracy_per_class": per_class}

@@ -1,4 +1,4 @@
-"""The page that puts the members of a sweep side by side."""
+"""The page that compares the runs of a sweep."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ from hfgen.utils.markdown import accuracy_text, duration, escaped, number, perce
 
 PAGE = "sweep.md"
 PICTURES = "sweep"  # folder beside them
-# Fields that change neither the loss nor the images that it is of, but only how low it gets.
+# Fields that change neither the loss function nor its images, so losses are comparable.
 SAME_LOSS = {
     *("adam_beta1", "adam_beta2", "adam_epsilon", "adam_weight_decay", "learning_rate", "lr_scheduler"),
     *("lr_warmup_steps", "max_grad_norm", "optimizer", "ema_max_decay", "use_ema", "seed", "torch_compile"),
@@ -27,13 +27,13 @@ SAME_LOSS = {
     *("add_attention", "norm_num_groups", "act_fn", "hidden_sizes", "decoder_hidden_sizes", "embedding_size"),
     *("decoder_block_out_channels", "activate_decoder_input", "depths"),
 }
-NOT_SHOWN = ("step", "learning_rate", "grad_norm/")  # beginnings of names of metrics
+NOT_SHOWN = ("step", "learning_rate", "grad_norm/")  # prefixes of metric names
 ANALYSED = {
     "mse": lambda record: number(record["similarity"]["mse"]),
     "PSNR (dB)": lambda record: number(record["similarity"]["psnr"]),
     "SSIM": lambda record: number(record["similarity"]["ssim"]) if "ssim" in record["similarity"] else "",
-    "pixels right": lambda record: percent(record["pixel_accuracy"]),
-    "class kept": lambda record: "; ".join(
+    "pixel accuracy": lambda record: percent(record["pixel_accuracy"]),
+    "class accuracy": lambda record: "; ".join(
         accuracy_text(found["reconstructions"]) for found in record["class_kept"].values()
     ),
     "−ELBO (nats)": lambda record: with_error(record["bounds"]["negative_elbo"]),
@@ -43,7 +43,7 @@ ANALYSED = {
 
 
 def write_page(folder: Path) -> Path:
-    """Write the page of a sweep anew, with what its members know of themselves by now; return its path."""
+    """Rewrite the page of a sweep with the current results of its runs; return its path."""
     record = read_sweep(folder)
     members = {name: _Member(folder / name, settings) for name, settings in record["members"].items()}
     (folder / PICTURES).mkdir(exist_ok=True)
@@ -72,26 +72,26 @@ def write_page(folder: Path) -> Path:
 
 
 def _best(members: dict[str, "_Member"]) -> dict[str, Any]:
-    """Find the best member by what was measured on the test images, or else by the loss, where that compares."""
-    unlike = []
-    for title, measure in {
+    """Find the best run by a metric on the test images, else by the training loss, if they are comparable."""
+    incomparable = []
+    for title, metric in {
         "lowest −ELBO": _Member.negative_elbo,
         "lowest Fréchet distance": _Member.frechet_distance,
         "highest accuracy": _Member.accuracy,
     }.items():
-        found = {name: measure(member) for name, member in members.items()}
+        found = {name: metric(member) for name, member in members.items()}
         if None in found.values():
             continue
         if len({measured.protocol for measured in found.values()}) > 1:
-            unlike.append(title.split(" ", 1)[1])
+            incomparable.append(title.split(" ", 1)[1])
             continue
         best, *others = sorted(found, key=lambda name: found[name].value)
-        return {"measure": title, "name": best, "close": [n for n in others if found[n].is_close_to(found[best])]}
-    if unlike:
-        return {"unlike": unlike}
+        return {"metric": title, "name": best, "close": [n for n in others if found[n].is_close_to(found[best])]}
+    if incomparable:
+        return {"incomparable": incomparable}
     first = next(iter(members.values()))
-    if first.is_a_game():
-        return {"is_a_game": True}
+    if first.is_adversarial():
+        return {"is_adversarial": True}
     if others := [field for field in first.settings if field not in SAME_LOSS]:
         return {"fields": others}
     losses = {name: member.last("loss/") for name, member in members.items()}
@@ -99,12 +99,12 @@ def _best(members: dict[str, "_Member"]) -> dict[str, Any]:
 
 
 class _Measured(NamedTuple):
-    """What was measured of a member.
+    """A metric of a run.
 
     Attributes:
-        protocol: Values of another protocol do not compare.
-        value: The lower the better.
-        std: Its standard deviation over other samples of the model, or None if it is not independent of the others.
+        protocol: Values are comparable if their protocols are equal.
+        value: Lower is better.
+        std: Its standard deviation over samples of the model, or None if it is not independent between runs.
     """
 
     protocol: tuple[Any, ...]
@@ -112,7 +112,7 @@ class _Measured(NamedTuple):
     std: float | None
 
     def is_close_to(self, best: "_Measured") -> bool:
-        """Tell whether it is above the best by no more than the standard error of the difference."""
+        """Return whether it exceeds the best by no more than the standard error of the difference."""
         return None not in (self.std, best.std) and self.value - best.value <= math.hypot(self.std, best.std)
 
 
@@ -121,7 +121,7 @@ class _Member:
 
     Args:
         run: Its folder.
-        settings: What it was given, by field.
+        settings: Its values of the swept fields.
     """
 
     def __init__(self, run: Path, settings: dict[str, str]):
@@ -131,21 +131,21 @@ class _Member:
         self.rows = read_rows(run / METRICS_FILE)
 
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
-        """Return the epochs and the values of each loss and term."""
+        """Return epochs and values of each loss and term."""
         epochs = [row["step"] / self.training["steps_per_epoch"] for row in self.rows]
         return {name: (epochs, [row[name] for row in self.rows]) for name in self._shown()}
 
     def samples(self) -> Path:
-        """Return the picture of the last samples."""
+        """Return the last sample grid."""
         return list_steps(self.run / "samples", ".png")[-1]
 
     def last(self, prefix: str) -> float:
-        """Return the mean over the last epoch of the metrics whose names begin so, added up."""
+        """Return the sum of the metrics with a prefix, averaged over the last epoch."""
         rows = self.rows[-self.training["steps_per_epoch"] :]
         return sum(value for row in rows for name, value in row.items() if name.startswith(prefix)) / len(rows)
 
     def negative_elbo(self) -> _Measured | None:
-        """Return −ELBO of the test images, if that has been found; those of others are of the same images."""
+        """Return the −ELBO on the test images, if it was computed; without std, as all runs share the images."""
         found = self._read(report.ANALYSIS_RECORD)
         if not found:
             return None
@@ -153,7 +153,7 @@ class _Member:
         return _Measured(protocol, found["bounds"]["negative_elbo"]["value"], None)
 
     def frechet_distance(self) -> _Measured | None:
-        """Return that of its images by the first judge, if it has been measured."""
+        """Return the Fréchet distance by the first judge, if it was computed."""
         found = self._read(report.RECORD)
         if not found or "measures" not in found:
             return None
@@ -163,18 +163,18 @@ class _Member:
         return _Measured(shared, **measures["frechet_distance"])
 
     def accuracy(self) -> _Measured | None:
-        """Return that of a classifier, times −1, if it has been measured; those of others are of the same images."""
+        """Return a classifier's negative accuracy, if it was computed; without std, as all runs share the images."""
         found = self._read(report.RECORD)
         if not found or "accuracy" not in found:
             return None
         return _Measured((found["protocol"]["reference_sha256"],), -found["accuracy"], None)
 
-    def is_a_game(self) -> bool:
-        """Tell whether several networks have losses of their own."""
+    def is_adversarial(self) -> bool:
+        """Return whether several networks have losses of their own."""
         return sum(name.startswith("loss/") for name in self.rows[0]) > 1
 
     def cells(self) -> dict[str, str]:
-        """Return what there is to say of it, by title."""
+        """Return its cells of the table, by column title."""
         cells = {escaped(field): escaped(value) for field, value in self.settings.items()}
         cells["training"] = f"{self.training['optimizer_steps']:,} steps, {duration(self.training['train_seconds'])}"
         for name in self._shown():

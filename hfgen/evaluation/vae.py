@@ -1,4 +1,4 @@
-"""`hfgen analyze`: what a VAE's latents keep of images, how good its bounds are, how its latents are laid out."""
+"""`hfgen analyze`: reconstructions, likelihood bounds and latent space of a VAE."""
 
 import math
 from dataclasses import dataclass
@@ -52,23 +52,23 @@ from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
-ROWS_AT_A_TIME = 5000  # latents that are decoded together for the importance-weighted bound
-PAIRS = 32  # images beside their reconstructions
-TRAVERSED = 16  # dimensions at most, those with most divergence
-SCATTERED = 2000  # points of latents that are drawn
+DECODED_TOGETHER = 5000  # latents per batch for the importance-weighted bound
+PAIRS = 32  # images with their reconstructions
+TRAVERSED = 16  # dimensions at most, those with the largest KL divergence
+SCATTERED = 2000  # latents in the scatter plots
 
 
 @dataclass
 class _Encoded:
-    """Test images and what a VAE makes of them.
+    """Test images with their latents and reconstructions.
 
     Attributes:
-        images: As it is shown them, float (N, C, H, W) in [0, 1].
-        labels: Their classes as the VAE numbers them, int64 (N,), or None if it is told none.
+        images: The inputs, float (N, C, H, W) in [0, 1].
+        labels: The VAE's class indices, int64 (N,), or None if it is unconditional.
         means, stddevs: Of q(z | x), each (N, D).
         reconstructions: Decoded from the means, float (N, C, H, W) in [0, 1].
-        errors: −ln p(x | z) of one z drawn from q(z | x), in nats, (N,).
-        divergences: Of each latent dimension, in nats, (N, D).
+        errors: −ln p(x | z) of one sample z of q(z | x), in nats, (N,).
+        divergences: KL divergence of each latent dimension, in nats, (N, D).
     """
 
     images: Tensor
@@ -84,29 +84,29 @@ def analyze(config: AnalyzeConfig) -> Path:
     """Analyse a VAE on test images and write the report.
 
     Returns:
-        The path of `analysis.json`; `analysis.md` and its pictures are beside it.
+        The path of `analysis.json`; `analysis.md` and its figures are in the same folder.
 
     Raises:
-        UserError: before any work, if the model is no VAE, or the data and judges do not fit it.
+        UserError: before any work, if the model is not a VAE, or the data or judges do not fit.
     """
     pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
     if not isinstance(pipeline, VAEPipeline):
-        raise UserError(f"{config.run_or_repo} is a {type(pipeline).__name__}; latents are analysed of a VAEPipeline")
+        raise UserError(f"{config.run_or_repo} is a {type(pipeline).__name__}; only a VAEPipeline can be analysed")
     run = run_fields(Path(config.run_or_repo).expanduser())
     dataset = config.dataset_name or data_source_of(run)
     if dataset is None:
-        raise UserError(f"{config.run_or_repo} does not say what it was trained on; name it with --dataset_name")
+        raise UserError(f"{config.run_or_repo} does not record its training data; set --dataset_name")
     test = load_real(config, run, dataset, config.reference_split)
     check_size(image_shape_of(pipeline), config.run_or_repo, test)
     judges = judges_of(config, dataset, test)
     labels = {judge.name: _labels(judge, test) for judge in judges if test.labels is not None}
     known = {judge.name: judge for judge in judges if judge.name in labels}
-    warn_of_weak_judges({name: _right(judge, test.images, labels[name]) for name, judge in known.items()})
+    warn_of_weak_judges({name: _accuracy(judge, test.images, labels[name]) for name, judge in known.items()})
     if len(test) < 2:
-        raise UserError(f"an analysis needs two images or more, and {test.source} has {len(test)}")
+        raise UserError(f"an analysis needs at least two images, but {test.source} has {len(test)}")
     method = config.binarization or pipeline.config.binarization
     if method != "none" and pipeline.vae.config.pixel_distribution != "bernoulli":
-        raise UserError(f"{config.run_or_repo} is no model of black-and-white pixels; leave binarization out")
+        raise UserError(f"{config.run_or_repo} does not model binary pixels; omit binarization")
     pipeline.to(default_device())
     encoded = _encode(pipeline, test, Binarizer(method, test), config)
     output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
@@ -151,9 +151,9 @@ def _encode(pipeline: VAEPipeline, test: ImageData, binarize: Binarizer, config:
     noises = torch.randn(len(test), vae.config.latent_dim, generator=generator)
     labels = None
     if pipeline.labels:
-        numbers = test.require_labels()
+        indices = test.require_labels()
         try:
-            labels = torch.tensor(pipeline.get_label_ids(test.label_names))[numbers]
+            labels = torch.tensor(pipeline.get_label_ids(test.label_names))[indices]
         except ValueError as error:
             raise UserError(str(error)) from error
     parts: dict[str, list[Tensor]] = {}
@@ -163,7 +163,7 @@ def _encode(pipeline: VAEPipeline, test: ImageData, binarize: Binarizer, config:
         classes = None if labels is None else labels[indices].to(vae.device)
         latent_dist = vae.encode(images, classes)
         pixels = vae.pixels(latent_dist.mean + latent_dist.stddev * noises[indices].to(vae.device), classes)
-        found = {
+        outputs = {
             "images": images / 2 + 0.5,
             "means": latent_dist.mean,
             "stddevs": latent_dist.stddev,
@@ -171,29 +171,29 @@ def _encode(pipeline: VAEPipeline, test: ImageData, binarize: Binarizer, config:
             "errors": reconstruction_nll(pixels, images / 2 + 0.5).flatten(1).sum(1),
             "divergences": kl_to_standard_normal(latent_dist),
         }
-        for name, value in found.items():
+        for name, value in outputs.items():
             parts.setdefault(name, []).append(value.float().cpu())
     return _Encoded(labels=labels, **{name: torch.cat(values) for name, values in parts.items()})
 
 
 def _pixel_accuracy(encoded: _Encoded) -> float:
-    """Return the share of pixels that are on the same side of a half in an image and its reconstruction."""
+    """Return the fraction of pixels that agree between images and reconstructions after thresholding at 0.5."""
     return ((encoded.images >= 0.5) == (encoded.reconstructions >= 0.5)).double().mean().item()
 
 
 def _labels(judge: Judge, test: ImageData) -> Tensor:
-    """Return the classes of the test images as a judge numbers them, int64 (N,)."""
+    """Return the labels of the test images as a judge's class indices, int64 (N,)."""
     return judges_numbers(test.label_names, test.source, judge.label_names)[test.labels]
 
 
 def _class_kept(judge: Judge, labels: Tensor, encoded: _Encoded) -> dict[str, Any]:
-    """Return which share of the reconstructions, and of the images, the judge takes for the class that they show."""
-    shown = {"reconstructions": encoded.reconstructions, "images": encoded.images}
-    return {kind: _right(judge, _uint8(images), labels) for kind, images in shown.items()}
+    """Return the judge's accuracy on the reconstructions and on the images."""
+    inputs = {"reconstructions": encoded.reconstructions, "images": encoded.images}
+    return {name: _accuracy(judge, _uint8(images), labels) for name, images in inputs.items()}
 
 
-def _right(judge: Judge, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Return how often a judge takes images, uint8 (N, C, H, W), for what they show."""
+def _accuracy(judge: Judge, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return a judge's accuracy on images, uint8 (N, C, H, W) (see `accuracy_of`)."""
     return accuracy_of(judge.extract(images)[1].argmax(1), labels, len(judge.label_names))
 
 
@@ -202,7 +202,7 @@ def _uint8(images: Tensor) -> Tensor:
 
 
 def _bounds(pipeline: VAEPipeline, encoded: _Encoded, config: AnalyzeConfig) -> dict[str, dict[str, float]]:
-    """Return the negative bounds on ln p(x), in nats an image, and the two terms of the first."""
+    """Return the negative bounds on ln p(x) in nats per image, and the two terms of the ELBO."""
     generator = torch.Generator().manual_seed(derive_seed("bound images", config.seed))
     chosen = torch.randperm(len(encoded.images), generator=generator)[: config.num_bound_images]
     found = likelihood_bounds(_log_weights(pipeline, encoded, chosen, config))
@@ -214,7 +214,7 @@ def _bounds(pipeline: VAEPipeline, encoded: _Encoded, config: AnalyzeConfig) -> 
         "negative_elbo": negative_elbo,
         "negative_importance_weighted_bound": {
             "value": negative_elbo["value"] - found["gain"],
-            "std": negative_elbo["std"] + found["gain_std"],  # at most, whatever the two have to do with each other
+            "std": negative_elbo["std"] + found["gain_std"],  # an upper bound, whatever their correlation
         },
     }
 
@@ -226,20 +226,20 @@ def _mean(values: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def _log_weights(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, config: AnalyzeConfig) -> Tensor:
-    """Return the logarithms of the importance weights of many latents of the chosen images, (N, K)."""
+    """Return the log importance weights of K latents of each chosen image, (N, K)."""
     vae = pipeline.vae
     generator = torch.Generator(vae.device).manual_seed(derive_seed("importance samples", config.seed))
     total = config.num_importance_samples
-    at_a_time = max(1, ROWS_AT_A_TIME // total)
+    images_per_batch = max(1, DECODED_TOGETHER // total)
     weights = []
-    for indices in tqdm(chosen.split(at_a_time), desc="importance sampling", unit="batch", disable=None):
+    for indices in tqdm(chosen.split(images_per_batch), desc="importance sampling", unit="batch", disable=None):
         images = encoded.images[indices].to(vae.device)
         means, stddevs = encoded.means[indices].to(vae.device), encoded.stddevs[indices].to(vae.device)
         latent_dist = torch.distributions.Normal(means, stddevs, validate_args=False)
         labels = None if encoded.labels is None else encoded.labels[indices].to(vae.device)
         parts = []
-        for start in range(0, total, ROWS_AT_A_TIME):
-            draws = min(ROWS_AT_A_TIME, total - start)
+        for start in range(0, total, DECODED_TOGETHER):
+            draws = min(DECODED_TOGETHER, total - start)
             noise = torch.randn(draws, *means.shape, generator=generator, device=vae.device)
             latents = means + stddevs * noise
             pixels = vae.pixels(latents.flatten(0, 1), None if labels is None else labels.repeat(draws))
@@ -250,7 +250,7 @@ def _log_weights(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, confi
 
 
 def _pictures(pipeline: VAEPipeline, test: ImageData, encoded: _Encoded, seed: int) -> dict[str, Image]:
-    """Draw the pictures of the page, of images chosen at random."""
+    """Return the figures of the page, for randomly chosen images."""
     generator = torch.Generator().manual_seed(derive_seed("shown images", seed))
     chosen = torch.randperm(len(test), generator=generator)
     pairs = {"image": encoded.images, "again": encoded.reconstructions}
@@ -269,21 +269,21 @@ def _pictures(pipeline: VAEPipeline, test: ImageData, encoded: _Encoded, seed: i
 
 
 def _planes(means: Tensor, seed: int) -> dict[str, np.ndarray]:
-    """Return latents (N, D) on planes, by name: as they are, or their main directions and their t-SNE."""
+    """Return 2-D projections of latents (N, D) by name: the latents themselves, or PCA and t-SNE."""
     latents = means.double().numpy()
     if latents.shape[1] == 2:
         return {"the two latent dimensions": latents}
     if latents.shape[1] == 1:
         return {"the latent dimension, twice": latents.repeat(2, axis=1)}
     if not latents.std(axis=0).any():
-        return {"the latents, all alike": latents[:, :2]}
+        return {"the latents, all equal": latents[:, :2]}
     state = derive_seed("t-SNE", seed) % 2**32
     neighbours = TSNE(random_state=state, init="pca", perplexity=min(30, (len(latents) - 1) / 3))
     return {"principal components": PCA(2).fit_transform(latents), "t-SNE": neighbours.fit_transform(latents)}
 
 
 def _interpolations(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, generator: torch.Generator) -> Image:
-    """Draw strips between random latents, and between test images; of a model of classes, each end has its own."""
+    """Return interpolations between random latents and between test images; classes switch half-way."""
     drawn = torch.randn(2 * STRIPS, encoded.means.shape[1], generator=generator)
     ends = {"random latents": (drawn, None), "test images": (encoded.means[chosen[: 2 * STRIPS]], encoded.labels)}
     rows, names = [], []
@@ -296,8 +296,8 @@ def _interpolations(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, ge
             options = {"num_steps": STRIP_STEPS, "mode": "linear", "class_labels": classes, "output_type": "pt"}
             rows.append(pipeline.interpolate(latents[first], latents[first + 1], **options).images)
             names.append(name)
-    numbers = [row for row in range(len(rows)) for _ in range(STRIP_STEPS)]
-    return sample_grid(_uint8(torch.cat(rows)), numbers, names)
+    indices = [row for row in range(len(rows)) for _ in range(STRIP_STEPS)]
+    return sample_grid(_uint8(torch.cat(rows)), indices, names)
 
 
 def _traversals(pipeline: VAEPipeline, encoded: _Encoded) -> Image:
@@ -314,7 +314,7 @@ def _page(record: dict[str, Any]) -> str:
     return render_report(
         "analysis.md",
         record=record,
-        images_taken_for_their_class={judge: found["images"] for judge, found in record["class_kept"].items()},
+        accuracies_on_images={judge: found["images"] for judge, found in record["class_kept"].items()},
         active_variance=ACTIVE_VARIANCE,
         strip_steps=STRIP_STEPS,
     )

@@ -1,1 +1,1 @@
-"""The page of a model, and its way to the Hub."""
+"""Model cards and publishing on the Hub."""

@@ -1,4 +1,4 @@
-"""The page of a model on the Hub, written from its run, never by hand: what it is, how good, how it was made."""
+"""Model cards, generated from runs."""
 
 import re
 import shutil
@@ -23,24 +23,23 @@ from hfgen.utils.untrusted import check_content, own_file
 WALL = "# Models\n\nMade by `hfgen card`: "  # the beginning of templates/wall.md
 SAMPLES_PICTURE = "samples.png"
 LATENTS = ("interpolations.png", "truncations.png", "plane.png")
-WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumed, for the estimate of energy
+WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumptions of the energy estimate
 
 
 def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_license: str) -> Path:
-    """Write the page of a finished run, `README.md`, and its pictures.
+    """Write the model card of a finished run, `README.md`, and its figures.
 
     Args:
         run: The run folder.
-        folder: Where to; it may be the run itself.
-        repo_id: The Hub id under which the model will be found, for the code that shows its use; by default the one
-            that it was trained for, or else a placeholder.
-        spdx_license: Of the weights, as an SPDX identifier in lower case, `apache-2.0` for instance.
+        folder: Output folder; may be the run folder.
+        repo_id: Hub id for the usage example; by default that of the run's configuration, or a placeholder.
+        spdx_license: Licence of the weights as a lower-case SPDX identifier, such as `apache-2.0`.
 
     Returns:
-        The path of the page.
+        The path of the model card.
 
     Raises:
-        UserError: if the folder holds no finished run, or a file that is not what its name says.
+        UserError: if the folder holds no finished run, or a file whose content does not fit its name.
     """
     facts = read_run(run)
     elsewhere = folder.resolve() != run.resolve()
@@ -57,10 +56,10 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     try:
         metadata, page = _metadata(facts, model, spdx_license), _page(facts, model, pictures)
         card = ModelCard.from_template(metadata, str(TEMPLATES / "model_card.md"), page=page)
-    except (KeyError, TypeError, UndefinedError) as error:  # of a record that lacks something, or has it otherwise
+    except (KeyError, TypeError, UndefinedError) as error:  # of a record with missing or malformed entries
         raise UserError(
-            f"the records of {run} are not as this hfgen writes them ({type(error).__name__}: {error}); train, "
-            "evaluate or analyse it again"
+            f"the records of {run} do not have the format of this hfgen version ({type(error).__name__}: {error}); "
+            "train, evaluate or analyse it again"
         ) from error
     with complete_or_absent(folder / CARD) as temporary:
         card.save(temporary)
@@ -68,22 +67,22 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
 
 
 def _id_of(run: Path, hub_model_id: object) -> str:
-    """Return the Hub id that a run was trained for, or a placeholder, which Python and Markdown take for a name."""
+    """Return the configured Hub id of a run, or a placeholder that is safe in Python and Markdown."""
     if isinstance(hub_model_id, str) and re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", hub_model_id):
         return hub_model_id
     return f"user/{re.sub(r'[^A-Za-z0-9._-]+', '-', run.resolve().name)}"
 
 
 def gallery_folder(gallery: Path, run: Path) -> Path:
-    """Return the folder of a run's page in a gallery.
+    """Return the folder of a run's model card in a gallery.
 
     Raises:
-        UserError: if pages that are none of hfgen's would be written over.
+        UserError: if a page that hfgen did not write would be overwritten.
     """
     folder = gallery / run.resolve().name
     for page, is_own in ((gallery / CARD, _is_wall), (folder / CARD, _is_page)):
         if page.exists() and not is_own(page):
-            raise UserError(f"{page} is not by hfgen, and would be written over; name another --gallery")
+            raise UserError(f"{page} was not written by hfgen and will not be overwritten; set another --gallery")
     return folder
 
 
@@ -92,7 +91,7 @@ def _is_wall(page: Path) -> bool:
 
 
 def _is_page(page: Path) -> bool:
-    """Tell whether hfgen wrote a page."""
+    """Return whether hfgen wrote a model card."""
     try:
         card = ModelCard.load(page)
     except (ValueError, OSError, yaml.YAMLError):
@@ -101,7 +100,7 @@ def _is_page(page: Path) -> bool:
 
 
 def write_gallery(folder: Path) -> Path:
-    """Write `README.md` of a folder of pages: a wall of their pictures, each with its first measure.
+    """Write `README.md` of a gallery: sample grids of the models, each with its first metric.
 
     Returns:
         The path of the page.
@@ -121,13 +120,13 @@ def write_gallery(folder: Path) -> Path:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file, completely or not at all."""
+    """Copy a file atomically."""
     with complete_or_absent(target) as temporary:
         shutil.copyfile(source, temporary)
 
 
 def _pictures_of(run: Path) -> dict[str, str]:
-    """Return the pictures of a page that a run holds, each with the name that it has in the run."""
+    """Return the figures of a run's model card, by target name, with their names in the run."""
     samples = list_steps(own_file(run, "samples"), ".png")
     found = {f"{FIGURES}/{SAMPLES_PICTURE}": f"samples/{samples[-1].name}"} if samples else {}
     names = [f"{FIGURES}/{name}" for name in (CURVES, CLASSES, ANIMATION, TIMELAPSE, *LATENTS)]
@@ -150,7 +149,7 @@ def _is_there(path: Path) -> bool:
 def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCardData:
     kind, evaluation = facts["kind"], facts["evaluation"]
     return ModelCardData(
-        model_name=model.rpartition("/")[2] if evaluation else None,  # which belongs to the results
+        model_name=model.rpartition("/")[2] if evaluation else None,  # required with results
         library_name=kind.library,
         pipeline_tag=kind.task,
         tags=["hfgen", *tags_of(facts)],
@@ -161,7 +160,7 @@ def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCard
 
 
 def _results(kind: Model, evaluation: dict[str, Any]) -> list[EvalResult]:
-    """Return the measures as the Hub's `model-index` has them, each with the protocol by which it was measured."""
+    """Return the metrics for the Hub's `model-index`, each with its protocol."""
     protocol = evaluation["protocol"]
     shared = {
         "task_type": kind.task,
@@ -170,9 +169,9 @@ def _results(kind: Model, evaluation: dict[str, Any]) -> list[EvalResult]:
         "dataset_split": protocol["reference_split"],
     }
     if "accuracy" in evaluation:
-        asked = {key: protocol[key] for key in ("reference_images", "weights_sha256")}
+        settings = {key: protocol[key] for key in ("reference_images", "weights_sha256")}
         accuracy = {"metric_type": "accuracy", "metric_name": "accuracy", "metric_value": evaluation["accuracy"]}
-        return [EvalResult(**shared, **accuracy, metric_args=asked)]
+        return [EvalResult(**shared, **accuracy, metric_args=settings)]
     if "restoration" in evaluation:
         return [
             EvalResult(
@@ -190,14 +189,14 @@ def _results(kind: Model, evaluation: dict[str, Any]) -> list[EvalResult]:
         "num_images", "scheduler", "num_inference_steps", "seed", "guidance_scale", "guidance_interval", "prior",
         "truncation",
     )  # fmt: skip
-    asked = {name: protocol[name] for name in names if protocol.get(name) is not None}
+    settings = {name: protocol[name] for name in names if protocol.get(name) is not None}
     return [
         EvalResult(
             **shared,
             metric_type=name,
             metric_name=f"{title} (judge {judge})",
             metric_value=measures[name]["value"],
-            metric_args=asked | {"judge_sha256": protocol["judges"][judge]},
+            metric_args=settings | {"judge_sha256": protocol["judges"][judge]},
         )
         for judge, measures in evaluation["measures"].items()
         for name, (title, _) in MEASURES.items()
@@ -220,7 +219,7 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> str:
 
 
 def _energy(training: dict[str, Any]) -> dict[str, Any] | None:
-    """Estimate the energy of a training; of other devices, such as a laptop's, nobody here knows the power."""
+    """Estimate the energy of a training, or None for devices of unknown power."""
     processes = training["num_processes"]
     units = {
         "cpu": (training["threads"] * processes, WATTS_PER_CORE, "core"),
@@ -228,5 +227,5 @@ def _energy(training: dict[str, Any]) -> dict[str, Any] | None:
     }
     if training["device_type"] not in units:
         return None
-    number, watts, unit = units[training["device_type"]]
-    return {"kwh": number * watts * training["train_seconds"] / 3.6e6, "watts": watts, "unit": unit}
+    count, watts, unit = units[training["device_type"]]
+    return {"kwh": count * watts * training["train_seconds"] / 3.6e6, "watts": watts, "unit": unit}

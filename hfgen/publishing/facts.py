@@ -1,4 +1,4 @@
-"""What a run folder tells of a model, without what it tells of the machine and its user."""
+"""Model-card facts read from a run, with local paths removed."""
 
 import math
 from pathlib import Path
@@ -19,8 +19,8 @@ from hfgen.utils.errors import UserError
 from hfgen.utils.privacy import public_text, public_value
 from hfgen.utils.untrusted import check_content, is_word, one_line, own_file, read_index, read_json, shown
 
-STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # of batch normalisation: no parameters
-USED_IN_CODE = {  # fields that stand in the code of a page, and what they may be
+STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # batch-norm buffers, not parameters
+USED_IN_CODE = {  # fields in the code of a model card, and their validators
     "guidance_scale": lambda value: isinstance(value, int | float),
     "num_inference_steps": lambda value: isinstance(value, int),
     "num_train_timesteps": lambda value: isinstance(value, int),
@@ -30,22 +30,22 @@ USED_IN_CODE = {  # fields that stand in the code of a page, and what they may b
 
 
 def require_run(run: Path) -> str:
-    """Return the name of the class that a finished run's model is of.
+    """Return the model class name of a finished run.
 
     Raises:
-        UserError: if the folder holds no finished run, or one that no page can be written of.
+        UserError: if the folder holds no finished run, or its model class is unknown.
     """
     require_folder(run)
     class_name = _class_name_of(run)
     if class_name is None or not own_file(run, RUN_FILE).is_file() or not own_file(run, CONFIG_FILE).is_file():
         raise UserError(f"{run} holds no finished run of hfgen train")
     if model_of(class_name) is None:
-        raise UserError(f"{run} holds a {one_line(class_name)}, of which hfgen can write no page")
+        raise UserError(f"{run} holds a {one_line(class_name)}, for which hfgen has no model card")
     return class_name
 
 
 def _class_name_of(folder: Path) -> str | None:
-    """Return the name of the class that a folder's model is of, or None if it holds no model."""
+    """Return the class name of a folder's model, or None if it holds none."""
     if own_file(folder, INDEX).is_file():
         named = read_index(folder / INDEX)["_class_name"]
         return named[-1] if isinstance(named, list) else named
@@ -56,11 +56,11 @@ def _class_name_of(folder: Path) -> str | None:
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """Collect what a page says of a run; nothing in it names a place on this machine.
+    """Collect the values of a run's model card, without local paths.
 
     Raises:
-        UserError: if the folder holds no finished run, one that no page can be written of, or a file that is damaged
-            or a symbolic link.
+        UserError: if the folder holds no finished run, its model class is unknown, or a file is damaged or a symbolic
+            link.
     """
     class_name = require_run(run)
     config = _read_config(run / CONFIG_FILE)
@@ -85,19 +85,19 @@ def read_run(run: Path) -> dict[str, Any]:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """Read a run's configuration, which must have the fields that a page is written from."""
+    """Read a run's configuration and check the fields that a model card needs."""
     config = read_fields(file)
     places = [config.get("train_data_dir"), config.get("dataset_name")]
     if "seed" not in config or not any(isinstance(place, str) and place for place in places):
-        raise UserError(f"{file} does not say what the run was trained on, with which seed")
-    for name, fits in USED_IN_CODE.items():
-        if config.get(name) is not None and not fits(config[name]):
+        raise UserError(f"{file} does not record the training data and the seed")
+    for name, is_valid in USED_IN_CODE.items():
+        if config.get(name) is not None and not is_valid(config[name]):
             raise UserError(f"{file}: {name} cannot be {shown(config[name])}")
     return config
 
 
 def _network(run: Path, class_name: str) -> dict[str, Any]:
-    """Return the number of parameters, the size and channels of the images, and the classes if there are any."""
+    """Return the parameter count, image size and channels, and class names."""
     labels: list[str] = []
     try:
         model = model_of(class_name)
@@ -115,12 +115,17 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
             height, width = size["height"] // UPSCALE, size["width"] // UPSCALE
             weights = [own_file(run, "model.safetensors")]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the configuration of the model in {run} does not say the size of its images") from error
+        raise UserError(f"the configuration of the model in {run} does not have the image size") from error
     for file in weights:
         check_content(file)
     parameters = sum(map(_count_parameters, weights))
-    kind = "grey" if channels == 1 else "RGB"
-    return {"parameters": parameters, "size": f"{kind} {height}×{width}-pixel", "channels": channels, "labels": labels}
+    colours = "grey" if channels == 1 else "RGB"
+    return {
+        "parameters": parameters,
+        "size": f"{colours} {height}×{width}-pixel",
+        "channels": channels,
+        "labels": labels,
+    }
 
 
 def _count_parameters(weights: Path) -> int:

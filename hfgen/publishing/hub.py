@@ -1,4 +1,4 @@
-"""Publish on the Hub: turn a run into what is published, and push it."""
+"""Publish on the Hub: export a run and push it."""
 
 import contextlib
 import difflib
@@ -28,7 +28,7 @@ from hfgen.utils.untrusted import check_content, components_of, own_file, read_i
 
 T = TypeVar("T")
 
-# As the Hub knows them: https://huggingface.co/docs/hub/repositories-licenses
+# Identifiers of the Hub: https://huggingface.co/docs/hub/repositories-licenses
 LICENSES = [
     "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
     "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause",
@@ -45,18 +45,18 @@ LICENSES = [
 ]  # fmt: skip
 
 CLASSIFIER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
-TRIES = 3  # of an upload, beside those that the client makes of each request
+TRIES = 3  # per upload, besides the client's own retries
 PAUSE_SECONDS = 5
 
 
 def check_address(repo_id: str, spdx_license: str) -> None:
-    """Refuse an id or a licence that the Hub does not take, without asking it.
+    """Validate an id and a licence offline.
 
     Raises:
-        UserError: naming it, and what would work.
+        UserError: naming the invalid one and the valid form.
     """
     if repo_id.count("/") != 1:
-        raise UserError(f"{repo_id} is no Hub id, which has the form user/name")
+        raise UserError(f"{repo_id} is not a Hub id of the form user/name")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -65,37 +65,37 @@ def check_address(repo_id: str, spdx_license: str) -> None:
 
 
 def check_license(spdx_license: str) -> None:
-    """Refuse a licence that the Hub does not take, without asking it.
+    """Validate a licence offline.
 
     Raises:
-        UserError: naming it, and similar ones.
+        UserError: naming the invalid one and similar valid ones.
     """
     if spdx_license not in LICENSES:
         near = difflib.get_close_matches(spdx_license, LICENSES, n=3) or ["apache-2.0", "mit", "cc-by-4.0", "other"]
         raise UserError(
-            f'"license" must be one of those that the Hub knows, such as {", ".join(near)}, not {spdx_license!r}'
+            f'"license" must be one of the Hub identifiers, such as {", ".join(near)}, not {spdx_license!r}'
         )
 
 
 def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
-    """Write what is published of a finished run: its model, its page with pictures, its evaluation.
+    """Export the files to publish of a finished run: model, model card with figures, evaluation.
 
     Raises:
-        UserError: if there is no finished run, its model is not in safetensors, or a file is a symbolic link or not
-            what its name says.
+        UserError: if there is no finished run, its model is not in safetensors, or a file is a symbolic link or
+            does not fit its name.
     """
     require_run(run)
-    _copy_model(run, folder)  # before the film is drawn, since it refuses more
+    _copy_model(run, folder)  # first, since it refuses more
     write_card(run, folder, repo_id=repo_id, spdx_license=spdx_license)
 
 
 def index_file_of(folder: Path) -> str:
-    """Name the file by which a reader finds the rest of a folder's model."""
+    """Return the entry file of a folder's model."""
     return INDEX if (folder / INDEX).is_file() else CLASSIFIER_FILES[0]
 
 
 def _model_files(source: Path) -> list[Path]:
-    """List the files of a folder's model, relative to it: safetensors, JSON, and the code that the index names."""
+    """List the relative paths of a model's files: safetensors, JSON, and the remote code in the index."""
     if index_file_of(source) != INDEX:
         return [own_file(source, name).relative_to(source) for name in CLASSIFIER_FILES]
     index = read_index(own_file(source, INDEX))
@@ -111,7 +111,7 @@ def _model_files(source: Path) -> list[Path]:
     for file in files:
         own_file(source, file)
     if others := [file for file in files if file.suffix not in {".json", ".safetensors"} and file not in code]:
-        raise UserError(f"{source / others[0]} is no safetensors file, and nothing else is published")
+        raise UserError(f"{source / others[0]} is not a safetensors file and cannot be published")
     return files
 
 
@@ -134,18 +134,18 @@ def push(
 
     Args:
         run: The run folder.
-        repo_id: `user/name`; the repo is made if it is not there.
-        private: Make it private, if it is made.
+        repo_id: `user/name`; the repo is created if it does not exist.
+        private: Create a private repo.
         create_pr: Propose the commit as a pull request.
-        revision: Branch to commit to, made if it is not there; by default `main`.
-        spdx_license: Of the weights, as the Hub spells it.
+        revision: Branch to commit to, created if it does not exist; by default `main`.
+        spdx_license: The Hub's licence identifier of the weights.
 
     Returns:
-        The address of the commit or the pull request, or that there was nothing to change.
+        The URL of the commit or the pull request, or a message that nothing changed.
 
     Raises:
-        UserError: if the run, the token or the repo do not allow it; nothing has been uploaded.
-        PublishingError: if the upload failed, repeatedly; the message names the command that tries again.
+        UserError: if the run, the token or the repo do not allow it; nothing was uploaded.
+        PublishingError: if the upload failed after retries; the message has the command to retry.
     """
     check_address(repo_id, spdx_license)
     _require_token()
@@ -153,7 +153,7 @@ def push(
     command += ["--private"] * private + ["--create_pr"] * create_pr
     command += ["--revision", revision] if revision else []
     command += ["--license", spdx_license] if spdx_license != "apache-2.0" else []
-    later = f"The run is whole; publish it later with: {shlex.join(command)}"
+    later = f"The run is complete; publish it later with: {shlex.join(command)}"
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder), repo_id=repo_id, spdx_license=spdx_license)
 
@@ -168,15 +168,15 @@ def push(
             return _commit(Path(folder), repo_id, f"Upload {run.resolve().name}", revision, create_pr)
 
         _try_again_on_failure(prepare, later)
-        # Where only the answer was lost, trying again would make a second pull request, though no second commit.
+        # If only the response was lost, a retry would open a second pull request, but no second commit.
         return _try_again_on_failure(commit, later, tries=1 if create_pr else TRIES)
 
 
 def list_published(run: Path, repo_id: str, spdx_license: str) -> list[tuple[str, int]]:
-    """List what `push` would upload, with sizes in bytes, and send nothing.
+    """List the files that `push` would upload, with sizes in bytes.
 
     Raises:
-        UserError: see `export`; or for an id or a licence that the Hub does not take.
+        UserError: see `export`; or for an invalid id or licence.
     """
     check_address(repo_id, spdx_license)
     with tempfile.TemporaryDirectory() as folder:
@@ -186,17 +186,17 @@ def list_published(run: Path, repo_id: str, spdx_license: str) -> list[tuple[str
 
 
 def prepare_repo(repo_id: str, index_file: str, *, spdx_license: str, private: bool, create_pr: bool = False) -> None:
-    """Make sure that a model can be pushed to a repo, which is made if it is not there.
+    """Check that a model can be pushed to a repo, and create it if it does not exist.
 
     Args:
         repo_id: `user/name`.
-        index_file: The file by which a reader finds the rest of the model.
-        spdx_license: Of the weights, as the Hub spells it.
-        private: Make the repo private, if it is made.
-        create_pr: A pull request is all that has to be possible; the repo must be there.
+        index_file: The entry file of the model.
+        spdx_license: The Hub's licence identifier of the weights.
+        private: Create a private repo.
+        create_pr: Check for a pull request only; the repo must exist.
 
     Raises:
-        UserError: if the token or what is in the repo does not allow it, or the Hub does not know the licence.
+        UserError: if the token or the repo's content does not allow it, or the licence is invalid.
         PublishingError: if the Hub fails.
     """
     check_address(repo_id, spdx_license)
@@ -206,17 +206,19 @@ def prepare_repo(repo_id: str, index_file: str, *, spdx_license: str, private: b
         ModelCard(f"---\nlicense: {spdx_license}\n---\n").validate()
         if not create_pr:
             if not api.repo_exists(repo_id):
-                for kind in ("dataset", "space"):
-                    if api.repo_exists(repo_id, repo_type=kind):
-                        raise UserError(f"{repo_id} is a {kind} on the Hub; choose another --repo_id for the model")
-            api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the namespace has it
+                for repo_type in ("dataset", "space"):
+                    if api.repo_exists(repo_id, repo_type=repo_type):
+                        raise UserError(
+                            f"{repo_id} is a {repo_type} on the Hub; choose another --repo_id for the model"
+                        )
+            api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: the namespace's default
             api.auth_check(repo_id, write=True)
         info = api.model_info(repo_id)
     if private and not info.private:
-        raise UserError(f"{repo_id} is there already, and public; make it private on the Hub, or choose another id")
+        raise UserError(f"{repo_id} already exists and is public; make it private on the Hub, or choose another id")
     there = {file.rfilename for file in info.siblings}
     if others := {INDEX, CLASSIFIER_FILES[0]} & there - {index_file}:
-        raise UserError(f"{repo_id} holds another kind of model ({', '.join(others)}); choose another id")
+        raise UserError(f"{repo_id} holds a model of another type ({', '.join(others)}); choose another id")
 
 
 def _require_token() -> None:
@@ -225,14 +227,14 @@ def _require_token() -> None:
 
 
 def publish_all(runs: list[Path], namespace: str, *, private: bool, spdx_license: str, collection: str) -> str:
-    """Publish finished runs, each under its folder's name, and gather them in one collection.
+    """Publish finished runs, each under its folder's name, and add them to a collection.
 
     Returns:
-        The address of the collection.
+        The URL of the collection.
 
     Raises:
-        PublishingError: if some of them could not be published, after the others were and are in the collection; it
-            says why, and which commands try again.
+        PublishingError: if some could not be published, with reasons and commands to retry; the others are published
+            and in the collection.
     """
     published, failures = [], []
     for run in runs:
@@ -246,25 +248,25 @@ def publish_all(runs: list[Path], namespace: str, *, private: bool, spdx_license
         raise PublishingError("\n".join(failures))
     api = HfApi()
     with _explained(namespace):
-        gathered = api.create_collection(collection, namespace=namespace, private=private, exists_ok=True)
+        created = api.create_collection(collection, namespace=namespace, private=private, exists_ok=True)
         for repo_id in published:
-            api.add_collection_item(gathered.slug, repo_id, "model", exists_ok=True)
+            api.add_collection_item(created.slug, repo_id, "model", exists_ok=True)
     if failures:
         raise PublishingError("\n".join(failures))
-    return gathered.url
+    return created.url
 
 
 class HubPublisher(Publisher):
-    """Publishes a training's model on the Hub: the finished run, and checkpoints on the way.
+    """Publishes a training's model on the Hub: the finished run, and optionally checkpoints.
 
-    Checkpoints are pushed in the background, one at a time; one that comes while another is on its way is left out. An
-    upload that fails is reported and costs nothing else, since the finished model is pushed at the end.
+    Checkpoints are pushed in the background, one at a time; a checkpoint is skipped while another is uploading. A
+    failed upload is only reported, since the finished model is pushed at the end.
 
     Args:
         repo_id: `user/name`.
-        private: Make the repo private, if it is made.
-        spdx_license: Of the weights, as the Hub spells it.
-        every_save: Whether checkpoints are published too.
+        private: Create a private repo.
+        spdx_license: The Hub's licence identifier of the weights.
+        every_save: Whether to publish checkpoints too.
     """
 
     def __init__(
@@ -275,11 +277,11 @@ class HubPublisher(Publisher):
         self.upload: Future[None] | None = None
 
     def check(self, index_file: str) -> None:
-        """Make sure that the model can be pushed, and make the repo if it is not there."""
+        """Check that the model can be pushed, and create the repo if it does not exist."""
         prepare_repo(self.repo_id, index_file, spdx_license=self.spdx_license, private=self.private)
 
     def start(self, checkpoint: Path) -> None:
-        """Begin to push a checkpoint's model."""
+        """Start pushing a checkpoint's model."""
         if not self.every_save or (self.upload and not self.upload.done()):
             return
         folder = tempfile.TemporaryDirectory()
@@ -296,25 +298,25 @@ class HubPublisher(Publisher):
             try:
                 commit = functools.partial(_commit, Path(folder.name), self.repo_id, f"Upload {name}")
                 _try_again_on_failure(commit, "Training goes on")
-            except Exception as error:  # whatever it is, it is no reason to lose a training
+            except Exception as error:  # no error may end the training
                 print(f"{name} was not published: {error}")
 
     def wait(self) -> None:
-        """Wait for the upload that is on its way."""
+        """Wait for the current upload."""
         if self.upload:
             self.upload.result()
 
     def publish(self, run: Path) -> None:
-        """Push a finished run, and print its address."""
+        """Push a finished run and print its URL."""
         try:
             print("Published:", push(run, self.repo_id, private=self.private, spdx_license=self.spdx_license))
-        except UserError as error:  # what was possible before training no longer is
+        except UserError as error:  # possible before training, but not any more
             again = f"hfgen push {run} --repo_id {self.repo_id}"
-            raise PublishingError(f"{error}. The run is whole; once that is mended: {again}") from error
+            raise PublishingError(f"{error}. The run is complete; once this is fixed: {again}") from error
 
 
 def publisher_of(config: TrainingConfig) -> Publisher:
-    """Return what publishes the model of a training, as its configuration says."""
+    """Return the publisher of a training configuration."""
     if not config.push_to_hub:
         return Publisher()
     return HubPublisher(
@@ -326,24 +328,24 @@ def publisher_of(config: TrainingConfig) -> Publisher:
 
 
 def _commit(folder: Path, repo_id: str, message: str, revision: str | None = None, create_pr: bool = False) -> str:
-    """Make one commit of a folder, which also removes what an earlier push left in its places and those of a page."""
+    """Commit a folder, and delete stale files of an earlier push among those of a model."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    places = {name.partition("/")[0] for name in files} | {CARD, FIGURES, *REPORTS}
+    top_levels = {name.partition("/")[0] for name in files} | {CARD, FIGURES, *REPORTS}
     api = HfApi()
     with _explained(repo_id):
         before = api.model_info(repo_id, revision=revision)
-        there = [file.rfilename for file in before.siblings]
-        stale = [name for name in there if name.partition("/")[0] in places and name not in files]
+        existing = [file.rfilename for file in before.siblings]
+        stale = [name for name in existing if name.partition("/")[0] in top_levels and name not in files]
         operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
         operations += [CommitOperationDelete(name) for name in stale]
-        made = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
-    if made.oid == before.sha:
-        return f"nothing, since {repo_id} holds all of this already, {made.commit_url}"
-    return made.pr_url or made.commit_url
+        commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+    if commit.oid == before.sha:
+        return f"nothing, since {repo_id} is up to date, {commit.commit_url}"
+    return commit.pr_url or commit.commit_url
 
 
 def _try_again_on_failure(action: Callable[[], T], later: str, tries: int = TRIES) -> T:
-    """Do something on the Hub, again if the Hub fails; the message of the last failure ends with `later`."""
+    """Run an action on the Hub, with retries if the Hub fails; the last error message ends with `later`."""
     while True:
         tries -= 1
         try:
@@ -356,7 +358,7 @@ def _try_again_on_failure(action: Callable[[], T], later: str, tries: int = TRIE
 
 @contextlib.contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
-    """Say what the Hub's refusals mean (UserError), and tell them from failures that may pass (PublishingError)."""
+    """Convert the Hub's errors: refusals to UserError, temporary failures to PublishingError."""
     try:
         yield
     except HfHubHTTPError as error:
@@ -367,11 +369,11 @@ def _explained(repo_id: str) -> Iterator[None]:
             case 403:
                 raise UserError(f"this token may not write to {repo_id}: {reason}") from error
             case 404:
-                raise UserError(f"there is no repo {repo_id} that this token may see: {reason}") from error
+                raise UserError(f"there is no repo {repo_id} that this token can access: {reason}") from error
             case 400 | 413 | 422:
                 raise UserError(f"the Hub refuses this for {repo_id}: {reason}") from error
         raise PublishingError(f"the Hub failed for {repo_id}: {reason}") from error
     except (OSError, RuntimeError, httpx2.HTTPError, json.JSONDecodeError) as error:
         raise PublishingError(f"the Hub failed for {repo_id}: {first_line(error)}") from error
-    except ValueError as error:  # a name that can be none, a page that the Hub finds fault with
+    except ValueError as error:  # an invalid name or model card
         raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error

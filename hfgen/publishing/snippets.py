@@ -1,4 +1,4 @@
-"""What a model card shows of a diffusion model's scheduler, and the tags by which the Hub finds a model."""
+"""Hub tags of models, and the scheduler in a model card's code."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from hfgen.sampling.schedulers import SHORT_NAMES
 
 
 def tags_of(facts: dict[str, Any]) -> list[str]:
-    """Return the words by which a model is found, of its kind and of its method."""
+    """Return the Hub tags of a model."""
     config, tags = facts["config"], [*facts["kind"].tags]
     if facts["kind"].use == "translate":
         tags.append("cyclegan" if "cycle_weight" in config else "image-restoration")
@@ -21,13 +21,13 @@ def tags_of(facts: dict[str, Any]) -> list[str]:
 
 
 def in_code(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the scheduler and the steps that stand in the code of a page, if they are not the pipeline's own."""
+    """Return the scheduler (if not the pipeline's own) and steps for the code of a diffusion model's card."""
     config = facts["config"]
     if facts["class_name"] != "DDPMPipeline":
         return {}
     steps = config["num_inference_steps"]
-    if config.get("prediction_type") == FLOW_PREDICTION:  # its own scheduler is the one for it
+    if config.get("prediction_type") == FLOW_PREDICTION:  # the pipeline's own scheduler fits
         return {"scheduler_in_code": None, "steps_in_code": steps}
-    if config["scheduler"] in ("ddim", "dpmsolver"):  # `DDPMPipeline` takes no others but its own
+    if config["scheduler"] in ("ddim", "dpmsolver"):  # other schedulers do not work in `DDPMPipeline`
         return {"scheduler_in_code": SHORT_NAMES[config["scheduler"]], "steps_in_code": steps}
     return {"scheduler_in_code": None, "steps_in_code": min(max(steps, 100), config["num_train_timesteps"])}

@@ -1,1 +1,1 @@
-"""The families of models, one file each: what a training step computes, and which pipeline it becomes."""
+"""Training tasks, one file per model family: losses, preview, pipeline."""

@@ -1,4 +1,4 @@
-"""The base class of the families: what one training step computes, and which model is saved."""
+"""The base class of training tasks: losses of a training step, and the model to save."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -20,7 +20,7 @@ class Loss(NamedTuple):
     Attributes:
         module: The name of the module to update.
         value: The loss, a scalar.
-        terms: Further scalars to log, by name.
+        terms: Additional scalars to log, by name.
     """
 
     module: str
@@ -33,7 +33,7 @@ class Diagnosis(NamedTuple):
 
     Attributes:
         problems: One sentence each, without a full stop.
-        class_shares: Frequencies of the classes among samples, by name, if a classifier is at hand.
+        class_shares: Class frequencies of samples by class name, if a classifier is available.
         real_class_shares: The same of training images.
     """
 
@@ -43,13 +43,13 @@ class Diagnosis(NamedTuple):
 
 
 class Task:
-    """A family, as the training loop (`hfgen.training.trainer`) sees it; each family fills in what it has.
+    """The interface between a model family and the training loop (`hfgen.training.trainer`).
 
     Attributes:
-        modules: The networks to train, by name. The loop replaces each with the one that `accelerate` prepared, and
-            `losses` must call these; `save` and `preview` use the original networks.
-        saved_modules: The names of those that `save` writes; these are averaged under `use_ema`.
-        index_file: The file that `save` writes by which a reader finds the rest.
+        modules: The networks to train, by name. The loop replaces each with its wrapper from `accelerate`, which
+            `losses` must call; `save` and `preview` use the unwrapped networks.
+        saved_modules: Names of the modules that `save` writes; `use_ema` applies to these.
+        index_file: The entry file of a saved model.
         extra_datasets: Additional training data.
     """
 
@@ -59,24 +59,24 @@ class Task:
     extra_datasets: Sequence[ImageData] = ()
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        """Yield one loss after another; the loop updates the module of each before it resumes here."""
+        """Yield one loss at a time; the loop updates its module before requesting the next."""
         raise NotImplementedError
 
     def pipeline(self) -> DiffusionPipeline:
-        """Return the pipeline that is sampled and published."""
+        """Return the pipeline for sampling and publishing."""
         raise NotImplementedError
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Render the preview image of a step, by which a person judges how far training is."""
+        """Render the preview image that is saved during training."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        """Write the model, as a folder that its library loads without hfgen."""
+        """Save the model as a folder that its library loads without hfgen."""
         save_pipeline(self.pipeline(), folder)
 
     def diagnose(self) -> Diagnosis:
-        """Run health checks beyond the losses, at a checkpoint."""
+        """Run health checks beyond the losses; called at each checkpoint."""
         return Diagnosis()
 
     def save_figures(self, folder: Path) -> None:
-        """Save further figures of a finished model."""
+        """Save additional figures of a finished model."""

@@ -1,4 +1,4 @@
-"""Image classifiers, whose features and decisions judge generated images: stock networks of `transformers`."""
+"""Image classifiers for evaluation (judges): stock networks of `transformers`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,11 +30,11 @@ class ClassifierTask(Task):
     """A classifier with its image processor; both load with `transformers` alone.
 
     Args:
-        config: Network, augmentation, and where the test images are.
+        config: Network, augmentation, test data.
         data: The training images, with labels.
 
     Raises:
-        UserError: if there are no labels, or the test images do not fit the training images.
+        UserError: if there are no labels, or training and test images do not match.
     """
 
     saved_modules = frozenset({"classifier"})
@@ -50,14 +50,14 @@ class ClassifierTask(Task):
             self.test_data = load_test_images(config, data.source)
         except UserError as error:
             raise UserError(
-                f"{error} (test images; --test_fraction holds some out of the training images, --test_split and "
-                "--test_dataset_name name others)"
+                f"{error} (test images; set --test_fraction to hold out training images, or --test_split or "
+                "--test_dataset_name)"
             ) from error
         if self.test_data.images.shape[1:] != data.images.shape[1:]:
             raise UserError(
                 f"training and test images differ in channels or size: {tuple(data.images.shape[1:])} in "
                 f"{data.source}, {tuple(self.test_data.images.shape[1:])} in {self.test_data.source}; "
-                "give --resolution and --channels"
+                "set --resolution and --channels"
             )
         if self.test_data.label_names != data.label_names:
             raise UserError(
@@ -78,7 +78,7 @@ class ClassifierTask(Task):
             self.model = RegNetForImageClassification(
                 RegNetConfig(layer_type="x", groups_width=REGNET_GROUP_WIDTH, **fields)
             )
-        self.model.to(memory_format=torch.channels_last)  # half as fast again on a CPU
+        self.model.to(memory_format=torch.channels_last)  # 1.5 times faster on a CPU
         self.processor = ViTImageProcessorPil(
             do_resize=True,
             size={"height": self.size[0], "width": self.size[1]},
@@ -89,7 +89,7 @@ class ClassifierTask(Task):
         self.modules: dict[str, nn.Module] = {"classifier": self.model}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        """Yield the cross entropy with smoothed labels, on images that were moved and partly greyed out."""
+        """Yield the cross-entropy with label smoothing, on randomly shifted and erased images."""
         images = random_erase(random_shift(batch.images, self.config.random_shift), self.config.random_erase)
         logits = self.modules["classifier"](F.interpolate(images, self.size)).logits
         smoothing = self.config.label_smoothing
@@ -102,18 +102,15 @@ class ClassifierTask(Task):
         self.processor.save_pretrained(folder)
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Draw the confusion matrix of the test images, and those that are most confidently taken for another class.
-
-        Nothing is drawn at random, so that the seed does not matter.
-        """
+        """Return the confusion matrix of the test images and the most confident errors; the seed is not used."""
         data = self.test_data
         logits = Judge("in training", self.model, self.size, "").extract(data.images)[1]
         return confusion_picture(data.images, data.labels, logits, data.label_names, num_images)
 
 
 def load_test_images(config: ClassifierConfig, source: str) -> ImageData:
-    """Load the images that a classifier is tested on; `source` is what it was trained on."""
+    """Load the test images of a classifier trained on `source`."""
     options = config.reading_options()
-    if config.test_dataset_name:  # nothing is held out of it
+    if config.test_dataset_name:  # used whole
         options |= {"validation_fraction": 0.0, "test_fraction": 0.0}
     return load_images(config.test_dataset_name or source, split=config.test_split, **options)

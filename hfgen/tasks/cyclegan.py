@@ -1,4 +1,4 @@
-"""Image-to-image translation without pairs (CycleGAN, Zhu et al. 2017): two networks that undo each other."""
+"""Unpaired image-to-image translation (CycleGAN, Zhu et al. 2017)."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,52 +23,52 @@ from hfgen.utils.seeds import derive_seed, seed_torch
 
 
 class Translations(NamedTuple):
-    """What two networks make of images of both kinds, each (B, C, H, W).
+    """Outputs of both generators for a batch of each domain, each (B, C, H, W).
 
     Attributes:
-        second, first: Images of the other kind made of the first, and of the second.
-        first_again, second_again: What these become on the way back.
-        first_kept, second_kept: What a network makes of images that are already of the kind that it makes, or None.
+        to_b, to_a: Translations of the images of domain A, and of domain B.
+        cycled_a, cycled_b: Cycle reconstructions.
+        identity_a, identity_b: Identity mappings (images of the output domain as inputs), or None.
     """
 
-    second: Tensor
-    first: Tensor
-    first_again: Tensor
-    second_again: Tensor
-    first_kept: Tensor | None
-    second_kept: Tensor | None
+    to_b: Tensor
+    to_a: Tensor
+    cycled_a: Tensor
+    cycled_b: Tensor
+    identity_a: Tensor | None
+    identity_b: Tensor | None
 
 
 class Generators(nn.Module):
-    """Two networks, one for each direction, which are updated together."""
+    """The generators A → B (`there`) and B → A (`back`), updated together."""
 
-    def __init__(self, there: nn.Module, back: nn.Module, keep: bool):
+    def __init__(self, there: nn.Module, back: nn.Module, identity: bool):
         super().__init__()
-        self.there, self.back, self.keep = there, back, keep
+        self.there, self.back, self.identity = there, back, identity
 
-    def forward(self, first: Tensor, second: Tensor) -> Translations:
-        """Translate images of both kinds, and translate them back."""
-        made_second, made_first = self.there(first).sample, self.back(second).sample
+    def forward(self, a: Tensor, b: Tensor) -> Translations:
+        """Translate images of both domains, and translate them back."""
+        to_b, to_a = self.there(a).sample, self.back(b).sample
         return Translations(
-            made_second,
-            made_first,
-            self.back(made_second).sample,
-            self.there(made_first).sample,
-            self.back(first).sample if self.keep else None,
-            self.there(second).sample if self.keep else None,
+            to_b,
+            to_a,
+            self.back(to_b).sample,
+            self.there(to_a).sample,
+            self.back(a).sample if self.identity else None,
+            self.there(b).sample if self.identity else None,
         )
 
 
 class Discriminators(nn.Module):
-    """A discriminator for each kind, which are updated together, and results of former steps.
+    """The discriminators of both domains, updated together, and image pools of earlier translations.
 
-    The results are buffers, so that a checkpoint has them and a run that was killed goes on with the same. Several
-    processes share those of the first, since before each pass the buffers are made alike.
+    The pools are buffers, so that checkpoints include them and resuming is exact. Processes share the pools of the
+    first one, as buffers are broadcast before each forward pass.
 
     Args:
-        first, second: The discriminators.
+        first, second: The discriminators of domain A and B.
         first_shape, second_shape: (C, H, W) of the images.
-        pool_size: How many results of each kind are kept.
+        pool_size: Images per pool.
     """
 
     def __init__(
@@ -85,103 +85,103 @@ class Discriminators(nn.Module):
         self.register_buffer("second_pool", torch.zeros(pool_size, *second_shape))
         self.register_buffer("filled", torch.zeros(1))
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of the patches of images of both kinds."""
-        return self.first(first).logits, self.second(second).logits
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the patch logits of images of both domains."""
+        return self.first(a).logits, self.second(b).logits
 
-    def exchange(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep half of the images and return former ones in their place (Shrivastava et al. 2017)."""
+    def exchange(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Replace about half of the images by earlier ones from the pools (Shrivastava et al. 2017)."""
         pools = (self.first_pool, self.second_pool)
         if not self.filled:
-            for pool, images in zip(pools, (first, second), strict=True):
+            for pool, images in zip(pools, (a, b), strict=True):
                 pool.copy_(images[torch.arange(len(pool)) % len(images)])
             self.filled.fill_(1)
-        return tuple(_exchange(pool, images) for pool, images in zip(pools, (first, second), strict=True))
+        return tuple(_exchange(pool, images) for pool, images in zip(pools, (a, b), strict=True))
 
 
 def _exchange(pool: Tensor, images: Tensor) -> Tensor:
-    """Exchange each image with probability one half for one in the pool."""
+    """Swap each image with one of the pool, with probability ½."""
     count = min(len(images), len(pool))
     places = torch.randperm(len(pool), device=pool.device)[:count]
     chosen = (torch.rand(count, device=pool.device) < 0.5).nonzero()[:, 0]
-    shown = images.clone()
-    shown[chosen] = pool[places[chosen]].to(images)
+    mixed = images.clone()
+    mixed[chosen] = pool[places[chosen]].to(images)
     pool[places[chosen]] = images[chosen].to(pool)
-    return shown
+    return mixed
 
 
 class CycleGANTask(Task):
-    """Two networks that translate between two kinds of images, and a discriminator of each kind.
+    """Two generators that translate between two domains, and a discriminator of each domain.
 
     Args:
-        config: The second kind, networks, objective.
-        data: The images of the first kind.
+        config: Domain B, networks, objective.
+        data: The images of domain A.
 
     Raises:
-        UserError: if there are no images of the second kind, or the networks cannot take such images.
+        UserError: if there are no images of domain B, or the networks do not fit the images.
     """
 
     saved_modules = frozenset({"generators"})
 
     def __init__(self, config: CycleGANConfig, data: ImageData):
         self.config, self.data = config, data
-        self.second_kind = TargetDomain(config.to_dict(), data, config.target_split)
-        self.extra_datasets = [self.second_kind.data]
-        first, second = tuple(data.images.shape[1:]), self.second_kind.shape
-        if first[1:] != second[1:]:
+        self.domain_b = TargetDomain(config.to_dict(), data, config.target_split)
+        self.extra_datasets = [self.domain_b.data]
+        a, b = tuple(data.images.shape[1:]), self.domain_b.shape
+        if a[1:] != b[1:]:
             raise UserError(
-                f"the images of the two kinds must be of one size, not {first[2]}×{first[1]} and "
-                f"{second[2]}×{second[1]}; bring them to one with --resolution"
+                f"the images of both domains must have the same size, not {a[2]}×{a[1]} and {b[2]}×{b[1]}; "
+                "resize them with --resolution"
             )
-        keep = config.identity_weight > 0 and first[0] == second[0]
-        there, back = make_translator(config, first[0], second), make_translator(config, second[0], first)
-        self.generators = Generators(there, back, keep)
-        judges = (make_patch_discriminator(config, shape[0], shape) for shape in (first, second))
-        self.discriminators = Discriminators(*judges, first, second, config.pool_size)
+        identity = config.identity_weight > 0 and a[0] == b[0]
+        there, back = make_translator(config, a[0], b), make_translator(config, b[0], a)
+        self.generators = Generators(there, back, identity)
+        discriminators = (make_patch_discriminator(config, shape[0], shape) for shape in (a, b))
+        self.discriminators = Discriminators(*discriminators, a, b, config.pool_size)
         self.modules: dict[str, nn.Module] = {"generators": self.generators, "discriminators": self.discriminators}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the generators' loss, then the discriminators'."""
         config, name = self.config, self.config.adversarial_loss
-        first, second = batch.images, self.second_kind.draw(len(batch.images), batch.images.device)
+        a, b = batch.images, self.domain_b.draw(len(batch.images), batch.images.device)
         with frozen(self.discriminators):
-            made: Translations = self.modules["generators"](first, second)
-            fakes = self.modules["discriminators"](made.first, made.second)
-            reals = self.modules["discriminators"](first, second) if name == "relativistic" else fakes
+            outputs: Translations = self.modules["generators"](a, b)
+            fakes = self.modules["discriminators"](outputs.to_a, outputs.to_b)
+            reals = self.modules["discriminators"](a, b) if name == "relativistic" else fakes
             terms = {
                 "adversarial": sum(generator_loss(name, *pair) for pair in zip(reals, fakes, strict=True)),
-                "cycle": functional.l1_loss(made.first_again, first) + functional.l1_loss(made.second_again, second),
+                "cycle": functional.l1_loss(outputs.cycled_a, a) + functional.l1_loss(outputs.cycled_b, b),
             }
             loss = config.adversarial_weight * terms["adversarial"] + config.cycle_weight * terms["cycle"]
-            if made.first_kept is not None:
-                terms["identity"] = functional.l1_loss(made.first_kept, first)
-                terms["identity"] = terms["identity"] + functional.l1_loss(made.second_kept, second)
+            if outputs.identity_a is not None:
+                terms["identity"] = functional.l1_loss(outputs.identity_a, a)
+                terms["identity"] = terms["identity"] + functional.l1_loss(outputs.identity_b, b)
                 loss = loss + config.identity_weight * terms["identity"]
             yield Loss("generators", loss, terms)
-        shown = self.discriminators.exchange(made.first.detach(), made.second.detach())
-        real_and_fake = (torch.cat(pair) for pair in zip((first, second), shown, strict=True))
+        pooled = self.discriminators.exchange(outputs.to_a.detach(), outputs.to_b.detach())
+        real_and_fake = (torch.cat(pair) for pair in zip((a, b), pooled, strict=True))
         scores = [logits.chunk(2) for logits in self.modules["discriminators"](*real_and_fake)]
         loss = sum(discriminator_loss(name, *pair) for pair in scores)
-        found = [discriminator_scores(name, *pair) for pair in scores]
-        terms = {kind: (found[0][kind] + found[1][kind]) / 2 for kind in ("real", "fake")}
+        means = [discriminator_scores(name, *pair) for pair in scores]
+        terms = {term: (means[0][term] + means[1][term]) / 2 for term in ("real", "fake")}
         yield Loss("discriminators", loss, terms)
 
     def pipeline(self) -> ImageTranslationPipeline:
-        """Return the pipeline, whose files travel with the weights."""
+        """Return the pipeline, which is saved with its remote code."""
         return ImageTranslationPipeline(
             self.generators.there, self.generators.back, " ".join(self.config.target_degradation)
         )
 
     @torch.no_grad()
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Draw images of each kind, what they become, and that on the way back."""
+        """Return images of each domain, their translations and their cycle reconstructions."""
         device = self.generators.there.device
         generator = torch.Generator().manual_seed(derive_seed("preview", seed))
         chosen = torch.randperm(len(self.data), generator=generator)[:num_images]
         seed_torch(derive_seed("preview", seed), device)
-        first = self.data.images[chosen].to(device).float() / 127.5 - 1
-        second = self.second_kind.draw(len(first), device)
-        made = self.generators(first, second)
-        rows = {"first": first, "to second": made.second, "and back": made.first_again,
-                "second": second, "to first": made.first, "back again": made.second_again}  # fmt: skip
+        a = self.data.images[chosen].to(device).float() / 127.5 - 1
+        b = self.domain_b.draw(len(a), device)
+        outputs = self.generators(a, b)
+        rows = {"A": a, "A to B": outputs.to_b, "A to B to A": outputs.cycled_a,
+                "B": b, "B to A": outputs.to_a, "B to A to B": outputs.cycled_b}  # fmt: skip
         return comparison_grid({name: to_uint8(images) for name, images in rows.items()})

@@ -1,4 +1,4 @@
-"""Denoising diffusion (Ho et al. 2020) and rectified flow (Liu et al. 2023): predict what was mixed into an image."""
+"""Denoising diffusion (Ho et al. 2020) and rectified flow (Liu et al. 2023): training objective and pipeline."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,18 +30,18 @@ from hfgen.sampling.schedulers import make_scheduler
 from hfgen.tasks.base import Loss, Task
 from hfgen.utils.errors import UserError
 
-FILM_IMAGES, FILM_FRAMES = 4, 20  # what keeps it below half a megabyte
+FILM_IMAGES, FILM_FRAMES = 4, 20  # keeps the file below 0.5 MB
 
 
 class DiffusionTask(Task):
-    """A diffusion model of stock diffusers classes: `UNet2DModel`, a scheduler, and without classes `DDPMPipeline`.
+    """A diffusion model: `UNet2DModel`, a diffusers scheduler, and `DDPMPipeline` if unconditional.
 
     Args:
         config: Network, noise schedule, prediction type.
-        data: The training images, with labels if the model is to know classes.
+        data: The training images, with labels if the model is class-conditional.
 
     Raises:
-        UserError: if the network cannot take such images, there are no labels, or the preview's scheduler or guidance
+        UserError: if the network does not fit the images, labels are missing, or the preview's scheduler or guidance
             does not fit the model.
     """
 
@@ -54,11 +54,11 @@ class DiffusionTask(Task):
         self.label_names = data.label_names if config.class_conditional else []
         self.unet = make_unet(config, tuple(data.images.shape[1:]), len(self.label_names))
         self.scheduler = make_noise_schedule(config)
-        check_sampling(self.pipeline(), **self._sampler())  # now, not at the first grid
+        check_sampling(self.pipeline(), **self._sampler())  # fail now, not at the first preview
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        """Yield the weighted mean squared error of the prediction at drawn timesteps (Ho et al. 2020, eq. 14)."""
+        """Yield the weighted mean squared error of the prediction at sampled timesteps (Ho et al. 2020, eq. 14)."""
         config, images = self.config, batch.images
         noise = torch.randn_like(images)
         timesteps = sample_timesteps(config.timestep_sampling, self.scheduler, len(images))
@@ -77,16 +77,16 @@ class DiffusionTask(Task):
         return own_sampler(type(self.pipeline()).__name__, self.config.to_dict())
 
     def pipeline(self) -> DiffusionPipeline:
-        """Return the pipeline, which loads anywhere with diffusers alone."""
+        """Return the pipeline, which loads with diffusers alone."""
         if self.config.class_conditional:
-            # one that draws well in few steps, as it comes
+            # so that the pipeline samples well by default
             solver = make_scheduler(self.config.scheduler, self.scheduler, self.config.num_inference_steps)
             names = dict(enumerate(self.label_names))
             return ClassConditionalDiffusionPipeline(self.unet, solver, names, self.config.class_dropout_prob > 0)
         return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Draw a grid of samples; of a model that knows classes, a row of each."""
+        """Return a sample grid, with a row per class of a class-conditional model."""
         pipeline = self.pipeline()
         batches = sample(pipeline, num_images=num_images, seed=seed, **self._sampler())
         images = torch.cat(list(batches))
@@ -94,25 +94,25 @@ class DiffusionTask(Task):
         return sample_grid(images, labels, self.label_names)
 
     def save_figures(self, folder: Path) -> None:
-        """Save the denoising of a few images as an animation."""
+        """Save an animation of the denoising process."""
         states = film(self.pipeline(), num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **self._sampler())
         save_film(*states, folder / ANIMATION)
 
 
 def make_unet(config: DDPMConfig, image_shape: tuple[int, int, int], num_classes: int) -> UNet2DModel:
-    """Build the network for images (C, H, W), with an embedding of each class and of none.
+    """Build the network for images (C, H, W), with embeddings of the classes and the null label.
 
     Raises:
-        UserError: if it would halve the images more often than their size allows.
+        UserError: if the image size is not divisible by the network's downsampling factor.
     """
     channels, height, width = image_shape
     levels = len(config.block_out_channels)
     if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-        fitting = [size - size % 2 ** (levels - 1) for size in (height, height + 2 ** (levels - 1))]
+        divisible = [size - size % 2 ** (levels - 1) for size in (height, height + 2 ** (levels - 1))]
         raise UserError(
-            f"a U-Net with {levels} entries in block_out_channels halves the images {levels - 1} times, which "
-            f"{height}×{width} pixels do not allow; use fewer entries, or a --resolution such as "
-            + " or ".join(str(size) for size in fitting if size)
+            f"a U-Net with {levels} entries in block_out_channels halves the images {levels - 1} times, but "
+            f"{height}×{width} pixels are not divisible so often; use fewer entries, or a --resolution such as "
+            + " or ".join(str(size) for size in divisible if size)
         )
     attention = [level in config.attention_levels for level in range(levels)]
     return UNet2DModel(
@@ -133,10 +133,10 @@ def make_unet(config: DDPMConfig, image_shape: tuple[int, int, int], num_classes
 
 
 def make_noise_schedule(config: DDPMConfig) -> SchedulerMixin:
-    """Build the scheduler that holds the noise levels of training.
+    """Build the scheduler of the training noise levels.
 
-    Where betas go from a first to a last one, these are 1e-4 and 0.02 for 1,000 levels (Ho et al. 2020, section 4),
-    and for T levels 1,000/T times that, so that few levels end in noise as well (Nichol and Dhariwal 2021).
+    Beta schedules range from 1e-4 to 0.02 for 1,000 timesteps (Ho et al. 2020, section 4). For T timesteps both are
+    scaled by 1,000/T, so that x_T is close to pure noise for small T too (Nichol and Dhariwal 2021).
     """
     if config.prediction_type == FLOW_PREDICTION:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps)
@@ -146,11 +146,11 @@ def make_noise_schedule(config: DDPMConfig) -> SchedulerMixin:
         "beta_start": 1e-4 * 1000 / config.num_train_timesteps,
         "beta_end": 0.02 * 1000 / config.num_train_timesteps,
     }
-    if config.beta_schedule == "sigmoid":  # which no other scheduler knows by its name
+    if config.beta_schedule == "sigmoid":  # other schedulers do not support it by name
         levels["trained_betas"] = DDPMScheduler(**levels).betas.tolist()
     return DDPMScheduler(
         **levels,
         rescale_betas_zero_snr=config.rescale_betas_zero_snr,
         prediction_type=config.prediction_type,
-        timestep_spacing="trailing",  # begins at pure noise whatever the number of steps
+        timestep_spacing="trailing",  # sampling starts at the last timestep for any number of steps
     )

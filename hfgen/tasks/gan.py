@@ -1,4 +1,4 @@
-"""Generative adversarial networks (Goodfellow et al. 2014): a generator against a discriminator, by turns."""
+"""Generative adversarial networks (Goodfellow et al. 2014): training objective and diagnostics."""
 
 import functools
 import math
@@ -38,9 +38,9 @@ from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
-JUDGED_IMAGES = 1000  # that are drawn to see which classes there are
-RELIABLE = 0.9  # the part of the training images that a judge has to be right on
-VANISHED = 0.1  # a class with less than this part of its share of the training images
+CHECKED_IMAGES = 1000  # sampled for the mode-collapse check
+RELIABLE = 0.9  # minimum accuracy of a judge on training images
+VANISHED = 0.1  # fraction of a class's frequency in training images below which it counts as missing
 AUGMENTATIONS = {
     "color": random_color,
     "shift": lambda images: random_shift(images, min(images.shape[-2:]) // 8),
@@ -53,11 +53,10 @@ class GANTask(Task):
 
     Args:
         config: Networks, objective.
-        data: The training images, with labels if the networks are to be told classes.
+        data: The training images, with labels if the model is class-conditional.
 
     Raises:
-        UserError: if the networks cannot take such images, there are no labels, or the judge does not fit the images
-            or their classes.
+        UserError: if the networks or the judge do not fit the images or their classes, or labels are missing.
     """
 
     saved_modules = frozenset({"generator"})
@@ -73,11 +72,11 @@ class GANTask(Task):
             raise UserError(str(error)) from error
         self.judge = self._find_judge()
         if self.judge and data.labels is not None:
-            self._judges_numbers()  # or it is refused, now
+            self._judge_indices()  # fail now if the classes do not match
         self.modules: dict[str, nn.Module] = {"discriminator": self.discriminator, "generator": self.generator}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        """Yield the discriminator's loss once for each part of the batch, then the generator's."""
+        """Yield the discriminator's loss for each part of the batch, then the generator's."""
         size = self.config.train_batch_size
         for first in range(0, len(batch.images), size):
             real = batch.images[first : first + size]
@@ -101,7 +100,9 @@ class GANTask(Task):
             terms |= {"r1": at_real.mean(), "r2": at_fake.mean()}
             loss = loss + 0.5 * (config.r1_gamma * terms["r1"] + config.r2_gamma * terms["r2"])
         if config.gradient_penalty_weight:
-            penalty = gradient_penalty(lambda between: self._discriminate(between, labels), *images.detach().chunk(2))
+            penalty = gradient_penalty(
+                lambda interpolated: self._discriminate(interpolated, labels), *images.detach().chunk(2)
+            )
             terms["gradient_penalty"] = penalty
             loss = loss + config.gradient_penalty_weight * penalty
         return Loss("discriminator", loss, terms)
@@ -120,7 +121,7 @@ class GANTask(Task):
         return self.modules["generator"](latents, labels).sample
 
     def _discriminate(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """Return D of images, which are one or more batches of the classes `labels`."""
+        """Return the logits of images: one or more batches with the same labels."""
         if labels is not None:
             labels = labels.repeat(len(images) // len(labels))
         return self.modules["discriminator"](images, labels).logits
@@ -131,7 +132,7 @@ class GANTask(Task):
         return images
 
     def pipeline(self) -> GANPipeline:
-        """Return the pipeline, whose files travel with the weights."""
+        """Return the pipeline, which is saved with its remote code."""
         discriminator = self.discriminator if self.config.save_discriminator else None
         return GANPipeline(
             self.generator, discriminator, dict(enumerate(self.label_names)), truncation=self.config.truncation
@@ -139,60 +140,57 @@ class GANTask(Task):
 
     @torch.no_grad()
     def diagnose(self) -> Diagnosis:
-        """Find out which classes are drawn, name those that have vanished (mode collapse), and a judge that errs.
+        """Check samples for missing classes (mode collapse) with the judge, and the judge's accuracy.
 
-        As many training images are the measure; a model that is told classes is asked for theirs.
+        The reference is a random sample of training images; a class-conditional model is given their labels.
         """
         if self.judge is None:
             return Diagnosis()
-        chosen, real, problems = self._judged
-        labels = self.data.labels[chosen].tolist() if self.label_names else ()
-        draws = sample(
-            self.pipeline(), num_images=JUDGED_IMAGES, seed=self.config.seed, class_labels=labels, truncation=math.inf
+        indices, real, problems = self._reference
+        labels = self.data.labels[indices].tolist() if self.label_names else ()
+        batches = sample(
+            self.pipeline(), num_images=CHECKED_IMAGES, seed=self.config.seed, class_labels=labels, truncation=math.inf
         )
-        fake = self._shares(self._classes_of(torch.cat(list(draws))))
-        if vanished := [name for name, share in fake.items() if share < VANISHED * real[name]]:
-            judged = f"the judge {self.judge.name}, shown {JUDGED_IMAGES:,} images"
-            problems = [*problems, f"mode collapse: {judged}, finds next to none of {', '.join(vanished)}"]
+        fake = self._frequencies(self._classes_of(torch.cat(list(batches))))
+        if vanished := [name for name, frequency in fake.items() if frequency < VANISHED * real[name]]:
+            found = f"classifier {self.judge.name} finds almost no samples of {', '.join(vanished)}"
+            problems = [*problems, f"possible mode collapse: {found} among {CHECKED_IMAGES:,}"]
         return Diagnosis(problems, fake, real)
 
     @functools.cached_property
-    def _judged(self) -> tuple[Tensor, dict[str, float], list[str]]:
-        """Which training images the drawn ones are compared with, the shares of their classes, and what is wrong.
-
-        The first are int64 (N,), the last sentences.
-        """
+    def _reference(self) -> tuple[Tensor, dict[str, float], list[str]]:
+        """Indices of the reference training images, int64 (N,), their predicted class frequencies, and problems."""
         generator = torch.Generator().manual_seed(derive_seed("diagnosis", self.config.seed))
-        chosen = torch.randint(len(self.data), (JUDGED_IMAGES,), generator=generator)
-        found = self._classes_of(self.data.images[chosen])
+        indices = torch.randint(len(self.data), (CHECKED_IMAGES,), generator=generator)
+        found = self._classes_of(self.data.images[indices])
         problems = []
         if self.data.labels is not None:
-            right = (found == self._judges_numbers()[self.data.labels[chosen]]).float().mean().item()
-            if right < RELIABLE:
-                share = f"{100 * right:.0f} % of the real images"
-                problems = [f"the judge {self.judge.name} is right on only {share}, so its measures mean little"]
-        return chosen, self._shares(found), problems
+            accuracy = (found == self._judge_indices()[self.data.labels[indices]]).float().mean().item()
+            if accuracy < RELIABLE:
+                known = f"the judge {self.judge.name} has an accuracy of only {100 * accuracy:.0f} % on real images"
+                problems = [f"{known}, so its results are unreliable"]
+        return indices, self._frequencies(found), problems
 
-    def _judges_numbers(self) -> Tensor:
+    def _judge_indices(self) -> Tensor:
         return judges_numbers(self.data.label_names, self.data.source, self.judge.label_names)
 
     def _classes_of(self, images: Tensor) -> Tensor:
-        """Return the classes, int64 (N,), that the judge takes images, uint8 (N, C, H, W), for."""
+        """Return the judge's predicted classes, int64 (N,), of images, uint8 (N, C, H, W)."""
         return self.judge.extract(images)[1].argmax(1)
 
-    def _shares(self, classes: Tensor) -> dict[str, float]:
+    def _frequencies(self, classes: Tensor) -> dict[str, float]:
         counts = classes.bincount(minlength=len(self.judge.label_names))
         return dict(zip(self.judge.label_names, (counts / len(classes)).tolist(), strict=True))
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Draw a grid of images; of a model that is told classes, a row of each."""
+        """Return a sample grid, with a row per class of a class-conditional model."""
         pipeline = self.pipeline()
         batches = sample(pipeline, num_images=num_images, seed=seed, truncation=self.config.truncation)
         labels = labels_of(pipeline, (), range(num_images)) if self.label_names else None
         return sample_grid(torch.cat(list(batches)), labels, self.label_names)
 
     def save_figures(self, folder: Path) -> None:
-        """Save interpolations, samples at several truncations, and the decoded plane of two latent dimensions."""
+        """Save interpolations, samples at several truncations, and the latent plane of a 2-D model."""
         pipeline = self.pipeline()
         save_picture(interpolations_picture(pipeline, self.config.seed), folder / "interpolations.png")
         save_picture(truncations_picture(pipeline, self.config.seed), folder / "truncations.png")
@@ -204,7 +202,7 @@ class GANTask(Task):
         if self.config.judge:
             judge = load_judge(self.config.judge)
             if judge.image_shape != shape:
-                raise UserError(f"the judge {judge.name} does not know images of the size of {self.data.source}")
+                raise UserError(f"the judge {judge.name} does not fit the image size of {self.data.source}")
             return judge
         shipped = shipped_judges_of(self.config.dataset_name) if self.config.dataset_name else []
         judge = load_judge(shipped[0]) if shipped else None
@@ -217,18 +215,26 @@ def _make_networks(
     """Build generator and discriminator for images (C, H, W)."""
     channels, height, width = image_shape
     shared = {"sample_size": height if height == width else (height, width), "num_classes": len(label_names) or None}
-    made = shared | {"out_channels": channels, "latent_dim": config.latent_dim}
-    judged = shared | {"in_channels": channels, "dropout": config.dropout, "spectral_norm": config.spectral_norm}
+    generator = shared | {"out_channels": channels, "latent_dim": config.latent_dim}
+    discriminator = shared | {
+        "in_channels": channels,
+        "dropout": config.dropout,
+        "spectral_norm": config.spectral_norm,
+    }
     if config.architecture == "fully_connected":
-        judging = config.discriminator_hidden_sizes
-        judging = list(reversed(config.hidden_sizes)) if judging is None else judging
+        hidden_sizes = config.discriminator_hidden_sizes
+        hidden_sizes = list(reversed(config.hidden_sizes)) if hidden_sizes is None else hidden_sizes
         return (
-            FullyConnectedGenerator(**made, hidden_sizes=config.hidden_sizes),
-            FullyConnectedDiscriminator(**judged, hidden_sizes=judging),
+            FullyConnectedGenerator(**generator, hidden_sizes=config.hidden_sizes),
+            FullyConnectedDiscriminator(**discriminator, hidden_sizes=hidden_sizes),
         )
-    made["block_out_channels"] = config.block_out_channels
-    judged["block_out_channels"] = config.discriminator_block_out_channels or list(reversed(config.block_out_channels))
+    generator["block_out_channels"] = config.block_out_channels
+    discriminator["block_out_channels"] = config.discriminator_block_out_channels or list(
+        reversed(config.block_out_channels)
+    )
     if config.architecture == "convolutional":
-        return ConvolutionalGenerator(**made, batch_norm=config.batch_norm), ConvolutionalDiscriminator(**judged)
+        return ConvolutionalGenerator(**generator, batch_norm=config.batch_norm), ConvolutionalDiscriminator(
+            **discriminator
+        )
     blocks = {"layers_per_block": config.layers_per_block}
-    return ResidualGenerator(**made, **blocks), ResidualDiscriminator(**judged, **blocks)
+    return ResidualGenerator(**generator, **blocks), ResidualDiscriminator(**discriminator, **blocks)

@@ -1,4 +1,4 @@
-"""The networks of image-to-image models, built from a configuration and checked against the images."""
+"""Networks of image-to-image models, built from a configuration."""
 
 from hfgen.config import CycleGANConfig, TranslationConfig
 from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
@@ -8,10 +8,10 @@ from hfgen.utils.errors import UserError
 def make_translator(
     config: TranslationConfig | CycleGANConfig, in_channels: int, shape: tuple[int, int, int], **options: int | bool
 ) -> TranslationUNet | ResidualTranslationUNet:
-    """Build a network that makes images of a shape (C, H, W).
+    """Build a network with outputs of shape (C, H, W).
 
     Raises:
-        UserError: if it cannot make such images.
+        UserError: if it does not fit the shape.
     """
     out_channels, height, width = shape
     options |= {
@@ -30,7 +30,7 @@ def make_translator(
     if height % network.multiple or width % network.multiple:
         raise UserError(
             f"block_out_channels {config.block_out_channels} halve images {len(config.block_out_channels) - 1} times, "
-            f"which {width}×{height} pixels do not fit"
+            f"but {width}×{height} pixels are not divisible so often"
         )
     return network
 
@@ -38,15 +38,15 @@ def make_translator(
 def make_patch_discriminator(
     config: TranslationConfig | CycleGANConfig, in_channels: int, shape: tuple[int, int, int]
 ) -> PatchDiscriminator:
-    """Build a discriminator of images of a shape (C, H, W).
+    """Build a patch discriminator for images of shape (C, H, W).
 
     Raises:
-        UserError: if they are too small for it.
+        UserError: if the images are too small.
     """
     channels = config.discriminator_block_out_channels
     if min(shape[1:]) < 2 ** len(channels):
         raise UserError(
-            f"discriminator_block_out_channels {channels} halve images {len(channels)} times, for which "
-            f"{shape[2]}×{shape[1]} pixels are too few"
+            f"discriminator_block_out_channels {channels} halve images {len(channels)} times, "
+            f"but {shape[2]}×{shape[1]} pixels are too few"
         )
     return PatchDiscriminator(in_channels, channels)

@@ -1,4 +1,4 @@
-"""Image-to-image translation with pairs (Isola et al. 2017): a network makes each image of what became of it."""
+"""Paired image-to-image translation (pix2pix, Isola et al. 2017)."""
 
 from collections.abc import Iterator
 
@@ -24,14 +24,14 @@ from hfgen.utils.seeds import derive_seed, seed_torch
 
 
 class TranslationTask(Task):
-    """A network that translates images, and with an adversarial loss a discriminator of its results.
+    """A translation network, and with an adversarial loss a patch discriminator.
 
     Args:
-        config: What images are made of, networks, objective.
-        data: The images that are to be made.
+        config: Inputs, networks, objective.
+        data: The target images.
 
     Raises:
-        UserError: if the networks cannot take such images, or there is nothing to make them of.
+        UserError: if the networks do not fit the images, or the inputs do not match them.
     """
 
     saved_modules = frozenset({"generator"})
@@ -42,7 +42,9 @@ class TranslationTask(Task):
         self.extra_datasets = [] if self.inputs.data is None else [self.inputs.data]
         channels, height, width = data.images.shape[1:]
         if config.ssim_weight and min(height, width) < SSIM_PIXELS:
-            raise UserError(f"ssim_weight needs images of {SSIM_PIXELS} pixels or more, not of {width}×{height}")
+            raise UserError(
+                f"ssim_weight needs images of at least {SSIM_PIXELS}×{SSIM_PIXELS} pixels, not {width}×{height}"
+            )
         self.generator = make_translator(
             config,
             self.inputs.channels,
@@ -53,66 +55,66 @@ class TranslationTask(Task):
         )
         self.modules: dict[str, nn.Module] = {"generator": self.generator}
         if config.adversarial_weight:
-            shown = channels + (self.inputs.channels if config.conditional_discriminator else 0)
-            self.discriminator = make_patch_discriminator(config, shown, (channels, height, width))
+            in_channels = channels + (self.inputs.channels if config.conditional_discriminator else 0)
+            self.discriminator = make_patch_discriminator(config, in_channels, (channels, height, width))
             self.modules = {"discriminator": self.discriminator, "generator": self.generator}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the discriminator's loss if there is one, then the generator's."""
-        given = self.inputs(batch.images, batch.indices)
-        made = self._translate(given)
+        inputs = self.inputs(batch.images, batch.indices)
+        outputs = self._translate(inputs)
         if not self.config.adversarial_weight:
-            yield Loss("generator", *self._errors(made, batch.images))
+            yield Loss("generator", *self._reconstruction_loss(outputs, batch.images))
             return
-        real, fake = self._discriminate(batch.images, given), self._discriminate(made.detach(), given)
+        real, fake = self._discriminate(batch.images, inputs), self._discriminate(outputs.detach(), inputs)
         loss = discriminator_loss(self.config.adversarial_loss, real, fake)
         yield Loss("discriminator", loss, discriminator_scores(self.config.adversarial_loss, real, fake))
         with frozen(self.discriminator):
-            loss, terms = self._errors(made, batch.images)
-            fake = self._discriminate(made, given)
-            real = self._discriminate(batch.images, given) if self.config.adversarial_loss == "relativistic" else fake
+            loss, terms = self._reconstruction_loss(outputs, batch.images)
+            fake = self._discriminate(outputs, inputs)
+            real = self._discriminate(batch.images, inputs) if self.config.adversarial_loss == "relativistic" else fake
             terms["adversarial"] = generator_loss(self.config.adversarial_loss, real, fake)
             yield Loss("generator", loss + self.config.adversarial_weight * terms["adversarial"], terms)
 
-    def _translate(self, given: Degraded) -> Tensor:
-        noise_std = given.noise_std if self.config.noise_level_input else None
-        return self.modules["generator"](given.images, noise_std).sample
+    def _translate(self, inputs: Degraded) -> Tensor:
+        noise_std = inputs.noise_std if self.config.noise_level_input else None
+        return self.modules["generator"](inputs.images, noise_std).sample
 
-    def _discriminate(self, images: Tensor, given: Degraded) -> Tensor:
-        """Return D of the patches of images, and of what they were made of where it is shown that."""
+    def _discriminate(self, images: Tensor, inputs: Degraded) -> Tensor:
+        """Return the patch logits of images, with their inputs if the discriminator is conditional."""
         if self.config.conditional_discriminator:
-            enlarged = functional.interpolate(given.images, images.shape[-2:])
-            images = torch.cat([images, enlarged], 1)
+            upscaled = functional.interpolate(inputs.images, images.shape[-2:])
+            images = torch.cat([images, upscaled], 1)
         return self.modules["discriminator"](images).logits
 
-    def _errors(self, made: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum of what is wrong with images, and its terms."""
-        config, made = self.config, made.float()
+    def _reconstruction_loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted reconstruction loss of outputs, and its terms."""
+        config, outputs = self.config, outputs.float()
         terms = {}
         if config.l1_weight:
-            terms["l1"] = functional.l1_loss(made, images)
+            terms["l1"] = functional.l1_loss(outputs, targets)
         if config.mse_weight:
-            terms["mse"] = functional.mse_loss(made, images)
+            terms["mse"] = functional.mse_loss(outputs, targets)
         if config.psnr_weight:
-            errors = (made - images).square().flatten(1).mean(1) / 4  # of pixels from 0 to 1
+            errors = (outputs - targets).square().flatten(1).mean(1) / 4  # of pixels in [0, 1]
             terms["psnr"] = 10 * (errors + 1e-8).log10().mean()
         if config.ssim_weight:
-            terms["ssim"] = 1 - structural_similarity(made / 2 + 0.5, images / 2 + 0.5)
+            terms["ssim"] = 1 - structural_similarity(outputs / 2 + 0.5, targets / 2 + 0.5)
         weighted = [getattr(config, f"{name}_weight") * term for name, term in terms.items()]
-        return sum(weighted, made.new_zeros(())), terms
+        return sum(weighted, outputs.new_zeros(())), terms
 
     def pipeline(self) -> ImageTranslationPipeline:
-        """Return the pipeline, whose files travel with the weights."""
+        """Return the pipeline, which is saved with its remote code."""
         return ImageTranslationPipeline(self.generator, degradation=" ".join(self.config.degradation))
 
     @torch.no_grad()
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Draw training images, what the network is given, and what it makes of that."""
+        """Return training targets, their inputs and the outputs."""
         device = self.generator.device
         generator = torch.Generator().manual_seed(derive_seed("preview", seed))
         chosen = torch.randperm(len(self.data), generator=generator)[:num_images]
         images = self.data.images[chosen]
         seed_torch(derive_seed("preview", seed), device)
-        given = self.inputs(images.to(device).float() / 127.5 - 1, chosen)
-        made = self.generator(given.images, given.noise_std if self.config.noise_level_input else None).sample
-        return comparison_grid({"original": images, "given": to_uint8(given.images), "made": to_uint8(made)})
+        inputs = self.inputs(images.to(device).float() / 127.5 - 1, chosen)
+        outputs = self.generator(inputs.images, inputs.noise_std if self.config.noise_level_input else None).sample
+        return comparison_grid({"target": images, "input": to_uint8(inputs.images), "output": to_uint8(outputs)})

@@ -1,4 +1,4 @@
-"""Variational autoencoders (Kingma and Welling 2014): reconstruct images from latents that are kept near a prior."""
+"""Variational autoencoders (Kingma and Welling 2014): training objective and pipeline."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,18 +30,18 @@ from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.utils.errors import TrainingError, UserError
 from hfgen.utils.seeds import derive_seed
 
-FITTED_IMAGES = 5_000  # to which the mixture and an analytic standard deviation are fitted, at most
+FITTED_IMAGES = 5_000  # maximum, for the mixture and the analytic standard deviation
 
 
 class VAETask(Task):
-    """A VAE, and the mixture that is fitted to the latents of its training images.
+    """A VAE, and a Gaussian mixture fitted to the latents of its training images.
 
     Args:
-        config: Network, distribution of the pixels, objective.
-        data: The training images, with labels if the model is to be told classes.
+        config: Network, observation model, objective.
+        data: The training images, with labels if the model is class-conditional.
 
     Raises:
-        UserError: if the network cannot take such images, or there are no labels.
+        UserError: if the network does not fit the images, or labels are missing.
     """
 
     saved_modules = frozenset({"vae"})
@@ -49,7 +49,7 @@ class VAETask(Task):
     def __init__(self, config: VAEConfig, data: ImageData):
         self.config, self.data = config, data
         if len(data) < 2:
-            raise UserError(f"a VAE needs two images or more, and {data.source} has {len(data)}")
+            raise UserError(f"a VAE needs at least two images, but {data.source} has {len(data)}")
         if config.class_conditional:
             data.require_labels()
         self.label_names = data.label_names if config.class_conditional else []
@@ -73,18 +73,18 @@ class VAETask(Task):
         except ValueError as error:
             raise UserError(str(error)) from error
         if config.pixel_distribution == "gaussian_analytic":
-            self.vae.log_std.requires_grad_(False)  # it follows from the reconstructions
+            self.vae.log_std.requires_grad_(False)  # computed from the reconstruction error instead
         self.binarize = Binarizer(config.binarization, data)
         self.mixture = GaussianMixtureModel(config.latent_dim, config.num_mixture_components)
         self.modules: dict[str, nn.Module] = {"vae": self.vae}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        """Yield the negative bound on ln p(x), or what the configuration has in its place, and its two terms."""
+        """Yield the negative ELBO or its configured variant, with reconstruction and KL terms."""
         config = self.config
         labels = batch.labels if config.class_conditional else None
-        seen = self.binarize(batch.images, batch.indices)
-        output: VAEModelOutput = self.modules["vae"](seen, labels, config.num_importance_samples)
-        images = seen.repeat(config.num_importance_samples, 1, 1, 1) / 2 + 0.5
+        inputs = self.binarize(batch.images, batch.indices)
+        output: VAEModelOutput = self.modules["vae"](inputs, labels, config.num_importance_samples)
+        images = inputs.repeat(config.num_importance_samples, 1, 1, 1) / 2 + 0.5
         analytic = config.pixel_distribution == "gaussian_analytic"
         pixels = optimal_sigma_gaussian(output.pixels.mean, images) if analytic else output.pixels
         error = reconstruction_nll(pixels, images).flatten(1)
@@ -104,7 +104,7 @@ class VAETask(Task):
             yield Loss("vae", error.sum(1).mean() + kl, terms)
 
     def pipeline(self) -> VAEPipeline:
-        """Return the pipeline, whose files travel with the weights."""
+        """Return the pipeline, which is saved with its remote code."""
         names = dict(enumerate(self.label_names))
         return VAEPipeline(self.vae, self.mixture, names, self.config.prior, self.config.binarization)
 
@@ -115,16 +115,16 @@ class VAETask(Task):
 
     @torch.no_grad()
     def diagnose(self) -> Diagnosis:
-        """Say so if the latents tell nothing of the images (posterior collapse)."""
+        """Check for posterior collapse."""
         if count_active_units(torch.cat([latent_dist.mean for _, _, latent_dist in self._encoded()])):
             return Diagnosis()
         return Diagnosis([
-            "posterior collapse: the latents tell nothing of an image, and all of them decode to the same; a smaller "
+            "posterior collapse: no latent dimension is active and the decoder ignores the latents; a smaller "
             "beta, reduction sum, kl_warmup_steps or free_bits may help"
         ])  # fmt: skip
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Draw a grid of images; of a model that is told classes, a row of each."""
+        """Return a sample grid, with a row per class of a class-conditional model."""
         if self.config.prior == "mixture":
             self._fit()
         pipeline = self.pipeline()
@@ -133,30 +133,30 @@ class VAETask(Task):
         return sample_grid(images, labels, self.label_names)
 
     def _encoded(self) -> Iterator[tuple[Tensor, Tensor | None, Normal]]:
-        """Yield training images in [−1, 1] by the batch, with their labels and q(z | x); the same ones each time."""
+        """Yield batches of a fixed subset of training images in [−1, 1], with labels and q(z | x)."""
         config, device = self.config, self.vae.device
         generator = torch.Generator().manual_seed(derive_seed("fit", config.seed))
         chosen = torch.randperm(len(self.data), generator=generator)[:FITTED_IMAGES]
-        for numbers in chosen.split(500):
-            images = self.data.images[numbers].to(device).float() / 127.5 - 1
-            images = self.binarize(images, numbers, generator)
-            labels = self.data.labels[numbers].to(device) if config.class_conditional else None
+        for indices in chosen.split(500):
+            images = self.data.images[indices].to(device).float() / 127.5 - 1
+            images = self.binarize(images, indices, generator)
+            labels = self.data.labels[indices].to(device) if config.class_conditional else None
             yield images, labels, self.vae.encode(images, labels)
 
     @torch.no_grad()
     def _fit(self) -> None:
-        """Find out of training images what follows from the network: the mixture, and an analytic deviation."""
+        """Fit the mixture, and the analytic standard deviation, to training images."""
         config = self.config
         generator = torch.Generator().manual_seed(derive_seed("latents", config.seed))
-        drawn, squared_errors = [], []
+        samples, squared_errors = [], []
         for images, labels, latent_dist in self._encoded():
             noise = torch.randn(latent_dist.mean.shape, generator=generator).to(images.device)
-            drawn.append(latent_dist.mean + latent_dist.stddev * noise)
-            difference = self.vae.decode(drawn[-1], labels).sample - images
+            samples.append(latent_dist.mean + latent_dist.stddev * noise)
+            difference = self.vae.decode(samples[-1], labels).sample - images
             squared_errors.append(difference.square().flatten(1).mean(1) / 4)  # of pixels in [0, 1]
         if config.pixel_distribution == "gaussian_analytic":
             self.vae.log_std.fill_(torch.cat(squared_errors).mean().sqrt().log())
-        latents = torch.cat(drawn).cpu().double().numpy()
+        latents = torch.cat(samples).cpu().double().numpy()
         if not np.isfinite(latents).all():
             raise TrainingError("the latents are no longer finite; a lower --learning_rate may help")
         components = min(config.num_mixture_components, len(latents))

@@ -1,4 +1,4 @@
-"""What `accelerate launch`, `accelerate config` and the environment ask for, against what the configuration says."""
+"""Settings of `accelerate launch`, `accelerate config` and the environment, reconciled with the configuration."""
 
 import os
 from typing import NamedTuple
@@ -12,24 +12,24 @@ from hfgen.utils.errors import UserError
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 COMPILER = "ACCELERATE_DYNAMO_BACKEND"
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-SPLITTING = {  # what splits one network over several processes
+SHARDING = {  # settings that shard one network over several processes
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism",
 }
 INSTEAD = (
-    "Each process of hfgen trains a whole copy of the network: use accelerate launch --multi_gpu, "
-    "torchrun --nproc_per_node N, or accelerate config anew without it"
+    "hfgen supports data parallelism only: use accelerate launch --multi_gpu, "
+    "torchrun --nproc_per_node N, or run accelerate config again without it"
 )
 
 
 class Settings(NamedTuple):
-    """What the configuration leaves open and the environment decides.
+    """Settings that the environment decides if the configuration leaves them open.
 
     Attributes:
-        mixed_precision, torch_compile: The fields of that name.
-        remarks: What is to be told of the environment, as one sentence each.
+        mixed_precision, torch_compile: The configuration fields of the same name.
+        remarks: Notes on the environment to print, one sentence each.
     """
 
     mixed_precision: str
@@ -37,75 +37,73 @@ class Settings(NamedTuple):
     remarks: list[str]
 
 
-def refuse_split_networks() -> None:
-    """Refuse what the environment asks for and the engine does not do, before accelerate looks for the packages.
+def refuse_sharding() -> None:
+    """Refuse unsupported sharding before accelerate imports its packages.
 
     Raises:
-        UserError: naming it, and what to use instead.
+        UserError: naming the setting and an alternative.
     """
-    for variable, name in SPLITTING.items():
+    for variable, name in SHARDING.items():
         if os.environ.get(variable, "").lower() == "true":
-            raise UserError(f"{name} is asked for ({variable}), which hfgen cannot do. {INSTEAD}")
+            raise UserError(f"{name} ({variable}) is not supported. {INSTEAD}")
 
 
-def refuse_distribution(kind: DistributedType) -> None:
-    """Refuse a kind of distributed training that is neither one process nor copies of the network in several.
+def refuse_distribution(distributed_type: DistributedType) -> None:
+    """Refuse distributed training other than data parallelism.
 
     Raises:
-        UserError: naming it, and what to use instead.
+        UserError: naming it and an alternative.
     """
-    if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
-        raise UserError(f"accelerate distributes the training by {kind.value}, which hfgen cannot do. {INSTEAD}")
+    if distributed_type != DistributedType.NO and not distributed_type.value.startswith("MULTI_"):
+        raise UserError(f"distributed training by {distributed_type.value} is not supported. {INSTEAD}")
 
 
 def decide(config: TrainingConfig) -> Settings:
-    """Decide what the configuration leaves open: it wins, then the environment, then what the hardware does best.
+    """Resolve settings: the configuration takes precedence, then the environment, then the hardware's defaults.
 
-    `accelerate launch` always sets precision and compiler, to `no` where nobody chose, which cannot be told from a
-    choice; so it is obeyed, and the remark says what the hardware could do.
+    `accelerate launch` always sets precision and compiler, to `no` by default, which looks like an explicit choice. So
+    it is respected, and a remark names the hardware's native precision.
 
     Raises:
-        UserError: if the environment asks for what hfgen cannot do, or for other steps of accumulation.
+        UserError: if the environment sets an unsupported value, or contradicts gradient_accumulation_steps.
     """
     steps = os.environ.get(ACCUMULATION)
     if steps and steps != str(config.gradient_accumulation_steps):
         raise UserError(
-            f"gradient_accumulation_steps is {config.gradient_accumulation_steps}, and {steps} in the environment "
-            f"({ACCUMULATION}): say --gradient_accumulation_steps {steps}, or unset the variable"
+            f"gradient_accumulation_steps is {config.gradient_accumulation_steps}, but {steps} in the environment "
+            f"({ACCUMULATION}): set --gradient_accumulation_steps {steps}, or unset the variable"
         )
     remarks = []
     if training_device().type != default_device().type:
-        remarks.append(f"Training on the {training_device().type}, as the environment says (ACCELERATE_USE_CPU)")
+        remarks.append(f"Training on the {training_device().type}, as set in the environment (ACCELERATE_USE_CPU)")
     precision = _precision(config.mixed_precision, remarks)
     return Settings(precision, _compiler(config.torch_compile, remarks), remarks)
 
 
 def _precision(chosen: str | None, remarks: list[str]) -> str:
-    asked = os.environ.get(PRECISION, "").lower()
+    requested = os.environ.get(PRECISION, "").lower()
     if chosen:
-        if asked not in ("", chosen):
-            remarks.append(f"mixed_precision is {chosen}, whatever the launcher says ({PRECISION}={asked})")
+        if requested not in ("", chosen):
+            remarks.append(f"mixed_precision is {chosen}; the launcher's {PRECISION}={requested} is ignored")
         return chosen
     native = native_precision()
-    if not asked:
+    if not requested:
         return native
-    if asked not in ("no", "fp16", "bf16"):
-        raise UserError(f"the launcher asks for {PRECISION}={asked}; hfgen trains in no, fp16 or bf16")
-    better = (
-        f"; --mixed_precision {native} is what this hardware computes in" if (asked, native) == ("no", "bf16") else ""
-    )
-    remarks.append(f"mixed_precision is {asked}, as the launcher says ({PRECISION}){better}")
-    return asked
+    if requested not in ("no", "fp16", "bf16"):
+        raise UserError(f"the launcher sets {PRECISION}={requested}; hfgen supports no, fp16 and bf16")
+    better = f"; this hardware supports --mixed_precision {native}" if (requested, native) == ("no", "bf16") else ""
+    remarks.append(f"mixed_precision is {requested}, as set by the launcher ({PRECISION}){better}")
+    return requested
 
 
 def _compiler(chosen: bool | None, remarks: list[str]) -> bool:
-    asked = os.environ.get(COMPILER, "no").lower()
+    requested = os.environ.get(COMPILER, "no").lower()
     if chosen is None:
-        if asked not in ("no", "inductor"):
-            raise UserError(f"the launcher asks for {COMPILER}={asked}; hfgen compiles with inductor, or not at all")
-        if asked == "inductor":
-            remarks.append(f"The networks are compiled, as the launcher says ({COMPILER})")
-        return asked == "inductor"
-    if asked not in ("no", "inductor" if chosen else "no"):
-        remarks.append(f"torch_compile is {str(chosen).lower()}, whatever the launcher says ({COMPILER}={asked})")
+        if requested not in ("no", "inductor"):
+            raise UserError(f"the launcher sets {COMPILER}={requested}; hfgen supports inductor and no")
+        if requested == "inductor":
+            remarks.append(f"The networks are compiled, as set by the launcher ({COMPILER})")
+        return requested == "inductor"
+    if requested not in ("no", "inductor" if chosen else "no"):
+        remarks.append(f"torch_compile is {str(chosen).lower()}; the launcher's {COMPILER}={requested} is ignored")
     return chosen

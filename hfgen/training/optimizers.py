@@ -1,4 +1,4 @@
-"""Muon, for the weights of convolutions and linear layers, with AdamW for the rest of a network."""
+"""Muon for the weights of convolutions and linear layers, AdamW for all other parameters."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-SMALLEST_SIDE = 8  # input or output features of a layer that is a matrix here
+SMALLEST_SIDE = 8  # minimum input and output features of a layer that Muon updates
 MOMENTUM = 0.95
-# Of the quintic iteration that drives all singular values to about 1 (Jordan et al. 2024).
+# Coefficients of the quintic iteration that moves all singular values towards 1 (Jordan et al. 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
@@ -17,19 +17,18 @@ NEWTON_SCHULZ_STEPS = 5
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for the weights of convolutions and linear layers, AdamW for all other parameters.
 
-    A weight is updated as a matrix, its first dimension by all others: its Nesterov momentum is
-    replaced by about the nearest matrix with orthogonal rows or columns, scaled to the size that an update of AdamW
-    has, so that both share a learning rate (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; scale of
-    Liu et al. 2025, arXiv:2502.16982, section 2.2). `torch.optim.Muon` takes matrices only.
+    A weight is flattened to a matrix, first dimension by all others. Its Nesterov momentum is replaced by roughly the
+    nearest semi-orthogonal matrix, scaled to the RMS of an AdamW update so that both share a learning rate (Jordan et
+    al. 2024, https://kellerjordan.github.io/posts/muon; scale of Liu et al. 2025, arXiv:2502.16982, section 2.2).
+    `torch.optim.Muon` accepts matrices only.
 
-    Embeddings, and layers with fewer than 8 input or output features, most of which read or write pixels, are left to
-    AdamW.
+    AdamW updates embeddings, and layers with fewer than 8 input or output features, mostly the first and last ones.
 
     Args:
         module: The network whose parameters to update.
-        lr: Learning rate of all of them.
-        betas, eps: Of AdamW.
-        weight_decay: Decoupled weight decay of all of them.
+        lr: Learning rate of both.
+        betas, eps: AdamW's.
+        weight_decay: Decoupled weight decay of both.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Replace the singular values of matrices (N, rows, columns), but the very smallest, by 0.7 to 1.2."""
+    """Orthogonalise matrices (N, rows, columns): all but very small singular values become 0.7 to 1.2."""
     a, b, c = NEWTON_SCHULZ
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide.bfloat16() if wide.is_cuda else wide

@@ -1,4 +1,4 @@
-"""What a training does to its process, and undoes; what several processes do together."""
+"""Process state of a training, restored afterwards, and helpers for several processes."""
 
 import contextlib
 import os
@@ -19,28 +19,28 @@ from hfgen.utils.errors import UserError, first_line
 
 T = TypeVar("T")
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")  # the values under which cuBLAS is, by NVIDIA's documentation
+DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")  # see NVIDIA's cuBLAS documentation
 
 _training = threading.Lock()
 
 
 @contextlib.contextmanager
 def as_found(*, deterministic: bool = False) -> Iterator[None]:
-    """Leave the process as it was found, so that whatever is done in it next does the same as without a training.
+    """Restore the process state afterwards, so that a training does not affect later code.
 
-    That is accelerate's state, torch's generators, threads, current device, precision of float32 products and
-    deterministic switches, and the group of processes. Two things stay, since they cannot be undone: how the C library
-    returns memory (`hfgen.training.run.keep_freed_memory`) and, if `deterministic`, how cuBLAS uses its own.
+    This covers accelerate's state, torch's generators, threads, current device, float32 matmul precision and
+    deterministic flags, and the process group. Two settings cannot be undone: memory allocation of the C library
+    (`hfgen.training.run.keep_freed_memory`) and, if `deterministic`, the cuBLAS workspace.
 
     Args:
-        deterministic: Let torch use algorithms only that give the same bits each time.
+        deterministic: Use deterministic algorithms only.
 
     Raises:
-        UserError: if another thread of this process is training, since both would draw from one generator; or if it
-            is too late for cuBLAS to become deterministic.
+        UserError: if another thread of this process is training, as both would share random generators; or if it is
+            too late to make cuBLAS deterministic.
     """
     if not _training.acquire(blocking=False):
-        raise UserError("another training goes on in this process; wait for it, or use a process of its own")
+        raise UserError("another training is running in this process; wait for it, or use a separate process")
     try:
         grouped = _is_grouped()
         with _accelerate_as_found(), _generators_as_found(), _switches_as_found():
@@ -48,7 +48,7 @@ def as_found(*, deterministic: bool = False) -> Iterator[None]:
                 _be_deterministic()
             try:
                 yield
-            except UserError:  # of all processes, so that none waits for another
+            except UserError:  # raised on all processes; none waits for another
                 if _is_grouped() and not grouped:
                     torch.distributed.destroy_process_group()
                 raise
@@ -62,7 +62,7 @@ def _is_grouped() -> bool:
 
 @contextlib.contextmanager
 def _accelerate_as_found() -> Iterator[None]:
-    """Restore what all of accelerate's objects share; it is empty unless the caller has an `Accelerator`."""
+    """Restore accelerate's shared state, which is empty unless the caller has an `Accelerator`."""
     states = [(one._shared_state, dict(one._shared_state)) for one in (AcceleratorState, PartialState, GradientState)]
     try:
         yield
@@ -74,7 +74,7 @@ def _accelerate_as_found() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _generators_as_found() -> Iterator[None]:
-    """Restore torch's generators of the CPU and of the current accelerator, and which is the current one."""
+    """Restore torch's generators of the CPU and the current accelerator, and the current device."""
     device = default_device()
     module = torch.get_device_module(device)
     in_use = device.type != "cpu" and (not hasattr(module, "is_initialized") or module.is_initialized())
@@ -88,7 +88,7 @@ def _generators_as_found() -> Iterator[None]:
             torch.accelerator.set_device_index(index)
             module.set_rng_state(states[1])
         elif device.type != "cpu":
-            module.manual_seed(torch.initial_seed())  # with which it would have begun
+            module.manual_seed(torch.initial_seed())  # its initial state
 
 
 @contextlib.contextmanager
@@ -107,36 +107,36 @@ def _switches_as_found() -> Iterator[None]:
 
 
 def _be_deterministic() -> None:
-    asked = os.environ.get(CUBLAS)
-    if asked not in (None, *DETERMINISTIC_CUBLAS):
-        raise UserError(f"deterministic needs {CUBLAS}={DETERMINISTIC_CUBLAS[0]} in the environment, not {asked}")
-    if asked is None and torch.cuda.is_initialized():
+    current = os.environ.get(CUBLAS)
+    if current not in (None, *DETERMINISTIC_CUBLAS):
+        raise UserError(f"deterministic needs {CUBLAS}={DETERMINISTIC_CUBLAS[0]} in the environment, not {current}")
+    if current is None and torch.cuda.is_initialized():
         raise UserError(
-            f"deterministic comes too late, since this process has used the GPU before: set "
-            f"{CUBLAS}={DETERMINISTIC_CUBLAS[0]} in the environment, or train in a process of its own"
+            f"deterministic cannot be enabled, because this process has already used the GPU: set "
+            f"{CUBLAS}={DETERMINISTIC_CUBLAS[0]} in the environment, or train in a separate process"
         )
-    os.environ[CUBLAS] = asked or DETERMINISTIC_CUBLAS[0]
+    os.environ[CUBLAS] = current or DETERMINISTIC_CUBLAS[0]
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def on_all_processes(accelerator: Accelerator, action: Callable[[], T], what: str) -> T:
-    """Do something on each process; where it fails on one, it fails on all, so that none waits for another.
+    """Run an action on each process; if it fails on one, raise on all, so that none waits for another.
 
     Args:
-        accelerator: Knows the processes.
-        action: What to do.
-        what: What that is, for those who are done first.
+        accelerator: The accelerator of the processes.
+        action: The action.
+        what: Description of the action, for processes that wait.
 
     Raises:
-        UserError: on the processes on which it did not fail, naming one on which it did.
+        UserError: on processes where the action succeeded, naming one where it failed.
     """
     result, error = None, None
     try:
         result = action()
-    except Exception as found:  # whatever it is, the others are not to wait for this process
-        error = found
-    with saying_what_is_waited_for(f"the other processes ({what})"):
+    except Exception as raised:  # any error, so that the others do not wait for this process
+        error = raised
+    with report_waiting(f"the other processes ({what})"):
         errors = gather_object([error and f"process {accelerator.process_index}: {first_line(error)}"])
     if error:
         raise error
@@ -146,8 +146,8 @@ def on_all_processes(accelerator: Accelerator, action: Callable[[], T], what: st
 
 
 @contextlib.contextmanager
-def saying_what_is_waited_for(what: str, patience_seconds: float = 10) -> Iterator[None]:
-    """Say what is waited for, if it takes longer than that."""
+def report_waiting(what: str, patience_seconds: float = 10) -> Iterator[None]:
+    """Print what the process waits for, if it takes longer than `patience_seconds`."""
     timer = threading.Timer(patience_seconds, tqdm.write, [f"hfgen: waiting for {what}"], {"file": sys.stderr})
     timer.daemon = True
     timer.start()
@@ -158,35 +158,35 @@ def saying_what_is_waited_for(what: str, patience_seconds: float = 10) -> Iterat
 
 
 class SpeedWatch:
-    """Notices that a training has become far slower than it was.
+    """Detects that a training has slowed down.
 
     Args:
-        step: Optimizer steps done.
-        window_seconds: Over which a speed is measured.
-        factor: How many times slower than at its best a window must be.
+        step: Current optimizer step.
+        window_seconds: Length of the windows in which speed is measured.
+        factor: Ratio of the best speed to a window's that counts as slow.
     """
 
     def __init__(self, step: int, window_seconds: float = 10, factor: float = 3):
         self.window_seconds, self.factor = window_seconds, factor
-        self.steps, self.seconds, self.best, self.told = 0, 0.0, 0.0, False
+        self.steps, self.seconds, self.best, self.reported = 0, 0.0, 0.0, False
         self.begin(step)
 
     def begin(self, step: int) -> None:
-        """Measure from here on."""
+        """Start measuring."""
         self.step, self.time = step, time.monotonic()
 
     def slower(self, step: int) -> str | None:
-        """Measure up to here; return what to say if it has become slow, once."""
+        """Measure up to this step; return a message the first time that training is slow."""
         self.steps += step - self.step
         self.seconds += time.monotonic() - self.time
         if self.seconds < self.window_seconds:
             return None
         speed, self.steps, self.seconds = self.steps / self.seconds, 0, 0.0
         self.best = max(self.best, speed)
-        if self.told or speed * self.factor >= self.best:
+        if self.reported or speed * self.factor >= self.best:
             return None
-        self.told = True
+        self.reported = True
         return (
-            f"training has become slow: {speed:.3g} steps a second, and {self.best:.3g} before. Most likely another "
-            "program uses the processor or the GPU"
+            f"training has become slow: {speed:.3g} steps per second, down from {self.best:.3g}. Another program may "
+            "be using the CPU or GPU"
         )

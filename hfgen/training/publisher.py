@@ -1,31 +1,31 @@
-"""Where a training publishes its model, as the training sees it."""
+"""The interface for publishing the model of a training."""
 
 from pathlib import Path
 
 
 class Publisher:
-    """Publishes nothing. `hfgen.publishing.hub.HubPublisher` publishes on the Hub."""
+    """Does not publish; `hfgen.publishing.hub.HubPublisher` publishes on the Hub."""
 
     def check(self, index_file: str) -> None:
-        """Find out, before training, whether a model can be published after it.
+        """Check, before training, that the model can be published.
 
         Args:
-            index_file: The file by which a reader finds the rest of the model.
+            index_file: The entry file of the model.
 
         Raises:
-            UserError: if it cannot.
-            PublishingError: if that cannot be found out.
+            UserError: if it cannot be published.
+            PublishingError: if the check fails.
         """
 
     def start(self, checkpoint: Path) -> None:
-        """Begin to publish a checkpoint, in the background."""
+        """Start publishing a checkpoint in the background."""
 
     def wait(self) -> None:
-        """Wait until nothing is published in the background any more."""
+        """Wait for background publishing to finish."""
 
     def publish(self, run: Path) -> None:
         """Publish a finished run.
 
         Raises:
-            PublishingError: if it could not be published, with the command that tries again.
+            PublishingError: if publishing failed, with the command to retry.
         """

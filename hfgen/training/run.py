@@ -1,4 +1,4 @@
-"""From a configuration to a finished run folder: everything that is checked and made before and around the loop."""
+"""From a configuration to a finished run folder: checks and setup around the training loop."""
 
 import contextlib
 import ctypes
@@ -30,8 +30,8 @@ from hfgen.data.sources import placed_folder, placed_source
 from hfgen.runs.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, read_position
 from hfgen.runs.folder import CHECKPOINTS, LOCK, RunFolder
 from hfgen.tasks.base import Task
-from hfgen.training.launcher import decide, refuse_distribution, refuse_split_networks
-from hfgen.training.processes import as_found, on_all_processes, saying_what_is_waited_for
+from hfgen.training.launcher import decide, refuse_distribution, refuse_sharding
+from hfgen.training.processes import as_found, on_all_processes, report_waiting
 from hfgen.training.publisher import Publisher
 from hfgen.training.trainer import Trainer
 from hfgen.utils.devices import forget_peak_memory, training_device
@@ -40,7 +40,7 @@ from hfgen.utils.files import local_path
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 NOWHERE = Publisher()
-PATIENCE = timedelta(hours=6)  # of a process for the others, of which one may have images to decode or to draw
+PATIENCE = timedelta(hours=6)  # for other processes, which may decode or sample images
 
 
 def train(
@@ -48,28 +48,28 @@ def train(
     make_task: Callable[[TrainingConfig, ImageData], Task],
     publisher: Publisher = NOWHERE,
 ) -> Path:
-    """Train a task and leave a run folder.
+    """Train a task and write its run folder.
 
-    The folder holds the model as `from_pretrained` takes it, `config.yaml` (every field),
-    `metrics.jsonl` (one line an optimizer step), `run.json` (versions, hardware, time), `samples/`, `figures/` and
-    `checkpoints/`. With the same configuration, number of processes and hardware, a run that was killed and resumed
-    ends with the same bits as one that was not, except under `max_train_seconds`; on a GPU with `deterministic` only.
+    The folder holds the model for `from_pretrained`, `config.yaml` (all fields), `metrics.jsonl` (one line per
+    optimizer step), `run.json` (versions, hardware, time), `samples/`, `figures/` and `checkpoints/`. With the same
+    configuration, number of processes and hardware, a run that was killed and resumed is bit-identical to an
+    uninterrupted one, except under `max_train_seconds`; on a GPU only with `deterministic`.
 
-    The process is left as it was found (`hfgen.training.processes.as_found`). In a thread other than the main one no
-    signal can be received, so that none saves the run.
+    The process state is restored (`hfgen.training.processes.as_found`). Outside the main thread signals cannot be
+    received, so they do not save the run.
 
     Args:
-        config: What to do.
+        config: The configuration.
         make_task: Builds the task from the configuration and the training images.
-        publisher: Where the model is published.
+        publisher: Publishes the model.
 
     Returns:
         The run folder.
 
     Raises:
-        UserError: before any work, if the configuration, the data or the folder do not allow it.
-        TrainingError: if a loss is no longer finite, the disk is full, another process ended, or a signal asked to
-            stop; the message says what was kept and how to go on.
+        UserError: before any work, if the configuration, the data or the folder do not fit.
+        TrainingError: if a loss is not finite, the disk is full, another process ended, or a signal was received; the
+            message says what was saved and how to continue.
         PublishingError: if the finished run could not be published.
     """
     with as_found(deterministic=config.deterministic):
@@ -79,53 +79,53 @@ def train(
 def _train(
     config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task], publisher: Publisher
 ) -> Path:
-    refuse_split_networks()
-    decided = decide(config)
+    refuse_sharding()
+    settings = decide(config)
     config = dataclasses.replace(
         config,
-        mixed_precision=decided.mixed_precision,
-        torch_compile=decided.torch_compile,
+        mixed_precision=settings.mixed_precision,
+        torch_compile=settings.torch_compile,
         **placed_fields(config, config.to_dict()),
     )
     run = local_path(config.output_dir)
     with _usable(run):
         _check_run_folder(config, run)
     accelerator = _make_accelerator(config)
-    for remark in decided.remarks:
+    for remark in settings.remarks:
         accelerator.print(remark)
     keep_freed_memory()
     forget_peak_memory(accelerator.device)
-    data = on_all_processes(accelerator, lambda: _load_data(config), "which read the images")
+    data = on_all_processes(accelerator, lambda: _load_data(config), "reading the images")
     if len(data) == 1:
-        accelerator.print(f"{data.source} has one image; a model of it can do no more than repeat it")
+        accelerator.print(f"{data.source} has only one image; a model can only reproduce it")
     seed_torch(derive_seed("initial weights", config.seed), accelerator.device)
-    task = on_all_processes(accelerator, lambda: make_task(config, data), "which make the networks")
+    task = on_all_processes(accelerator, lambda: make_task(config, data), "building the networks")
     _check_publisher(publisher, accelerator, task.index_file)
     with _only_training_in(run, accelerator), _trackers_finished(accelerator):
-        checkpoint = on_all_processes(  # again, since another run may have come and gone in it meanwhile
-            accelerator, lambda: _check_run_folder(config, run, accelerator.print), "which look into the run folder"
+        checkpoint = on_all_processes(  # again, since another run may have changed it
+            accelerator, lambda: _check_run_folder(config, run, accelerator.print), "checking the run folder"
         )
         if config.resume_from_checkpoint and checkpoint is None:
-            accelerator.print(f"There is nothing to resume in {run}, so training begins at step 0")
+            accelerator.print(f"There is no checkpoint in {run}; training starts at step 0")
         _agree_on_start(config, accelerator, checkpoint, [data, *task.extra_datasets])
         trainer = Trainer(config, task, data, accelerator, RunFolder(run), publisher)
         try:
             if checkpoint:
                 trainer.resume(checkpoint)
             if trainer.is_finished():
-                accelerator.print(f"{run} is finished: a larger --max_train_steps or --num_train_epochs prolongs it")
+                accelerator.print(f"{run} is finished; increase --max_train_steps or --num_train_epochs to train on")
             else:
                 trainer.prepare_run_folder()
                 trainer.run_loop()
                 trainer.finish()
-        except (OSError, SafetensorError) as error:  # a full disk, mostly; on one process, so wait for no other
-            raise TrainingError(f"{error}. Training stopped. {trainer.how_to_go_on()}") from error
+        except (OSError, SafetensorError) as error:  # usually a full disk; on one process, so wait for no other
+            raise TrainingError(f"{error}. Training stopped. {trainer.how_to_continue()}") from error
         except TrainingError:
             trainer.release()
             raise
         except RuntimeError as error:
             if why := _why_it_ended(error, config, accelerator):
-                raise TrainingError(f"{why}. {trainer.how_to_go_on()}") from error
+                raise TrainingError(f"{why}. {trainer.how_to_continue()}") from error
             raise
         trainer.release()
     accelerator.print(f"The run is in {run}; next: {config.next_command} {run}")
@@ -135,7 +135,7 @@ def _train(
 
 
 def _load_data(config: TrainingConfig) -> ImageData:
-    """Load the images; of several processes on a machine the first decodes them, and the others wait for its lock."""
+    """Load the images; of several processes on a machine one decodes them while the others wait for its lock."""
     if config.train_data_dir and not Path(config.train_data_dir).is_dir():
         raise UserError(f"there is no folder {config.train_data_dir} (train_data_dir)")
     return load_images(
@@ -149,23 +149,23 @@ def _load_data(config: TrainingConfig) -> ImageData:
 def _agree_on_start(
     config: TrainingConfig, accelerator: Accelerator, checkpoint: Path | None, sources: Sequence[ImageData]
 ) -> None:
-    """Make sure that all processes begin with the same checkpoint, configuration and images.
+    """Check that all processes start with the same checkpoint, configuration and images.
 
-    They need not where they run on machines of which each has files of its own. Where these lie may differ.
+    They may differ on machines with separate disks. Paths may differ.
 
     Raises:
         UserError: on all processes, naming what differs.
     """
     places = {"cache_dir", "output_dir", "resume_from_checkpoint", *config.dataset_fields, *config.folder_fields}
-    own = {
+    state = {
         "host": platform.node(),
         "checkpoint": checkpoint and checkpoint.name,
         "state": checkpoint and hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest(),
         "config": {name: value for name, value in config.to_dict().items() if name not in places},
         "images": [images.fingerprint for images in sources],
     }
-    with saying_what_is_waited_for("the other processes (which compare how they begin)"):
-        first, *others = gather_object([own])
+    with report_waiting("the other processes (comparing their initial state)"):
+        first, *others = gather_object([state])
     for index, other in enumerate(others, start=1):
         if other == first | {"host": other["host"]}:
             continue
@@ -174,11 +174,11 @@ def _agree_on_start(
                 f"process {number} (on {one['host']}) {one['checkpoint'] or 'none'}"
                 for number, one in ((0, first), (index, other))
             )
-            why = f"they find different checkpoints, {found}; put the run folder on a disk that all share, or copy it"
+            why = f"they find different checkpoints, {found}; put the run folder on a shared disk, or copy it"
         elif other["state"] != first["state"]:
             why = f"their checkpoints {first['checkpoint']} differ; copy the run folder of one machine to the others"
         elif other["images"] != first["images"]:
-            why = f"process {index} (on {other['host']}) has other images than process 0 (on {first['host']})"
+            why = f"process {index} (on {other['host']}) has different images from process 0 (on {first['host']})"
         else:
             changed = [
                 f"{name} {first['config'][name]} and {value}"
@@ -196,15 +196,15 @@ def _trackers_finished(accelerator: Accelerator) -> Iterator[None]:
         yield
     except BaseException:
         for tracker in accelerator.trackers:
-            with contextlib.suppress(Exception):  # what happened before is what matters
+            with contextlib.suppress(Exception):  # the original error matters more
                 tracker.finish()
         raise
 
 
 def _why_it_ended(error: RuntimeError, config: TrainingConfig, accelerator: Accelerator) -> str | None:
-    """Explain an error of torch that nothing in hfgen is the cause of, or return None."""
+    """Explain an error of torch that hfgen does not cause, or return None."""
     if config.deterministic and "deterministic" in str(error):
-        return f"deterministic cannot be kept: {first_line(error)}. Begin anew without it"
+        return f"deterministic is not supported here: {first_line(error)}. Start again without it"
     lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
     if accelerator.num_processes > 1 and lost:
         return f"Another process of this training ended ({first_line(error)[:100]}), so this one stopped too"
@@ -212,7 +212,7 @@ def _why_it_ended(error: RuntimeError, config: TrainingConfig, accelerator: Acce
 
 
 def _check_publisher(publisher: Publisher, accelerator: Accelerator, index_file: str) -> None:
-    """Find out on one process, before training, whether the model can be published after it; tell the others."""
+    """Check on one process, before training, that the model can be published; raise on all."""
     errors: list[Exception | None] = [None]
     if accelerator.is_main_process:
         try:
@@ -226,7 +226,7 @@ def _check_publisher(publisher: Publisher, accelerator: Accelerator, index_file:
 
 @contextlib.contextmanager
 def _usable(run: Path) -> Iterator[None]:
-    """Say of a folder that cannot be read or made that it cannot."""
+    """Raise UserError for a folder that cannot be read or created."""
     try:
         yield
     except OSError as error:
@@ -245,13 +245,13 @@ def _only_training_in(run: Path, accelerator: Accelerator) -> Iterator[None]:
             lock.acquire()
         except Timeout as error:
             raise UserError(
-                f"another process is training in {run}; choose another --output_dir. If none is, which can only be "
-                f"where the disk is that of a network and a machine broke down, remove {lock.lock_file}"
+                f"another process is training in {run}; choose another --output_dir. If none is (possible only "
+                f"after a crash on a network disk), remove {lock.lock_file}"
             ) from error
         except OSError as error:
             raise UserError(f"{lock.lock_file} cannot be locked ({error.strerror}); use another disk") from error
 
-    on_all_processes(accelerator, take if accelerator.is_main_process else lambda: None, "which lock the run folder")
+    on_all_processes(accelerator, take if accelerator.is_main_process else lambda: None, "locking the run folder")
     try:
         yield
     finally:
@@ -259,11 +259,11 @@ def _only_training_in(run: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory of a step's tensors for the next step, on a CPU.
+    """Let glibc reuse the memory of a step's tensors in the next step, on a CPU.
 
-    By default it returns large blocks to the system, which then fills them with zeros page by page at every step.
-    See mallopt(3); 32 MiB is the largest threshold. Other C libraries are left as they are. It holds until the process
-    ends, since the thresholds before cannot be asked for.
+    By default it returns large blocks to the system, which zeroes their pages again in every step. See mallopt(3);
+    32 MiB is the largest threshold. Other C libraries are unaffected. The setting lasts until the process ends, since
+    the previous thresholds cannot be read.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt:
@@ -273,7 +273,7 @@ def keep_freed_memory() -> None:
 
 
 def placed_fields(config: TrainingConfig, fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return the fields that name places on this machine, so that they mean the same in whatever folder."""
+    """Return the fields with local paths, made independent of the working directory."""
     data = {name: placed_source(fields[name]) for name in config.dataset_fields if fields.get(name)}
     folders = {name: fields[name] for name in config.folder_fields if fields.get(name)}
     return data | {name: placed_folder(folder) for name, folder in folders.items()}
@@ -285,7 +285,7 @@ def _check_run_folder(
     """Find the checkpoint to resume from, if any.
 
     Raises:
-        UserError: if something else than a run is in the folder, or a run that is not to be resumed or is another one.
+        UserError: if the folder holds other files, or a run that is not to be resumed or has another configuration.
     """
     saved = run / CONFIG_FILE
     if run.exists() and not run.is_dir():
@@ -293,19 +293,19 @@ def _check_run_folder(
     for name in config.folder_fields:
         folder = getattr(config, name)
         if folder and run.resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"output_dir {run} is inside {name}, whose images it would add to; name another folder")
+            raise UserError(f"output_dir {run} is inside the image folder {name}; choose a folder outside it")
     if not saved.exists():
         if config.resume_from_checkpoint not in (None, "latest"):
             raise UserError(f"cannot resume: {run} holds no run (no {CONFIG_FILE})")
         if list_checkpoints(run / CHECKPOINTS):
             raise UserError(
-                f"{run} holds checkpoints of a run, but not its {CONFIG_FILE}; bring that back to resume it, "
+                f"{run} holds checkpoints of a run, but not its {CONFIG_FILE}; restore it to resume the run, "
                 "or choose another --output_dir"
             )
         if others := RunFolder(run).foreign_files():
             raise UserError(
                 f"output_dir {run} is not empty and holds no run ({', '.join(others[:3])}"
-                f"{', …' * (len(others) > 3)}); name a new or empty folder, and nothing there is touched"
+                f"{', …' * (len(others) > 3)}); choose a new or empty folder"
             )
         return None
     if config.resume_from_checkpoint is None:
@@ -320,7 +320,7 @@ def _check_run_folder(
             "or start a new run in another --output_dir"
         )
     checkpoint = find_checkpoint(run / CHECKPOINTS, config.resume_from_checkpoint, report)
-    trained = read_position(checkpoint).get("config") if checkpoint else None  # older ones do not have it
+    trained = read_position(checkpoint).get("config") if checkpoint else None  # missing in older checkpoints
     if trained and (changed := changed_fields(config, trained)):
         raise UserError(
             f"cannot resume {run}: {saved} is not what {checkpoint.name} was trained with ({'; '.join(changed)}); "
@@ -340,9 +340,9 @@ def _make_accelerator(config: TrainingConfig) -> Accelerator:
         raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
     _refuse_another_state(config, device)
     accelerator = Accelerator(
-        cpu=device == "cpu",  # or several CPU processes would not find each other
+        cpu=device == "cpu",  # needed to connect several CPU processes
         mixed_precision=config.mixed_precision,
-        # Not a number, which the environment would overrule.
+        # A plugin, since the environment overrides a number.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         dynamo_backend="inductor" if config.torch_compile else "no",
         log_with=config.report_to or None,
@@ -354,9 +354,9 @@ def _make_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def _refuse_another_state(config: TrainingConfig, device: str) -> None:
-    """Refuse to train beside the caller's own `Accelerator` if that has settings which all of a process share."""
+    """Refuse to train if the caller's own `Accelerator` has other settings, since a process shares them."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise UserError("this process is already in a group of processes, and hfgen makes its own; leave it before")
+        raise UserError("this process is already in a process group, but hfgen creates its own; destroy it first")
     if not AcceleratorState._shared_state:
         return
     theirs = AcceleratorState()
@@ -367,6 +367,6 @@ def _refuse_another_state(config: TrainingConfig, device: str) -> None:
     }
     if differing := [f"{name} {a}, not {b}" for name, (a, b) in own.items() if a != b]:
         raise UserError(
-            f"this process has an Accelerator with {'; '.join(differing)}, and accelerate has one setting a process; "
-            "train with the same, or in a process of its own"
+            f"this process has an Accelerator with {'; '.join(differing)}, and accelerate shares settings in "
+            "a process; use the same ones, or train in a separate process"
         )

@@ -1,4 +1,4 @@
-"""The one training loop, for every family: it knows tasks, not networks."""
+"""The training loop, shared by all families."""
 
 import contextlib
 import hashlib
@@ -60,16 +60,16 @@ from hfgen.utils.seeds import derive_seed, seed_torch
 
 STATE_FILE = "training_state.safetensors"
 PREVIEW_SEED = 0
-AGREEMENT_SECONDS = 3  # between two at which several processes find out that one was asked to stop
+AGREEMENT_SECONDS = 3  # between synchronisations of stop signals across processes
 
 
 def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> float:
-    """Return the share of the peak learning rate for an optimizer step.
+    """Return the learning-rate factor (fraction of the peak) of an optimizer step.
 
     Args:
-        config: Names the schedule and the warm-up, which multiply.
-        step: Optimizer steps done.
-        progress: Share of the run that is done, from 0 to 1, in steps or in time.
+        config: Holds schedule and warm-up, whose factors multiply.
+        step: Completed optimizer steps.
+        progress: Completed fraction of the run, from 0 to 1, in steps or time.
     """
     warm_up = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
     decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
@@ -77,17 +77,16 @@ def learning_rate_factor(config: TrainingConfig, step: int, progress: float) -> 
 
 
 def endless_warmups(config: TrainingConfig, steps: int) -> list[str]:
-    """Say which warm-ups do not end within a run of so many optimizer steps."""
+    """Describe warm-ups longer than a run of `steps` optimizer steps."""
     longer = {name: value for name in config.warmup_fields if (value := getattr(config, name)) > steps}
     return [f"{name} {value:,} is more than the {steps:,} steps of the run" for name, value in longer.items()]
 
 
 @dataclass
 class Trainer:
-    """One run of the loop: what it trains, where it stands, what it keeps.
+    """A training run: task, state, outputs.
 
-    Everything that decides the weights is in the checkpoint or follows from (seed, step, process); see
-    `_optimizer_step`.
+    The weights depend only on the checkpoint and (seed, step, process); see `_optimizer_step`.
     """
 
     config: TrainingConfig
@@ -99,12 +98,12 @@ class Trainer:
 
     def __post_init__(self):
         config, accelerator, task = self.config, self.accelerator, self.task
-        self.step = 0  # optimizer steps done
-        self.seconds_before = 0.0  # trained before this process started
-        self.command = this_command()  # that began the run
+        self.step = 0  # completed optimizer steps
+        self.seconds_before = 0.0  # of training before this process started
+        self.command = this_command()  # that started the run
         self.started = time.monotonic()
-        self.agreed = 0, 0.0  # the step and the seconds at which the processes last agreed
-        self.next_agreement = 1  # a step, at the latest
+        self.agreed = 0, 0.0  # step and seconds of the last synchronisation
+        self.next_agreement = 1  # step of the next synchronisation, at the latest
         self.batches = ImageBatches(
             self.data,
             train_batch_size=config.images_per_batch,
@@ -116,7 +115,7 @@ class Trainer:
             device=accelerator.device,
         )
         self.max_steps = self._max_steps()
-        self.problems: list[str] = []  # that the task knew of at the last checkpoint
+        self.problems: list[str] = []  # reported by the task at the last checkpoint
         self.metrics = MetricsFile(self.run / METRICS_FILE, accelerator)
         self.unwrapped = dict(task.modules)
         self.optimizers = {}
@@ -147,22 +146,24 @@ class Trainer:
         return torch.optim.AdamW(module.parameters(), **options, fused=True)
 
     def is_finished(self) -> bool:
-        """Tell whether the run folder already holds all that this run would end with."""
-        offered = (self.run / self.task.index_file).exists() and (self.run / RUN_FILE).exists()
+        """Return whether the run folder already holds the finished run."""
+        has_model = (self.run / self.task.index_file).exists() and (self.run / RUN_FILE).exists()
         newest = max(map(step_of, list_checkpoints(self.run.checkpoints)), default=0)
-        return self._progress(self.seconds_before) >= 1 and offered and newest == self.step
+        return self._progress(self.seconds_before) >= 1 and has_model and newest == self.step
 
     def prepare_run_folder(self) -> None:
-        """Write down the configuration, make the folders, put away what a resumed run will do again."""
+        """Save the configuration, create folders, and move away outputs after the resumed step."""
         if self.accelerator.is_main_process:
             self.run.begin(self._fields())
             for file in (METRICS_FILE, CLASSES_FILE):
                 forget_rows(self.run / file, self.step)
-            (self.run / self.task.index_file).unlink(missing_ok=True)  # until there is a newer model
+            (self.run / self.task.index_file).unlink(missing_ok=True)  # until a newer model is saved
             place, outdated = self.run.put_away(self.step)
             if outdated:
                 names = ", ".join(outdated)
-                self.accelerator.print(f"The run goes on from step {self.step}; outdated, and now in {place}: {names}")
+                self.accelerator.print(
+                    f"The run continues from step {self.step}; outdated files moved to {place}: {names}"
+                )
         if self.config.report_to:
             fields = {
                 key: value for key, value in self.config.to_dict().items() if isinstance(value, int | float | str)
@@ -171,11 +172,11 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _fields(self) -> dict[str, Any]:
-        """Return the fields of the configuration as they are saved: the folder by its absolute path."""
+        """Return the configuration fields to save, with an absolute output_dir."""
         return self.config.to_dict() | {"output_dir": str(self.run.path.absolute()), "resume_from_checkpoint": None}
 
     def run_loop(self) -> None:
-        """Train until the steps or the seconds are used up."""
+        """Train until the step or time limit."""
         config, alone = self.config, self.accelerator.num_processes == 1
         seconds = self.seconds_before
         stop_signal, speed = 0, SpeedWatch(self.step)
@@ -186,8 +187,8 @@ class Trainer:
                 self.metrics.add(self.step + 1, self._optimizer_step(progress))
                 self.step += 1
                 save = self.step % config.checkpointing_steps == 0
-                draw = self.step in config.sample_steps or self._ends_shown_epoch()
-                due = save or draw or self.step % config.logging_steps == 0 or self.step == self.max_steps
+                preview = self.step in config.sample_steps or self._is_preview_epoch()
+                due = save or preview or self.step % config.logging_steps == 0 or self.step == self.max_steps
                 if due or (stop_signals if alone else self.step >= self.next_agreement):
                     seconds, stop_signal = self._agree(self.seconds(), stop_signals)
                 if due or stop_signal:
@@ -195,7 +196,7 @@ class Trainer:
                         tqdm.write(f"hfgen: {slower}", file=sys.stderr)
                     latest = self._write_metrics()
                     self._show(bar, latest, seconds)
-                    if draw:
+                    if preview:
                         self.save_preview()
                     if save or stop_signal:
                         checkpoint = self.save_checkpoint()
@@ -203,27 +204,27 @@ class Trainer:
                             self.publisher.start(checkpoint)
                     if stop_signal:
                         name = signal.Signals(stop_signal).name
-                        message = f"stopped by {name} after step {self.step}, which is saved. {self.how_to_go_on()}"
+                        message = f"stopped by {name} after step {self.step}, which is saved. {self.how_to_continue()}"
                         raise InterruptedTrainingError(message, stop_signal)
                     speed.begin(self.step)
 
-    def _ends_shown_epoch(self) -> bool:
+    def _is_preview_epoch(self) -> bool:
         epochs = self.config.save_images_epochs
         return bool(epochs) and self.step % (epochs * self.batches.steps_per_epoch) == 0
 
     def _write_metrics(self) -> dict[str, float]:
         row = self.metrics.write()
         if bad := self.metrics.not_finite(row):
-            kept = newest_complete(self.run.checkpoints)
+            latest = newest_complete(self.run.checkpoints)
             raise TrainingError(
                 f"{bad[0]} became {row[bad[0]]} at step {row['step']}. "
-                + (f"The last good checkpoint is {kept}. " if kept else "There is no checkpoint yet. ")
+                + (f"The last good checkpoint is {latest}. " if latest else "There is no checkpoint yet. ")
                 + "A lower --learning_rate, a longer --lr_warmup_steps or --mixed_precision no may help"
             )
         return row
 
     def _progress(self, seconds: float) -> float:
-        """Return the share of the run that is done: of its steps or of its time, whichever is larger."""
+        """Return the completed fraction of the run, in steps or time, whichever is larger."""
         steps = self.step / self.max_steps if self.max_steps else 0.0
         time_used = seconds / self.config.max_train_seconds if self.config.max_train_seconds else 0.0
         return min(1.0, max(steps, time_used))
@@ -231,8 +232,8 @@ class Trainer:
     def _optimizer_step(self, progress: float) -> dict[str, Tensor | float]:
         """Take one optimizer step of every module and return what to log.
 
-        All random numbers of the step follow from (seed, step, process), none from what ran before; this is what
-        makes resuming exact.
+        All random numbers of the step derive from (seed, step, process), independent of earlier steps, so resuming is
+        exact.
         """
         config, accelerator = self.config, self.accelerator
         seed_torch(derive_seed("step", config.seed, self.step, accelerator.process_index), accelerator.device)
@@ -240,36 +241,36 @@ class Trainer:
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = factor * config.learning_rate_of(name)
-        found: dict[str, list[Tensor]] = {}
+        values: dict[str, list[Tensor]] = {}
         passes = [self._gradients(micro_step) for micro_step in range(config.gradient_accumulation_steps)]
-        with self._exchanging_once():
-            for losses in zip(*passes, strict=True):  # each loss of all passes before the next
+        with self._reducing_once():
+            for losses in zip(*passes, strict=True):  # each loss over all passes before the next loss
                 name = losses[0].module
                 for loss in losses:
                     named = {f"loss/{name}": loss.value} | {f"{name}/{term}": v for term, v in loss.terms.items()}
                     for key, value in named.items():
-                        found.setdefault(key, []).append(value.detach())
-                found.setdefault(f"grad_norm/{name}", []).append(self._update(name))
-        for name, average in self.ema_models.items():
-            average.step(self.unwrapped[name].parameters())
-        means = {key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()}
+                        values.setdefault(key, []).append(value.detach())
+                values.setdefault(f"grad_norm/{name}", []).append(self._update(name))
+        for name, ema_model in self.ema_models.items():
+            ema_model.step(self.unwrapped[name].parameters())
+        means = {key: each[0] if len(each) == 1 else torch.stack(each).mean() for key, each in values.items()}
         rates = {name: factor * config.learning_rate_of(name) for name in self.optimizers}
         if len(set(rates.values())) == 1:
             return means | {"learning_rate": next(iter(rates.values()))}
         return means | {f"learning_rate/{name}": rate for name, rate in rates.items()}
 
     def _gradients(self, micro_step: int) -> Iterator[Loss]:
-        """Add the gradients of each loss of a forward pass to those of its module, then yield it."""
+        """Accumulate the gradients of each loss of a forward pass, then yield it."""
         for loss in self.task.losses(self.batches(self.step, micro_step)):
             self.accelerator.backward(loss.value)
             yield loss
 
     @contextlib.contextmanager
-    def _exchanging_once(self) -> Iterator[None]:
-        """With accumulation, exchange gradients between processes in `_update` only.
+    def _reducing_once(self) -> Iterator[None]:
+        """With accumulation, reduce gradients across processes in `_update` only.
 
-        Modules that do it themselves take the backward pass after a forward pass for its own, which it need not be
-        here. Neither do they then make buffers alike before a forward pass, which is done here.
+        DDP assumes that a backward pass belongs to the preceding forward pass, which does not hold here. Under
+        `no_sync` it does not broadcast buffers either, so this is done here.
         """
         with contextlib.ExitStack() as stack:
             if self.config.gradient_accumulation_steps > 1:
@@ -279,7 +280,7 @@ class Trainer:
             yield
 
     def _update(self, name: str) -> Tensor:
-        """Update a module by its gradients, clipped, and return their norm, a scalar."""
+        """Update a module with clipped gradients; return their norm before clipping, a scalar."""
         accelerator, optimizer = self.accelerator, self.optimizers[name]
         parameters = list(self.unwrapped[name].parameters())
         if self.config.gradient_accumulation_steps > 1 and accelerator.num_processes > 1:
@@ -293,11 +294,11 @@ class Trainer:
         return norm.detach()
 
     def seconds(self) -> float:
-        """Return the wall-clock seconds trained so far, those before a resume included."""
+        """Return the wall-clock seconds of training so far, including those before a resume."""
         return self.seconds_before + time.monotonic() - self.started
 
     def _agree(self, seconds: float, stop_signals: list[int]) -> tuple[float, int]:
-        """Let all processes see the same clock and the same stop signal (0 for none), and when to do so again."""
+        """Synchronise the clock and the stop signal (0 for none) of all processes, and schedule the next time."""
         state = torch.tensor([seconds, float(stop_signals[0] if stop_signals else 0)], device=self.accelerator.device)
         seconds, stop_signal = self.accelerator.gather(state).view(-1, 2).max(0).values.tolist()
         steps, elapsed = self.step - self.agreed[0], max(seconds - self.agreed[1], 1e-3)
@@ -305,8 +306,8 @@ class Trainer:
         self.next_agreement = self.step + max(1, int(steps / elapsed * AGREEMENT_SECONDS))
         return seconds, int(stop_signal)
 
-    def how_to_go_on(self) -> str:
-        """Name the command that continues the run."""
+    def how_to_continue(self) -> str:
+        """Return the command that continues the run."""
         options = f"--config {shlex.quote(str(self.run.config))} --resume_from_checkpoint latest"
         if self.accelerator.num_processes > 1:
             return f"Continue with the same launcher, number of processes and script, and {options}"
@@ -335,7 +336,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _published_weights(self) -> Iterator[None]:
-        """Put the averaged weights into the networks, which stand in evaluation mode meanwhile."""
+        """Swap the EMA weights into the networks, in evaluation mode."""
         for name, module in self.unwrapped.items():
             module.eval()
             if name in self.ema_models:
@@ -350,7 +351,7 @@ class Trainer:
                     self.ema_models[name].restore(module.parameters())
 
     def save_preview(self) -> None:
-        """Draw `samples/step-….png` with the averaged weights."""
+        """Save `samples/step-….png` from the EMA weights."""
         if self.accelerator.is_main_process:
             with self._published_weights():
                 picture = self.task.preview(self.config.num_samples, PREVIEW_SEED)
@@ -360,7 +361,7 @@ class Trainer:
         return self.run.samples / f"step-{self.step:06d}.png"
 
     def save_checkpoint(self) -> Path:
-        """Save the model, ready to be used, and beside it all that training needs to go on; return where."""
+        """Save a checkpoint: the loadable model and the training state; return its folder."""
 
         def write(folder: Path) -> None:
             self._save_model(folder)
@@ -382,7 +383,7 @@ class Trainer:
             add_row(self.run / CLASSES_FILE, {"step": self.step} | shares)
 
     def finish(self) -> None:
-        """Write what a finished run offers: model, last samples, curves, the record of the run."""
+        """Write the final outputs: model, samples, curves, run record."""
         seconds = self.seconds()
         self.save_checkpoint()
         if not self._preview_file().exists():
@@ -399,7 +400,7 @@ class Trainer:
                 self.problems,
             )
             self._save_figures()
-            # The run folder itself is the model's.
+            # The run folder itself is the model folder.
             with parts_complete_or_absent(self.run.path, last=self.task.index_file) as temporary:
                 self._save_model(temporary)
 
@@ -414,7 +415,7 @@ class Trainer:
             self.task.save_figures(figures)
 
     def release(self) -> None:
-        """Let go of what wraps the networks, then of the other processes; in another order the exit can hang."""
+        """Release the module wrappers, then the other processes; the reverse order can hang at exit."""
         self.task.modules.update(self.unwrapped)
         self.accelerator.free_memory()
         self.accelerator.wait_for_everyone()
@@ -446,17 +447,17 @@ class Trainer:
         return "+".join(images.fingerprint for images in self._sources())
 
     def resume(self, checkpoint: Path) -> None:
-        """Take up where a checkpoint left off.
+        """Resume from a checkpoint.
 
         Raises:
-            UserError: if the images or their classes are not those that it was trained on, or its state is damaged.
+            UserError: if images or classes differ from those of the checkpoint, or its state is damaged.
         """
         position = read_position(checkpoint)
         sources = " and ".join(images.source for images in self._sources())
         if position["data"] != self._fingerprint():
             raise UserError(f"cannot resume {self.run}: the images of {sources} are not those of {checkpoint.name}")
         now = [_digest_of_classes(images) for images in self._sources()]
-        if position.get("classes", now) != now:  # older checkpoints do not say
+        if position.get("classes", now) != now:  # missing in older checkpoints
             raise UserError(
                 f"cannot resume {self.run}: the labels or the names of the classes of {sources} are not those of "
                 f"{checkpoint.name}"
@@ -468,21 +469,21 @@ class Trainer:
         self.step, self.seconds_before = position["step"], position["seconds"]
         self.agreed, self.next_agreement = (self.step, self.seconds_before), self.step + 1
         self.command = position["command"]
-        for average in self.ema_models.values():
-            average.to(self.accelerator.device)
-            average.optimization_step = self.step
+        for ema_model in self.ema_models.values():
+            ema_model.to(self.accelerator.device)
+            ema_model.optimization_step = self.step
         if position["scaler"]:
             self.accelerator.scaler.load_state_dict(position["scaler"])
         if position["num_processes"] != self.accelerator.num_processes:
             self.accelerator.print(
-                f"The run had {position['num_processes']} processes and goes on with "
-                f"{self.accelerator.num_processes}: batches and noise differ from an uninterrupted run's"
+                f"The run had {position['num_processes']} processes and continues with "
+                f"{self.accelerator.num_processes}: batches and noise differ from those of an uninterrupted run"
             )
         self.accelerator.print(f"Resuming {self.run} from {checkpoint.name}")
 
 
 def _digest_of_classes(images: ImageData) -> str | None:
-    """Return the SHA-256 of the labels and the names of their classes, if the images have any."""
+    """Return the SHA-256 of labels and class names, or None without labels."""
     if images.labels is None:
         return None
     return hashlib.sha256(repr((images.label_names, images.labels.tolist())).encode()).hexdigest()
@@ -490,10 +491,10 @@ def _digest_of_classes(images: ImageData) -> str | None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect signals that ask to stop in the list that is yielded; a second one acts as it would without this.
+    """Yield a list that collects stop signals; a second signal has its default effect.
 
-    SIGHUP (a terminal that closes) and SIGUSR1 (a cluster whose time is up) are left alone where they are ignored, as
-    by nohup, or handled. Only the main thread can receive signals; in another one there are none.
+    SIGHUP (terminal closed) and SIGUSR1 (cluster time limit) are left alone if they are ignored, as with nohup, or
+    handled. Signals are received in the main thread only.
     """
     received: list[int] = []
     before = {}
