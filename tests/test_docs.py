@@ -89,11 +89,11 @@ def workplace(tmp_path, hub) -> Path:
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
         (folder / "data" / name).mkdir(parents=True)
         for split in ("train", "test"):
-            pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
-            rows = {"image": [PIL.Image.fromarray(image) for image in pixels], "label": [i % 10 for i in range(300)]}
+            pixels = np.random.default_rng(0).integers(0, 256, (150, 28, 28), dtype=np.uint8)
+            rows = {"image": [PIL.Image.fromarray(image) for image in pixels], "label": [i % 10 for i in range(150)]}
             path = folder / "data" / name / f"{split}-00000-of-00001.parquet"
             datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
-    np.savez(folder / "samples_of_others.npz", images=pixels, labels=np.arange(300) % 10)
+    np.savez(folder / "samples_of_others.npz", images=pixels, labels=np.arange(150) % 10)
     return folder
 
 
