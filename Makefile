@@ -35,7 +35,7 @@ quickstart: $(VENV)/.installed  ## train a small DDPM on handwritten digits and 
 
 test: $(VENV)/.installed $(VENV)/oldest-diffusers  ## run every test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 HFGEN_OLDEST_DIFFUSERS=$(abspath $(VENV)/oldest-diffusers) \
-		$(BIN)/python -m pytest --numprocesses auto --dist loadfile --junit-xml=$(VENV)/tests.xml
+		$(BIN)/python -m pytest --numprocesses auto --dist worksteal --junit-xml=$(VENV)/tests.xml
 	@echo "All tests passed; the report is in $(VENV)/tests.xml"
 
 style: $(VENV)/.installed-dev  ## check the code's style, and the types of the Python API

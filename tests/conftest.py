@@ -1,12 +1,13 @@
 """What all tests share: no network, one thread each, a cache of their own, small runs on real digits."""
 
-import functools
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,11 +16,24 @@ os.environ["MPLBACKEND"] = "agg"
 import psutil
 import pytest
 import torch
+from filelock import FileLock
+from forked import Forked
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torchmetrics.image import fid
 
 REPOSITORY = Path(__file__).parents[1]
 # `accelerate launch` starts several CPU processes through MPI only; torchrun does with gloo.
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+WITHOUT_HFGEN = """
+import sys
+
+sys.modules["hfgen"] = None  # which cannot be imported now
+import torch
+from diffusers import DDPMPipeline
+from transformers import AutoModelForImageClassification
+
+torch.set_num_threads(1)
+"""
 TINY = {
     "dataset_name": "digits",
     "block_out_channels": [8, 16],
@@ -110,6 +124,43 @@ TINY_TRANSLATION = {
 }
 
 
+def contents(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return what is in a folder, and when each file was last written."""
+    stats = {path: path.stat() for path in folder.rglob("*") if path.name != ".lock"}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    """A function that trains a run, which all workers of pytest-xdist then share; a test that changes it copies it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared"
+    folder.mkdir(exist_ok=True)
+    found = {}
+
+    def make(name: str, train, **fields) -> Path:
+        if name not in found:
+            with FileLock(folder / f"{name}.lock"):
+                if not (folder / f"{name}.done").exists():
+                    train(folder / name, **fields)
+                    (folder / f"{name}.done").touch()
+            found[name] = contents(folder / name)
+        return folder / name
+
+    yield make
+    for name, before in found.items():
+        assert contents(folder / name) == before, f"a test changed the shared run {name}"
+
+
+def train_conditional(folder: Path, **fields) -> Path:
+    """Train a small model of digits that knows classes, in this process."""
+    from hfgen.config import DDPMConfig
+    from hfgen.tasks.diffusion import DiffusionTask
+    from hfgen.training.run import train
+
+    return train(DDPMConfig(**(CONDITIONAL | fields | {"output_dir": str(folder)})), DiffusionTask)
+
+
 def train_translation(folder: Path, **fields) -> Path:
     """Train a small image-to-image model of digits, in this process."""
     from hfgen.config import TranslationConfig
@@ -120,9 +171,9 @@ def train_translation(folder: Path, **fields) -> Path:
 
 
 @pytest.fixture(scope="session")
-def translation_run(tmp_path_factory) -> Path:
+def translation_run(trained_once) -> Path:
     """The run of a small denoiser of digits."""
-    return train_translation(tmp_path_factory.mktemp("runs") / "denoiser")
+    return trained_once("denoiser", train_translation)
 
 
 def train_classifier(folder: Path, **fields) -> Path:
@@ -153,36 +204,27 @@ def train_gan(folder: Path, **fields) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gan_run(judge_run, tmp_path_factory) -> Path:
+def gan_run(judge_run, trained_once) -> Path:
     """The run of a small GAN of digits that is told classes."""
-    return train_gan(tmp_path_factory.mktemp("runs") / "gan", judge=str(judge_run))
+    return trained_once("gan", train_gan, judge=str(judge_run))
 
 
 @pytest.fixture(scope="session")
-def judge_run(tmp_path_factory) -> Path:
+def judge_run(trained_once) -> Path:
     """The run of a small judge of digits."""
-    return train_classifier(tmp_path_factory.mktemp("judges") / "digits_judge")
+    return trained_once("digits_judge", train_classifier)
 
 
 @pytest.fixture(scope="session")
-def vae_run(tmp_path_factory) -> Path:
+def vae_run(trained_once) -> Path:
     """The run of a small VAE of digits."""
-    return train_vae(tmp_path_factory.mktemp("runs") / "vae")
+    return trained_once("vae", train_vae)
 
 
 @pytest.fixture(scope="session")
-def conditional_run(tmp_path_factory):
+def conditional_run(trained_once):
     """A function that returns the run of a small model of digits that knows classes, by its prediction type."""
-    from hfgen.config import DDPMConfig
-    from hfgen.tasks.diffusion import DiffusionTask
-    from hfgen.training.run import train
-
-    @functools.cache
-    def make(prediction_type: str) -> Path:
-        fields = {"output_dir": str(tmp_path_factory.mktemp("runs") / prediction_type)}
-        return train(DDPMConfig(**CONDITIONAL | fields, prediction_type=prediction_type), DiffusionTask)
-
-    return make
+    return lambda prediction_type: trained_once(prediction_type, train_conditional, prediction_type=prediction_type)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -193,6 +235,22 @@ def _environment(tmp_path_factory):
         patch.setenv("HF_HOME", str(home))
         patch.setattr("huggingface_hub.constants.HF_HOME", str(home))
         patch.setattr("datasets.config.HF_DATASETS_CACHE", home / "datasets")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _layouts():
+    """Arrange the figures of each shape once only, which is half of the time of a small training or evaluation."""
+    arranged, execute = set(), ConstrainedLayoutEngine.execute
+
+    def execute_once(engine, figure):
+        shape = (*figure.get_size_inches(), len(figure.axes))
+        if shape not in arranged:
+            arranged.add(shape)
+            execute(engine, figure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConstrainedLayoutEngine, "execute", execute_once)
         yield
 
 
@@ -246,12 +304,14 @@ def start(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def hfgen(*arguments: str, num_processes: int = 1) -> subprocess.Popen:
-    """Start the command line in one or two processes of its own."""
+def hfgen(*arguments: str, num_processes: int = 1, fork: bool = True) -> Forked | subprocess.Popen:
+    """Start the command line in one or two processes, which import everything anew unless they are forked."""
+    if fork:
+        return Forked("-m", "hfgen", *arguments, num_processes=num_processes)
     return start(*(TORCHRUN if num_processes == 2 else []), "-m", "hfgen", *arguments)
 
 
-def finish(process: subprocess.Popen, expected_status: int = 0) -> str:
+def finish(process: Forked | subprocess.Popen, expected_status: int = 0) -> str:
     """Wait for a process, check how it ended, and return what it printed."""
     output, _ = process.communicate(timeout=240)
     assert process.returncode == expected_status, output
@@ -259,12 +319,18 @@ def finish(process: subprocess.Popen, expected_status: int = 0) -> str:
 
 
 class Client:
-    """A process of its own that runs command lines or Python one after the other (see `client.py`)."""
+    """Runs command lines or Python, each in a process forked from one that has imported what they need.
 
-    def __init__(self, environment: dict[str, str], folder: Path | None = None):
-        command = [sys.executable, str(REPOSITORY / "tests" / "client.py")]
+    Args:
+        environment: Variables, also for the imports.
+        preload: Python that is run before the first fork.
+    """
+
+    def __init__(self, environment: dict[str, str], preload: str = "import preloaded"):
+        command = [sys.executable, str(REPOSITORY / "tests" / "client.py"), preload]
+        path = {"PYTHONPATH": os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(REPOSITORY)]))}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env=environment, cwd=folder, **pipes)
+        self.process = subprocess.Popen(command, env=environment | path | {"OMP_NUM_THREADS": "1"}, **pipes)
 
     def __call__(self, **request) -> dict:
         """Ask for `arguments` (of hfgen) or `code`; return the status and what was printed."""
@@ -272,19 +338,32 @@ class Client:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
+    def python(self, code: str, *arguments: str, folder: Path | None = None) -> str:
+        """Run Python, which must not fail, and return what it printed."""
+        answer = self(code=code, arguments=arguments, folder=str(folder or "."))
+        assert answer["status"] == 0, answer["output"]
+        return answer["output"]
+
     def close(self) -> None:
         """End the process."""
         self.process.communicate(timeout=30)
 
 
-def signal_all(process: subprocess.Popen, number: int) -> None:
+@pytest.fixture(scope="session")
+def without_hfgen(_environment) -> Iterator[Client]:
+    """Runs Python where hfgen cannot be imported."""
+    with contextlib.closing(Client(os.environ, WITHOUT_HFGEN)) as client:
+        yield client
+
+
+def signal_all(process: Forked | subprocess.Popen, number: int) -> None:
     """Send a signal to a process and all that it started."""
-    parent = psutil.Process(process.pid)
-    for one in [*parent.children(recursive=True), parent]:
-        one.send_signal(number)
+    for parent in map(psutil.Process, getattr(process, "pids", [process.pid])):
+        for one in [*parent.children(recursive=True), parent]:
+            one.send_signal(number)
 
 
-def kill_when(process: subprocess.Popen, condition, number: int = signal.SIGKILL) -> None:
+def kill_when(process: Forked | subprocess.Popen, condition, number: int = signal.SIGKILL) -> None:
     """Send a signal to a process and its children once a condition holds, and make sure that it was not too late."""
     deadline = time.monotonic() + 120
     while not condition():

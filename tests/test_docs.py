@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import REPOSITORY, Client
+from conftest import REPOSITORY, WITHOUT_HFGEN, Client
 from hub_server import HubServer
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -40,7 +40,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub():
     server = HubServer()
     yield server
@@ -48,9 +48,36 @@ def hub():
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def environment(hub) -> dict[str, str]:
+    """The variables of a user of the Hub on loopback, who is ada."""
+    return os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_writer",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def client(environment):
+    with contextlib.closing(Client(environment)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client_without_hfgen(environment):
+    with contextlib.closing(Client(environment, WITHOUT_HFGEN)) as client:
+        yield client
+
+
 @pytest.fixture
-def workplace(tmp_path, hub) -> tuple[Path, dict[str, str]]:
-    """A folder like the repository, with small stand-ins for the data, and a Hub on loopback, whose user is ada."""
+def workplace(tmp_path, hub) -> Path:
+    """A folder like the repository, with small stand-ins for the data, and an empty Hub."""
+    hub.reset()
     folder = tmp_path
     for name in ("hfgen", "scripts"):
         (folder / name).symlink_to(REPOSITORY / name)
@@ -62,22 +89,12 @@ def workplace(tmp_path, hub) -> tuple[Path, dict[str, str]]:
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
         (folder / "data" / name).mkdir(parents=True)
         for split in ("train", "test"):
-            pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
-            rows = {"image": [PIL.Image.fromarray(image) for image in pixels], "label": [i % 10 for i in range(300)]}
+            pixels = np.random.default_rng(0).integers(0, 256, (150, 28, 28), dtype=np.uint8)
+            rows = {"image": [PIL.Image.fromarray(image) for image in pixels], "label": [i % 10 for i in range(150)]}
             path = folder / "data" / name / f"{split}-00000-of-00001.parquet"
             datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
-    np.savez(folder / "samples_of_others.npz", images=pixels, labels=np.arange(300) % 10)
-    environment = os.environ | {
-        "HFGEN_DATA_DIR": str(folder / "data"),
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "HF_ENDPOINT": hub.url,
-        "HF_TOKEN": "hf_writer",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    return folder, environment
+    np.savez(folder / "samples_of_others.npz", images=pixels, labels=np.arange(150) % 10)
+    return folder
 
 
 def shrink(command: str) -> str:
@@ -115,8 +132,14 @@ def shrink(command: str) -> str:
 
 def run(command: str, folder: Path, environment: dict[str, str], client: Client) -> tuple[int, str]:
     """Run a command line in a shell, or, if it is hfgen's, in a process that has imported all that this needs."""
-    if command.startswith("hfgen "):
-        answer = client(arguments=shlex.split(command)[1:])
+    words = shlex.split(command)
+    place = {"folder": str(folder), "environment": {"HFGEN_DATA_DIR": environment["HFGEN_DATA_DIR"]}}
+    if words[0] == "hfgen":
+        answer = client(arguments=words[1:], **place)
+        return answer["status"], answer["output"]
+    if words[:2] == ["accelerate", "launch"] and "ddpm" not in words[2]:  # the launcher is the same for each family
+        code = f"import runpy\nrunpy.run_path({words[2]!r}, run_name='__main__')"
+        answer = client(code=code, arguments=words[3:], **place)
         return answer["status"], answer["output"]
     finished = subprocess.run(
         command, shell=True, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -126,20 +149,18 @@ def run(command: str, folder: Path, environment: dict[str, str], client: Client)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands(page, workplace):
-    folder, environment = workplace
+def test_commands(page, workplace, environment, client, client_without_hfgen):
+    environment = environment | {"HFGEN_DATA_DIR": str(workplace / "data")}
     commands = [line for block in blocks(page, "bash") for line in block.splitlines() if line]
-    with contextlib.closing(Client(environment, folder)) as client:
-        for command in commands:
-            status, output = run(shrink(command), folder, environment, client)
-            assert status == 0, f"{command}\n{output}"
-            for output in re.findall(r"--output(?:_dir)? (\S+)", command):
-                assert (folder / output).exists(), command
-    snippets = [snippet.replace("user/", "ada/") for snippet in blocks(page, "python")]
-    with_hfgen = [snippet for snippet in snippets if re.search("^(import|from) hfgen", snippet, re.MULTILINE)]
-    alone = ["import sys; sys.modules['hfgen'] = None\n" + code for code in snippets if code not in with_hfgen]
-    for code in filter(None, ["\n".join(with_hfgen), *alone]):
-        subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, timeout=300)
+    for command in commands:
+        status, output = run(shrink(command), workplace, environment, client)
+        assert status == 0, f"{command}\n{output}"
+        for output in re.findall(r"--output(?:_dir)? (\S+)", command):
+            assert (workplace / output).exists(), command
+    for snippet in blocks(page, "python"):
+        uses_hfgen = re.search("^(import|from) hfgen", snippet, re.MULTILINE)
+        python = client.python if uses_hfgen else client_without_hfgen.python
+        python(snippet.replace("user/", "ada/"), folder=workplace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

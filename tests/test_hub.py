@@ -1,5 +1,6 @@
 """The real client of the Hub against a server on loopback: push, propose, fail, load anywhere, tell the truth."""
 
+import contextlib
 import getpass
 import json
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY, TORCHRUN, Client, flags
+from conftest import REPOSITORY, TINY, TORCHRUN, WITHOUT_HFGEN, Client, flags
 from diffusers import DDPMPipeline
 from hub_server import DROP, LOST_ANSWER, SLOW, HubServer, Repo
 from huggingface_hub import ModelCard
@@ -32,7 +33,6 @@ PUBLISHED = {
 }  # fmt: skip
 OWN_PIPELINE = "pipeline_hfgen_class_conditional_diffusion.py"
 OLDEST = os.environ.get("HFGEN_OLDEST_DIFFUSERS")  # a folder with the oldest supported version, made by `make test`
-WITHOUT_HFGEN = "import sys\nsys.modules['hfgen'] = None  # which cannot be imported now\n"
 DRAW = """
 import hashlib, torch
 from diffusers import DiffusionPipeline
@@ -81,10 +81,16 @@ def environment_of(server, home):
 
 @pytest.fixture(scope="module")
 def client(server, home):
-    client = Client(environment_of(server, home))
-    client(code="import hfgen.publishing.hub; hfgen.publishing.hub.PAUSE_SECONDS = 0")
-    yield client
-    client.close()
+    preload = "import preloaded, hfgen.publishing.hub\nhfgen.publishing.hub.PAUSE_SECONDS = 0"
+    with contextlib.closing(Client(environment_of(server, home), preload)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def online(server, home):
+    """Runs Python that has the Hub and not hfgen."""
+    with contextlib.closing(Client(environment_of(server, home), WITHOUT_HFGEN)) as client:
+        yield client
 
 
 @pytest.fixture
@@ -106,25 +112,23 @@ def push(ask, run):
     return push
 
 
-def run_python(code, environment, folder=None):
-    """Run code in a process of its own and return what it printed."""
-    finished = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=folder, text=True, capture_output=True, timeout=120
-    )
+def run_python(code, environment):
+    """Run code without hfgen in a process that imports all anew, and return what it printed."""
+    command = [sys.executable, "-c", WITHOUT_HFGEN + code]
+    finished = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
 
-def drawn_by(*arguments, environment=None):
+def drawn_by(python, *arguments):
     """Load by each of some arguments, in one process without hfgen; say each time what class draws which images."""
-    code = WITHOUT_HFGEN + "".join(DRAW.format(arguments=argument) for argument in arguments)
-    return re.findall("drawn .*", run_python(code, environment or os.environ | {"OMP_NUM_THREADS": "1"}))
+    return re.findall("drawn .*", python("".join(DRAW.format(arguments=argument) for argument in arguments)))
 
 
 @pytest.fixture(scope="module")
-def drawn(run):
+def drawn(run, without_hfgen):
     """What class draws which images when the run is loaded from its folder."""
-    (drawn,) = drawn_by(repr(str(run)))
+    (drawn,) = drawn_by(without_hfgen.python, repr(str(run)))
     assert drawn.startswith("drawn diffusers.pipelines")
     return drawn
 
@@ -285,11 +289,26 @@ def test_training_pushes_checkpoints_and_in_the_end_the_model(ask, server, home)
     assert not [name for name in first if "state" in name]
 
 
-def test_two_processes_push_once(server, home):
+TWICE = """
+import os, socket, sys
+from hfgen.cli.main import main
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+first = os.fork()
+rank = "0" if first else "1"
+os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+status = main(sys.argv[1:])
+if first:
+    assert os.waitpid(first, 0)[1] == 0
+sys.exit(status)
+"""
+
+
+def test_two_processes_push_once(ask, server, home):
     arguments = flags(**TINY, output_dir=home / "two", max_train_steps=2, push_to_hub=True, hub_model_id="ada/two")
-    command = [sys.executable, *TORCHRUN, "-m", "hfgen", "train", "ddpm", *arguments]
-    finished = subprocess.run(command, env=environment_of(server, home), text=True, capture_output=True, timeout=240)
-    assert finished.returncode == 0, finished.stderr
+    answer = ask(code=TWICE, arguments=["train", "ddpm", *arguments])
+    assert answer["status"] == 0, answer["output"]
     assert server.repos["model", "ada/two"].messages == ["initial commit", "Upload two"]
     assert len([request for request in server.requests if "repos/create" in request]) == 2  # before and after training
 
@@ -320,7 +339,7 @@ def test_an_id_is_needed_before_anything_is_done():
 # --- the page
 
 
-def test_the_page_is_a_valid_card_and_its_code_runs(push, server, run, home, tmp_path):
+def test_the_page_is_a_valid_card_and_its_code_runs(push, server, online, tmp_path):
     push()
     page = server.model("ada/tiny")["README.md"].decode()
     card = ModelCard(page)
@@ -331,12 +350,7 @@ def test_the_page_is_a_valid_card_and_its_code_runs(push, server, run, home, tmp
     for picture in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert picture in server.model("ada/tiny")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    code = "import sys\nsys.modules['hfgen'] = None\n" + code.replace(
-        "num_inference_steps=100", "num_inference_steps=3"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code], env=environment_of(server, home), cwd=tmp_path, check=True, timeout=120
-    )
+    online.python(code.replace("num_inference_steps=100", "num_inference_steps=3"), folder=tmp_path)
     assert (tmp_path / "image.png").exists()
     configuration = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
     assert DDPMConfig(**configuration, output_dir="again") == DDPMConfig(
@@ -364,7 +378,7 @@ def test_the_code_in_the_page_fits_the_sampler_of_its_picture(ask, run, tmp_path
     )
 
 
-def test_the_page_of_a_flow_says_so_and_its_code_runs(ask, home, tmp_path):
+def test_the_page_of_a_flow_says_so_and_its_code_runs(ask, home, tmp_path, without_hfgen):
     folder = tmp_path / "flow"
     fields = TINY | {"output_dir": str(folder), "max_train_steps": 2, "cache_dir": str(home / "c")}
     train(DDPMConfig(**fields, prediction_type="flow_prediction"), DiffusionTask)
@@ -376,7 +390,7 @@ def test_the_page_of_a_flow_says_so_and_its_code_runs(ask, home, tmp_path):
     assert not {"ddpm", "diffusion"} & set(card.data.tags)
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     assert "num_inference_steps=3" in code
-    run_python(WITHOUT_HFGEN + code, os.environ | {"OMP_NUM_THREADS": "1"}, tmp_path)
+    without_hfgen.python(code, folder=tmp_path)
     assert (tmp_path / "image.png").exists()
 
 
@@ -448,7 +462,7 @@ def test_a_gallery_has_a_page_for_each_and_a_wall(ask, run, tmp_path, judge_run)
         assert (tmp_path / "cards" / picture).exists()
 
 
-def test_all_runs_below_a_folder_become_a_collection(ask, server, run, home, tmp_path, judge_run):
+def test_all_runs_below_a_folder_become_a_collection(ask, server, run, online, tmp_path, judge_run):
     for source in (run, judge_run):
         shutil.copytree(source, tmp_path / "runs" / source.name)
     (tmp_path / "runs" / "half_done").mkdir()
@@ -464,7 +478,7 @@ def test_all_runs_below_a_folder_become_a_collection(ask, server, run, home, tmp
     (tmp_path / "image.png").write_bytes((run / "samples" / "step-000002.png").read_bytes())
     page = server.model("ada/digits_judge")["README.md"].decode()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert run_python(WITHOUT_HFGEN + code, environment_of(server, home), tmp_path).strip() in set("0123456789")
+    assert online.python(code, folder=tmp_path).split()[-1] in set("0123456789")
     server.failures["POST .*/ada/tiny/commit/"] = [500] * 3
     server.repos["model", "ada/tiny"].commit("main", {}, "emptied")
     answer = ask(arguments=arguments)
@@ -481,16 +495,16 @@ def test_all_runs_below_a_folder_become_a_collection(ask, server, run, home, tmp
 # --- loading
 
 
-def test_loads_with_diffusers_alone_from_anywhere(push, server, run, home, tmp_path, drawn):
+def test_loads_with_diffusers_alone_from_anywhere(push, server, run, home, online, tmp_path, drawn):
     push()
     push("--revision", "v2")
     again = tmp_path / "again"
     DDPMPipeline.from_pretrained(run).save_pretrained(again)
-    online = environment_of(server, home)
     places = ["'ada/tiny'", "'ada/tiny', trust_remote_code=True", "'ada/tiny', revision='v2'", repr(str(again))]
-    assert drawn_by(*places, environment=online) == [drawn] * len(places)
+    assert drawn_by(online.python, *places) == [drawn] * len(places)
     asked = len(server.requests)
-    assert drawn_by("'ada/tiny'", environment=online | {"HF_HUB_OFFLINE": "1"}) == [drawn]
+    offline = environment_of(server, home) | {"HF_HUB_OFFLINE": "1"}
+    assert drawn_by(lambda code: run_python(code, offline), "'ada/tiny'") == [drawn]
     assert len(server.requests) == asked
 
 
@@ -518,7 +532,7 @@ def test_loads_with_the_oldest_supported_diffusers(run, drawn):
     oldest = os.environ | {"PYTHONPATH": OLDEST, "OMP_NUM_THREADS": "1"}
     declared = re.search(r'"diffusers>=([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text())[1]
     assert run_python("import diffusers; print(diffusers.__version__)", oldest).strip() == declared
-    assert drawn_by(repr(str(run)), environment=oldest) == [drawn]
+    assert drawn_by(lambda code: run_python(code, oldest), repr(str(run))) == [drawn]
 
 
 def test_hfgen_draws_the_same_as_diffusers_alone(push, ask, drawn):
@@ -549,16 +563,16 @@ def class_run(home):
     return train(DDPMConfig(**TINY | fields), DiffusionTask)
 
 
-def test_a_pipeline_of_hfgens_own_travels_with_its_weights(push, ask, server, class_run, home, tmp_path):
+def test_a_pipeline_of_hfgens_own_travels_with_its_weights(push, ask, server, class_run, home, online, tmp_path):
     push(folder=class_run, repo_id="ada/classes")
     files = server.model("ada/classes")
     assert set(files) == PUBLISHED | {OWN_PIPELINE}
     assert files[OWN_PIPELINE] == (REPOSITORY / "hfgen" / "pipelines" / OWN_PIPELINE).read_bytes()
     arguments = "'ada/classes', trust_remote_code=True"
     draw = DRAW.format(arguments=arguments).replace("batch_size=2", "class_labels=['3', 5]")
-    environments = [environment_of(server, home)]
-    environments += [environments[0] | {"PYTHONPATH": OLDEST}] if OLDEST else []
-    lines = {run_python(WITHOUT_HFGEN + draw, environment).splitlines()[-1] for environment in environments}
+    outputs = [online.python(draw)]
+    outputs += [run_python(draw, environment_of(server, home) | {"PYTHONPATH": OLDEST})] if OLDEST else []
+    lines = {output.splitlines()[-1] for output in outputs}
     assert len(lines) == 1
     answer = ask(code="import hfgen" + draw.replace("DiffusionPipeline.from_pretrained", "hfgen.load"))
     assert answer["output"].splitlines()[-1].split()[-1] == lines.pop().split()[-1], "the same images"

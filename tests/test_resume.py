@@ -8,13 +8,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, TORCHRUN, finish, flags, hfgen, kill_when, start
+from conftest import TINY, finish, flags, hfgen, kill_when
+from forked import Forked
 
 from hfgen.config import DDPMConfig
 from hfgen.config.training import changed_fields, read_fields
@@ -22,14 +22,14 @@ from hfgen.runs.checkpoints import damage, list_checkpoints, newest_complete
 from hfgen.training.trainer import METRICS_FILE, STATE_FILE
 
 
-def train(run: Path, *extra: str, num_processes: int = 1, **fields) -> subprocess.Popen:
+def train(run: Path, *extra: str, num_processes: int = 1, fork: bool = True, **fields) -> Forked | subprocess.Popen:
     settings = (
         TINY | {"output_dir": run, "checkpointing_steps": 4, "logging_steps": 1, "max_train_samples": 100} | fields
     )
-    return hfgen("train", "ddpm", *flags(**settings), *extra, num_processes=num_processes)
+    return hfgen("train", "ddpm", *flags(**settings), *extra, num_processes=num_processes, fork=fork)
 
 
-def train_two(runs: tuple[Path, Path], *extra: str, **fields) -> list[subprocess.Popen]:
+def train_two(runs: tuple[Path, Path], *extra: str, **fields) -> list[Forked]:
     """Start two processes without a launcher, which would end the one when the other ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -51,7 +51,10 @@ def steps_done(run: Path) -> int:
 
 @pytest.mark.parametrize(("num_processes", "optimizer"), [(1, "adamw"), (2, "muon")])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, num_processes, optimizer):
-    """With accumulation, dropout, flips and EMA; killed in the middle of an epoch (4 or 2 steps) and of a save."""
+    """With accumulation, dropout, flips and EMA; killed in the middle of an epoch (4 or 2 steps) and of a save.
+
+    The whole run is started as by a user (by torchrun, if in two processes), with other hashes than the forked ones.
+    """
     settings = {
         "gradient_accumulation_steps": 2,
         "dropout": 0.1,
@@ -61,7 +64,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, num_processes, optimizer
         "optimizer": optimizer,
         "train_batch_size": 13,
     }
-    finish(train(tmp_path / "whole", **settings))
+    finish(train(tmp_path / "whole", fork=False, **settings))
     broken = tmp_path / "broken"
     process = train(broken, **settings)
     kill_when(process, lambda: steps_done(broken) >= 10)
@@ -125,8 +128,8 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS)
     weights = {}
-    for name, launcher in {"one": [], "two": TORCHRUN}.items():
-        process = start(*launcher, str(script), str(tmp_path / name), str(Path(__file__).parent))
+    for number, name in enumerate(("one", "two"), 1):
+        process = Forked(str(script), str(tmp_path / name), str(Path(__file__).parent), num_processes=number)
         weights[name] = [float(w) for w in re.search("^weights (.*) (.*)$", finish(process), re.MULTILINE).groups()]
     assert weights["two"] == pytest.approx(weights["one"], rel=1e-5)
     assert all(abs(weight) > 0.01 for weight in weights["one"])
@@ -225,9 +228,11 @@ def test_a_save_that_is_killed_leaves_only_whole_checkpoints(tmp_path):
         "def write(folder):\n    for i in range(20):\n        (folder / str(i)).write_bytes(os.urandom(20_000))\n"
         "for step in range(1, 10**6):\n    save_checkpoint(Path(sys.argv[1]), step, write, limit=3)\n"
     )
+    script = tmp_path / "save.py"
+    script.write_text(code)
     for attempt in range(5):
         folder = tmp_path / str(attempt)
-        process = subprocess.Popen([sys.executable, "-c", code, str(folder)])
+        process = Forked(str(script), str(folder))
         while len(list_checkpoints(folder)) < 2:
             assert process.poll() is None
             time.sleep(0.01)

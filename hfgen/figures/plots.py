@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from hfgen.data.decoding import open_picture
-from hfgen.figures.grids import image_grid, plain_label, to_pil
+from hfgen.figures.grids import image_grid, plain_label
 from hfgen.runs.record import read_rows
 from hfgen.utils.files import complete_or_absent
 
@@ -271,14 +271,11 @@ def neighbors_picture(images: Tensor, neighbors: Tensor) -> PIL.Image.Image:
     columns = 8
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(columns, 2.2 * rows), layout="constrained")
-    for part, starts in zip(
-        figure.subfigures(rows, 1, squeeze=False)[:, 0], range(0, len(images), columns), strict=True
-    ):
-        panels = part.subplots(2, columns)
-        for row, (kind, shown) in zip(panels, (("generated", images), ("training", neighbors)), strict=True):
-            row[0].set_ylabel(kind)
-            for axes in row:
-                axes.set(xticks=[], yticks=[])
-            for axes, image in zip(row, shown[starts : starts + columns], strict=False):
-                axes.imshow(to_pil(image).convert("RGB"), interpolation="nearest")
+    parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
+    for part, start in zip(parts, range(0, len(images), columns), strict=True):
+        panels = part.subplots(2, 1)  # one of each row, since axes of each image would take seconds
+        for axes, (kind, shown) in zip(panels, (("generated", images), ("training", neighbors)), strict=True):
+            axes.imshow(image_grid(shown[start : start + columns], columns))
+            axes.set(xticks=[], yticks=[], ylabel=kind)
+            axes.spines[:].set_visible(False)
     return to_picture(figure)
