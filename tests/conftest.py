@@ -18,7 +18,6 @@ import pytest
 import torch
 from filelock import FileLock
 from forked import Forked
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torchmetrics.image import fid
 
 REPOSITORY = Path(__file__).parents[1]
@@ -235,22 +234,6 @@ def _environment(tmp_path_factory):
         patch.setenv("HF_HOME", str(home))
         patch.setattr("huggingface_hub.constants.HF_HOME", str(home))
         patch.setattr("datasets.config.HF_DATASETS_CACHE", home / "datasets")
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _layouts():
-    """Arrange the figures of each shape once only, which is half of the time of a small training or evaluation."""
-    arranged, execute = set(), ConstrainedLayoutEngine.execute
-
-    def execute_once(engine, figure):
-        shape = (*figure.get_size_inches(), len(figure.axes))
-        if shape not in arranged:
-            arranged.add(shape)
-            execute(engine, figure)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConstrainedLayoutEngine, "execute", execute_once)
         yield
 
 
