@@ -189,7 +189,7 @@ def test_judges_that_do_not_fit_are_left_out_unless_they_are_named(tmp_path, jud
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num_bound_images", "1"], "num_bound_images must be two or more"),
+        (["--num_bound_images", "1"], "num_bound_images must be 2 or more"),
         ([*TEST, "--resolution", "16"], "has 8×8 pixels"),
         (["--reference_split", "nothing"], "nothing"),
     ],

@@ -88,7 +88,7 @@ def test_reports_are_records_and_pages(tmp_path, vae_run, judge_run, capsys):
     assert "data:image/png;base64," in shown
     assert "](evaluation/" not in shown
     assert "## Protocol" not in shown
-    assert f"The measures are in {report.path}" in capsys.readouterr().out
+    assert f"The evaluation is in {report.path}" in capsys.readouterr().out
     analysis = hfgen.analyze(
         vae_run, judge=judge_run, reference_split="train[80%:]", num_importance_samples=2, num_bound_images=4,
         output_dir=tmp_path,
@@ -164,7 +164,7 @@ def test_every_call_documents_itself():
     assert calls.recipes()["vae_mnist_mlp"]
 
 
-def test_a_broken_family_of_another_package_is_said_and_left_out(monkeypatch, capsys):
+def test_a_broken_family_of_another_package_is_reported_and_skipped(monkeypatch, capsys):
     @dataclasses.dataclass
     class Point:
         name: str
@@ -186,5 +186,5 @@ def test_a_broken_family_of_another_package_is_said_and_left_out(monkeypatch, ca
     found = families.__wrapped__()
     assert list(found) == [*families(), "mine"]
     error = capsys.readouterr().err
-    assert "left out the family a of other: no module b" in error
-    assert "left out the family c of other: there is a VAEPipeline already" in error
+    assert "skipped the family a of other: no module b" in error
+    assert "skipped the family c of other: the name VAEPipeline is already taken" in error

@@ -73,7 +73,7 @@ def test_only_the_accuracy_of_a_classifier_is_measured(judge_run, fields):
     [
         ({"depths": [1]}, "must have the same number of entries, one per stage"),
         ({"hidden_sizes": [], "depths": []}, "must have the same number of entries, one per stage"),
-        ({"architecture": "regnet", "hidden_sizes": [16, 24]}, "multiples of 16, .*24. are not"),
+        ({"architecture": "regnet", "hidden_sizes": [16, 24]}, "multiples of its group width, 16; .*24. are not"),
         ({"label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1"),
         ({"random_shift": 8}, "random_shift must be below the image size, 8×8, not 8"),
         ({"random_erase": -1}, "random_erase must be zero or more"),

@@ -111,8 +111,8 @@ def test_the_cheapest_is_the_one_with_the_fewest_evaluations_among_the_good():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--scheduler", "unipc", "flow_euler"], "scheduler flow_euler does not fit"),
-    (["--scheduler", "pndm", "--num_inference_steps", "15", "2"], "scheduler pndm does not fit"),
+    (["--scheduler", "unipc", "flow_euler"], "scheduler flow_euler is not compatible"),
+    (["--scheduler", "pndm", "--num_inference_steps", "15", "2"], "scheduler pndm is not compatible"),
     (["--num_inference_steps", "5", "2000"], "num_inference_steps must be from 1 to 1000, not 2000"),
     (["--scheduler", "ddpm:x"], "scheduler must be a name, or a name and steps as in ddpm:1000, not ddpm:x"),
     (["--guidance_scale", "2"], "is unconditional, so guidance does not apply"),

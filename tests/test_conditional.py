@@ -98,8 +98,8 @@ def test_a_model_of_classes_needs_labels(tmp_path):
 @pytest.mark.parametrize(("fields", "message"), [
     ({"guidance_interval": [0.5]}, r"guidance_interval must be two numbers, .* not \[0.5\]"),
     ({"guidance_interval": [0.8, 0.2]}, r"guidance_interval must be two numbers, .* not \[0.8, 0.2\]"),
-    ({"scheduler": "flow_euler"}, "scheduler flow_euler does not fit .* v_prediction"),
-    ({"prediction_type": "flow_prediction", "scheduler": "ddim"}, "ddim does not fit .*flow_prediction, in 8 .*euler"),
+    ({"scheduler": "flow_euler"}, "scheduler flow_euler is not compatible .* v_prediction"),
+    ({"prediction_type": "flow_prediction", "scheduler": "ddim"}, "ddim is not compat.*flow_prediction, in 8 .*euler"),
 ])  # fmt: skip
 def test_a_sampler_that_does_not_fit_is_refused_before_training(tmp_path, fields, message):
     config = DDPMConfig(**CONDITIONAL | {"output_dir": str(tmp_path)} | fields)
@@ -320,7 +320,7 @@ def test_hfgen_runs_its_own_version_of_the_code_not_that_of_the_folder(run, tmp_
     ({"_class_name": [CODE_FILE.removesuffix(".py"), "Newer"]}, "comes with its own code"),
     ({"unet": ["diffusers", "NoSuchModel"]}, "a NoSuchModel as its unet, which is neither a model nor a scheduler"),
     ({"unet": ["diffusers", "DDPMPipeline"]}, "has a DDPMPipeline as its unet"),
-    ({"unet": [None, None]}, "has the parts scheduler where a ClassConditionalDiffusionPipeline has"),
+    ({"unet": [None, None]}, "has the components scheduler, but a ClassConditionalDiffusionPipeline has"),
     ({"vae": ["diffusers", "AutoencoderKL"]}, "it may come from a newer version of hfgen"),
 ])  # fmt: skip
 def test_an_index_that_does_not_fit_is_refused(conditional_run, tmp_path, changes, message):

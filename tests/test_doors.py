@@ -549,7 +549,7 @@ def test_a_name_with_a_leading_underscore_is_in_the_legend():
 
 
 def test_a_block_of_code_ends_where_it_ends():
-    page = rendered("\n".join(markdown.fenced("note: |\n```\n# Heading", "yaml")))
+    page = rendered(markdown.fenced("note: |\n```\n# Heading", "yaml"))
     assert page.count("<pre>") == 1
     assert "<h1>" not in page
 
@@ -780,7 +780,9 @@ def test_a_value_twice_is_no_sweep():
 # --- the page's own facts
 
 
-@pytest.mark.parametrize(("device_type", "energy"), [("cpu", "10 W a core"), ("cuda", "400 W a GPU"), ("mps", None)])
+@pytest.mark.parametrize(
+    ("device_type", "energy"), [("cpu", "10 W per core"), ("cuda", "400 W per GPU"), ("mps", None)]
+)
 def test_energy_is_estimated_where_the_power_is_known(run, device_type, energy):
     change(run / "run.json", device_type=device_type)
     assert main(["card", str(run)]) == 0

@@ -60,7 +60,7 @@ def test_a_family_of_another_package_does_what_those_of_hfgen_do(environment, tm
     assert (tmp_path / "run" / weights).is_file()
     hfgen("sample", "run", "--num_images", "4", "--output", "grid.png")
     hfgen("evaluate", "run", "--judge", str(judge_run), "--reference_split", "train[80%:]", "--num_images", "60")
-    assert "drawn from in one step, by its num_inference_steps" in refused(environment, tmp_path)
+    assert "only has the option num_inference_steps, no truncation" in refused(environment, tmp_path)
     assert "Published: " in hfgen("push", "run", "--repo_id", "ada/masked")
     card = tmp_path / "run" / "README.md"
     hfgen("card", "run")

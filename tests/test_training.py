@@ -204,7 +204,7 @@ def test_a_compiled_network_trains(tmp_path):
             {"block_out_channels": [8] * 5},
             "8×8 pixels are not divisible so often; use fewer entries, or a --resolution such as 16",
         ),
-        ({"prediction_type": "sample", "scheduler": "pndm"}, "scheduler pndm does not fit .* sample"),
+        ({"prediction_type": "sample", "scheduler": "pndm"}, "scheduler pndm is not compatible .* sample"),
         ({"report_to": ["wandb"]}, "report_to wandb: no such tracker is installed; installed: .*tensorboard"),
         ({"dataset_name": None, "train_data_dir": "mnist"}, "there is no folder .*mnist"),
         ({"block_out_channels": []}, "must have an entry"),

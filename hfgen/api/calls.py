@@ -75,7 +75,7 @@ def train_configured(config: TrainingConfig, set_fields: Any) -> "RunFolder | li
     if not config.sweep:
         return RunFolder(train_run(config, task, publisher_of(config)))
     from hfgen.evaluation.sweep_report import write_page
-    from hfgen.training.sweep import members_of, parse_sweep, train_members
+    from hfgen.training.sweep import parse_sweep, read_sweep, train_members
 
     if both := set(set_fields) & parse_sweep(config.sweep)[0].keys():
         raise UserError(f"{min(both)} is swept and cannot be set as well")
@@ -85,7 +85,7 @@ def train_configured(config: TrainingConfig, set_fields: Any) -> "RunFolder | li
 
     folder = train_members(config, parse, task)
     print(f"The runs of the sweep are compared in {write_page(folder)}")
-    return [RunFolder(Path(member)) for member in members_of(str(folder))]
+    return [RunFolder(folder / name) for name in read_sweep(folder)["members"]]
 
 
 def load(run_or_repo: Name, *, revision: str | None = None, trust_remote_code: bool = False) -> "DiffusionPipeline":

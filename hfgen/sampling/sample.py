@@ -250,9 +250,9 @@ def _one_step(
     name = type(pipeline).__name__
     own = model_of(name).sampler
     if others := sampler.keys() - set(own):
-        by = f", by its {' and '.join(own)}," if own else ""
+        options = f"only has the option {' and '.join(own)}" if own else "has no options"
         raise UserError(
-            f"a {family_of(name).name.upper()} is drawn from in one step{by} and has no {', '.join(sorted(others))}"
+            f"a {family_of(name).name.upper()} samples in one step and {options}, no {', '.join(sorted(others))}"
         )
     if sampler.get("prior") not in (None, *PRIORS):
         raise UserError(f"prior must be {' or '.join(PRIORS)}, not {sampler['prior']}")
