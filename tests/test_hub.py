@@ -40,7 +40,7 @@ pipe = DiffusionPipeline.from_pretrained({arguments})
 pipe.set_progress_bar_config(disable=True)
 generator = torch.Generator().manual_seed(0)
 images = pipe(batch_size=2, num_inference_steps=3, generator=generator, output_type="np").images
-print("drawn", type(pipe).__module__, hashlib.sha256(images.tobytes()).hexdigest())
+print(f"drawn {{type(pipe).__module__}} {{hashlib.sha256(images.tobytes()).hexdigest()}}\\n", end="")
 """
 
 

@@ -244,7 +244,7 @@ def test_pairs_of_two_folders(tmp_path, digits, capsys):
     command = ["train", "translation", "--train_data_dir", fields["train_data_dir"]]
     command += ["--input_data_dir", fields["input_data_dir"], "--output_dir", str(tmp_path / "given" / "run")]
     assert main(command) == 2
-    assert "is inside input_data_dir" in capsys.readouterr().err
+    assert "is inside the image folder input_data_dir" in capsys.readouterr().err
 
 
 def test_names_that_sort_otherwise_with_other_endings_are_refused(tmp_path, digits):

@@ -680,7 +680,7 @@ USE = [
         )
         for value in ("-1", "nan", "inf", "1e30")
     ),
-    case("evaluate", "name what to measure"),
+    case("evaluate", "name what to evaluate"),
     case("evaluate {ddpm} --images {p}", "both", pictures("p")),
     case("evaluate --images {p}", "--dataset_name", pictures("p")),
     case("evaluate --images {no_such} --dataset_name digits --output_dir {o}", "{no_such}"),

@@ -285,9 +285,14 @@ def config(**fields):
             {"DYNAMO_BACKEND": "INDUCTOR"},
             {"torch_compile": False},
             ("bf16", False),
-            "compile is false, whatever",
+            "compile is false; the launcher's .*inductor is ignored",
         ),
-        ({"DYNAMO_BACKEND": "EAGER"}, {"torch_compile": True}, ("bf16", True), "torch_compile is true, whatever"),
+        (
+            {"DYNAMO_BACKEND": "EAGER"},
+            {"torch_compile": True},
+            ("bf16", True),
+            "torch_compile is true; the launcher's .*eager is ignored",
+        ),
         ({"DYNAMO_BACKEND": "NO"}, {"torch_compile": True}, ("bf16", True), None),
         ({"GRADIENT_ACCUMULATION_STEPS": "4"}, {"gradient_accumulation_steps": 4}, ("bf16", False), None),
     ],
@@ -443,7 +448,9 @@ def test_a_lock_that_a_machine_left_behind_is_named(tmp_path, monkeypatch):
 
 
 def test_every_module_imports_without_what_windows_lacks(tmp_path):
-    modules = [path.stem for path in (REPOSITORY / "hfgen").glob("*.py") if path.stem not in ("__main__", "__init__")]
+    files = [*(REPOSITORY / "hfgen").glob("*.py"), *(REPOSITORY / "hfgen").glob("*/*.py")]
+    named = [path.relative_to(REPOSITORY).with_suffix("") for path in files if not path.stem.startswith("__")]
+    modules = [".".join(path.parts) for path in named]
     code = (
         "import builtins, signal, sys\n"
         "imported = builtins.__import__\n"
@@ -453,7 +460,7 @@ def test_every_module_imports_without_what_windows_lacks(tmp_path):
         "            raise ModuleNotFoundError(name)\n"
         "    return imported(name, names, *further, **named)\n"
         "builtins.__import__ = as_windows\n"
-        f"import {', '.join(f'hfgen.{name}' for name in modules)}\n"
+        f"import {', '.join(modules)}\n"
         "assert hfgen.utils.devices.resource is None\n"
         "del signal.SIGHUP, signal.SIGUSR1\n"
         "with hfgen.training.trainer._stop_signals() as received:\n    assert received == []\n"

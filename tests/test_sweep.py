@@ -196,7 +196,7 @@ def test_runs_of_one_name_are_not_published_as_one(sweep, tmp_path, capsys):
         (tmp_path / folder / "vae").mkdir(parents=True)
         (tmp_path / folder / "vae" / "run.json").write_text("{}")
     assert main(["publish-all", str(tmp_path), "--namespace", "ada", "--dry_run"]) == 2
-    assert "are called vae, and would be published as one" in capsys.readouterr().err
+    assert "are called vae and would be published as one" in capsys.readouterr().err
 
 
 def test_classifiers_are_swept_and_tested(tmp_path):

@@ -161,7 +161,7 @@ def test_a_run_is_not_resumed_on_other_images_or_from_ruins(tmp_path):
     (run / "checkpoints" / "step-000002" / STATE_FILE).unlink()
     with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
         run_training(max_train_steps=3, output_dir=folder, resume_from_checkpoint="latest", **fields)
-    with pytest.raises(UserError, match="inside train_data_dir"):
+    with pytest.raises(UserError, match="inside the image folder train_data_dir"):
         run_training(output_dir=str(pictures / "run"), **fields)
 
 

@@ -302,13 +302,15 @@ class VAEPipeline(DiffusionPipeline):
 
 def _slerp(first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
     """Interpolate spherically between two vectors (D,) at fractions (N, 1): (N, D)."""
+    dtype = first.dtype
+    first, last, shares = first.float(), last.float(), shares.float()  # half precision has no 1e-8
     lengths = torch.lerp(first.norm(), last.norm(), shares)
     start, end = (vector / vector.norm().clamp_min(1e-8) for vector in (first, last))
     angle = torch.acos((start @ end).clamp(-1, 1))
     if torch.sin(angle) < 1e-4:  # parallel or opposite vectors: the arc is not defined
-        return torch.lerp(first[None], last[None], shares)
+        return torch.lerp(first[None], last[None], shares).to(dtype)
     along = torch.sin((1 - shares) * angle) * start + torch.sin(shares * angle) * end
-    return lengths * along / torch.sin(angle)
+    return (lengths * along / torch.sin(angle)).to(dtype)
 
 
 def single_images(images: Images) -> list[PIL.Image.Image | np.ndarray | Tensor]:
