@@ -64,7 +64,7 @@ def test_a_family_of_another_package_does_what_those_of_hfgen_do(environment, tm
     assert "Published: " in hfgen("push", "run", "--repo_id", "ada/masked")
     card = tmp_path / "run" / "README.md"
     hfgen("card", "run")
-    assert "A `MaskedPixelsPipeline`, which generates images." in card.read_text()
+    assert "A `MaskedPixelsPipeline`, an image generator." in card.read_text()
     assert "masked-generative-model" in card.read_text()
     alone = environment | {"PYTHONPATH": ""}
     subprocess.run([sys.executable, "-c", ALONE, "ada/masked"], env=alone, cwd=tmp_path, check=True, timeout=240)
