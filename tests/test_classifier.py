@@ -107,6 +107,7 @@ def test_label_smoothing_and_augmentation_are_used():
     from hfgen.data.loader import Batch
     from hfgen.tasks.classifier import ClassifierTask
 
+    torch.manual_seed(0)
     data = load_images("digits", split="train[:80%]")
     task = ClassifierTask(config, data)
     task.model.eval()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from hfgen.config import TrainingConfig
 from hfgen.config.commands import (
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from hfgen.runs.folder import RunFolder
 
 Name = str | PathLike[str]
-C = TypeVar("C")
 
 
 def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunFolder]":
@@ -317,18 +316,19 @@ def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:
 
 
 def _configuration(
-    config_class: type[C], first: Any, fields: Mapping[str, Any], prog: str, positional: str = "run_or_repo"
-) -> C:
+    config_class: type, first: Any, fields: Mapping[str, Any], prog: str, positional: str = "run_or_repo"
+) -> Any:
     """Return the given configuration, or create one from fields."""
-    if isinstance(first, config_class):
+    is_configuration = isinstance(first, config_class)
+    if is_configuration:
         return dataclasses.replace(first, **fields)
     values = {} if first is None else {positional: str(first)}
     return make_config(config_class, values | dict(fields), prog=prog, positional=positional)
 
 
 def _with_output(
-    config_class: type[C], first: Any, output: Name | None, fields: Mapping[str, Any], prog: str
-) -> tuple[C, Path | None]:
+    config_class: type, first: Any, output: Name | None, fields: Mapping[str, Any], prog: str
+) -> tuple[Any, Path | None]:
     """Return a configuration and the output path: None without an output and a configuration."""
     if output is not None:
         fields = {"output": str(output), **fields}

@@ -53,8 +53,8 @@ class Images:
             case ".png":
                 save_picture(self.grid(), output)
             case ".npz":
-                classes = {} if self.labels is None else {"labels": self.labels, "label_names": self.label_names}
-                save_arrays(self.images, output, **classes)
+                classes: dict[str, Any] = {"labels": self.labels, "label_names": self.label_names}
+                save_arrays(self.images, output, **(classes if self.labels is not None else {}))
             case _:
                 save_images(self.images, output)
 
@@ -144,7 +144,7 @@ def generate(config: SampleConfig) -> Images | Animation:
     Raises:
         UserError: if the options do not fit the model.
     """
-    pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    pipeline: Any = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
     pipeline.to(default_device())
     options = default_sampler(pipeline, run_fields(Path(config.run_or_repo).expanduser())) | config.given_sampler()
     options |= {name: getattr(config, name) for name in ("num_images", "class_labels", "seed")}
