@@ -251,3 +251,9 @@ def test_real_mnist_trains(tmp_path, real_data):
     losses = [json.loads(line)["loss/unet"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
     assert load(str(run)).unet.config.sample_size == 28
+
+
+def test_what_is_to_be_published_needs_a_publisher(tmp_path):
+    with pytest.raises(UserError, match="push_to_hub needs a publisher"):
+        run_training(output_dir=str(tmp_path / "run"), push_to_hub=True, hub_model_id="ada/x")
+    assert not (tmp_path / "run").exists()

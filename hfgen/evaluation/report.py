@@ -8,14 +8,12 @@ from torch import Tensor
 
 from hfgen.figures.grids import image_grid, save_picture
 from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture, neighbors_picture
+from hfgen.runs.folder import EVALUATION as RECORD
+from hfgen.runs.folder import EVALUATION_PAGE as PAGE
+from hfgen.runs.folder import EVALUATION_PICTURES as PICTURES
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import accuracy_text, code, json_text, render
 
-RECORD = "evaluation.json"
-PAGE = "evaluation.md"
-PICTURES = "evaluation"  # folder beside them
-ANALYSIS_RECORD, ANALYSIS_PAGE, ANALYSIS_PICTURES = "analysis.json", "analysis.md", "analysis"
-REPORTS = (RECORD, PAGE, PICTURES, ANALYSIS_RECORD, ANALYSIS_PAGE, ANALYSIS_PICTURES)  # all reports on a model
 MEASURES = {
     "frechet_distance": ("Fréchet distance", "lower"),
     "kernel_distance": ("kernel distance", "lower"),

@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 from jinja2 import UndefinedError
 
-from hfgen.evaluation.report import ANALYSIS_RECORD, RECORD, render_report
-from hfgen.runs.folder import OUTDATED
+from hfgen.evaluation.report import render_report
+from hfgen.runs.folder import ANALYSIS, EVALUATION, OUTDATED
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import escaped
@@ -30,11 +30,11 @@ def results_page(folders: list[Path], place: Path) -> str:
             for file in sorted(folder.rglob(name))
             if OUTDATED not in file.relative_to(folder).parts
         ]
-        for name in (RECORD, ANALYSIS_RECORD)
+        for name in (EVALUATION, ANALYSIS)
     )
     if not records and not analyses:
         places = ", ".join(str(folder) for folder in folders)
-        raise UserError(f"there is no {RECORD} below {places}; run hfgen evaluate first")
+        raise UserError(f"there is no {EVALUATION} below {places}; run hfgen evaluate first")
     sections = {section: [item for item in records if key in item[1]] for key, section in SECTIONS.items()}
     sections["models"].sort(key=lambda item: (item[1]["protocol"]["dataset"], item[0]))
     return _page(**sections, analyses=sorted(analyses, key=lambda item: item[0]))
@@ -53,10 +53,10 @@ def read_record(file: Path) -> dict[str, Any]:
     """
     record = read_json(file)
     key = next((key for key in SECTIONS if key in record), None)
-    if key is None and file.name != ANALYSIS_RECORD:
+    if key is None and file.name != ANALYSIS:
         raise UserError(f"{file} is not a record of hfgen evaluate: it has none of {', '.join(SECTIONS)}")
     try:
-        _page(**{"analyses" if file.name == ANALYSIS_RECORD else SECTIONS[key]: [("", record)]})
+        _page(**{"analyses" if file.name == ANALYSIS else SECTIONS[key]: [("", record)]})
     except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
         raise UserError(
             f"{file} is an incomplete record of hfgen: {type(error).__name__}: {first_line(error)}"

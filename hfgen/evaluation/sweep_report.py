@@ -10,7 +10,7 @@ from hfgen.evaluation.results import read_record
 from hfgen.figures.grids import labelled_row, save_picture
 from hfgen.figures.plots import members_curves_picture
 from hfgen.runs.checkpoints import list_steps
-from hfgen.runs.folder import METRICS_FILE, RUN_FILE
+from hfgen.runs.folder import ANALYSIS, EVALUATION, METRICS_FILE, RUN_FILE
 from hfgen.runs.record import public_command, read_rows, read_training
 from hfgen.training.sweep import read_sweep
 from hfgen.utils.files import complete_or_absent
@@ -146,7 +146,7 @@ class _Member:
 
     def negative_elbo(self) -> _Measured | None:
         """Return the −ELBO on the test images, if it was computed; without std, as all runs share the images."""
-        found = self._read(report.ANALYSIS_RECORD)
+        found = self._read(ANALYSIS)
         if not found:
             return None
         protocol = tuple(found["protocol"][name] for name in ("pixels", "pixel_distribution", "reference_sha256"))
@@ -154,7 +154,7 @@ class _Member:
 
     def frechet_distance(self) -> _Measured | None:
         """Return the Fréchet distance by the first judge, if it was computed."""
-        found = self._read(report.RECORD)
+        found = self._read(EVALUATION)
         if not found or "measures" not in found:
             return None
         judge, measures = next(iter(found["measures"].items()))
@@ -164,7 +164,7 @@ class _Member:
 
     def accuracy(self) -> _Measured | None:
         """Return a classifier's negative accuracy, if it was computed; without std, as all runs share the images."""
-        found = self._read(report.RECORD)
+        found = self._read(EVALUATION)
         if not found or "accuracy" not in found:
             return None
         return _Measured((found["protocol"]["reference_sha256"],), -found["accuracy"], None)
@@ -179,9 +179,9 @@ class _Member:
         cells["training"] = f"{self.training['optimizer_steps']:,} steps, {duration(self.training['train_seconds'])}"
         for name in self._shown():
             cells[name] = number(self.last(name))
-        if found := self._read(report.ANALYSIS_RECORD):
+        if found := self._read(ANALYSIS):
             cells |= {title: text(found) for title, text in ANALYSED.items()}
-        found = self._read(report.RECORD)
+        found = self._read(EVALUATION)
         if found and "accuracy" in found:
             cells["accuracy"] = accuracy_text(found)
         elif found and "restoration" in found:

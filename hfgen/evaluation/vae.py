@@ -26,9 +26,6 @@ from hfgen.evaluation.real import (
     name_of,
     warn_of_weak_judges,
 )
-from hfgen.evaluation.report import ANALYSIS_PAGE as PAGE
-from hfgen.evaluation.report import ANALYSIS_PICTURES as PICTURES
-from hfgen.evaluation.report import ANALYSIS_RECORD as RECORD
 from hfgen.evaluation.report import render_report, save_record
 from hfgen.evaluation.statistics import accuracy_of
 from hfgen.figures.grids import comparison_grid, sample_grid, save_picture
@@ -45,6 +42,9 @@ from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.metrics.likelihood_bounds.likelihood_bounds import likelihood_bounds
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
+from hfgen.runs.folder import ANALYSIS as RECORD
+from hfgen.runs.folder import ANALYSIS_PAGE as PAGE
+from hfgen.runs.folder import ANALYSIS_PICTURES as PICTURES
 from hfgen.runs.folder import run_fields
 from hfgen.sampling.latents import STRIP_STEPS, STRIPS, first_class, plane_picture
 from hfgen.sampling.sample import image_shape_of

@@ -8,12 +8,11 @@ from safetensors import safe_open
 
 from hfgen.config.training import CONFIG_FILE, NOT_SHOWN, read_fields
 from hfgen.data.sources import public_name
-from hfgen.evaluation.report import ANALYSIS_RECORD, RECORD
 from hfgen.evaluation.results import read_record
 from hfgen.families import model_of
 from hfgen.judges.judge import UPSCALE
 from hfgen.pipelines.loading import INDEX, require_folder
-from hfgen.runs.folder import RUN_FILE
+from hfgen.runs.folder import ANALYSIS, EVALUATION, RUN_FILE
 from hfgen.runs.record import read_training
 from hfgen.utils.errors import UserError
 from hfgen.utils.privacy import public_text, public_value
@@ -68,7 +67,7 @@ def read_run(run: Path) -> dict[str, Any]:
     fields = {name: value for name, value in config.items() if name not in NOT_SHOWN and value not in (None, [])}
     reports = {
         name: read_record(own_file(run, file)) if own_file(run, file).is_file() else None
-        for name, file in (("evaluation", RECORD), ("analysis", ANALYSIS_RECORD))
+        for name, file in (("evaluation", EVALUATION), ("analysis", ANALYSIS))
     }
     folder = config.get("train_data_dir")
     network = _network(run, class_name)

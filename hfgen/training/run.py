@@ -79,6 +79,8 @@ def train(
 def _train(
     config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task], publisher: Publisher
 ) -> Path:
+    if config.push_to_hub and type(publisher) is Publisher:
+        raise UserError("push_to_hub needs a publisher, which hfgen.train and the command line pass")
     refuse_sharding()
     settings = decide(config)
     config = dataclasses.replace(
