@@ -1,0 +1,129 @@
+"""Break one important line at a time, in a copy of the repository, and see whether the tests fail.
+
+    python benchmarks/mutants.py [--repository FOLDER] [--output FILE] [NAME …]
+
+A mutant that the given test files let pass is tried on the whole suite.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+class Mutant(NamedTuple):
+    """A change of one line, which occurs once in the package, and the test files that should notice."""
+
+    name: str
+    line: str
+    broken: str
+    tests: str
+
+
+MUTANTS = [
+    # losses
+    Mutant("minimax", "return -softplus(fake).mean()", "return softplus(-fake).mean()", "losses"),
+    Mutant("relativistic", "return softplus(real - fake).mean()", "return softplus(fake - real).mean()", "losses"),
+    Mutant("r1", "0.5 * (config.r1_gamma * terms", "(config.r1_gamma * terms", "gan"),
+    Mutant("gradient penalty", "return (norms - 1).square().mean()", "return norms.square().mean()", "losses"),
+    Mutant("v target", "return alpha * noise - sigma * images", "return alpha * noise + sigma * images", "training"),
+    Mutant("flow target", "return noise - images\n", "return images - noise\n", "training conditional"),
+    Mutant("min SNR", "snr.clamp(max=snr_gamma)", "snr", "training"),
+    Mutant("last timestep", "1 - alpha_bar).sqrt()", "1 - alpha_bar)", "training"),
+    Mutant("KL", "variance - 1 - variance.log()", "variance - 1 - 0.5 * variance.log()", "vae"),
+    Mutant("class dropout", "dropped, len(self.label_names)", "dropped, len(self.label_names) - 1", "conditional"),
+    Mutant("similarity", "(2 * both + 0.01**2)", "(2 * both + 0.1**2)", "losses"),
+    # training and resuming
+    Mutant("seed of a step", '"step", config.seed, self.step,', '"step", config.seed, 0,', "engine resume"),
+    Mutant("seed of a process", "self.step, accelerator.process_index)", "self.step, 0)", "engine resume processes"),
+    Mutant("clipping", "clip_grad_norm_(parameters, self.config.max_grad_norm)", "clip_grad_norm_(parameters, 1e9)",
+           "engine"),
+    Mutant("mean gradient", 'parameters_to_vector(gradients), "mean")', 'parameters_to_vector(gradients), "sum")',
+           "resume engine"),
+    Mutant("optimizer state", 'f"optimizers.{name}.{index}.{key}": tensor for', 'f"optimizers.{name}.{index}.{key}": '
+           "torch.zeros_like(tensor) for", "resume"),
+    Mutant("averaged weights", "tensor in enumerate(average.shadow_params)}", "tensor in enumerate(p.clone() for p in "
+           "average.shadow_params[::-1])}", "resume"),
+    Mutant("rows after a step", 'row["step"] <= step]', 'row["step"] <= step + 1]', "engine resume"),
+    # files
+    Mutant("rename", "os.replace(temporary, path)", "shutil.move(temporary, path)", "run_folder engine resume"),
+    Mutant("clean up", "    except BaseException:\n        remove(temporary)", "    except ValueError:\n        "
+           "remove(temporary)", "run_folder engine data"),
+    Mutant("damaged checkpoint", "found.get(name) != expected[name]", "name not in found", "engine run_folder resume"),
+    Mutant("newest checkpoint", "for checkpoint in reversed(checkpoints):", "for checkpoint in checkpoints:",
+           "engine run_folder resume"),
+    Mutant("order of parts", "key=lambda path: path.name == last", "key=lambda path: path.name != last",
+           "engine run_folder resume"),
+    # refusals
+    Mutant("foreign checkpoint", "if checkpoint is None:\n        if any(", "if False:\n        if any(", "engine doors "
+           "run_folder"),
+    Mutant("position", 'position["step"] == step_of(checkpoint)', "True", "engine run_folder doors mistakes"),
+    Mutant("size of images", "if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):", "if False:", "mistakes "
+           "training"),
+    Mutant("not finite", "not math.isfinite(value)]", "math.isnan(value)]", "engine"),
+    Mutant("size of the judge", "if judge.image_shape != shape:", "if False:", "gan doors mistakes"),
+    # metrics
+    Mutant("jackknife", "(len(values) - 1) * torch.tensor(values", "torch.tensor(values", "measures evaluation"),
+    Mutant("radius", "topk(k + 1, largest=False)", "topk(k, largest=False)", "metrics"),
+    Mutant("recall", '"recall": recalled.any(1)', '"recall": covered.any(1)', "metrics"),
+    Mutant("density", "balls_around.double().mean().item() / k", "balls_around.double().mean().item()", "metrics"),
+    Mutant("seen images", "<= OVERLAP * len(self.test)", "<= len(self.test)", "measures evaluation"),
+    Mutant("nearest", "nearer = to_train[0] < to_test[0]", "nearer = to_train[0] > to_test[0]", "measures evaluation"),
+]  # fmt: skip
+
+
+def place_of(mutant: Mutant, package: Path) -> Path:
+    """Return the one file of a package in which the line stands."""
+    places = [file for file in package.rglob("*.py") if mutant.line in file.read_text()]
+    if len(places) != 1 or places[0].read_text().count(mutant.line) != 1:
+        raise SystemExit(f"{mutant.name}: the line is found in {', '.join(map(str, places)) or 'no file'}")
+    return places[0]
+
+
+def caught(repository: Path, tests: list[str]) -> str | None:
+    """Return the first test that fails, or None if all pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-n", "2", "--dist", "worksteal"]
+    environment = os.environ | {"PYTHONPATH": str(repository), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *tests], cwd=repository, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1, 2):
+        raise SystemExit(done.stdout + done.stderr)
+    failed = [line.removeprefix("FAILED ").removeprefix("ERROR ").split(" - ")[0]
+              for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]  # fmt: skip
+    return failed[0] if failed else None
+
+
+def main() -> None:
+    """Try the mutants and print, and optionally write, which are caught and by what."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants to try; all by default")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="another checkout to break")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "repository"
+        ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__")
+        shutil.copytree(arguments.repository, copy, ignore=ignored)
+        for mutant in MUTANTS:
+            if arguments.names and mutant.name not in arguments.names:
+                continue
+            file = place_of(mutant, copy / "hfgen")
+            text = file.read_text()
+            file.write_text(text.replace(mutant.line, mutant.broken))
+            first = [f"tests/test_{name}.py" for name in mutant.tests.split()]
+            found[mutant.name] = caught(copy, first) or caught(copy, ["tests"]) or "survives"
+            file.write_text(text)
+            print(f"{mutant.name}: {found[mutant.name]}", flush=True)
+            if arguments.output:
+                arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
