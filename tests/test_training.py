@@ -192,9 +192,10 @@ def test_trackers_get_the_metrics(tmp_path):
 
 
 def test_a_compiled_network_trains(tmp_path):
-    fields = TINY | {"block_out_channels": [8], "output_dir": tmp_path, "max_train_steps": 2}
-    finish(hfgen("train", "ddpm", "--torch_compile", *flags(**fields)))
-    assert load(str(tmp_path)).unet.config.sample_size == 8
+    tiny = {name: TINY[name] for name in ("dataset_name", "train_batch_size", "num_samples", "mixed_precision")}
+    fields = {"hidden_sizes": [8], "num_mixture_components": 1, "max_train_steps": 2, "output_dir": tmp_path}
+    finish(hfgen("train", "vae", "--torch_compile", *flags(**tiny, **fields)))
+    assert load(str(tmp_path)).vae.config.hidden_sizes == [8]
 
 
 @pytest.mark.parametrize(
