@@ -62,8 +62,8 @@ MUTANTS = [
     Mutant("order of parts", "key=lambda path: path.name == last", "key=lambda path: path.name != last",
            "engine run_folder resume"),
     # refusals
-    Mutant("foreign checkpoint", "if checkpoint is None:\n        if any(", "if False:\n        if any(", "engine doors "
-           "run_folder"),
+    Mutant("foreign checkpoint", "if checkpoint is None:\n        if any(", "if False:\n        if any(",
+           "engine doors run_folder"),
     Mutant("position", 'position["step"] == step_of(checkpoint)', "True", "engine run_folder doors mistakes"),
     Mutant("size of images", "if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):", "if False:", "mistakes "
            "training"),

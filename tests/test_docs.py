@@ -191,3 +191,23 @@ def test_the_time_of_scoring_in_the_docs_is_that_of_the_record():
     page = " ".join((REPOSITORY / "docs" / "measuring.md").read_text().split())
     assert f"took {record['seconds']['all']['median']} seconds" in page
     assert f"which took {record['reference_statistics_seconds']} and are kept" in page
+
+
+def test_the_comparison_of_families_has_the_numbers_of_the_evaluations():
+    page = (REPOSITORY / "docs" / "families.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    names = re.findall(r"\[(\w+)\]", " ".join(next(row for row in rows if row[0] == "recipe")))
+    records = [json.loads((REPOSITORY / "model_cards" / name / "evaluation.json").read_text()) for name in names]
+    judge = "mnist"
+    for metric in ("Fréchet distance", "precision", "recall", "coverage"):
+        (cells,) = [row[1:] for row in rows if row[0].startswith(f"*{metric}*")]
+        key = {"Fréchet distance": "frechet_distance"}.get(metric, metric)
+        assert [cell.split(" ±")[0] for cell in cells[:3]] == [
+            f"{r['measures'][judge][key]['value']:.3g}" for r in records
+        ]
+        floors = {f"{record['floors'][judge]['train_against_test'][key]:.3g}" for record in records}
+        assert floors == {cells[3]}
+    (shares,) = [row[1:4] for row in rows if row[0].startswith("frequency")]
+    for cell, record in zip(shares, records, strict=True):
+        found = record["classes"][judge]["shares"]["generated"]
+        assert cell == f"{min(found):.1%} to {max(found):.1%}".replace("%", " %")
