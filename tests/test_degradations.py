@@ -1,15 +1,18 @@
 """What makes images worse: each degradation by its definition, their text, what they refuse."""
 
 import io
+import re
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from conftest import REPOSITORY
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_image
 
-from hfgen.data.degradations import Degradation, check_degradations, degrade, parse_degradations
+from hfgen.config import TranslationConfig
+from hfgen.data.degradations import FUNCTIONS, Degradation, check_degradations, degrade, parse_degradations
 from hfgen.utils.errors import UserError
 
 
@@ -106,6 +109,7 @@ def test_degradations_are_written_as_they_are_read():
     found = parse_degradations(texts)
     assert [str(degradation) for degradation in found] == texts
     assert [str(degradation.at(0.5)) for degradation in found] == ["blur=1.5", "gaussian_noise=0.3", "grey", "jpeg=20"]
+    assert parse_degradations(["gaussian_noise=1e-3"]) == [Degradation("gaussian_noise", 0.001, 0.001)]
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -114,6 +118,7 @@ def test_degradations_are_written_as_they_are_read():
     ("gaussian_noise=-1", "not -1"),
     ("gaussian_noise=0.5..0.1", r"not 0.5..0.1"),
     ("jpeg=0", "needs a number from 1 to 100"),
+    ("blur=-1..1", "needs a number from 0 to 100, .*; not -1..1"),
     ("grey=1", "the degradation grey takes no amount; leave out =1"),
     ("downscale=2.5", "needs one whole number"),
     ("downscale=2..3", "needs one whole number"),
@@ -132,6 +137,13 @@ def test_texts_that_mean_nothing_are_refused(text, message):
 def test_images_that_cannot_be_degraded_so_are_refused(texts, shape, message):
     with pytest.raises(UserError, match=message):
         check_degradations(parse_degradations(texts), shape)
+
+
+def test_each_is_in_the_help_and_in_the_docs():
+    page = (REPOSITORY / "docs" / "translation.md").read_text()
+    for name in FUNCTIONS:
+        assert re.search(rf"`{name}\b", TranslationConfig.__doc__), name
+        assert re.search(rf"^\|.*`{name}\b", page, re.MULTILINE), name
 
 
 def test_the_shape_afterwards():

@@ -137,7 +137,7 @@ def run(command: str, folder: Path, environment: dict[str, str], client: Client)
     if words[0] == "hfgen":
         answer = client(arguments=words[1:], **place)
         return answer["status"], answer["output"]
-    if words[:2] == ["accelerate", "launch"] and "ddpm" not in words[2]:  # the launcher is the same for each family
+    if words[:2] == ["accelerate", "launch"] and words[2] != "-m":  # the launcher is the same for each family
         code = f"import runpy\nrunpy.run_path({words[2]!r}, run_name='__main__')"
         answer = client(code=code, arguments=words[3:], **place)
         return answer["status"], answer["output"]

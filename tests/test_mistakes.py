@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def case(command: str, said: str, *harms: Harm) -> object:
     """Return a case: a command with {name} for a path in the test folder, what its message says, what is wrong."""
-    return pytest.param(command, said, harms, id=command.replace("{", "").replace("}", "")[:90])
+    return pytest.param(command, said, harms, id=command.replace("{", "").replace("}", "")[-90:])
 
 
 def out_of_time(*_) -> None:

@@ -69,7 +69,7 @@ def test_shapes(fields, shape):
     torch.testing.assert_close(model(images).latents, model.encode(images).mean)
 
 
-def test_the_convolutional_network_of_the_fourth_system():
+def test_the_convolutional_network_of_its_recipe_has_the_stated_layers():
     """Encoder conv 32, conv 64, dense 128; decoder dense 3136, three transposed convolutions; latents of 16."""
     model = VAEModel(block_out_channels=[32, 64], hidden_sizes=[128], decoder_hidden_sizes=[], latent_dim=16)
     sizes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim > 1}

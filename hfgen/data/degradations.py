@@ -1,6 +1,6 @@
 """Composable image degradations (noise, blur, masks, downscaling, JPEG, …).
 
-All functions take images (B, C, H, W) in [−1, 1] and amounts (B, 1, 1, 1), one per image.
+Functions take images (B, C, H, W) in [−1, 1], and most an amount per image, (B, 1, 1, 1).
 """
 
 import math
@@ -220,7 +220,8 @@ def _parse(text: str) -> Degradation:
     words = f"{name}=… needs a number from {expected.low:g} to {expected.high:g}, or two as in low..high: the " + (
         expected.unit
     )
-    found = re.fullmatch(r"(\d*\.?\d+)(?:\.\.(\d*\.?\d+))?", amount)
+    number = r"(-?\d*\.?\d+(?:e-?\d+)?)"
+    found = re.fullmatch(rf"{number}(?:\.\.{number})?", amount)
     if not found:
         raise UserError(f"{words}; not {amount or 'nothing'}")
     low, high = float(found[1]), float(found[2] or found[1])

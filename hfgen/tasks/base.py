@@ -20,7 +20,7 @@ class Loss(NamedTuple):
     Attributes:
         module: The name of the module to update.
         value: The loss, a scalar.
-        terms: Additional scalars to log, by name.
+        terms: Additional scalars to log, by name; `kl` of the module `vae` becomes `vae/kl` in `metrics.jsonl`.
     """
 
     module: str
