@@ -2,7 +2,7 @@
 
     python benchmarks/mutants.py [--repository FOLDER] [--output FILE] [NAME …]
 
-A mutant that the given test files let pass is tried on the whole suite.
+For each mutant the test files that concern its line are run; one that they let pass survives.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main() -> None:
             text = file.read_text()
             file.write_text(text.replace(mutant.line, mutant.broken))
             first = [f"tests/test_{name}.py" for name in mutant.tests.split()]
-            found[mutant.name] = caught(copy, first) or caught(copy, ["tests"]) or "survives"
+            found[mutant.name] = caught(copy, first) or "survives"
             file.write_text(text)
             print(f"{mutant.name}: {found[mutant.name]}", flush=True)
             if arguments.output:

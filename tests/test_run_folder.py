@@ -1,6 +1,7 @@
 """A training touches nothing but what it wrote, finds its run wherever that lies, and says what it does."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -339,3 +340,16 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path, capsys, name):
     (tmp_path / "file").write_text("mine")
     assert train(tmp_path / name) == 2
     assert f"output_dir {tmp_path / name} cannot be used" in capsys.readouterr().err
+
+
+def test_a_file_and_all_of_a_folder_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    done = []
+    flush, rename = os.fsync, os.replace
+    monkeypatch.setattr("os.fsync", lambda file: (done.append(os.fstat(file).st_ino), flush(file)))
+    monkeypatch.setattr("os.replace", lambda old, new: (done.append("renamed"), rename(old, new)))
+    with complete_or_absent(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "file").write_text("a")
+    folder = tmp_path / "folder"
+    folder_inode, file_inode, parent_inode = (path.stat().st_ino for path in (folder, folder / "file", tmp_path))
+    assert done == [folder_inode, file_inode, "renamed", parent_inode]
