@@ -28,10 +28,10 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     # losses
-    Mutant("minimax", "return -softplus(fake).mean()", "return softplus(-fake).mean()", "losses"),
-    Mutant("relativistic", "return softplus(real - fake).mean()", "return softplus(fake - real).mean()", "losses"),
+    Mutant("minimax", "return -softplus(fake).mean()", "return softplus(-fake).mean()", "gan"),
+    Mutant("relativistic", "return softplus(real - fake).mean()", "return softplus(fake - real).mean()", "gan"),
     Mutant("r1", "0.5 * (config.r1_gamma * terms", "(config.r1_gamma * terms", "gan"),
-    Mutant("gradient penalty", "return (norms - 1).square().mean()", "return norms.square().mean()", "losses"),
+    Mutant("gradient penalty", "return (norms - 1).square().mean()", "return norms.square().mean()", "gan"),
     Mutant("v target", "return alpha * noise - sigma * images", "return alpha * noise + sigma * images", "training"),
     Mutant("flow target", "return noise - images\n", "return images - noise\n", "training conditional"),
     Mutant("min SNR", "snr.clamp(max=snr_gamma)", "snr", "training"),
