@@ -221,6 +221,20 @@ def test_a_loss_by_itself_is_the_published_objective(digits, loss):
     assert "r1" in asked, "a weight that is given holds for every loss"
 
 
+def test_r1_and_r2_count_half_of_their_gammas_and_the_third_penalty_its_whole_weight(digits):
+    def loss(**fields):
+        torch.manual_seed(0)
+        task = GANTask(config(adversarial_loss="non_saturating", **fields), digits)
+        torch.manual_seed(1)
+        return next(task.losses(batch_of(digits)))
+
+    plain, both, third = loss().value, loss(r1_gamma=3.0, r2_gamma=5.0), loss(gradient_penalty_weight=10.0)
+    assert (both.value - plain).item() == pytest.approx(
+        (1.5 * both.terms["r1"] + 2.5 * both.terms["r2"]).item(), rel=1e-3
+    )
+    assert (third.value - plain).item() == pytest.approx(10 * third.terms["gradient_penalty"].item(), rel=1e-3)
+
+
 def test_frozen_passes_gradients_through():
     discriminator = FullyConnectedDiscriminator(sample_size=8, hidden_sizes=(8,))
     images = torch.rand(2, 1, 8, 8, requires_grad=True)
