@@ -41,7 +41,7 @@ MUTANTS = [
     Mutant("similarity", "(2 * both + 0.01**2)", "(2 * both + 0.1**2)", "losses"),
     # training and resuming
     Mutant("seed of a step", '"step", config.seed, self.step,', '"step", config.seed, 0,', "engine resume"),
-    Mutant("seed of a process", "self.step, accelerator.process_index)", "self.step, 0)", "engine resume processes"),
+    Mutant("seed of a process", "self.step, accelerator.process_index)", "self.step, 0)", "engine"),
     Mutant("clipping", "clip_grad_norm_(parameters, self.config.max_grad_norm)", "clip_grad_norm_(parameters, 1e9)",
            "engine"),
     Mutant("mean gradient", 'parameters_to_vector(gradients), "mean")', 'parameters_to_vector(gradients), "sum")',

@@ -179,8 +179,8 @@ def test_average_follows_diffusers_ema(make_trainer):
     assert task.modules["first"].training
 
 
-def test_random_numbers_depend_on_seed_and_step_only(make_trainer):
-    first, second, other = TwoModules(), TwoModules(), TwoModules()
+def test_random_numbers_depend_on_seed_step_and_process_only(make_trainer, monkeypatch):
+    first, second, other, elsewhere = TwoModules(), TwoModules(), TwoModules(), TwoModules()
     trainer = make_trainer(first)
     for trainer.step in range(3):
         trainer._optimizer_step(0.0)
@@ -189,9 +189,11 @@ def test_random_numbers_depend_on_seed_and_step_only(make_trainer):
     late.step = 2
     late._optimizer_step(0.0)
     make_trainer(other, seed=1)._optimizer_step(0.0)
-    assert len(set(first.draws)) == 3
+    trainer = make_trainer(elsewhere)
+    monkeypatch.setattr(Accelerator, "process_index", 1)
+    trainer._optimizer_step(0.0)
+    assert len({*first.draws, *other.draws, *elsewhere.draws}) == 5
     assert second.draws == first.draws[2:]
-    assert other.draws[0] != first.draws[0]
     assert derive_seed("step", 0, 1, 0) != derive_seed("step", 0, 0, 1) != derive_seed("step", 0, 1)
 
 
