@@ -51,12 +51,16 @@ def test_each_setting_has_its_measures_and_its_cost(runs, compare, tmp_path):
     assert record["cheapest"]["plain"] == cheapest(record["settings"])
     page = (tmp_path / "report" / "comparison.md").read_text()
     chosen = record["cheapest"]["plain"]
-    assert f"**{chosen['scheduler']}, {chosen['num_inference_steps']} steps**" in page
     assert page.count("\n| plain |") == 5
     best = min(record["settings"], key=lambda row: row["frechet_distance"]["value"])
     assert best["above_best"] == {"value": 0, "std": 0}
     assert all(row["above_best"]["std"] > 0 for row in record["settings"] if row != best)
-    assert f"{with_std(chosen['above_best'])} above the best" in page or chosen == best
+    name, cheap = (f"{row['scheduler']}, {row['num_inference_steps']} steps" for row in (best, chosen))
+    assert f"The best images come from {name} (Fréchet distance {with_std(best['frechet_distance'])}" in page
+    assert (f"as good as the best is {cheap}: {chosen['network_evaluations']:g} network" in page) == (chosen != best)
+    for row in record["settings"]:
+        is_tie = row != best and row["above_best"]["value"] <= row["above_best"]["std"]
+        assert (f"| {with_std(row['above_best'])} (tie) |" in page) == is_tie
     for picture in re.findall(r"\]\(([^)]+\.png)\)", page):
         with PIL.Image.open(tmp_path / "report" / picture) as image:
             assert min(image.size) > 100, picture

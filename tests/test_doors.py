@@ -468,7 +468,7 @@ def test_a_record_without_what_a_page_shows_is_one_message(run, capsys):
     del record["copies_of_training_images"]
     (run / "evaluation.json").write_text(json.dumps(record))
     assert main(["card", str(run)]) == 2
-    assert "no attribute 'copies_of_training_images'" in capsys.readouterr().err
+    assert "evaluation.json is an incomplete record of hfgen: KeyError: 'copies_of" in capsys.readouterr().err
 
 
 def test_the_page_of_a_model_writes_bad_names_as_they_are(run, tmp_path, capsys):

@@ -22,7 +22,7 @@ from hfgen.evaluation import evaluate as evaluation
 from hfgen.evaluation import generated as subjects
 from hfgen.evaluation.evaluate import evaluate
 from hfgen.evaluation.generated import load_generated
-from hfgen.evaluation.report import accuracy_text, render_report, save_report
+from hfgen.evaluation.report import render_report, save_report
 from hfgen.evaluation.results import results_page
 from hfgen.figures.grids import save_images
 from hfgen.judges.judge import JUDGES, load_judge, shipped_judges
@@ -31,7 +31,7 @@ from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import train
 from hfgen.utils.errors import UserError
-from hfgen.utils.markdown import number
+from hfgen.utils.markdown import accuracy_text, number
 
 SPLITS = {"reference_split": "train[:50%]", "train_split": "train[50%:]"}
 
@@ -328,14 +328,14 @@ def test_a_judge_that_is_often_wrong_is_named_where_it_cannot_be_missed(digits_f
     config = options | {"images": str(digits_file), "output_dir": str(tmp_path / "report")}
     record = json.loads(evaluate(EvaluateConfig(**config, dataset_name=str(tmp_path / "half.npz"))).read_text())
     found = accuracy_text(record["judge_accuracy"]["digits_judge"])
-    weak = f"The judge `digits_judge` has an accuracy of only {found} on real images"
+    weak = f"The judge digits_judge has an accuracy of only {found} on real images"
     assert weak in capsys.readouterr().err
     page = (tmp_path / "report" / "evaluation.md").read_text()
-    assert page.index(f"**Warning**: {weak}") < page.index("## Distribution")
+    assert page.splitlines()[2].startswith(f"**Warning**: {weak}"), "right below the title"
     published = json.loads((REPOSITORY / "model_cards" / "vae_cifar10" / "evaluation.json").read_text())
-    assert "**Warning**" not in render_report("card_quality.md", evaluation=published)
+    assert "**Warning**" not in render_report("verdict.md", record=published)
     published["judge_accuracy"] = record["judge_accuracy"]
-    assert f"**Warning**: {weak}" in render_report("card_quality.md", evaluation=published)
+    assert f"**Warning**: {weak}" in render_report("verdict.md", record=published)
 
 
 def test_misfitting_images_and_missing_labels(options, tmp_path):
@@ -386,7 +386,7 @@ def test_the_commands_and_the_table_of_all_evaluations(model_run, judge_run, tmp
     page = (tmp_path / "RESULTS.md").read_text()
     record = json.loads((tmp_path / "all" / "tiny" / "evaluation.json").read_text())
     recall = record["measures"]["digits_judge"]["recall"]["value"]
-    assert re.search(rf"\| \[tiny\]\(all/tiny\) \| digits \| .* \| {recall:.3g}", page)
+    assert re.search(rf"\| 1 \| \[tiny\]\(all/tiny\) \| .* \| {recall:.3g}", page)
     assert re.search(r"\| \[judge\]\(all/judge\) \| digits \| ResNetForImageClassification \|", page)
     with pytest.raises(UserError, match="there is no evaluation.json"):
         results_page([tmp_path / "nothing"], tmp_path)

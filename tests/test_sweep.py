@@ -112,8 +112,11 @@ def test_members_within_the_error_of_the_difference_are_named_too(measured, tmp_
         (folder / name / "evaluation.json").write_text(json.dumps(record))
     write_page(folder)
     first, second = NAMES
-    close = f"Within the standard error of the difference: {second}."
-    assert f"{first} has the lowest Fréchet distance on the test images. {close}" in (folder / "sweep.md").read_text()
+    page = (folder / "sweep.md").read_text()
+    tie = f"{second} ties with it: the difference is within its standard deviation."
+    assert page.splitlines()[2].startswith(f"{first} has the lowest Fréchet distance on the test images. {tie}")
+    assert f"| [{first}]({first}) (best) |" in page
+    assert f"| [{second}]({second}) (tie) |" in page
 
 
 def test_what_image_to_image_members_make_is_on_the_page(sweep, tmp_path):

@@ -11,8 +11,8 @@ from hfgen.config.commands import MeasuringOptions, TestingOptions
 from hfgen.data.images import ImageData, cache_folder, load_images
 from hfgen.data.sources import SHORT_NAMES, placed_folder, placed_source
 from hfgen.evaluation.generated import size_of
-from hfgen.evaluation.report import weak_judges
 from hfgen.evaluation.statistics import RealStatistics
+from hfgen.evaluation.verdict import weak_judges
 from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
 from hfgen.runs.folder import RUN_FILE, is_checkpoint
 from hfgen.runs.record import read_training
@@ -120,7 +120,8 @@ def training_of(run: Path) -> dict[str, Any]:
     if not (run / RUN_FILE).is_file():
         return {}
     training = read_training(run / RUN_FILE)
-    return {name: training[name] for name in REPORTED_TRAINING}
+    problems = {"problems": training["problems"]} if training["problems"] else {}
+    return {name: training[name] for name in REPORTED_TRAINING} | problems
 
 
 def versions() -> dict[str, str]:

@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from hfgen.evaluation.verdict import findings, is_tie, problems, sampler_text
 from hfgen.figures.grids import image_grid, save_picture
 from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture, neighbors_picture
 from hfgen.runs.folder import EVALUATION as RECORD
 from hfgen.runs.folder import EVALUATION_PAGE as PAGE
 from hfgen.runs.folder import EVALUATION_PICTURES as PICTURES
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.markdown import accuracy_text, code, json_text, render
+from hfgen.utils.markdown import json_text, render
 
 MEASURES = {
     "frechet_distance": ("Fréchet distance", "lower"),
@@ -22,7 +23,6 @@ MEASURES = {
     "density": ("density", "near 1"),
     "coverage": ("coverage", "higher"),
 }
-WEAK_JUDGE = 2 / 3  # accuracy on real images below which a warning is shown
 FLOORS = {"train_against_test": "training against test", "half_against_half": "training, half against half"}
 
 
@@ -99,32 +99,6 @@ def save_record(
     return folder / record_file
 
 
-def weak_judges(accuracies: dict[str, dict[str, Any]]) -> list[str]:
-    """Describe judges with low accuracy on real images, given the results of `accuracy_of`."""
-    return [
-        f"The judge {code(judge)} has an accuracy of only {accuracy_text(found)} on real images: its predictions and "
-        "distances in its feature space are unreliable."
-        for judge, found in accuracies.items()
-        if found["accuracy"] < WEAK_JUDGE
-    ]
-
-
-def sampler_text(sampler: dict[str, Any]) -> str:
-    """Describe a sampler, from a protocol or the options of `hfgen.sampling.sample.sample`."""
-    if "prior" in sampler:
-        return f"{sampler['prior']} prior"
-    if "truncation" in sampler:
-        truncation = sampler["truncation"]
-        return "one step" if truncation is None else f"one step, latents within {truncation:g}"
-    if "scheduler" not in sampler:
-        return "loaded from files"
-    text = f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps"
-    if (scale := sampler.get("guidance_scale")) is None:
-        return text
-    first, last = sampler["guidance_interval"]
-    return f"{text}, guidance {scale:g}" + (f" from {first:g} to {last:g}" if (first, last) != (0, 1) else "")
-
-
 def render_report(template: str, **values: Any) -> str:
     """Render a page of records; its template may use the values and the names and functions below."""
     return render(
@@ -132,7 +106,9 @@ def render_report(template: str, **values: Any) -> str:
         measure_titles=MEASURES,
         floor_titles=FLOORS,
         sampler_text=sampler_text,
-        weak_judges=weak_judges,
+        problems=problems,
+        findings=findings,
+        is_tie=is_tie,
         similarity_texts=similarity_texts,
         class_accuracy_text=class_accuracy_text,
         **values,

@@ -1,5 +1,6 @@
 """Tables of evaluations and analyses."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from urllib.parse import quote
 from jinja2 import UndefinedError
 
 from hfgen.evaluation.report import render_report
+from hfgen.evaluation.verdict import tied, verdict
 from hfgen.runs.folder import ANALYSIS, EVALUATION, OUTDATED
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent
@@ -36,13 +38,54 @@ def results_page(folders: list[Path], place: Path) -> str:
         places = ", ".join(str(folder) for folder in folders)
         raise UserError(f"there is no {EVALUATION} below {places}; run hfgen evaluate first")
     sections = {section: [item for item in records if key in item[1]] for key, section in SECTIONS.items()}
-    sections["models"].sort(key=lambda item: (item[1]["protocol"]["dataset"], item[0]))
     return _page(**sections, analyses=sorted(analyses, key=lambda item: item[0]))
 
 
 def _page(**sections: list[tuple[str, dict[str, Any]]]) -> str:
     """Render the page from records by section, each with the link to its folder."""
-    return render_report("results.md", **dict.fromkeys((*SECTIONS.values(), "analyses"), ()) | sections)
+    given = {section: sections.get(section, []) for section in (*SECTIONS.values(), "analyses")}
+    return render_report("results.md", tables=_tables(given["models"]), **given)
+
+
+def _tables(models: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return a table of the models of each data set: its feature spaces, and the models by what they compare with."""
+    tables: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for link, record in sorted(models, key=lambda item: (item[1]["protocol"]["dataset"], item[0])):
+        tables.setdefault(record["protocol"]["dataset"], []).append((link, record))
+    return [
+        {
+            "dataset": dataset,
+            "spaces": list(dict.fromkeys(space for _, record in items for space in record["measures"])),
+            "is_conditional": any(record["conditional"] for _, record in items),
+            "groups": list(map(_ranked, _comparable(items))),
+        }
+        for dataset, items in tables.items()
+    ]
+
+
+def _comparable(items: list[tuple[str, dict[str, Any]]]) -> list[list[tuple[str, dict[str, Any]]]]:
+    """Group models whose Fréchet distances in the first feature space compare."""
+    groups: dict[tuple[Any, ...], list[tuple[str, dict[str, Any]]]] = {}
+    for link, record in items:
+        protocol, space = record["protocol"], next(iter(record["measures"]))
+        shared = space, protocol["judges"].get(space), protocol["num_images"], protocol["reference_sha256"]
+        groups.setdefault(shared, []).append((link, record))
+    return list(groups.values())
+
+
+def _ranked(items: list[tuple[str, dict[str, Any]]]) -> list[tuple[int, str, dict[str, Any]]]:
+    """Sort models by Fréchet distance; those that tie with the first of a rank share it."""
+    ranked: list[tuple[int, str, dict[str, Any]]] = []
+    leader: dict[str, Any] = {"value": -math.inf, "std": None}
+    for place, (link, record) in enumerate(sorted(items, key=lambda item: _distance(item[1])["value"]), 1):
+        is_tied = tied(_distance(record), leader)
+        leader = leader if is_tied else _distance(record)
+        ranked.append((ranked[-1][0] if is_tied else place, link, record))
+    return ranked
+
+
+def _distance(record: dict[str, Any]) -> dict[str, Any]:
+    return next(iter(record["measures"].values()))["frechet_distance"]
 
 
 def read_record(file: Path) -> dict[str, Any]:
@@ -57,7 +100,8 @@ def read_record(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not a record of hfgen evaluate: it has none of {', '.join(SECTIONS)}")
     try:
         _page(**{"analyses" if file.name == ANALYSIS else SECTIONS[key]: [("", record)]})
-    except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        verdict(record)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, UndefinedError) as error:
         raise UserError(
             f"{file} is an incomplete record of hfgen: {type(error).__name__}: {first_line(error)}"
         ) from error

@@ -1,12 +1,12 @@
 """The page that compares the runs of a sweep."""
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from hfgen.evaluation import report
 from hfgen.evaluation.results import read_record
+from hfgen.evaluation.verdict import tied
 from hfgen.figures.grids import labelled_row, save_picture
 from hfgen.figures.plots import members_curves_picture
 from hfgen.runs.checkpoints import list_steps
@@ -14,7 +14,7 @@ from hfgen.runs.folder import ANALYSIS, EVALUATION, METRICS_FILE, RUN_FILE
 from hfgen.runs.record import public_command, read_rows, read_training
 from hfgen.training.sweep import read_sweep
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.markdown import accuracy_text, duration, escaped, number, percent, render, with_error, with_std
+from hfgen.utils.markdown import accuracy_text, duration, escaped, number, percent, with_error, with_std
 
 PAGE = "sweep.md"
 PICTURES = "sweep"  # folder beside them
@@ -53,18 +53,20 @@ def write_page(folder: Path) -> Path:
     }
     for name, picture in pictures.items():
         save_picture(picture, folder / PICTURES / f"{name}.png")
+    best = _best(members)
+    marks = {best["name"]: " (best)", **dict.fromkeys(best["ties"], " (tie)")} if "metric" in best else {}
     columns: dict[str, list[str]] = {}
     for position, (name, member) in enumerate(members.items()):
-        for title, text in {"run": f"[{escaped(name)}]({quote(name)})", **member.cells()}.items():
+        for title, text in {"run": f"[{escaped(name)}]({quote(name)}){marks.get(name, '')}", **member.cells()}.items():
             columns.setdefault(title, [""] * len(members))[position] = text
-    page = render(
+    page = report.render_report(
         "sweep.md",
         name=folder.resolve().name,
         fields=next(iter(record["members"].values())),
         command=public_command(record["command"]),
         columns=columns,
         rows=zip(*columns.values(), strict=True),
-        best=_best(members),
+        best=best,
     )
     with complete_or_absent(folder / PAGE) as temporary:
         temporary.write_text(page)
@@ -86,7 +88,11 @@ def _best(members: dict[str, "_Member"]) -> dict[str, Any]:
             incomparable.append(title.split(" ", 1)[1])
             continue
         best, *others = sorted(found, key=lambda name: found[name].value)
-        return {"metric": title, "name": best, "close": [n for n in others if found[n].is_close_to(found[best])]}
+        return {
+            "metric": title,
+            "name": best,
+            "ties": [n for n in others if tied(found[n]._asdict(), found[best]._asdict())],
+        }
     if incomparable:
         return {"incomparable": incomparable}
     first = next(iter(members.values()))
@@ -110,10 +116,6 @@ class _Measured(NamedTuple):
     protocol: tuple[Any, ...]
     value: float
     std: float | None
-
-    def is_close_to(self, best: "_Measured") -> bool:
-        """Return whether it exceeds the best by no more than the standard error of the difference."""
-        return None not in (self.std, best.std) and self.value - best.value <= math.hypot(self.std, best.std)
 
 
 class _Member:

@@ -314,7 +314,6 @@ def _page(record: dict[str, Any]) -> str:
     return render_report(
         "analysis.md",
         record=record,
-        accuracies_on_images={judge: found["images"] for judge, found in record["class_kept"].items()},
         active_variance=ACTIVE_VARIANCE,
         strip_steps=STRIP_STEPS,
     )

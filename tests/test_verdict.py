@@ -1,0 +1,231 @@
+"""What a page says in words: right for real images that are spoilt in known ways, and readable for old records."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, train_classifier
+
+from hfgen.config.commands import EvaluateConfig
+from hfgen.data.images import load_images
+from hfgen.evaluation.evaluate import evaluate
+from hfgen.evaluation.report import render_report, save_report
+from hfgen.evaluation.results import results_page
+from hfgen.evaluation.verdict import findings, listed, problems, tied, verdict
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+from corruptions import blur, duplicates, noise
+
+TRAIN, OTHER = "train[40%:70%]", "train[70%:]"
+SAYS = {  # what a verdict may say of images, and how it says it
+    "as close": "are as close to real images as other real images are",
+    "differ": "The images differ from real ones",
+    "far": "are far from real ones",
+    "look real": "They look as real as real images",
+    "look nearly real": "They look nearly as real as real images",
+    "look unusual": ", but like unusual images",
+    "look unreal": "Many of them do not look real",
+    "varied": "They are as varied as real images (",
+    "alike": "They have little variety",
+    "missed": "of the real images have none near them",
+    "blurred or noisy": ", as is usual for blurred, noisy",
+    "classes are there": "No class is clearly too rare or too frequent",
+    "classes are missing": "Next to no images of 3, 5, 6, 8 and 9; too few images of 4; too many images of 0, 1 and 2",
+    "classes are unknown": "so unlike real images that a judge cannot count their classes",
+    "too few": "Too few images of",
+    "copies": "Exact copies of training images make up",
+    "copied": "Training images seem to be copied",
+    "not copied": "There is no clear sign that training images are copied",
+    "few images": "images were measured, so small differences cannot be seen",
+}
+
+
+def made() -> dict[str, tuple[torch.Tensor, set[str]]]:
+    """Return images whose faults are known, and what is to be said of them, which is all that may be said."""
+    train, other = (load_images("digits", split=split) for split in (TRAIN, OTHER))
+    images, labels = other.images, other.labels
+    good, always = {"varied", "classes are there"}, {"few images"}
+    near = noise(train.images[:300], train.labels[:300], 0.1)
+    return {
+        "perfect": (images, {"as close", "look nearly real", "not copied"} | good | always),
+        "copied": (train.images[:300], {"as close", "look real", "copies", "copied"} | good | always),
+        "nearly copied": (near, {"as close", "look real", "copied"} | good | always),
+        "noisy": (
+            noise(images, labels, 0.6),
+            {"differ", "look unusual", "missed", "blurred or noisy", "not copied"} | good | always,
+        ),
+        "blurred": (
+            blur(images, labels, 0.8),
+            {"far", "look unreal", "missed", "blurred or noisy", "classes are unknown", "not copied"} | always,
+        ),
+        "three classes": (
+            images[labels < 3],
+            {"differ", "look real", "alike", "missed", "classes are missing", "not copied"} | always,
+        ),
+        "repeated": (
+            duplicates(images, labels, 1.0),
+            {"differ", "look real", "alike", "missed", "too few", "not copied"} | always,
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def measure(judge_run, tmp_path_factory):
+    """A function that measures images of digits, and returns the record and the page."""
+    folder = tmp_path_factory.mktemp("measured")
+
+    def measure(name: str, images: torch.Tensor, *judges: str, labels=None, **options) -> tuple[dict, str]:
+        labelled = {} if labels is None else {"labels": labels.numpy()}
+        np.savez(folder / f"{name}.npz", images=images[:, 0].numpy(), **labelled)
+        fields = {"reference_split": "train[:40%]", "train_split": TRAIN, "dataset_name": "digits"} | options
+        fields |= {"judge": [str(judge_run), *judges], "cache_dir": str(folder / "cache")}
+        config = EvaluateConfig(images=str(folder / f"{name}.npz"), output_dir=str(folder / name), **fields)
+        record = evaluate(config)
+        return json.loads(record.read_text()), record.with_name("evaluation.md").read_text()
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    "name", ["perfect", "copied", "nearly copied", "noisy", "blurred", "three classes", "repeated"]
+)
+def test_images_with_known_faults_are_described_by_these_and_no_others(measure, name):
+    images, expected = made()[name]
+    record, page = measure(name, images)
+    text = " ".join(verdict(record))
+    assert {key for key, words in SAYS.items() if words in text} == expected, text
+    assert page.index("**In short**") < page.index("generated images (loaded from files)")
+
+
+def test_judges_that_disagree_are_said_to(measure, tmp_path):
+    second = train_classifier(tmp_path / "second_judge", seed=1, max_train_steps=100)
+    data = load_images("digits", split=OTHER)
+    record, _ = measure("by two", blur(data.images, data.labels, 0.8), str(second))
+    one, two = (found["shares"]["generated"] for found in record["classes"].values())
+    text = " ".join(verdict(record))
+    assert sum(map(abs, np.subtract(one, two))) / 2 > 0.5
+    assert "The judges disagree on the class of at least" in text
+    assert not any(words in text for words in ("images of", "one class"))
+    measures = record["measures"]["second_judge"]
+    measures["precision"]["value"] = record["floors"]["second_judge"]["train_against_test"]["precision"]
+    text = " ".join(verdict(record))
+    assert "The judges disagree on how many of them look real (precision 0.60 by digits_judge and" in text
+    record["classes"].pop("second_judge")  # what has no classes is no judge
+    assert "The networks disagree on how many of them look real" in " ".join(verdict(record))
+
+
+def test_the_requested_class_is_compared_with_real_images(measure):
+    data = load_images("digits", split=OTHER)
+    for name, labels, order in (("right", data.labels, "as"), ("wrong", (data.labels + 1) % 10, "less")):
+        record, _ = measure(name, data.images, labels=labels)
+        assert f"They show the requested class {order} often" in " ".join(verdict(record))
+
+
+def test_problems_stand_at_the_top(measure, tmp_path):
+    data = load_images("digits", split=TRAIN)
+    record, page = measure("seen", data.images, reference_split=TRAIN)
+    seen = "539 of the 539 reference images are among the training images"
+    assert [problem[: len(seen)] for problem in problems(record)] == [seen]
+    assert page.splitlines()[2].startswith(f"**Warning**: {seen}")
+    assert "no clear sign" not in page
+    collapse = "possible mode collapse: classifier mnist finds almost no samples of 4 among 1,000"
+    page = (
+        save_report(record | {"training": {"problems": [collapse]}}, tmp_path).with_name("evaluation.md").read_text()
+    )
+    assert page.splitlines()[2] == f"**Warning**: Training reported a problem: {collapse}."
+
+
+def test_without_real_images_to_compare_with_nothing_is_judged(measure):
+    record, _ = measure("bare", load_images("digits", split=OTHER).images)
+    record["floors"] = {"digits_judge": {}}
+    assert findings(record)[0].startswith("There were too few real images to compare with")
+
+
+RECORDS = sorted(
+    file
+    for folder in ("model_cards/*", "benchmarks/results/*", "hfgen/judges/*")
+    for name in ("evaluation", "analysis", "comparison")
+    for file in REPOSITORY.glob(f"{folder}/{name}.json")
+)
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda file: "-".join(file.parts[-2:]))
+def test_every_record_in_the_repository_has_a_verdict_in_plain_sentences(file):
+    sentences = verdict(json.loads(file.read_text()))
+    assert sentences
+    for sentence in sentences:
+        assert sentence.endswith(".")
+        assert not set("`*|[]\n") & set(sentence), "no Markdown"
+        assert "nan" not in sentence.split()
+        assert "None" not in sentence.replace("None of them", "")
+
+
+def record_of(*place: str) -> dict:
+    return json.loads(REPOSITORY.joinpath(*place).read_text())
+
+
+def test_outputs_further_from_their_targets_are_said_to_be():
+    record = record_of("model_cards", "translation_fashion_mnist", "evaluation.json")
+    first, *others = record["restoration"]
+    first["given"], first["made"] = first["made"], first["given"]
+    better, worse, recognised = verdict(record)
+    assert better.startswith("The outputs are closer to the targets than the inputs are (PSNR 12.8 → 21.0 dB for")
+    assert (
+        worse
+        == "The outputs are no closer to the targets than the inputs are (PSNR 24.5 → 21.6 dB for gaussian_noise=0.1)."
+    )
+    assert recognised.startswith("Judges recognise the class of 60.5% to 85.3% of the outputs, 14.0% to 87.3% of the")
+    assert len(others) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "active"),
+    [
+        ("vae_mnist_conv", "Most reconstructions lose their class", "The posterior has collapsed"),
+        ("vae_mnist_conv_static", "Reconstructions are as recognisable as their images", "24 of 32"),
+        ("vae_mnist_linear", "Reconstructions are nearly as recognisable as their images", "20 of 20"),
+    ],
+)
+def test_an_analysis_tells_what_is_kept_and_which_latents_are_used(name, kept, active):
+    first, second, third = verdict(record_of("model_cards", name, "analysis.json"))
+    assert first.startswith(kept)
+    assert second.startswith(active)
+    assert "the others carry no information" in second or active != "24 of 32"
+    assert third.startswith("The importance-weighted bound is")
+
+
+def test_settings_within_the_deviation_of_their_difference_tie():
+    record = record_of("benchmarks", "results", "samplers_fashion_mnist", "comparison.json")
+    assert len(verdict(record)) == 1, "a record of an earlier version has no differences"
+    for row in record["settings"]:
+        value = row["frechet_distance"]["value"] - 1.3492
+        row["above_best"] = {"value": max(0, value), "std": 0.2 if value > 0.001 else 0.0}
+    best, ties = verdict(record)
+    assert best.startswith("The best images come from dpmsolver_sde, 15 steps (Fréchet distance 1.35 ± 0.1")
+    assert ties == "A tie, within the standard deviation of the difference: dpmsolver_sde, 10 steps."
+    page = render_report("comparison.md", record=record, tolerance=0.05)
+    assert page.count("(tie) |") == 1
+    assert page.count("| best |") == 1
+
+
+def test_ties_need_deviations_and_share_a_rank(tmp_path):
+    one, near, far, unknown = ({"value": v, "std": s} for v, s in ((1.0, 0.1), (1.14, 0.1), (1.15, 0.1), (1.0, None)))
+    assert [tied(one, other) for other in (near, far, unknown)] == [True, False, False]
+    record = record_of("model_cards", "ddpm_mnist", "evaluation.json")
+    for name, metric in {"far": far, "near": near, "one": one}.items():
+        record["measures"]["mnist"]["frechet_distance"] = metric
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evaluation.json").write_text(json.dumps(record))
+    page = results_page([tmp_path], tmp_path)
+    assert "- ylecun/mnist, 10,000 images: [one](one), 1 ± 0.1 (real images 0.0109), tied with [near](near)" in page
+    rows = [line.split(" | ")[:2] for line in page.splitlines() if line.startswith("| ") and "](" in line]
+    assert rows == [["| 1", "[one](one)"], ["| 1", "[near](near)"], ["| 3", "[far](far)"]]
+    assert page.count("| real images |") == 1
+
+
+def test_words_are_listed_up_to_a_number():
+    assert [listed("abcde"[:count], shown=4) for count in range(6)] == [
+        "", "a", "a and b", "a, b and c", "a, b, c and d", "a, b, c and 2 others",
+    ]  # fmt: skip
