@@ -1,16 +1,20 @@
 """What a page says in words: right for real images that are spoilt in known ways, and readable for old records."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, train_classifier
 
+from hfgen.cli.main import main
 from hfgen.config.commands import EvaluateConfig
 from hfgen.data.images import load_images
 from hfgen.evaluation.evaluate import evaluate
+from hfgen.evaluation.real import training_of
 from hfgen.evaluation.report import render_report, save_report
 from hfgen.evaluation.results import results_page
 from hfgen.evaluation.verdict import findings, listed, problems, tied, verdict
@@ -135,6 +139,18 @@ def test_problems_stand_at_the_top(measure, tmp_path):
         save_report(record | {"training": {"problems": [collapse]}}, tmp_path).with_name("evaluation.md").read_text()
     )
     assert page.splitlines()[2] == f"**Warning**: Training reported a problem: {collapse}."
+
+
+def test_problems_of_the_training_reach_the_evaluation_and_the_top_of_the_card(judge_run, tmp_path):
+    run = Path(shutil.copytree(judge_run, tmp_path / "run"))
+    assert "problems" not in training_of(run)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"problems": ["it collapsed"]}))
+    assert training_of(run)["problems"] == ["it collapsed"]
+    assert main(["card", str(run)]) == 0
+    page = (run / "README.md").read_text()
+    assert page.count("**Warning**: Training reported a problem: it collapsed.") == 1
+    assert page.index("**Warning**") < page.index("## Use")
 
 
 def test_without_real_images_to_compare_with_nothing_is_judged(measure):
