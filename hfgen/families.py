@@ -18,6 +18,7 @@ from hfgen.config import (
     TranslationConfig,
     VAEConfig,
 )
+from hfgen.config.suggestions import suggestion
 from hfgen.config.training import defaults
 from hfgen.utils.errors import first_line
 
@@ -58,12 +59,14 @@ class Family:
         task: Its `hfgen.tasks.base.Task`, as `module:class`, imported when training starts.
         models: The model classes that it saves, by class name.
         modules: Full names of modules to save as remote code, other than hfgen's.
+        synonyms: Other words for it, separated by spaces, for which a message suggests its name.
     """
 
     config: type[TrainingConfig]
     task: str
     models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
     modules: tuple[str, ...] = ()
+    synonyms: str = ""
 
     @property
     def name(self) -> str:
@@ -91,23 +94,37 @@ BUILT_IN = (
                 "denoise", "unet", (*DIFFUSION, *GUIDANCE), "card_class_conditional.md", tags=("class-conditional",)
             ),
         },
+        synonyms="diffusion flow rectified_flow flow_matching ddim score unet",
     ),
     Family(
         VAEConfig,
         "hfgen.tasks.vae:VAETask",
         {"VAEPipeline": Model("decode", "vae", ("prior",), "card_vae.md", tags=("autoencoder", "vae"))},
+        synonyms="autoencoder variational_autoencoder iwae",
     ),
     Family(
         GANConfig,
         "hfgen.tasks.gan:GANTask",
         {"GANPipeline": Model("decode", "generator", ("truncation",), "card_gan.md", tags=("gan",))},
+        synonyms="dcgan wgan adversarial",
     ),
-    Family(TranslationConfig, "hfgen.tasks.translation:TranslationTask", {"ImageTranslationPipeline": TRANSLATOR}),
-    Family(CycleGANConfig, "hfgen.tasks.cyclegan:CycleGANTask", {"ImageTranslationPipeline": TRANSLATOR}),
+    Family(
+        TranslationConfig,
+        "hfgen.tasks.translation:TranslationTask",
+        {"ImageTranslationPipeline": TRANSLATOR},
+        synonyms="pix2pix image_to_image denoising denoiser super_resolution inpainting restoration",
+    ),
+    Family(
+        CycleGANConfig,
+        "hfgen.tasks.cyclegan:CycleGANTask",
+        {"ImageTranslationPipeline": TRANSLATOR},
+        synonyms="unpaired unpaired_translation",
+    ),
     Family(
         ClassifierConfig,
         "hfgen.tasks.classifier:ClassifierTask",
         dict.fromkeys(("ResNetForImageClassification", "RegNetForImageClassification"), CLASSIFIER),
+        synonyms="judge resnet regnet classification",
     ),
 )
 
@@ -130,6 +147,11 @@ def families() -> dict[str, Family]:
             package = point.dist.name if point.dist else point.module
             print(f"hfgen: skipped the family {point.name} of {package}: {first_line(error)}", file=sys.stderr)
     return registry
+
+
+def suggest_family(word: str) -> str:
+    """Return the end of a message that suggests the family that a word means, or nothing."""
+    return suggestion(word, families(), other_words={name: family.synonyms for name, family in families().items()})
 
 
 def family_of(class_name: str) -> Family | None:

@@ -1,17 +1,27 @@
 """Flags, files and recipes become a configuration, or one message and exit status 2."""
 
 import dataclasses
+import re
+import shlex
 
 import pytest
 import yaml
 from conftest import flags
 
+from hfgen.cli.commands import CALLS, COMMANDS
 from hfgen.cli.main import main
-from hfgen.config import DDPMConfig
+from hfgen.config import DDPMConfig, TrainingConfig
 from hfgen.config.commands import SampleConfig
-from hfgen.config.parser import RECIPES, parse_config
-from hfgen.families import families
+from hfgen.config.fields import sections_of
+from hfgen.config.parser import parse_config
+from hfgen.config.recipes import RECIPES, read_recipes
+from hfgen.config.suggestions import OTHER_WORDS
+from hfgen.families import families, suggest_family
 from hfgen.utils.errors import UserError
+
+PARSED = {f"train {name}": (family.config, None) for name, family in families().items()} | {
+    command: (config_class, positional) for command, (_, config_class, positional) in CALLS.items()
+}
 
 
 def parse(*arguments, **fields):
@@ -47,9 +57,9 @@ def test_a_saved_configuration_can_be_used_again(tmp_path):
     [
         (["--lerning_rate", "1"], "no flag --lerning_rate; did you mean --learning_rate?"),
         (["--learning-rate=1"], "no flag --learning-rate; did you mean --learning_rate?"),
-        (["--learning_rate", "fast"], "learning_rate.*float.*fast"),
-        (["--learning_rate"], "learning_rate"),
-        (["--seed", "1.5"], "seed.*int.*1.5"),
+        (["--learning_rate", "fast"], "learning_rate must be a number, not fast"),
+        (["--learning_rate"], "--learning_rate needs a value"),
+        (["--seed", "1.5"], "seed must be a whole number, not 1.5"),
         (["--lr_scheduler", "step"], "lr_scheduler.*constant.*step"),
         (["--learning_rate", "0"], "learning_rate must be positive, not 0"),
         (["--sample_steps", "3", "-1"], "sample_steps must be positive, not -1"),
@@ -121,14 +131,124 @@ def test_a_mistake_is_one_message_and_status_2(arguments, message, capsys):
     assert "Traceback" not in captured.err
 
 
-def test_help_names_every_field(capsys):
-    for name, family in families().items():
-        with pytest.raises(SystemExit, match="0"):
-            main(["train", name, "--help"])
-        text = capsys.readouterr().out
-        assert all(f"--{field.name}" in text for field in dataclasses.fields(family.config))
+def help_of(command: str, capsys) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", PARSED)
+def test_help_is_short_grouped_and_in_plain_words(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    config_class, positional = PARSED[command]
+    text = help_of(command, capsys)
+    usage, about, *groups = text.split("\n\n")
+    assert usage.startswith(f"usage: hfgen {command} ")
+    assert len(usage.splitlines()) == 1
+    assert positional is None or positional.upper() in usage
+    assert about
+    assert not [word for word in ("default: null", "type:", "None", "Optional", "Literal", "==") if word in text]
+    shown = [group for group in groups if ":\n  " in group]
+    for field in dataclasses.fields(config_class):
+        flag = positional.upper() if field.name == positional else f"--{field.name}"
+        assert len(re.findall(rf"^  {flag}\b", "\n\n".join(shown), re.MULTILINE)) == 1, flag
+    assert positional is None or shown[0].splitlines()[1].startswith(f"  {positional.upper()} ")
+    assert shown[-1].startswith("Examples:\n")
+
+
+@pytest.mark.parametrize("command", PARSED)
+def test_examples_in_the_help_are_valid(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("scans", "digit.png"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "samples.npz").touch()
+    config_class, positional = PARSED[command]
+    examples = sections_of(config_class)["Examples"].strip().splitlines()
+    for example in examples:
+        words = shlex.split(example)
+        assert " ".join(words).startswith(f"hfgen {command} ")
+        parse_config(config_class, words[1 + len(command.split()) :], prog="hfgen", positional=positional)
+
+
+def test_help_of_a_training_has_the_groups_of_the_docstrings(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = help_of("train ddpm", capsys)
+    assert re.findall(r"^(\w.*):$", text, re.MULTILINE) == [
+        "Data", "Training length", "Optimizer", "Network", "Objective", "Sample grids", "Saving", "Publishing",
+        "Hardware", "Configuration", "Examples",
+    ]  # fmt: skip
+    network = text.partition("\nNetwork:\n")[2].partition("\n\n")[0]
+    assert "--block_out_channels INT [INT ...]\n" in network
+    assert "(default: 32 64 96)" in network
+    assert "(default: on; --no_add_attention turns it off)" in " ".join(network.split())
+    assert "--prediction_type {epsilon,sample,v_prediction,flow_prediction}" in text
+    assert "--class_conditional " in text
+    assert "--no_class_conditional" not in text
+    assert "A recipe (see `hfgen recipes`) or YAML file" in text
+    assert "recipe" not in help_of("sample", capsys)
+    assert (
+        help_of("sample", capsys).count("(default: as in the run)") + help_of("sample", capsys).count("as in\n") >= 5
+    )
+
+
+def test_help_of_another_family_has_its_fields_in_a_group_of_their_own(capsys):
+    @dataclasses.dataclass(kw_only=True)
+    class Mine(TrainingConfig):
+        """Mine.
+
+        Args:
+            width: Width in %.
+        """
+
+        family = "mine"
+        width: int = 3
+        secret: float = 1e-3
+
+    with pytest.raises(SystemExit):
+        parse_config(Mine, ["--help"], prog="hfgen train mine")
+    options = capsys.readouterr().out.partition("\nOptions:\n")[2].partition("\n\n")[0]
+    assert re.findall(r"--(\w+) (\w+) +(.*)", options) == [
+        ("width", "INT", "Width in %. (default: 3)"), ("secret", "FLOAT", "(default: 0.001)"),
+    ]  # fmt: skip
+
+
+def test_the_first_screens_say_where_to_start(capsys):
     assert main(["--help"]) == 0
-    assert "sample" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "hfgen train ddpm --config ddpm_digits_quickstart" in text.partition("Commands:")[0]
+    assert "README.md" in text
+    assert all(f"\n  {command}" in text for command in ("train", *COMMANDS))
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name, family in families().items():
+        assert re.search(rf"^  {name} +{re.escape(family.config.__doc__.splitlines()[0])}$", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("train_batch_size", "1e2", 100), ("train_batch_size", "32.0", 32), ("seed", str(2**62 + 1), 2**62 + 1),
+        ("max_train_steps", "null", None), ("learning_rate", "1", 1.0), ("channels", "3", 3),
+        ("hub_license", "5", "5"),
+    ],
+)  # fmt: skip
+def test_numbers_may_be_written_in_any_way(name, text, value, tmp_path):
+    (tmp_path / "my.yaml").write_text(f"{name}: {text}")
+    for read in (getattr(parse(**{name: text}), name), getattr(parse("--config", str(tmp_path / "my.yaml")), name)):
+        assert (read, type(read)) == (value, type(value))
+
+
+def test_other_words_for_fields_lead_to_fields_that_there_are():
+    known = {field.name for config_class, _ in PARSED.values() for field in dataclasses.fields(config_class)}
+    assert OTHER_WORDS.keys() <= known
+    for name, family in families().items():
+        assert all(suggest_family(word) == f"; did you mean {name}?" for word in family.synonyms.split())
+
+
+def test_the_positional_argument_may_stand_anywhere():
+    for words in (["x", "--seed", "3"], ["--seed", "3", "x"], ["--film", "x", "--seed", "3"]):
+        config = parse_config(SampleConfig, words, prog="hfgen sample", positional="run_or_repo")
+        assert (config.run_or_repo, config.seed) == ("x", 3)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
@@ -139,8 +259,32 @@ def test_recipes_open_with_command_cost_and_result_and_are_valid(path, capsys):
     assert "measured" in header.lower()
     assert "expected" in header.lower()
     assert "pending" not in header
-    family = path.stem.split("_")[0]
-    config = parse_config(families()[family].config, ["--config", path.stem], prog="")
+    recipe = read_recipes()[path.stem]
+    config = parse_config(families()[recipe.family].config, ["--config", path.stem], prog="")
     assert config.output_dir == f"runs/{path.stem}"
+    assert config.dataset_name == recipe.dataset
     assert main(["recipes"]) == 0
-    assert path.stem in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"\n{recipe.dataset}: hfgen train {recipe.family}\n" in printed
+    entry = printed.partition(f" {path.stem}\n")[2]
+    assert " ".join(entry.split()).startswith(f"{recipe.about} {recipe.summary}")
+    if recipe.is_trained:
+        assert re.match(r"(about )?[\d.]+ (s|min|h)\b.* on (one|two).* cores?\b.*: .", recipe.summary), recipe.summary
+    else:
+        assert recipe.summary == "not trained yet"
+
+
+def test_recipes_are_listed_by_data_set_and_family_with_judges_last(capsys):
+    for arguments in (["recipes"], ["recipes", "--help"]):
+        assert main(arguments) == 0
+        printed = capsys.readouterr().out
+        groups = re.findall(r"^(\w+): hfgen train (\w+)$", printed, re.MULTILINE)
+        assert groups[0] == ("digits", "ddpm")
+        assert groups[-3:] == [(name, "classifier") for name in ("mnist", "fashion_mnist", "cifar10")]
+        assert len(set(groups)) == len(groups)
+    marked = re.findall(r"^\* (\w+)$", printed, re.MULTILINE)
+    assert marked == [
+        name for name in re.findall(r"^[* ] (\w+)$", printed, re.MULTILINE) if read_recipes()[name].is_first
+    ]
+    assert {name.split("_")[0] for name in marked} == {"ddpm", "vae", "gan", "cyclegan", "translation"}
+    assert printed.count("not trained yet") == 4

@@ -657,6 +657,12 @@ def test_a_data_folder_that_is_not_there_is_named(load, monkeypatch, tmp_path):
         load("mnist")
 
 
+def test_a_data_folder_without_the_data_set_is_named(load, monkeypatch, tmp_path):
+    monkeypatch.setenv("HFGEN_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=rf"HFGEN_DATA_DIR, {tmp_path}, has no folder cifar10"):
+        load("cifar10")
+
+
 def test_arrays_that_no_images_can_be_made_of_are_refused(load, tmp_path, monkeypatch):
     def save(**arrays):
         np.savez_compressed(tmp_path / "a.npz", **arrays)

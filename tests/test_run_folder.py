@@ -12,9 +12,12 @@ from conftest import TINY, TINY_VAE, flags
 from safetensors.torch import load_file, save_file
 
 from hfgen.cli.main import main
+from hfgen.config import DDPMConfig
 from hfgen.runs.checkpoints import MANIFEST, POSITION_FILE, _fingerprints, list_checkpoints
+from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training import run as running
 from hfgen.training.trainer import STATE_FILE
+from hfgen.utils.errors import TrainingError
 from hfgen.utils.files import complete_or_absent, remove_leftovers
 
 FIELDS = TINY | {"max_train_samples": 40, "checkpointing_steps": 2, "logging_steps": 1, "max_train_steps": 4}
@@ -353,3 +356,18 @@ def test_a_file_and_all_of_a_folder_are_on_the_disk_before_they_have_their_names
     folder = tmp_path / "folder"
     folder_inode, file_inode, parent_inode = (path.stat().st_ino for path in (folder, folder / "file", tmp_path))
     assert done == [folder_inode, file_inode, "renamed", parent_inode]
+
+
+def test_a_training_of_a_task_of_ones_own_names_no_command_that_would_train_another(tmp_path, monkeypatch):
+    def fails(self, batch):
+        raise OSError("no space left")
+
+    config = DDPMConfig(**FIELDS | {"output_dir": str(tmp_path / "run")})
+    for task in (type("Mine", (DiffusionTask,), {}), DiffusionTask):
+        monkeypatch.setattr(task, "losses", fails)
+        with pytest.raises(TrainingError) as raised:
+            running.train(config, task)
+        command = f"Continue with: hfgen train ddpm --config {tmp_path / 'run'}/config.yaml"
+        call = "Continue with the same call and resume_from_checkpoint='latest'"
+        assert (call if task is not DiffusionTask else command) in str(raised.value)
+        shutil.rmtree(tmp_path / "run")

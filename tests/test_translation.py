@@ -334,7 +334,7 @@ def test_a_model_that_changes_no_images_is_refused(options, tmp_path, capsys):
     (["--task", "vary", "--noise_std", "1"], "noise_std needs the task denoise, not vary"),
     (["--task", "denoise", "--strength", "1"], "strength needs the task change_class or vary, not denoise"),
     (["--task", "vary", "--class_labels", "1", "2"], "one for each of the 3 images, not 2"),
-    (["--task", "vary", "--class_labels", "cow"], "has no class cow; its classes are 0 (0), 1 (1)"),
+    (["--task", "vary", "--class_labels", "cow"], "has no class cow; its classes are 0, 1, 2"),
     (["--task", "vary", "--source_class_labels", "1"], "source_class_labels needs the task change_class, not"),
     (["--task", "denoise", "--noise_std", "-1"], "noise_std must be from 0 to"),
     (["--task", "vary", "--strength", "2"], "strength must be above 0 and at most 1, not 2"),

@@ -266,7 +266,7 @@ def test_a_model_of_classes_draws_the_class_that_it_is_asked_for(tmp_path, judge
     strip = pipeline.interpolate(ends[:1], ends[1:], 4, class_labels=(3, 3, 7, 7), output_type="pt").images
     expected = pipeline.reconstruct(ends, class_labels=[3, 7], output_type="pt").images
     torch.testing.assert_close(strip[[0, -1]], expected)
-    with pytest.raises(ValueError, match="no class ten; its classes are 0 \\(0\\), 1"):
+    with pytest.raises(ValueError, match="no class ten; its classes are 0, 1"):
         pipeline(class_labels="ten")
 
 
@@ -369,7 +369,7 @@ def test_hfgen_draws_what_the_pipeline_draws(run, pipeline, tmp_path):
     [
         (["--scheduler", "unipc"], "samples in one step and only has the option prior, no scheduler"),
         (["--class_labels", "3"], "this model is unconditional"),
-        (["--film"], "VAEPipeline is not a pixel-space diffusion"),
+        (["--film"], "a VAE generates images in one step, so it has no denoising to film"),
     ],
 )
 def test_what_only_other_models_have_is_refused(run, tmp_path, capsys, flags, message):

@@ -19,8 +19,9 @@ from hfgen.config.commands import (
     SampleConfig,
     TranslateConfig,
 )
-from hfgen.config.parser import RECIPES, make_config, parse_config, suggestion
-from hfgen.families import families
+from hfgen.config.parser import make_config, parse_config
+from hfgen.config.recipes import read_recipes
+from hfgen.families import families, suggest_family
 from hfgen.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunF
         PublishingError: with `push_to_hub`, if the finished run could not be published.
     """
     if isinstance(family, TrainingConfig):
-        config = dataclasses.replace(family, **fields)
+        config = make_config(type(family), fields, prog=f"hfgen train {family.family}", base=vars(family))
     elif family in families():
         config = make_config(families()[family].config, fields, prog=f"hfgen train {family}")
     else:
         names = families()
-        raise UserError(f"there is no family {family}; there are {', '.join(names)}" + suggestion([family], names))
+        raise UserError(f"there is no family {family}; there are {', '.join(names)}" + suggest_family(family))
     return train_configured(config, set_fields=fields.keys())
 
 
@@ -199,11 +200,8 @@ def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Rep
     Raises:
         UserError: before sampling, if a model, a setting, the data or the judges do not fit.
     """
-    if len(runs) == 1 and isinstance(runs[0], CompareSamplersConfig):
-        config = dataclasses.replace(runs[0], **fields)
-    else:
-        fields = {"runs": [str(run) for run in runs]} | fields
-        config = make_config(CompareSamplersConfig, fields, prog="hfgen compare-samplers", positional="runs")
+    given = runs[0] if runs and isinstance(runs[0], CompareSamplersConfig) else runs
+    config = _configuration(CompareSamplersConfig, given, fields, "hfgen compare-samplers", "runs")
     from hfgen.api.outputs import Report
     from hfgen.evaluation.samplers import compare_samplers as compare
 
@@ -214,11 +212,8 @@ def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Rep
 
 def results(*folders: Name | ResultsConfig, **fields: Any) -> Path:
     """Write tables of all evaluations below some folders, like `hfgen results`; return the path."""
-    if len(folders) == 1 and isinstance(folders[0], ResultsConfig):
-        config = dataclasses.replace(folders[0], **fields)
-    else:
-        fields = {"folders": [str(folder) for folder in folders]} | fields
-        config = make_config(ResultsConfig, fields, prog="hfgen results", positional="folders")
+    given = folders[0] if folders and isinstance(folders[0], ResultsConfig) else folders or None
+    config = _configuration(ResultsConfig, given, fields, "hfgen results", "folders")
     from hfgen.evaluation.results import write_results
 
     output = write_results([Path(folder) for folder in config.folders], Path(config.output))
@@ -301,9 +296,8 @@ def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
 
 
 def recipes() -> dict[str, str]:
-    """Return the built-in configurations by name, each with a one-line description."""
-    paths = sorted(RECIPES.glob("*.yaml"))
-    return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in paths}
+    """Return the built-in configurations by name, each with a description."""
+    return {name: recipe.about for name, recipe in read_recipes().items()}
 
 
 def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:
@@ -318,11 +312,10 @@ def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:
 def _configuration(
     config_class: type, first: Any, fields: Mapping[str, Any], prog: str, positional: str = "run_or_repo"
 ) -> Any:
-    """Return the given configuration, or create one from fields."""
-    is_configuration = isinstance(first, config_class)
-    if is_configuration:
-        return dataclasses.replace(first, **fields)
-    values = {} if first is None else {positional: str(first)}
+    """Return the given configuration with other values for some fields, or create one from fields."""
+    if isinstance(first, config_class):
+        return make_config(config_class, fields, prog=prog, base=vars(first))
+    values = {} if first is None else {positional: first}
     return make_config(config_class, values | dict(fields), prog=prog, positional=positional)
 
 

@@ -1,5 +1,8 @@
 """The commands: parse the configuration, then call the Python API."""
 
+import itertools
+import textwrap
+
 from hfgen.api import calls
 from hfgen.config.commands import (
     AnalyzeConfig,
@@ -13,7 +16,9 @@ from hfgen.config.commands import (
     TranslateConfig,
 )
 from hfgen.config.parser import parse_config
-from hfgen.families import Family
+from hfgen.config.recipes import Recipe, read_recipes
+from hfgen.config.training import SHORT_NAMES
+from hfgen.families import Family, families
 from hfgen.utils.errors import UserError
 
 CALLS = {  # command: API call, configuration, positional field
@@ -28,6 +33,11 @@ CALLS = {  # command: API call, configuration, positional field
     "publish-all": (calls.publish_all, PublishAllConfig, "folder"),
 }
 COMMANDS = (*CALLS, "recipes")
+RECIPES_HEADER = """Start here: hfgen train ddpm --config ddpm_digits_quickstart (two and a half minutes, no download)
+
+A recipe marked * is a good first one of its family. Below each are the measured training time and the main result; the
+header of its file in hfgen/recipes has the details. Fréchet distances are in the feature space of the first judge, a
+classifier of the data set: lower is better (docs/measuring.md)."""
 
 
 def run_train(family: Family, arguments: list[str]) -> None:
@@ -48,9 +58,20 @@ def run_command(command: str, arguments: list[str]) -> int:
 
 
 def _list_recipes(arguments: list[str]) -> None:
-    if arguments:
+    """Print the recipes by data set and family, classifiers last, each with its time and result."""
+    if arguments not in ([], ["-h"], ["--help"]):
         raise UserError("hfgen recipes takes no arguments; it lists the built-in configurations for --config")
-    recipes = calls.recipes()
-    width = max(map(len, recipes)) + 2
-    for name, about in recipes.items():
-        print(f"{name:{width}}{about}")
+    print(RECIPES_HEADER)
+    names, datasets = list(families()), ["digits", *SHORT_NAMES]
+
+    def place(recipe: Recipe) -> tuple[bool, int, int]:
+        return recipe.family == "classifier", datasets.index(recipe.dataset), names.index(recipe.family)
+
+    recipes = sorted(read_recipes().values(), key=lambda r: (*place(r), not r.is_first, not r.is_trained))
+    for _, group in itertools.groupby(recipes, key=place):
+        for position, recipe in enumerate(group):
+            if not position:
+                print(f"\n{recipe.dataset}: hfgen train {recipe.family}")
+            print(f"{'*' if recipe.is_first else ' '} {recipe.name}")
+            for text in (recipe.about, recipe.summary):
+                print(textwrap.fill(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6))

@@ -5,28 +5,34 @@ from collections.abc import Sequence
 
 import hfgen
 from hfgen.cli.commands import COMMANDS, run_command, run_train
-from hfgen.config.parser import suggestion
-from hfgen.families import families
+from hfgen.config.fields import sections_of
+from hfgen.config.suggestions import suggestion
+from hfgen.families import families, suggest_family
 from hfgen.utils.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError
 
 USAGE = """usage: hfgen COMMAND …
 
 Train, evaluate and publish generative models of small images.
 
-commands:
-  train FAMILY   train a model; FAMILY is {families}
-  sample RUN     sample images from a run, a checkpoint, a folder or a Hub id
-  translate RUN  transform images: image-to-image translation, denoising, variations, inpainting, class change
-  evaluate RUN   compute metrics of a model's samples, a classifier, or --images
-  analyze RUN    analyse a VAE: reconstructions, likelihood bounds, latent space
-  compare-samplers RUN  compare schedulers, steps and guidance: image quality against cost
-  results        summarise all evaluations in tables
-  card RUN       write the model card for the Hub
-  push RUN       publish a model on the Hub
-  publish-all    publish all runs in a folder as a collection
-  recipes        list the built-in configurations for --config
+Start here:
+  hfgen train ddpm --config ddpm_digits_quickstart --output_dir runs/first   (two and a half minutes, no download)
+  hfgen sample runs/first --output samples.png
 
-hfgen COMMAND --help shows details; hfgen --version prints the version."""
+Commands:
+  train FAMILY            train a model: {families}
+  sample RUN              sample images from a run, a checkpoint, a folder or a Hub id
+  translate RUN           transform images: image-to-image translation, denoising, variations, inpainting, class change
+  evaluate RUN            compute metrics of a model's samples, a classifier, or --images
+  analyze RUN             analyse a VAE: reconstructions, likelihood bounds, latent space
+  compare-samplers RUN …  compare schedulers, steps and guidance: image quality against cost
+  results                 summarise all evaluations in tables
+  card RUN                write the model card for the Hub
+  push RUN                publish a model on the Hub
+  publish-all             publish all runs in a folder as a collection
+  recipes                 list the ready-made configurations for --config, with training times and results
+
+hfgen COMMAND --help shows details; hfgen --version prints the version. The documentation is README.md and the folder
+docs of the repository, with a page per family."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    return USAGE.format(families=" or ".join(families()))
+    return USAGE.format(families=", ".join(families()))
+
+
+def _usage_of_train() -> str:
+    lines = [f"  {name:12} {sections_of(family.config)[''].splitlines()[0]}" for name, family in families().items()]
+    recipe = "hfgen train ddpm --config ddpm_digits_quickstart"
+    ends = f"hfgen train FAMILY --help shows the flags; hfgen recipes lists what can follow --config, as in\n{recipe}"
+    return "\n".join(["usage: hfgen train FAMILY [OPTIONS]\n", "families:", *lines, "", ends])
 
 
 def _print_error(error: Exception) -> None:
@@ -67,16 +80,14 @@ def _run(arguments: list[str]) -> int:
         case ["train", family, *rest] if family in families():
             run_train(families()[family], rest)
         case ["train", "-h" | "--help"]:
-            names = " or ".join(families())
-            print(f"usage: hfgen train FAMILY …; FAMILY is {names}. hfgen train FAMILY --help shows details.")
+            print(_usage_of_train())
         case ["train", *rest]:
-            raise UserError(
-                f"hfgen train needs a family first ({', '.join(families())})" + suggestion(rest[:1], families())
-            )
+            near = suggest_family(rest[0]) if rest else ""
+            raise UserError(f"hfgen train needs a family first ({', '.join(families())}){near}")
         case [command, *rest] if command in COMMANDS:
             return run_command(command, rest)
         case [command, *_]:
             raise UserError(
-                f"there is no command {command}" + suggestion([command], ["train", *COMMANDS]) + "\n\n" + _usage()
+                f"there is no command {command}" + suggestion(command, ["train", *COMMANDS]) + "\n\n" + _usage()
             )
     return 0

@@ -14,18 +14,27 @@ class ClassifierConfig(TrainingConfig):
     """Image classifier, the feature extractor of `hfgen evaluate`.
 
     Args:
+        > Data
         test_dataset_name: Data set with the test images, if it is not the training data set.
         test_split: Split on which the accuracy is measured.
+        random_shift: Shift each training image by up to this many pixels in each direction.
+        random_erase: Side in pixels of a square erased to grey in each training image (Cutout, DeVries and Taylor
+            2017).
+
+        > Network
         architecture: `resnet` (He et al. 2016, basic blocks) or `regnet` (Radosavovic et al. 2020, X blocks), as
             implemented in `transformers`.
         embedding_size: Output channels of the first convolution.
         hidden_sizes: Channels of each stage. The first stage of a resnet keeps the resolution; all others halve it.
             The last entry is the feature dimension.
         depths: Number of residual blocks in each stage.
+
+        > Objective
         label_smoothing: Probability mass spread uniformly over all classes (Szegedy et al. 2016).
-        random_shift: Shift each training image by up to this many pixels in each direction.
-        random_erase: Side in pixels of a square erased to grey in each training image (Cutout, DeVries and Taylor
-            2017).
+
+    Examples:
+        hfgen train classifier --config classifier_mnist
+        hfgen train classifier --train_data_dir my_pictures --resolution 32 --test_fraction 0.2 --output_dir runs/judge
     """
 
     family: ClassVar[str] = "classifier"

@@ -1,6 +1,6 @@
 """Configurations of the commands other than `hfgen train`, one dataclass per command (see `hfgen.config`)."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,21 @@ from hfgen.utils.files import local_path
 
 @dataclass(kw_only=True)
 class Options:
-    """Base of the configurations below."""
+    """Options of the commands that load a model.
+
+    Args:
+        > Model
+        revision: Branch, tag or commit of a Hub id.
+        trust_remote_code: Run the Python files that come with a model. Without this flag such a model is refused and
+            its files are listed.
+
+        > Images
+
+        > Sampler
+    """
+
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self):
         """Validate the fields."""
@@ -36,16 +50,18 @@ class SamplerOptions(Options):
     """Sampler options; the defaults are those of the sample grids of the model's own run.
 
     Args:
-        num_inference_steps: Denoising steps of a diffusion model.
+        > Sampler
+        num_inference_steps: Denoising steps of a diffusion model (default: as in the run).
         scheduler: ddpm, ddim, deis, dpmsolver, dpmsolver_sde, euler, euler_a, heun, pndm, unipc, for a flow also
-            flow_euler and flow_heun, or the class name of any compatible diffusers scheduler.
+            flow_euler and flow_heun, or the class name of any compatible diffusers scheduler (default: as in the run).
         guidance_scale: Classifier-free guidance scale of a class-conditional diffusion model. 1 disables guidance;
-            larger values trade diversity for class fidelity.
-        guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise).
+            larger values trade diversity for class fidelity (default: as in the run).
+        guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
+            (default: as in the run).
         prior: Distribution of a VAE's latents: `normal`, the prior N(0, I), or `mixture`, the Gaussian mixture fitted
-            to the latents of the training images.
+            to the latents of the training images (default: as in the run).
         truncation: Truncation trick of a GAN (Brock et al. 2019): sample latents from a normal truncated to [−t, t];
-            smaller t trades diversity for fidelity.
+            smaller t trades diversity for fidelity (default: as in the run).
     """
 
     num_inference_steps: int | None = None
@@ -64,8 +80,9 @@ class SamplerOptions(Options):
 
     def given_sampler(self) -> dict[str, Any]:
         """Return the sampler options that were set."""
-        names = [option.name for option in fields(SamplerOptions)]
-        return {name: value for name in names if (value := getattr(self, name)) not in (None, [])}
+        return {
+            name: value for name in SamplerOptions.__annotations__ if (value := getattr(self, name)) not in (None, [])
+        }
 
 
 @dataclass(kw_only=True)
@@ -73,26 +90,30 @@ class SampleConfig(SamplerOptions):
     """Sample images from a trained model.
 
     Args:
+        > Model
         run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id.
-        revision: Branch, tag or commit of a Hub id.
-        trust_remote_code: Run the Python files that come with a model. Without this flag such a model is refused and
-            its files are listed.
+
+        > Images
         num_images: Number of images.
         class_labels: Classes, by name or index, of a class-conditional model; the images cycle through them. By
             default all classes.
-        negative_class_labels: Negative classes for classifier-free guidance, one for all images or one per image; by
-            default the unconditional prediction.
         seed: Random seed. Image i depends on the seed and i only, not on the batch size.
-        batch_size: Images per batch.
-        film: Show the denoising process: x_t and the predicted x₀ at some steps, side by side in a .png or animated in
-            a .gif. Always on for a .gif.
         output: Output file: a .png (a grid with a row per class), a .gif, an .npz (uint8 `images`, (N, H, W) or (N, H,
             W, 3), and of a class-conditional model `labels` and `label_names`), or a folder (one PNG per image).
+        film: Show the denoising process: x_t and the predicted x₀ at some steps, side by side in a .png or animated in
+            a .gif. Always on for a .gif.
+        batch_size: Images per batch.
+
+        > Sampler
+        negative_class_labels: Negative classes for classifier-free guidance, one for all images or one per image; by
+            default the unconditional prediction.
+
+    Examples:
+        hfgen sample runs/mnist --num_images 100 --output grid.png
+        hfgen sample runs/mnist --class_labels 3 7 --num_inference_steps 50 --output film.gif
     """
 
     run_or_repo: str
-    revision: str | None = None
-    trust_remote_code: bool = False
     num_images: int = 64
     class_labels: list[str] = field(default_factory=list)
     negative_class_labels: list[str] = field(default_factory=list)
@@ -120,22 +141,27 @@ class TranslateConfig(Options):
     """Transform images with an image-to-image model, or edit them with a diffusion model.
 
     Args:
+        > Model
         run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id.
-        revision: Branch, tag or commit of a Hub id.
-        trust_remote_code: Run the Python files that come with a model. Without this flag such a model is refused and
-            its files are listed.
+
+        > Images
         input: An image, a folder of images, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). Unreadable
             files are skipped and listed. An image-to-image model processes each image at its own size. For a diffusion
             model they are resized and converted as in training, except with noise_std.
+        output: Output file: a .png (inputs above results), an .npz, or a folder (one PNG per result).
         invert: Invert the input's brightness, for instance a black-on-white drawing for a model trained on
             white-on-black images such as MNIST.
-        task: Task of a diffusion model: `denoise` (remove Gaussian white noise), `vary` (make similar images),
-            `inpaint` (fill in the masked region) or `change_class`. Image-to-image models have a single task.
+
+        > Image-to-image model
         noise_std: Standard deviation of the noise to remove, for pixels in [0, 1]; by default estimated.
             Image-to-image models require it if they were trained with noise_level_input, and refuse it otherwise.
         inverse: Translate in the opposite direction, if the model supports it.
         tile_size: Process larger images in overlapping square tiles of this many pixels (image-to-image models only);
             by default images are processed whole.
+
+        > Diffusion model
+        task: Task of a diffusion model: `denoise` (remove Gaussian white noise), `vary` (make similar images),
+            `inpaint` (fill in the masked region) or `change_class`. Image-to-image models have a single task.
         mask: Image whose white pixels mark the region to inpaint.
         strength: Fraction of the noise schedule applied to the input (SDEdit strength), from 0 to 1; by default 0.5 to
             vary an image and 0.8 to change its class.
@@ -147,12 +173,13 @@ class TranslateConfig(Options):
         num_inference_steps: Denoising steps; by default 1 to denoise (which estimates the posterior mean), 20 to vary,
             else 50.
         seed: Random seed of the noise.
-        output: Output file: a .png (inputs above results), an .npz, or a folder (one PNG per result).
+
+    Examples:
+        hfgen translate runs/denoiser --input scans --output cleaned
+        hfgen translate runs/mnist --input digit.png --task vary --strength 0.4
     """
 
     run_or_repo: str
-    revision: str | None = None
-    trust_remote_code: bool = False
     input: str
     invert: bool = False
     task: Literal["denoise", "vary", "inpaint", "change_class"] | None = None
@@ -201,9 +228,7 @@ class TestingOptions(Options):
     """Real images and feature extractors of an evaluation.
 
     Args:
-        revision: Branch, tag or commit of a Hub id.
-        trust_remote_code: Run the Python files that come with a model. Without this flag such a model is refused and
-            its files are listed.
+        > Real images
         dataset_name: Data set of the real images (see `hfgen train ddpm --help`); by default the training data set of
             the run.
         reference_split: Split of the real images, unseen in training: by default the test split, either the data set's
@@ -212,17 +237,19 @@ class TestingOptions(Options):
         test_fraction: Likewise; for images and models that are not from a run.
         resolution: Resolution in pixels to which the real images are resized; by default as in training.
         channels: 1 for greyscale, 3 for RGB; by default as in training.
+
+        > Metrics
         judge: Classifiers whose features and predictions the metrics use: names of shipped ones, or runs of `hfgen
             train classifier`. By default the two that ship with hfgen for the data set.
         seed: Random seed.
         batch_size: Images per batch.
+
+        > Report
         output_dir: Folder of the report.
         cache_dir: Folder for decoded images and statistics of the real images; by default `hfgen` in the Hugging Face
             home.
     """
 
-    revision: str | None = None
-    trust_remote_code: bool = False
     dataset_name: str | None = None
     reference_split: str = "test"
     validation_fraction: float | None = None
@@ -249,7 +276,8 @@ class MeasuringOptions(TestingOptions):
     """Options of metrics that compare generated with real images.
 
     Args:
-        train_split: Split that the model was trained on.
+        > Real images
+        train_split: Split that the model was trained on; by default as in training.
     """
 
     train_split: str | None = None
@@ -265,23 +293,36 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
     """Evaluate the images of a model, or any other images, and write a report.
 
     Args:
-        run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id. A run of a classifier is evaluated by its
-            accuracy.
+        > Model
+        run_or_repo: A run, a checkpoint, any pipeline folder, a Hub id, or the folder of a sweep, whose runs are
+            evaluated one by one. A run of a classifier is evaluated by its accuracy.
+
+        > Images
+        num_images: Number of images to sample and evaluate; by default 10,000, or all of `images`, of which a smaller
+            number is chosen at random. 2,000 are quick. Values for different numbers of images are not comparable.
         images: Evaluate these images instead of a model: an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3), and
             optionally `labels`, int (N,)) or an image folder (one sub-folder per class, or none).
         invert: Invert the brightness of `images` first, if the data set is white on black and they are black on white,
             or vice versa.
-        num_images: Number of images to sample and evaluate; by default 10,000, or all of `images`, of which a smaller
-            number is chosen at random. 2,000 are quick. Values for different numbers of images are not comparable.
+
+        > Real images
+        target_reference_split: Reference split of domain B, for an unpaired image-to-image model; by default the split
+            with the same name as that of domain A.
+
+        > Metrics
+        inception: Also compute FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
+            are downloaded.
         classification_accuracy_score: Also compute the classification accuracy score: the accuracy on real images of a
             classifier trained on the generated images, which must have labels, beside one trained on as many real
             images.
-        target_reference_split: Reference split of domain B, for an unpaired image-to-image model; by default the split
-            with the same name as that of domain A.
-        inception: Also compute FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
-            are downloaded.
+
+        > Report
         output_dir: Folder for `evaluation.json`, `evaluation.md` and its figures; by default the run's folder, or for
             a checkpoint or a Hub id a folder in `evaluations`.
+
+    Examples:
+        hfgen evaluate runs/mnist --num_images 2000
+        hfgen evaluate --images samples.npz --dataset_name mnist --output_dir evaluations/samples
     """
 
     run_or_repo: str | None = None
@@ -297,16 +338,18 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
         if (self.run_or_repo is None) == (self.images is None):
             both = "both" if self.images else "neither"
             raise UserError(f"name what to evaluate: either a run (or repo), or --images, not {both}")
-        if self.images and not (self.dataset_name and self.output_dir):
-            raise UserError(
-                "--images also needs --dataset_name, the data set to compare with, and --output_dir for the report"
-            )
         if self.invert and not self.images:
             raise UserError("invert needs --images; the images of a model are evaluated unchanged")
         super().__post_init__()
-        images = local_path(self.images or "")
+        problems, images = [], local_path(self.images or "")
+        if self.images and not (self.dataset_name and self.output_dir):
+            problems.append(
+                "--images also needs --dataset_name, the data set to compare with, and --output_dir for the report"
+            )
         if not images.is_dir() and not (images.is_file() and images.suffix == ".npz"):
-            raise UserError(f"there is no folder and no .npz file {self.images} (images)")
+            problems.append(f"there is no folder and no .npz file {self.images} (images)")
+        if problems:
+            raise UserError("; ".join(problems))
 
 
 @dataclass(kw_only=True)
@@ -314,14 +357,24 @@ class AnalyzeConfig(TestingOptions):
     """Analyse a VAE: reconstructions of test images, likelihood bounds and the latent space.
 
     Args:
+        > Model
         run_or_repo: A run, a checkpoint, a VAE's pipeline folder, a Hub id, or the folder of a sweep, whose runs are
             analysed one by one.
+
+        > Real images
+        binarization: Binarise the test images first (see `hfgen train vae --help`); by default as in training.
+
+        > Metrics
         num_importance_samples: Latent samples per image for the importance-weighted bound.
         num_bound_images: Number of test images, chosen at random, over which the gap between that bound and the ELBO
             is averaged.
-        binarization: Binarise the test images first (see `hfgen train vae --help`); by default as in training.
+
+        > Report
         output_dir: Folder for `analysis.json`, `analysis.md` and its figures; by default the run's folder, or for a
             checkpoint or a Hub id a folder in `evaluations`.
+
+    Examples:
+        hfgen analyze runs/vae
     """
 
     run_or_repo: str
@@ -343,15 +396,25 @@ class CompareSamplersConfig(MeasuringOptions):
     """Compare schedulers, steps and guidance scales of one or more models by quality and cost.
 
     Args:
+        > Model
         runs: Runs, checkpoints, pipeline folders, or Hub ids, of models of the same data set.
+
+        > Images
+        num_images: Number of images to sample and evaluate per setting.
+
+        > Sampler
         scheduler: Schedulers to compare, each with every number of steps, or with its own, as in `ddpm:1000`.
         num_inference_steps: Numbers of denoising steps to compare.
         guidance_scale: Guidance scales to compare, for a class-conditional model; by default that of its own sample
             grids.
         guidance_interval: See `hfgen sample --help`; by default as in the run's own sample grids.
-        num_images: Number of images to sample and evaluate per setting.
+
+        > Report
         output_dir: Folder for `comparison.json`, `comparison.md` and its figures; by default the first run's folder,
             or for a checkpoint or a Hub id a folder in `evaluations`.
+
+    Examples:
+        hfgen compare-samplers runs/mnist --scheduler ddim unipc --num_inference_steps 5 10 20
     """
 
     runs: list[str] = field(default_factory=list)
@@ -390,8 +453,11 @@ class ResultsConfig:
     """Collect all evaluations and analyses below some folders in one page.
 
     Args:
-        folders: Folders to search for `evaluation.json` and `analysis.json`; by default `runs`.
+        folders: Folders to search for `evaluation.json` and `analysis.json`.
         output: The Markdown file to write.
+
+    Examples:
+        hfgen results runs --output RESULTS.md
     """
 
     folders: list[str] = field(default_factory=lambda: ["runs"])
@@ -408,6 +474,9 @@ class CardConfig:
             the card is written to the run.
         repo_id: Hub id in the card's usage example; by default the run's `hub_model_id`, or else user/NAME.
         license: Licence of the weights, as a Hub identifier.
+
+    Examples:
+        hfgen card runs/mnist --repo_id user/mnist
     """
 
     run: str
@@ -428,6 +497,9 @@ class PushConfig:
         revision: Branch to push to, created if it does not exist.
         license: Licence of the weights, as a Hub identifier.
         dry_run: List the files that would be uploaded without contacting the Hub.
+
+    Examples:
+        hfgen push runs/mnist --repo_id user/mnist --dry_run
     """
 
     run: str
@@ -455,6 +527,9 @@ class PublishAllConfig:
         license: Licence of the weights, as a Hub identifier.
         collection: Title of the collection.
         dry_run: List the files that would be uploaded without sending anything.
+
+    Examples:
+        hfgen publish-all runs --namespace user --dry_run
     """
 
     folder: str = "runs"

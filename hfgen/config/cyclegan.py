@@ -14,6 +14,7 @@ class CycleGANConfig(TrainingConfig):
     The training data set is domain A; the target fields describe domain B.
 
     Args:
+        > Data
         target_dataset_name: Data set of domain B; by default domain B is derived from the training images with
             target_degradation.
         target_data_dir: Folder of images of domain B, instead of a data set.
@@ -21,18 +22,26 @@ class CycleGANConfig(TrainingConfig):
         target_image_column: Image column of target_dataset_name; found by its type if not named.
         target_degradation: Degradations applied to the images of domain B, as in `hfgen train translation --help`.
             `invert` and `thicken=1`, for instance, derive a second domain from the first.
+
+        > Network
         architecture: Of both generators; see `hfgen train translation --help`.
         block_out_channels: Likewise.
         layers_per_block: Likewise.
+        discriminator_block_out_channels: Channels of the discriminators' stride-2 convolutions.
+
+        > Objective
         adversarial_loss: Adversarial loss per patch; see `hfgen train gan --help`.
         adversarial_weight: Weight of the generators' adversarial losses. `least_squares` has a factor ½ here, so that
             2, 10 and 5 correspond to the paper's weights 1, 10 and 5.
         cycle_weight: Weight of the cycle-consistency loss: the mean absolute error after a round trip A→B→A or B→A→B.
         identity_weight: Weight of the identity loss: the mean absolute change of images that are already in the target
             domain. Used only if both domains have the same number of channels.
-        discriminator_block_out_channels: Channels of the discriminators' stride-2 convolutions.
         pool_size: Size of the pool of earlier generated images from which half of each discriminator batch is drawn
             (Shrivastava et al. 2017); 0 disables it.
+
+    Examples:
+        hfgen train cyclegan --config cyclegan_mnist
+        hfgen train cyclegan --train_data_dir photos --target_data_dir paintings --resolution 64 --output_dir runs/my
     """
 
     family: ClassVar[str] = "cyclegan"

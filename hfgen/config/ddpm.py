@@ -12,6 +12,7 @@ class DDPMConfig(TrainingConfig):
     """Denoising diffusion (Ho et al. 2020) and rectified flow (Liu et al. 2023) with diffusers' `UNet2DModel`.
 
     Args:
+        > Network
         block_out_channels: Channels of the U-Net at each resolution, from fine to coarse; each further entry halves
             height and width.
         layers_per_block: Residual blocks per resolution.
@@ -22,20 +23,24 @@ class DDPMConfig(TrainingConfig):
         norm_num_groups: Groups of the group norms; must divide each entry of block_out_channels.
         dropout: Dropout probability in the residual blocks.
         class_conditional: Condition the network on class labels.
-        class_dropout_prob: Probability of replacing the label by the null label during training, as classifier-free
-            guidance requires (Ho and Salimans 2022).
+
+        > Objective
+        prediction_type: Prediction target of the network: `epsilon` (the noise), `sample` (the image x₀),
+            `v_prediction`, v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans and Ho 2022), or `flow_prediction`, the velocity ε − x₀ of
+            rectified flow (Liu et al. 2023).
         num_train_timesteps: Number T of diffusion timesteps, 25 or more.
         beta_schedule: Noise schedule: `linear` (Ho et al. 2020), `squaredcos_cap_v2` (the cosine schedule of Nichol
             and Dhariwal 2021), or another of diffusers'. Ignored by a flow.
         rescale_betas_zero_snr: Rescale the noise schedule to zero terminal SNR (Lin et al. 2024).
-        prediction_type: Prediction target of the network: `epsilon` (the noise), `sample` (the image x₀),
-            `v_prediction`, v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans and Ho 2022), or `flow_prediction`, the velocity ε − x₀ of
-            rectified flow (Liu et al. 2023).
         timestep_sampling: Distribution of training timesteps: `uniform`, or `logit_normal`, which favours intermediate
             noise levels (Esser et al. 2024).
         loss_weighting: Weighting of the loss by noise level: `uniform`, `min_snr` (Hang et al. 2023) or `p2` (Choi et
             al. 2022).
         snr_gamma: SNR clipping value γ of `min_snr`.
+        class_dropout_prob: Probability of replacing the label by the null label during training, as classifier-free
+            guidance requires (Ho and Salimans 2022).
+
+        > Sample grids
         num_inference_steps: Denoising steps of the sample grids rendered during training; `num_train_timesteps` steps
             of the scheduler ddpm are ancestral sampling (Ho et al. 2020, algorithm 2).
         scheduler: diffusers scheduler of those grids (see `hfgen sample --help`).
@@ -43,6 +48,10 @@ class DDPMConfig(TrainingConfig):
             guidance.
         guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
             (Kynkäänniemi et al. 2024).
+
+    Examples:
+        hfgen train ddpm --config ddpm_digits_quickstart
+        hfgen train ddpm --dataset_name mnist --class_conditional --max_train_seconds 600 --output_dir runs/mnist
     """
 
     family: ClassVar[str] = "ddpm"

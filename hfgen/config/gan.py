@@ -12,6 +12,7 @@ class GANConfig(TrainingConfig):
     """Generative adversarial network (Goodfellow et al. 2014).
 
     Args:
+        > Network
         architecture: `fully_connected`, `convolutional` (stride-2 transposed convolutions, DCGAN, Radford et al. 2016)
             or `residual` (residual blocks without normalisation, similar to R3GAN, Huang et al. 2024).
         latent_dim: Dimension of the latent space.
@@ -27,6 +28,8 @@ class GANConfig(TrainingConfig):
         spectral_norm: Spectral normalisation of the discriminator's weights (Miyato et al. 2018).
         class_conditional: Condition generator and discriminator on class labels (projection discriminator, Miyato and
             Koyama 2018).
+
+        > Objective
         adversarial_loss: `minimax` (saturating), `non_saturating` (both Goodfellow et al. 2014), `least_squares` (Mao
             et al. 2017), `hinge` (Lim and Ye 2017), `wasserstein` (Arjovsky et al. 2017) or `relativistic`
             (Jolicoeur-Martineau 2019).
@@ -39,11 +42,19 @@ class GANConfig(TrainingConfig):
         discriminator_learning_rate: Peak learning rate of the discriminator; by default that of the generator.
         augmentation: Differentiable augmentations of real and generated images before the discriminator (DiffAugment,
             Zhao et al. 2020): `color`, `shift` by up to an eighth of the image, `erase` a square of half its side.
-        save_discriminator: Include the discriminator in the saved pipeline. Checkpoints always have it.
-        judge: Classifier that monitors the classes of generated images during training: the name of a shipped one or a
-            run of `hfgen train classifier`; by default the first shipped for the data set, if any.
+
+        > Sample grids
         truncation: Truncation trick for the sample grids (Brock et al. 2019): latents are sampled from a normal
             truncated to [−t, t]; by default not truncated.
+        judge: Classifier that monitors the classes of generated images during training: the name of a shipped one or a
+            run of `hfgen train classifier`; by default the first shipped for the data set, if any.
+
+        > Saving
+        save_discriminator: Include the discriminator in the saved pipeline. Checkpoints always have it.
+
+    Examples:
+        hfgen train gan --config gan_mnist_cpu10min
+        hfgen train gan --train_data_dir my_pictures --resolution 32 --augmentation shift erase --output_dir runs/mine
     """
 
     family: ClassVar[str] = "gan"

@@ -12,6 +12,11 @@ import yaml
 from hfgen.utils.errors import UserError
 
 CONFIG_FILE = "config.yaml"  # in the run's folder
+SHORT_NAMES = {  # of data sets on the Hub
+    "mnist": "ylecun/mnist",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+}
 
 # Upper bounds, far above any sensible value. They catch typing errors that would otherwise exhaust the memory or run
 # forever, not every size that is too large for a machine.
@@ -60,8 +65,9 @@ class TrainingConfig:
     """Options of every family: data, run length, optimizer, checkpoints.
 
     Args:
+        > Data
         dataset_name: Data set: a Hub id, `mnist`, `fashion_mnist`, `cifar10`, the built-in `digits`, or a local
-            folder of parquet or arrow files.
+            folder of parquet or arrow files. Either this or train_data_dir is required.
         train_data_dir: Image folder (one sub-folder per class, or none) to train on instead of a data set.
         train_split: Split to train on. Slices such as `train[:90%]` work if they contain images of all classes.
         validation_fraction: Hold out this fraction of each class of train_split as the split `validation`, for data
@@ -73,22 +79,28 @@ class TrainingConfig:
         resolution: Height and width in pixels: the shorter side is resized to it, then the image is centre-cropped. By
             default images keep their size, which must be the same for all.
         channels: 1 for greyscale, 3 for RGB; by default as in the first image.
-        max_train_samples: Use only this many images, the first ones.
+        max_train_samples: Use only this many images, the first ones; by default all.
         random_flip: Flip each training image horizontally with probability one half.
         on_bad_image: Action on unreadable images: stop with an `error` that names the file, or `skip` them and report
             the count.
         cache_dir: Folder for decoded images; by default `hfgen` in the Hugging Face home.
-        output_dir: Folder of the run: pipeline, configuration, metrics, samples, checkpoints.
-        seed: Random seed.
-        train_batch_size: Images per process and forward pass.
-        gradient_accumulation_steps: Forward passes per optimizer step; multiplies the effective batch size. With
-            several networks, each is updated on the whole effective batch before the next one's loss is computed; an
-            image-to-image network with a discriminator therefore keeps the activations of all passes in memory.
+
+        > Training length
         num_train_epochs: Passes over the data; the default measure of a run's length.
         max_train_steps: Number of optimizer steps, instead of `num_train_epochs`.
         max_train_seconds: Wall-clock budget in seconds, to which the learning-rate schedule is fitted. Combined with
             `max_train_steps`, the run ends at whichever is reached first. Such a run can be resumed, but its number of
             steps depends on the machine's speed.
+        train_batch_size: Images per process and forward pass.
+        gradient_accumulation_steps: Forward passes per optimizer step; multiplies the effective batch size. With
+            several networks, each is updated on the whole effective batch before the next one's loss is computed; an
+            image-to-image network with a discriminator therefore keeps the activations of all passes in memory.
+        seed: Random seed.
+        sweep: Train one run per value of a field, such as `latent_dim=2,4,16`, in sub-folders of `output_dir`, and
+            write a page that compares them. Separate the entries of a list value by spaces (`"hidden_sizes=400,512
+            256"`). With several fields, every combination is trained.
+
+        > Optimizer
         optimizer: `adamw`, or `muon` (Jordan et al. 2024), which orthogonalises the updates of convolutions and linear
             layers and uses AdamW for the rest.
         learning_rate: Peak learning rate.
@@ -99,31 +111,41 @@ class TrainingConfig:
         adam_weight_decay: AdamW's decoupled weight decay; 0 is Adam.
         adam_epsilon: AdamW's epsilon.
         max_grad_norm: Maximum gradient norm, per module; larger gradients are clipped.
-        mixed_precision: Precision of the forward passes. By default as set by `accelerate launch` or `accelerate
-            config`, else bf16 where the hardware supports it, else no.
-        torch_compile: Compile the networks (inductor). Pays off on a GPU, seldom on a CPU. By default as set by
-            `accelerate launch` or `accelerate config`, else no.
-        deterministic: Use deterministic algorithms on a GPU, which are slower. A CPU is always deterministic.
         use_ema: Keep an exponential moving average (EMA) of the weights, which is used for sampling and saved in the
             pipeline.
         ema_max_decay: Upper bound of the EMA decay, which is (1 + step) / (10 + step) until then.
-        checkpointing_steps: Optimizer steps between checkpoints.
-        checkpoints_total_limit: Keep only this many checkpoints, the newest ones; by default all.
-        resume_from_checkpoint: `latest`, or the path of a checkpoint of this run.
+
+        > Network
+
+        > Objective
+
+        > Sample grids
+        num_samples: Number of images in a sample grid.
         sample_steps: Optimizer steps after which to save a sample grid, besides the one at the end.
         save_images_epochs: Also save a sample grid every this many epochs, from the same latents, noise or inputs each
             time; at the end they are joined into a timelapse animation.
-        num_samples: Number of images in a sample grid.
+
+        > Saving
+        output_dir: Folder of the run (required): pipeline, configuration, metrics, samples, checkpoints.
+        checkpointing_steps: Optimizer steps between checkpoints.
+        checkpoints_total_limit: Keep only this many checkpoints, the newest ones; by default all.
+        resume_from_checkpoint: `latest`, or the path of a checkpoint of this run.
         logging_steps: Optimizer steps between updates of the metrics file, progress bar and trackers.
-        sweep: Train one run per value of a field, such as `latent_dim=2,4,16`, in sub-folders of `output_dir`, and
-            write a page that compares them. Separate the entries of a list value by spaces (`"hidden_sizes=400,512
-            256"`). With several fields, every combination is trained.
         report_to: Trackers to log to, for instance tensorboard, wandb, trackio.
+
+        > Publishing
         push_to_hub: Publish the finished model on the Hub, as `hfgen push` does.
         hub_model_id: Hub id to publish it under, `user/name`.
         hub_private_repo: Create that repo as a private one.
         hub_license: Licence of the weights, as a Hub identifier.
         hub_strategy: Publish the model only at the `end`, or also in the background at `every_save` of a checkpoint.
+
+        > Hardware
+        mixed_precision: Precision of the forward passes. By default as set by `accelerate launch` or `accelerate
+            config`, else bf16 where the hardware supports it, else no.
+        torch_compile: Compile the networks (inductor). Pays off on a GPU, seldom on a CPU. By default as set by
+            `accelerate launch` or `accelerate config`, else no.
+        deterministic: Use deterministic algorithms on a GPU, which are slower. A CPU is always deterministic.
     """
 
     family: ClassVar[str]

@@ -15,6 +15,7 @@ class TranslationConfig(TrainingConfig):
     column or folder.
 
     Args:
+        > Data
         degradation: Degradations of the targets, applied in this order: `gaussian_noise=0.1` (standard deviation, for
             pixels in [0, 1]), `salt_and_pepper=0.1` (fraction of the pixels), `blur=1` (standard deviation in pixels),
             `mask=14` (side of a grey square at a random position), `downscale=2` (the network then upscales),
@@ -22,12 +23,18 @@ class TranslationConfig(TrainingConfig):
             `thicken=1`, `tint`. A range such as `gaussian_noise=0.1..0.5` samples the amount for each image.
         input_column: Data set column with the input images.
         input_data_dir: Folder with the input images, with the same file names as in train_data_dir.
+
+        > Network
         architecture: `unet` (plain convolutions, tanh output) or `residual_unet` (residual blocks, Zhang et al. 2021).
         block_out_channels: Channels at each level, from fine to coarse; each further entry halves height and width.
         layers_per_block: Residual blocks per level of a residual_unet, in the encoder and in the decoder.
         predict_residual: Predict the difference to the input image.
         noise_level_input: Condition the network on the noise's standard deviation; gaussian_noise must be the last
             degradation.
+        discriminator_block_out_channels: Channels of the discriminator's stride-2 convolutions.
+        conditional_discriminator: Condition the discriminator on the input image.
+
+        > Objective
         l1_weight: Weight of the mean absolute error, for pixels in [−1, 1].
         mse_weight: Weight of the mean squared error, which favours the posterior mean.
         psnr_weight: Weight of the negative PSNR in dB, averaged over images (Chen et al. 2021). It scales with
@@ -35,8 +42,10 @@ class TranslationConfig(TrainingConfig):
         ssim_weight: Weight of 1 − SSIM (Wang et al. 2004).
         adversarial_weight: Weight of the generator's adversarial loss; 0 trains without a discriminator.
         adversarial_loss: Adversarial loss per patch (see `hfgen train gan --help`).
-        discriminator_block_out_channels: Channels of the discriminator's stride-2 convolutions.
-        conditional_discriminator: Condition the discriminator on the input image.
+
+    Examples:
+        hfgen train translation --config translation_fashion_mnist_cpu10min
+        hfgen train translation --train_data_dir clean --input_data_dir noisy --output_dir runs/pairs
     """
 
     family: ClassVar[str] = "translation"

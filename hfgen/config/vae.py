@@ -16,6 +16,7 @@ class VAEConfig(TrainingConfig):
     """Variational autoencoder (Kingma and Welling 2014).
 
     Args:
+        > Network
         latent_dim: Dimension of the latent space.
         block_out_channels: Channels of the encoder's stride-2 convolutions; empty for a fully connected network.
         hidden_sizes: Hidden layer sizes of the encoder, before the layer that outputs mean and log-variance.
@@ -29,6 +30,8 @@ class VAEConfig(TrainingConfig):
         norm_num_groups: Groups of the group norms in these blocks.
         act_fn: Activation, for instance `relu` or `silu`.
         class_conditional: Condition encoder and decoder on class labels.
+
+        > Objective
         pixel_distribution: Observation model p(x | z) of pixels in [0, 1]: `bernoulli` (on grey pixels this is the
             binary cross-entropy, not a likelihood), `gaussian` with one learnt standard deviation, `gaussian_analytic`
             with the optimal standard deviation of each batch (σ-VAE, Rybkin et al. 2021), or `logistic`, discretised
@@ -43,9 +46,15 @@ class VAEConfig(TrainingConfig):
             (Kingma et al. 2016).
         num_importance_samples: Latent samples per image; with more than one, the objective is the importance-weighted
             bound (IWAE, Burda et al. 2016).
+
+        > Sample grids
         num_mixture_components: Components of the Gaussian mixture fitted to the latents of the training images.
         prior: Distribution of the latents of sample grids: `normal`, the prior N(0, I), or `mixture`, that Gaussian
             mixture.
+
+    Examples:
+        hfgen train vae --config vae_mnist_mlp_cpu20s
+        hfgen train vae --dataset_name mnist --latent_dim 2 --num_train_epochs 10 --output_dir runs/plane
     """
 
     family: ClassVar[str] = "vae"

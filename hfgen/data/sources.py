@@ -11,14 +11,11 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from hfgen.config.suggestions import suggestion
+from hfgen.config.training import SHORT_NAMES
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import local_path
 
-SHORT_NAMES = {
-    "mnist": "ylecun/mnist",
-    "fashion_mnist": "zalando-datasets/fashion_mnist",
-    "cifar10": "uoft-cs/cifar10",
-}
 MAX_CLASSES = 100_000  # of an .npz file without label_names
 
 
@@ -57,10 +54,10 @@ def local_copy(source: str) -> Path | None:
     if source.strip() and (path.is_dir() or path.is_file()):
         return path
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        known = ", ".join(["digits", *SHORT_NAMES])
+        known = ["digits", *SHORT_NAMES]
         raise UserError(
             f"there is no data set {source or '“”'}: it is not a folder, a file, a Hub id (user/name), "
-            f"or one of the short names {known}"
+            f"or one of the short names {', '.join(known)}{suggestion(source, known)}"
         )
     return None
 
@@ -87,9 +84,11 @@ def open_dataset(source: str, local: Path | None, split: str) -> Any:
             raise ValueError("`datasets` interprets *, ? and [ in a folder name as a pattern; rename the folder")
         return datasets.load_dataset(str(local) if local else SHORT_NAMES.get(source, source), split=split)
     except ConnectionError as error:
+        copies = os.environ.get("HFGEN_DATA_DIR")
+        place = f"{copies}, has no folder {source}" if copies else "can name a folder of such copies"
         raise UserError(
             f"{source} is not in the local cache and the Hub cannot be reached. Connect once to download it, set "
-            "--dataset_name to a local copy (HFGEN_DATA_DIR names a folder of such copies), or use the built-in "
+            f"--dataset_name to a local copy (HFGEN_DATA_DIR{',' if copies else ''} {place}), or use the built-in "
             "--dataset_name digits, or --train_data_dir with your own images"
         ) from error
     except IndexError as error:  # `load_from_disk` fails so for a data set without rows
@@ -149,6 +148,7 @@ def _load_arrays(path: Path, source: str, split: str) -> Any:
         if declared > _memory() / 4:  # several copies are in memory while it is read
             raise UserError(f"{source} declares {declared / 1e9:.1f} GB of arrays, too much for this machine's memory")
         with np.lib.npyio.NpzFile(path, allow_pickle=False) as arrays:
+            there = ", ".join(arrays)
             images, labels, names = (arrays.get(name) for name in ("images", "labels", "label_names"))
     except UserError:
         raise
@@ -156,8 +156,8 @@ def _load_arrays(path: Path, source: str, split: str) -> Any:
         raise UserError(f"{source} cannot be read as an .npz file of plain arrays ({first_line(error)})") from error
     is_images = images is not None and images.dtype == np.uint8 and images.ndim in (3, 4)
     if not is_images or images.shape[3:] not in ((), (3,)) or 0 in images.shape[1:]:
-        found = "no such array" if images is None else f"{images.dtype} {images.shape}"
-        raise UserError(f"{source} must have an array images, uint8 (N, H, W) or (N, H, W, 3), not {found}")
+        found = f"it has {there or 'no arrays'}" if images is None else f"not {images.dtype} {images.shape}"
+        raise UserError(f"{source} must have an array images, uint8 (N, H, W) or (N, H, W, 3); {found}")
     columns = {"image": [PIL.Image.fromarray(image) for image in images]}
     features = {"image": datasets.Image()}
     if labels is not None:

@@ -94,7 +94,7 @@ class GANPipeline(DiffusionPipeline):
         if None in found:
             raise ValueError(
                 f"this model has no class {class_labels[found.index(None)]}; its classes are "
-                + ", ".join(f"{name} ({number})" for name, number in self.labels.items())
+                + ", ".join(n if n == str(number) else f"{n} ({number})" for n, number in self.labels.items())
             )
         return found
 

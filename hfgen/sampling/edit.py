@@ -21,7 +21,7 @@ from hfgen.figures.grids import comparison_grid, save_arrays, save_picture, to_p
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline
-from hfgen.sampling.sample import decodes, image_shape_of, require_diffusion, to_uint8
+from hfgen.sampling.sample import decodes, image_shape_of, require_diffusion, to_uint8, with_hint
 from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import local_path
@@ -276,7 +276,7 @@ def _by_diffusion(
         try:
             made = function(images, **options).images
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(with_hint(str(error), [*config.class_labels, *config.source_class_labels])) from error
         part = slice(first, numbers.stop)
         yield Translated(names[part], [*given[part]], [*to_uint8(made * 2 - 1)])
 

@@ -371,7 +371,7 @@ class DiffusionEditingPipeline(DiffusionPipeline):
 
         found = [find(label) for label in asked]
         if None in found:
-            listed = ", ".join(f"{name} ({number})" for name, number in names.items())
+            listed = ", ".join(n if n == str(number) else f"{n} ({number})" for n, number in names.items())
             raise ValueError(f"this model has no class {asked[found.index(None)]}; its classes are {listed}")
         classes = torch.tensor(found, device=self._execution_device)
         both = torch.cat([classes, torch.full_like(classes, nothing - 1)])

@@ -51,6 +51,9 @@ def require_diffusion(pipeline: DiffusionPipeline) -> None:
     Raises:
         UserError: naming the pipeline, if it is not.
     """
+    if decodes(pipeline):
+        family = family_of(type(pipeline).__name__).name.upper()
+        raise UserError(f"a {family} generates images in one step, so it has no denoising to film, compare or edit")
     parts = pipeline.components
     drawable = parts.keys() == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
     conditional = isinstance(pipeline, ClassConditionalDiffusionPipeline)
@@ -160,6 +163,12 @@ def labels_of(pipeline: DiffusionPipeline, class_labels: Sequence[str | int], nu
     return [known[i % len(known)] for i in numbers]
 
 
+def with_hint(message: str, class_labels: Sequence[str | int]) -> str:
+    """Return a message about classes, with a hint if they are separated by commas."""
+    joined = next((label for label in class_labels if "," in str(label)), None)
+    return f"{message}; separate classes by spaces: {joined.replace(',', ' ')}" if joined else message
+
+
 def to_uint8(x: Tensor) -> Tensor:
     """Convert images from [−1, 1] to uint8 on the CPU, clipping values outside."""
     return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8)
@@ -204,7 +213,7 @@ def _check_denoising(
         try:
             _guided(pipeline, class_labels, negative_class_labels, guidance, numbers)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(with_hint(str(error), [*class_labels, *negative_class_labels])) from error
     elif class_labels or negative_class_labels or guidance:
         raise UserError("this model is unconditional: class_labels and guidance do not apply")
     return make_scheduler(scheduler, pipeline.scheduler, num_inference_steps)
@@ -264,7 +273,7 @@ def _one_step(
         if class_labels:
             pipeline.get_label_ids(class_labels)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(with_hint(str(error), class_labels)) from error
 
     def draw(numbers: range, seeds: list[int]) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]

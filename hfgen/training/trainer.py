@@ -27,6 +27,7 @@ from tqdm import tqdm
 from hfgen.config import TrainingConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import ImageBatches
+from hfgen.families import families
 from hfgen.figures.animations import save_slides
 from hfgen.figures.grids import save_picture
 from hfgen.figures.plots import save_class_shares, save_training_curves
@@ -307,7 +308,10 @@ class Trainer:
         return seconds, int(stop_signal)
 
     def how_to_continue(self) -> str:
-        """Return the command that continues the run."""
+        """Return how to continue the run: by the command if `hfgen train` trains such a task."""
+        family = families().get(self.config.family)
+        if not family or type(self.task) is not family.task_class():
+            return "Continue with the same call and resume_from_checkpoint='latest'"
         options = f"--config {shlex.quote(str(self.run.config))} --resume_from_checkpoint latest"
         if self.accelerator.num_processes > 1:
             return f"Continue with the same launcher, number of processes and script, and {options}"

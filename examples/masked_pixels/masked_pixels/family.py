@@ -12,10 +12,16 @@ class MaskedPixelsConfig(TrainingConfig):
     """Train a masked generative model of pixels (Chang et al. 2022).
 
     Args:
+        > Network
         num_levels: Grey levels to which pixels are rounded.
         hidden_channels: Channels of the network.
         num_layers: Residual blocks of the network.
+
+        > Sample grids
         num_inference_steps: Steps of decoding; more are better and slower.
+
+    Examples:
+        hfgen train masked_pixels --dataset_name digits --output_dir runs/masked
     """
 
     family: ClassVar[str] = "masked_pixels"
