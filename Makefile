@@ -29,8 +29,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 quickstart: $(VENV)/.installed  ## train a small DDPM on handwritten digits and show what it draws
 	$(BIN)/hfgen train ddpm --config ddpm_digits_quickstart --output_dir $(QUICKSTART_RUN) \
 		--resume_from_checkpoint latest $(QUICKSTART_FLAGS)
-	$(BIN)/hfgen sample $(QUICKSTART_RUN) --num_images 64 --output $(QUICKSTART_RUN)/quickstart.png
-	@echo "The model is in $(QUICKSTART_RUN), the digits that it draws in $(QUICKSTART_RUN)/quickstart.png"
+	$(BIN)/python scripts/quickstart.py $(QUICKSTART_RUN)
+	@echo "The model is in $(QUICKSTART_RUN), its digits beside real ones in $(QUICKSTART_RUN)/quickstart.png"
 	@echo "For commands of your own: source $(BIN)/activate"
 
 test: $(VENV)/.installed $(VENV)/oldest-diffusers  ## run every test

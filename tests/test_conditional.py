@@ -361,11 +361,11 @@ def test_sample_writes_a_row_for_each_class_and_arrays_with_labels(run, tmp_path
     names = [str(number) for number in range(10)]
     grid = np.asarray(sample_grid(images, [8, 3, 8, 3, 8], names))
     assert np.array_equal(grid, np.asarray(PIL.Image.open(tmp_path / "grid.png").convert("RGB")))
-    left = grid.shape[1] - 3 * 68
+    left = grid.shape[1] - 3 * 132
     for row, column, index in ((0, 0, 1), (0, 1, 3), (1, 0, 0), (1, 1, 2), (1, 2, 4)):
-        tile = grid[row * 68 + 2 : row * 68 + 66 : 8, left + column * 68 + 2 : left + column * 68 + 66 : 8, 0]
+        tile = grid[row * 132 + 2 : row * 132 + 130 : 16, left + column * 132 + 2 : left + column * 132 + 130 : 16, 0]
         assert np.array_equal(tile, images[index, 0].numpy()), (row, column)
-    assert len({tuple(pixel) for pixel in grid[:68, :left].reshape(-1, 3)}) > 1, "the name of the class"
+    assert len({tuple(pixel) for pixel in grid[:132, :left].reshape(-1, 3)}) > 1, "the name of the class"
 
 
 def test_an_evaluation_asks_for_classes_as_often_as_they_are_in_training(run, judge_run, tmp_path):

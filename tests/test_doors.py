@@ -514,7 +514,8 @@ def pictures():
     yield lambda: plots.confusion_picture(images, labels, torch.eye(6).flip(0), NAMES, 3)
     yield lambda: plots.class_shares_picture(
         {name: {"label_names": NAMES, "shares": {"generated": [*shares.values()], "real": [*shares.values()]}}
-         for name in NAMES[:2]}
+         for name in NAMES[:2]},
+        {"generated": 9, "real": 9},
     )  # fmt: skip
     yield lambda: plots.measures_picture(
         dict.fromkeys(NAMES[:2], found),
@@ -522,8 +523,10 @@ def pictures():
         {"recall": ("recall", "higher")},
         report.FLOORS,
     )
-    yield lambda: plots.curves_picture([row] * 2, {}, [f"{name}, 5 steps" for name in NAMES[:2]])
-    yield lambda: plots.latents_picture({"z": np.random.default_rng(0).normal(size=(6, 2))}, labels, NAMES)
+    yield lambda: plots.curves_picture([row] * 2, {}, [f"{name}, 5 steps" for name in NAMES[:2]], 9)
+    plane = plots.Plane("z", ("z0", "z1"), np.random.default_rng(0).normal(size=(6, 2)))
+    yield lambda: plots.latents_picture([plane], labels, NAMES)
+    yield lambda: grids.comparison_grid({"a": images}, names=NAMES)
     yield lambda: plots.members_curves_picture({name: {"loss": ([1.0, 2.0], [1.0, 2.0])} for name in NAMES})
 
 
@@ -538,8 +541,7 @@ def test_class_shares_and_members_show_any_name(tmp_path):
     rows = [{"step": step, "shares": dict.fromkeys(NAMES[:5], 0.2)} for step in (1, 2)]
     (tmp_path / "classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plots.save_class_shares(tmp_path / "classes.jsonl", tmp_path / "classes.png")
-    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert grids.labelled_row(dict.fromkeys(NAMES, tmp_path / "a.png")).height < 100
+    assert grids.labelled_row(dict.fromkeys(NAMES, PIL.Image.new("L", (8, 8)))).height < 100
 
 
 def test_a_name_with_a_leading_underscore_is_in_the_legend():

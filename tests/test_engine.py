@@ -412,6 +412,38 @@ def test_a_time_budget_ends_the_run_and_spans_the_schedule(make_trainer, tmp_pat
     assert rates[-1] < 0.5 * rates[0]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_learning_rate_follows_the_clock_at_each_slow_step_and_ends_near_zero(
+    make_trainer, monkeypatch, tmp_path, processes
+):
+    """Steps of one second and a limit of 50 seconds, logged every 20 steps."""
+    clock = [0.0]
+    monkeypatch.setattr("hfgen.training.trainer.time.monotonic", lambda: clock[0])
+
+    class Steady(TwoModules):
+        def losses(self, batch):
+            clock[0] += 1
+            yield from super().losses(batch)
+
+    trainer = make_trainer(Steady(), max_train_seconds=50, lr_scheduler="linear", logging_steps=20)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
+    trainer.run_loop()
+    rates = [row["learning_rate"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert rates == pytest.approx([0.1 * (1 - step / 50) for step in range(50)])
+
+
+def test_the_clock_of_several_processes_is_extrapolated_between_synchronisations(make_trainer, monkeypatch):
+    trainer = make_trainer(TwoModules())
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    clock = []
+    for trainer.step, own in ((1, 20.0), (3, 21.0)):
+        trainer._agree(own, [])
+        for _ in range(3):
+            trainer.step += 1
+            clock.append(trainer._clock())
+    assert clock == [40, 60, 80, 21.5, 22, 22.5]
+
+
 def test_epochs_count_the_last_partial_batch(make_trainer):
     trainer = make_trainer(TwoModules(), values=range(10), train_batch_size=4, num_train_epochs=3)
     assert trainer.max_steps == 9

@@ -43,6 +43,7 @@ from hfgen.evaluation.statistics import (
     accuracy_of,
     count_in,
     nearest,
+    smallest_of_each_class,
 )
 from hfgen.figures.grids import save_arrays
 from hfgen.judges.judge import WEIGHTS, Judge, judges_numbers, load_judge
@@ -216,8 +217,10 @@ def _measure(
             record["conditional"][judge.name] = _conditional(generated.labels, features, logits, reference)
         if reference is references[0]:
             distances, numbers = nearest(features, reference.features(train))
-            closest = distances.argsort()[:SHOWN_NEIGHBOURS]
+            classes = logits.argmax(1)
+            closest = smallest_of_each_class(distances, classes, SHOWN_NEIGHBOURS)
             pairs = generated.images[closest], train.images[numbers[closest]]
+            names = [judge.label_names[number] for number in classes[closest].tolist()]
             planes = features, reference.features(test)
     if training:
         record["training"] = training
@@ -225,7 +228,7 @@ def _measure(
         "drawing_this_time": round(generated.seconds, 1),
         "measuring": round(time.monotonic() - started, 1),
     }
-    save_pictures(record, generated.images[:SHOWN_IMAGES], pairs, planes, output)
+    save_pictures(record, generated.images[:SHOWN_IMAGES], pairs, names, planes, output)
     save_report(record, output)
     return record
 

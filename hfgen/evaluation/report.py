@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from hfgen.evaluation.verdict import findings, is_tie, problems, sampler_text
-from hfgen.figures.grids import image_grid, save_picture
-from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture, neighbors_picture
+from hfgen.figures.grids import comparison_grid, image_grid, save_picture
+from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture
 from hfgen.runs.folder import EVALUATION as RECORD
 from hfgen.runs.folder import EVALUATION_PAGE as PAGE
 from hfgen.runs.folder import EVALUATION_PICTURES as PICTURES
@@ -30,6 +30,7 @@ def save_pictures(
     record: dict[str, Any],
     images: Tensor,
     pairs: tuple[Tensor, Tensor],
+    classes: list[str],
     features: tuple[Tensor, Tensor],
     folder: Path,
 ) -> None:
@@ -39,16 +40,18 @@ def save_pictures(
         record: The record of `hfgen.evaluation.evaluate`.
         images: Some of the images, uint8 (N, C, H, W).
         pairs: Images and their nearest neighbours in the training set, each uint8 (N, C, H, W).
+        classes: Their predicted classes, N names.
         features: Of the images, (N, D), and of the test images, (M, D).
         folder: Output folder.
     """
     (folder / PICTURES).mkdir(exist_ok=True)
+    counts = {"generated": record["protocol"]["num_images"], "real": record["protocol"]["reference_images"]}
     figures = {
         "images": image_grid(images),
         "measures": measures_picture(record["measures"], record["floors"], MEASURES, FLOORS),
-        "classes": class_shares_picture(record["classes"]),
+        "classes": class_shares_picture(record["classes"], counts),
         "features": features_picture(*features),
-        "neighbours": neighbors_picture(*pairs),
+        "neighbours": comparison_grid(dict(zip(("generated", "training"), pairs, strict=True)), 10, classes),
     }
     for name, picture in figures.items():
         save_picture(picture, folder / PICTURES / f"{name}.png")

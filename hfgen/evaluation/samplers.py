@@ -218,7 +218,7 @@ def _save(
     }
     labels = [(f"{row['model']}: " if len(by_model) > 1 else "") + sampler_text(row) for row in rows]
     (output / PICTURES).mkdir(exist_ok=True)
-    save_picture(curves_picture(rows, floor, labels), output / PICTURES / "curves.png")
+    save_picture(curves_picture(rows, floor, labels, config.num_images), output / PICTURES / "curves.png")
     numbers = [index for index in range(len(rows)) for _ in range(SHOWN_IMAGES)]
     save_picture(sample_grid(images, numbers, labels), output / PICTURES / "images.png")
     return save_record(record, _page(record), output, record_file=RECORD, page_file=PAGE)

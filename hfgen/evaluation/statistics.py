@@ -249,6 +249,17 @@ def nearest(features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([part.values for part in minima]), torch.cat([part.indices for part in minima])
 
 
+def smallest_of_each_class(values: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Return the indices of the smallest values (N,), equally many of each of the classes (N,), at most `count`.
+
+    They are sorted by class, then value; of more than `count` classes, those with the smallest values remain.
+    """
+    present, order = classes.unique(), values.argsort()
+    each = max(1, count // len(present))
+    indices = torch.cat([order[classes[order] == number][:each] for number in present])
+    return indices[values[indices].argsort()[:count].sort().values]
+
+
 def _distances(features: Tensor, references: Tensor) -> dict[str, float]:
     return {
         "frechet_distance": frechet_distance(features, references),

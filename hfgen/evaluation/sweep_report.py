@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from hfgen.data.decoding import open_picture
 from hfgen.evaluation import report
 from hfgen.evaluation.results import read_record
 from hfgen.evaluation.verdict import tied
@@ -49,7 +50,7 @@ def write_page(folder: Path) -> Path:
     (folder / PICTURES).mkdir(exist_ok=True)
     pictures = {
         "curves": members_curves_picture({member.label: member.curves() for member in members.values()}),
-        "samples": labelled_row({member.label: member.samples() for member in members.values()}),
+        "samples": labelled_row({member.label: open_picture(member.samples()) for member in members.values()}),
     }
     for name, picture in pictures.items():
         save_picture(picture, folder / PICTURES / f"{name}.png")

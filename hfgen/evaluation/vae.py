@@ -28,8 +28,8 @@ from hfgen.evaluation.real import (
 )
 from hfgen.evaluation.report import render_report, save_record
 from hfgen.evaluation.statistics import accuracy_of
-from hfgen.figures.grids import comparison_grid, sample_grid, save_picture
-from hfgen.figures.plots import latents_picture
+from hfgen.figures.grids import comparison_grid, sample_grid, save_picture, signed
+from hfgen.figures.plots import Plane, latents_picture
 from hfgen.judges.judge import Judge, judges_numbers
 from hfgen.losses.vae import (
     ACTIVE_VARIANCE,
@@ -46,7 +46,7 @@ from hfgen.runs.folder import ANALYSIS as RECORD
 from hfgen.runs.folder import ANALYSIS_PAGE as PAGE
 from hfgen.runs.folder import ANALYSIS_PICTURES as PICTURES
 from hfgen.runs.folder import run_fields
-from hfgen.sampling.latents import STRIP_STEPS, STRIPS, first_class, plane_picture
+from hfgen.sampling.latents import STRIP_NAMES, STRIP_STEPS, STRIPS, first_class, plane_picture
 from hfgen.sampling.sample import image_shape_of
 from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError
@@ -253,10 +253,10 @@ def _pictures(pipeline: VAEPipeline, test: ImageData, encoded: _Encoded, seed: i
     """Return the figures of the page, for randomly chosen images."""
     generator = torch.Generator().manual_seed(derive_seed("shown images", seed))
     chosen = torch.randperm(len(test), generator=generator)
-    pairs = {"image": encoded.images, "again": encoded.reconstructions}
+    pairs = {"image": encoded.images, "reconstruction": encoded.reconstructions}
     scattered = chosen[:SCATTERED]
     labels = None if test.labels is None else test.labels[scattered]
-    planes = _planes(encoded.means[scattered], seed)
+    planes = _planes(encoded.means[scattered], encoded.stddevs[scattered], seed)
     pictures = {
         "reconstructions": comparison_grid({name: _uint8(part[chosen[:PAIRS]]) for name, part in pairs.items()}),
         "latents": latents_picture(planes, labels, test.label_names),
@@ -268,22 +268,28 @@ def _pictures(pipeline: VAEPipeline, test: ImageData, encoded: _Encoded, seed: i
     return pictures
 
 
-def _planes(means: Tensor, seed: int) -> dict[str, np.ndarray]:
-    """Return 2-D projections of latents (N, D) by name: the latents themselves, or PCA and t-SNE."""
-    latents = means.double().numpy()
-    if latents.shape[1] == 2:
-        return {"the two latent dimensions": latents}
+def _planes(means: Tensor, stddevs: Tensor, seed: int) -> list[Plane]:
+    """Return 2-D projections of q(z | x), (N, D) each: of its means, by PCA and t-SNE if there are more dimensions."""
+    latents, title = means.double().numpy(), f"latents of {len(means):,} test images"
     if latents.shape[1] == 1:
-        return {"the latent dimension, twice": latents.repeat(2, axis=1)}
-    if not latents.std(axis=0).any():
-        return {"the latents, all equal": latents[:, :2]}
+        spread = np.concatenate([latents, stddevs.double().numpy()], axis=1)
+        return [Plane(title, ("z0, mean of q(z | x)", "its standard deviation"), spread)]
+    if latents.shape[1] == 2 or not latents.std(axis=0).any():
+        return [Plane(title, ("z0, mean of q(z | x)", "z1, mean of q(z | x)"), latents[:, :2])]
     state = derive_seed("t-SNE", seed) % 2**32
     neighbours = TSNE(random_state=state, init="pca", perplexity=min(30, (len(latents) - 1) / 3))
-    return {"principal components": PCA(2).fit_transform(latents), "t-SNE": neighbours.fit_transform(latents)}
+    components = ("first principal component", "second principal component")
+    return [
+        Plane(f"{title}, PCA", components, PCA(2).fit_transform(latents)),
+        Plane(f"{title}, t-SNE", ("first dimension", "second dimension"), neighbours.fit_transform(latents)),
+    ]
 
 
 def _interpolations(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, generator: torch.Generator) -> Image:
-    """Return interpolations between random latents and between test images; classes switch half-way."""
+    """Return interpolations between random latents, and between test images, shown at both ends.
+
+    Classes switch half-way.
+    """
     drawn = torch.randn(2 * STRIPS, encoded.means.shape[1], generator=generator)
     ends = {"random latents": (drawn, None), "test images": (encoded.means[chosen[: 2 * STRIPS]], encoded.labels)}
     rows, names = [], []
@@ -294,10 +300,12 @@ def _interpolations(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, ge
                 pair = labels[chosen[first : first + 2]].tolist()
                 classes = [pair[step >= STRIP_STEPS / 2] for step in range(STRIP_STEPS)]
             options = {"num_steps": STRIP_STEPS, "mode": "linear", "class_labels": classes, "output_type": "pt"}
-            rows.append(pipeline.interpolate(latents[first], latents[first + 1], **options).images)
+            strip = pipeline.interpolate(latents[first], latents[first + 1], **options).images
+            given = encoded.images[chosen[first : first + 2]] if name == "test images" else torch.ones_like(strip[:2])
+            rows.append(torch.cat([given[:1], strip, given[1:]]))
             names.append(name)
-    indices = [row for row in range(len(rows)) for _ in range(STRIP_STEPS)]
-    return sample_grid(_uint8(torch.cat(rows)), indices, names)
+    indices = [row for row in range(len(rows)) for _ in rows[0]]
+    return sample_grid(_uint8(torch.cat(rows)), indices, names, ["test image", *STRIP_NAMES, "test image"])
 
 
 def _traversals(pipeline: VAEPipeline, encoded: _Encoded) -> Image:
@@ -307,7 +315,8 @@ def _traversals(pipeline: VAEPipeline, encoded: _Encoded) -> Image:
     images = pipeline.traverse(dimensions=dimensions, **options).images
     names = [f"z{dimension}: {divergences[dimension]:.1f} nats" for dimension in dimensions]
     rows = [row for row in range(len(names)) for _ in range(STRIP_STEPS)]
-    return sample_grid(_uint8(images), rows, names)
+    values = [signed(value, 1) for value in np.linspace(-3, 3, STRIP_STEPS)]
+    return sample_grid(_uint8(images), rows, names, values, "Value of one latent dimension, the others 0")
 
 
 def _page(record: dict[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """Image grids and image files."""
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
@@ -14,13 +16,15 @@ from diffusers.utils import make_image_grid
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from hfgen.data.decoding import open_picture
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.untrusted import one_line
 
-TILE_PIXELS = 64  # small images are upscaled by a whole factor to about this size
+GRID_WIDTH = 900  # pixels; images are upscaled by the whole factor that brings a grid nearest to it
+LARGEST_TILE = 128  # pixels of an upscaled image, about
+ROW_WIDTH = 1200  # pixels of pictures beside each other, about
 GAP_PIXELS = 2  # around each image of a grid
-GAP_COLOR = "slategrey"
+FONT_PIXELS, LINE_PIXELS = 14, 24  # like text of 10 points in the plots, at 100 dots per inch
+PAPER, INK = "white", "black"
 
 
 def plain_label(name: str, length: int = 60) -> str:
@@ -35,69 +39,134 @@ def to_pil(image: Tensor) -> PIL.Image.Image:
     return PIL.Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
-def image_grid(images: Tensor, columns: int | None = None) -> PIL.Image.Image:
+def image_grid(images: Tensor, columns: int | None = None, width: int = GRID_WIDTH) -> PIL.Image.Image:
     """Lay out uint8 images (N, C, H, W) row by row, upscaled by pixel repetition, with gaps.
 
-    By default the grid is square.
+    Args:
+        images: The images.
+        columns: Images per row; by default the grid is square.
+        width: Approximate width in pixels, unless an image would be larger than `LARGEST_TILE`.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    height, width = images.shape[-2:]
-    scale = max(1, round(TILE_PIXELS / max(height, width)))
-    tiles = [to_pil(image).resize((width * scale, height * scale), PIL.Image.Resampling.NEAREST) for image in images]
-    tiles = [PIL.ImageOps.expand(tile.convert("RGB"), GAP_PIXELS, GAP_COLOR) for tile in tiles]
-    tiles += [PIL.Image.new("RGB", tiles[0].size, GAP_COLOR)] * (rows * columns - len(tiles))
+    size = images.shape[-2:]
+    scale = max(1, round(min(LARGEST_TILE, width / columns) / max(size)))
+    tiles = [to_pil(image).convert("RGB").resize((size[1] * scale, size[0] * scale), 0) for image in images]
+    tiles = [PIL.ImageOps.expand(tile, GAP_PIXELS, PAPER) for tile in tiles]
+    tiles += [PIL.Image.new("RGB", tiles[0].size, PAPER)] * (rows * columns - len(tiles))
     return make_image_grid(tiles, rows, columns)
 
 
-def sample_grid(
-    images: Tensor, labels: Sequence[int] | None = None, label_names: Sequence[str] = ()
+@functools.cache
+def _font() -> PIL.ImageFont.FreeTypeFont:
+    return PIL.ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_PIXELS)
+
+
+def signed(value: float, digits: int) -> str:
+    """Format a number with a minus sign, like the axes of plots."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _shortened(name: str, width: float) -> str:
+    """Return a label that is at most so many pixels wide."""
+    length = len(label := plain_label(name))
+    while length > 1 and _font().getlength(label) > width:
+        label = plain_label(name, length := length - 1)
+    return label
+
+
+def labelled_rows(
+    rows: Sequence[tuple[str, PIL.Image.Image]], columns: Sequence[str] = (), title: str = ""
 ) -> PIL.Image.Image:
-    """Lay out uint8 images (N, C, H, W); with labels, one row per class, with its name at the left."""
+    """Lay out pictures below each other.
+
+    Args:
+        rows: Their names, which are written at the left, and the pictures.
+        columns: Names of equally wide columns, which are written above.
+        title: One line above all.
+    """
+    names = [plain_label(name) for name, _ in rows]
+    font, width = _font(), max(picture.width for _, picture in rows)
+    left = math.ceil(max(map(font.getlength, names)))
+    left += 5 * GAP_PIXELS if left else 0
+    top = LINE_PIXELS * (bool(title) + bool(columns))
+    size = (left + max(width, math.ceil(font.getlength(title))), top + sum(picture.height for _, picture in rows))
+    page = PIL.Image.new("RGB", size, PAPER)
+    draw = PIL.ImageDraw.Draw(page)
+    draw.text((left + GAP_PIXELS, LINE_PIXELS // 2), title, INK, font, "lm")
+    for number, name in enumerate(columns):
+        middle = left + width * (2 * number + 1) / len(columns) / 2
+        draw.text((middle, top - LINE_PIXELS // 2), _shortened(name, width / len(columns)), INK, font, "mm")
+    for name, (_, picture) in zip(names, rows, strict=True):
+        page.paste(picture, (left, top))
+        draw.text((left - 3 * GAP_PIXELS, top + picture.height // 2), name, INK, font, "rm")
+        top += picture.height
+    return page
+
+
+def sample_grid(
+    images: Tensor,
+    labels: Sequence[int] | None = None,
+    label_names: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    title: str = "",
+) -> PIL.Image.Image:
+    """Lay out uint8 images (N, C, H, W); with labels, one row per class, with its name at the left.
+
+    Args:
+        images: The images.
+        labels: Indices of classes.
+        label_names: Names of classes.
+        columns: Names of the columns, as many as a row has images.
+        title: One line above all.
+    """
     if labels is None:
         return image_grid(images)
     labels = torch.as_tensor(labels)
     present = labels.unique().tolist()
-    columns = max(int((labels == number).sum()) for number in present)
-    rows = [image_grid(images[labels == number], columns) for number in present]
-    font = PIL.ImageFont.load_default(TILE_PIXELS // 4)
-    names = {number: plain_label(label_names[number]) for number in present}
-    margin = math.ceil(max(map(font.getlength, names.values()))) + 4 * GAP_PIXELS
-    height = rows[0].height
-    picture = PIL.Image.new("RGB", (margin + rows[0].width, height * len(rows)), GAP_COLOR)
-    draw = PIL.ImageDraw.Draw(picture)
-    for place, (number, row) in enumerate(zip(present, rows, strict=True)):
-        picture.paste(row, (margin, place * height))
-        middle = (margin - 2 * GAP_PIXELS, place * height + height // 2)
-        draw.text(middle, names[number], fill="white", font=font, anchor="rm")
-    return picture
+    longest = max(int((labels == number).sum()) for number in present)
+    rows = [(label_names[number], image_grid(images[labels == number], longest)) for number in present]
+    return labelled_rows(rows, columns, title)
 
 
-def comparison_grid(images: dict[str, Tensor], columns: int = 16) -> PIL.Image.Image:
-    """Lay out corresponding images, uint8 (N, C, H, W) each, in rows below each other, with their names at the left.
+def comparison_grid(images: dict[str, Tensor], columns: int = 16, names: Sequence[str] = ()) -> PIL.Image.Image:
+    """Lay out corresponding images in rows below each other.
 
     Greyscale images are converted to RGB, and smaller ones upscaled, where others need it.
+
+    Args:
+        images: uint8 (N, C, H, W) each, by the name that is written at the left of its row.
+        columns: Images per row; more are continued below.
+        names: N names, which are written above the images.
     """
     batches = [*images.values()]
     channels, side = max(len(batch[0]) for batch in batches), max(batch.shape[-1] for batch in batches)
-    alike = [
-        batch.expand(-1, channels, -1, -1)
+    alike = {
+        name: batch.expand(-1, channels, -1, -1)
         .repeat_interleave(side // batch.shape[-1], 2)
         .repeat_interleave(side // batch.shape[-1], 3)
-        for batch in batches
-    ]
-    parts = []
+        for name, batch in images.items()
+    }
+    columns = min(columns, len(batches[0]))
+    blocks = []
     for first in range(0, len(batches[0]), columns):
-        rows = [batch[first : first + columns] for batch in alike]
-        numbers = [number for number, row in enumerate(rows) for _ in row]
-        parts.append(sample_grid(torch.cat(rows), numbers, [*images]))
-    width, height = max(part.width for part in parts), sum(part.height for part in parts)
-    picture = PIL.Image.new("RGB", (width, height), GAP_COLOR)
-    top = 0
-    for part in parts:
-        picture.paste(part, (0, top))
-        top += part.height
-    return picture
+        part = slice(first, first + columns)
+        above = [*names[part], *[""] * columns][:columns] if names else ()
+        blocks.append(labelled_rows([(name, image_grid(all_[part], columns)) for name, all_ in alike.items()], above))
+    spaced = [PIL.ImageOps.expand(block, (0, 0, 0, 4 * GAP_PIXELS), PAPER) for block in blocks[:-1]]
+    return labelled_rows([("", block) for block in [*spaced, blocks[-1]]])
+
+
+def labelled_row(pictures: dict[str, PIL.Image.Image]) -> PIL.Image.Image:
+    """Lay out pictures from left to right, each with its name above, reduced by a whole factor if they are large."""
+    factor = max(1, round(sum(picture.width for picture in pictures.values()) / ROW_WIDTH))
+    reduced = {name: picture.convert("RGB").reduce(factor) for name, picture in pictures.items()}
+    blocks = [labelled_rows([("", picture)], [name]) for name, picture in reduced.items()]
+    blocks = [PIL.ImageOps.expand(block, (4 * GAP_PIXELS, 0), PAPER) for block in blocks]
+    row = PIL.Image.new("RGB", (sum(b.width for b in blocks), max(b.height for b in blocks)), PAPER)
+    for number, block in enumerate(blocks):
+        row.paste(block, (sum(b.width for b in blocks[:number]), 0))
+    return row
 
 
 def save_picture(picture: PIL.Image.Image, path: Path) -> None:
@@ -118,18 +187,3 @@ def save_arrays(images: Tensor, path: Path, **others: ArrayLike) -> None:
     array = images.permute(0, 2, 3, 1).numpy()
     with complete_or_absent(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, images=array[..., 0] if array.shape[-1] == 1 else array, **others)
-
-
-def labelled_row(pictures: dict[str, Path]) -> PIL.Image.Image:
-    """Lay out image files from left to right, each with its name above."""
-    loaded = {name: open_picture(path).convert("RGB") for name, path in pictures.items()}
-    font = PIL.ImageFont.load_default(TILE_PIXELS // 3)
-    top = TILE_PIXELS // 2
-    width = sum(picture.width + GAP_PIXELS for picture in loaded.values()) - GAP_PIXELS
-    result = PIL.Image.new("RGB", (width, top + max(picture.height for picture in loaded.values())), GAP_COLOR)
-    draw, left = PIL.ImageDraw.Draw(result), 0
-    for name, picture in loaded.items():
-        draw.text((left + 4 * GAP_PIXELS, top // 2), plain_label(name), fill="white", font=font, anchor="lm")
-        result.paste(picture, (left, top))
-        left += picture.width + GAP_PIXELS
-    return result

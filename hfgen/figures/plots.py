@@ -3,111 +3,237 @@
 import io
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
-import PIL.ImageOps
 import torch
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from hfgen.data.decoding import open_picture
-from hfgen.figures.grids import image_grid, plain_label
+from hfgen.figures.grids import image_grid, plain_label, signed
 from hfgen.runs.record import read_rows
 from hfgen.utils.files import complete_or_absent
 
-FLOOR_COLORS = ("tab:blue", "lightsteelblue")
+STYLE = {
+    "figure.dpi": 100, "savefig.dpi": "figure", "figure.constrained_layout.use": True, "figure.titlesize": 11,
+    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 9,
+    "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3,
+    "legend.frameon": False,
+}  # fmt: skip
+in_style = matplotlib.rc_context(STYLE)
+GENERATED, REAL, REAL_HALVES = "tab:orange", "tab:blue", "lightsteelblue"
+NETWORKS = {"unet": "U-Net", "vae": "VAE"}
+METRICS = {
+    "loss": "loss", "grad_norm": "gradient norm", "learning_rate": "learning rate",
+    "real": "mean output of the discriminator", "fake": "mean output of the discriminator",
+    "r1": "gradient penalties", "r2": "gradient penalties", "gradient_penalty": "gradient penalties",
+    "reconstruction": "reconstruction error, nats", "kl": "KL divergence, nats", "l1": "mean absolute error",
+    "mse": "mean squared error", "psnr": "negative PSNR, dB", "ssim": "1 − SSIM", "adversarial": "adversarial loss",
+    "cycle": "cycle consistency loss", "identity": "identity loss",
+}  # fmt: skip
+LINES = {
+    "real": "real images", "fake": "generated images", "r1": "R1", "r2": "R2", "gradient_penalty": "WGAN-GP",
+}  # fmt: skip
+EARLY = 20  # axes fit the values after the first 20th of a training
 
 
-def mathless_label(name: str) -> str:
+def mathless_label(name: str, length: int = 60) -> str:
     """Return a label for matplotlib, which interprets `$…$` as a formula and omits labels that start with `_`."""
-    line = plain_label(name).replace("$", r"\$")
+    line = plain_label(name, length).replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line
 
 
+def _panel_and_line(metric: str) -> tuple[str, str]:
+    """Return the title of the panel of a metric in `metrics.jsonl`, and the name of its line there."""
+    first, _, last = metric.partition("/")
+    if first in METRICS:
+        return METRICS[first], NETWORKS.get(last, last)
+    return METRICS.get(last, last), LINES.get(last, last)
+
+
+def _name(axes: Axes, metric: str) -> None:
+    """Name a panel of one metric in words and by its key."""
+    panel, line = _panel_and_line(metric)
+    axes.set_title(f"{panel} of the {line}" if line and metric.split("/")[0] in METRICS else panel)
+    axes.set_title(metric, loc="right", color="gray", fontsize=9)
+
+
+def _training_figure(panels: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a wide panel above rows of two, and its panels."""
+    rows = 1 + panels // 2
+    figure = Figure(figsize=(10, 0.8 + 2.1 * rows))
+    grid = figure.add_gridspec(rows, 2)
+    places = [grid[0, :], *(grid[1 + number // 2, number % 2] for number in range(panels - 1))]
+    return figure, [figure.add_subplot(place) for place in places]
+
+
+@in_style
 def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -> None:
-    """Plot each loss and gradient norm of a `metrics.jsonl` over steps and epochs, with its running mean."""
-    rows = read_rows(metrics_file)
-    steps = np.array([row["step"] for row in rows])
-    names = [name for name in rows[0] if name != "step"]
-    figure = Figure(figsize=(8, 2.4 * len(names)), layout="constrained")
-    for name, axes in zip(names, figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], strict=True):
-        values = np.array([row[name] for row in rows])
-        axes.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.8)
-        axes.plot(*_running_mean(steps, values), color="tab:blue")
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
-        if name.startswith("loss/") and values.min() > 0:
-            axes.set_yscale("log")
-    axes.set_xlabel("optimizer steps")
-    epochs = (lambda step: step / steps_per_epoch, lambda epoch: epoch * steps_per_epoch)
-    figure.axes[0].secondary_xaxis("top", functions=epochs).set_xlabel("epochs")
+    """Plot a `metrics.jsonl`, see `training_curves`."""
+    figure = training_curves(read_rows(metrics_file), steps_per_epoch)
     with complete_or_absent(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
+        figure.savefig(temporary, format="png")
 
 
-def save_class_shares(classes_file: Path, path: Path) -> None:
-    """Plot the class frequencies of generated images as one stacked bar per checkpoint of a `classes.jsonl`.
+@in_style
+def training_curves(rows: list[dict[str, float]], steps_per_epoch: int) -> Figure:
+    """Plot the metrics of a training over its steps, related ones together, with running means of all noisy ones.
 
-    The last bar shows real images, if the run recorded them (older versions did not).
+    Args:
+        rows: Of a `metrics.jsonl`.
+        steps_per_epoch: Optimizer steps per epoch.
     """
-    rows = read_rows(classes_file)
-    bars = [(f"{row['step']:,}", row["shares"]) for row in rows]
-    if real := rows[-1].get("real_shares"):
-        bars.append(("real", real))
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    bottom = np.zeros(len(bars))
-    for number, name in enumerate(rows[0]["shares"]):
-        shares = np.array([of_class[name] for _, of_class in bars])
-        axes.bar(
-            range(len(bars)),
-            shares,
-            bottom=bottom,
-            label=mathless_label(name),
-            color=f"C{number % 10}",
-            edgecolor="white",
-        )
-        bottom += shares
-    shown = sorted({round(place) for place in np.linspace(0, len(bars) - 1, 8)})
-    axes.set_xticks(shown, [bars[place][0] for place in shown])
-    axes.set(xlabel="optimizer steps", ylabel="fraction of the images", xlim=(-1, len(bars)), ylim=(0, 1))
-    figure.legend(loc="outside right upper", reverse=True)
-    with complete_or_absent(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
+    steps = np.array([row["step"] for row in rows])
+    panels: dict[str, list[str]] = {}
+    for metric in (name for name in rows[0] if name != "step"):
+        panels.setdefault(_panel_and_line(metric)[0], []).append(metric)
+    window, outside = _window(len(rows)), False
+    figure, all_axes = _training_figure(len(panels))
+    for (title, metrics), axes in zip(panels.items(), all_axes, strict=True):
+        curves: list[tuple[np.ndarray, np.ndarray]] = []
+        for color, metric in enumerate(metrics):
+            values = np.array([row[metric] for row in rows])
+            line = _panel_and_line(metric)[1]
+            label = f"{line} ({metric})" if line in LINES.values() else metric
+            if title == METRICS["learning_rate"]:  # without noise, so that a mean would only blur it
+                axes.plot(steps, values, label=label)
+            else:
+                ends, means = _running_mean(steps, values)
+                axes.plot(steps, values, color=f"C{color}", alpha=0.25, linewidth=0.8)
+                axes.plot(ends, means, color=f"C{color}", label=label)
+                curves.append((values, means))
+        if len(metrics) == 1:
+            _name(axes, metrics[0])
+        else:
+            axes.set_title(f"{title}\n")  # the legend is on the second line
+            where = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.97), "ncols": 3}
+            legend = axes.legend(**where, fontsize=8, handlelength=1, columnspacing=1)
+            legend.set_in_layout(False)
+        if curves:
+            outside |= _fit(axes, curves, logarithmic=title != METRICS["real"])
+        else:
+            axes.set_ylim(bottom=0)
+    note = f"; the first {100 // EARLY} % may lie outside the axes" if outside else ""
+    figure.supxlabel(f"optimizer steps (one epoch is {steps_per_epoch:,}){note}", fontsize=9)
+    figure.suptitle(f"Training: {steps[-1]:,} steps, {steps[-1] / steps_per_epoch:,.2f} epochs", x=0.01, ha="left")
+    if window > 1:
+        lines = [Line2D([], [], color="C0", alpha=0.25, linewidth=0.8), Line2D([], [], color="C0")]
+        figure.legend(lines, ["each step", f"mean of {window:,} steps"], loc="outside upper right", ncols=2)
+    return figure
+
+
+def _fit(axes: Axes, curves: list[tuple[np.ndarray, np.ndarray]], *, logarithmic: bool = True) -> bool:
+    """Fit the y axis to values and their running means, without those of the beginning and without rare outliers.
+
+    The axis is logarithmic, if that is allowed, where they differ by more than a factor of ten.
+
+    Returns:
+        Whether running means lie outside.
+    """
+    bounds: list[float] = []
+    for values, means in curves:
+        values, later = _later(values), _later(means)
+        bounds += [*np.quantile(values, (0.005, 0.995)), later.min(), later.max()] if len(later) else []
+    low, high = min(bounds, default=0), max(bounds, default=0)
+    if logarithmic and 0 < 10 * low < high:
+        axes.set(yscale="log", ylim=(low / 1.1, high * 1.1))
+        _plain_ticks(axes.yaxis)
+    elif low < high:
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    return any((means < low).any() or (means > high).any() for _, means in curves)
+
+
+def _later(values: np.ndarray) -> np.ndarray:
+    values = values[len(values) // EARLY :]
+    return values[np.isfinite(values)]
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis with 0.2 instead of 2 × 10⁻¹."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _window(count: int) -> int:
+    return max(1, count // 100, min(10, count // 10))
 
 
 def _running_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the running mean over a window of 1 % of the values, and the steps at which the windows end."""
-    width = max(1, len(values) // 100)
+    """Return the steps at which windows of values end, and their means."""
+    width = _window(len(values))
     return steps[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")
 
 
+@in_style
 def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[float]]]]) -> PIL.Image.Image:
     """Plot the running means of several runs' metrics over epochs, with a panel per metric and a line per run.
 
     Args:
         members: Epochs and values, by run and metric.
     """
-    names = list(dict.fromkeys(name for curves in members.values() for name in curves))
-    figure = Figure(figsize=(8, 2.8 * len(names)), layout="constrained")
-    for name, axes in zip(names, figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], strict=True):
+    metrics = list(dict.fromkeys(metric for curves in members.values() for metric in curves))
+    figure, all_axes = _training_figure(len(metrics))
+    for metric, axes in zip(metrics, all_axes, strict=True):
+        shown = []
         for label, curves in members.items():
-            if name in curves:
-                axes.plot(*_running_mean(*map(np.array, curves[name])), label=mathless_label(label))
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
-    axes.set_xlabel("epochs")
-    figure.axes[0].legend()
+            if metric in curves:
+                epochs, means = _running_mean(*map(np.array, curves[metric]))
+                axes.plot(epochs, means, label=mathless_label(label))
+                shown.append((means, means))
+        _fit(axes, shown, logarithmic=metric.split("/")[-1] not in ("real", "fake"))
+        _name(axes, metric)
+    title = f"Training: running means over epochs, of which the first {100 // EARLY} % may lie outside the axes"
+    figure.suptitle(title, x=0.01, ha="left")
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return to_picture(figure)
 
 
+@in_style
+def save_class_shares(classes_file: Path, path: Path) -> None:
+    """Plot the class frequencies of generated images at each checkpoint of a `classes.jsonl` as a heat map.
+
+    The last column shows real images, if the run recorded them (older versions did not).
+    """
+    rows = read_rows(classes_file)
+    real = rows[-1].get("real_shares")
+    columns = [row["shares"] for row in rows] + ([real] if real else [])
+    names = list(rows[0]["shares"])
+    shares = np.array([[100 * of_class[name] for of_class in columns] for name in names])
+    figure = Figure(figsize=(min(10, 4.5 + 0.5 * len(columns)), min(12, 1.5 + 0.28 * len(names))))
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, aspect="auto")
+    if len(columns) > 16:
+        figure.colorbar(image)
+    else:
+        for row, column in np.ndindex(shares.shape):
+            color = "white" if shares[row, column] > 0.6 * shares.max() else "black"
+            axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", color=color, fontsize=8)
+    if real:
+        axes.axvline(len(rows) - 0.5, color="black")
+        axes.text(len(rows), -0.6, "real", ha="center", va="bottom")
+    shown = sorted({*np.linspace(0, len(rows) - 1, 8).round().astype(int)})
+    axes.set_xticks(shown, [f"{rows[place]['step']:,}" for place in shown])
+    axes.set_yticks(range(len(names)), [mathless_label(name, 24) for name in names])
+    axes.set(xlabel="optimizer steps", ylabel="predicted class", title="Classes of the generated images, %")
+    axes.grid(visible=False)
+    with complete_or_absent(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+@in_style
 def confusion_picture(
     images: Tensor, labels: Tensor, logits: Tensor, label_names: list[str], num_mistakes: int
 ) -> PIL.Image.Image:
@@ -126,10 +252,11 @@ def confusion_picture(
     wrong = (predicted != labels).nonzero()[:, 0]
     confidence = logits[wrong].softmax(1).max(1).values
     worst = wrong[confidence.argsort(descending=True)][:num_mistakes]
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure = Figure(figsize=(12, 6))
     matrix, mistakes = figure.subplots(1, 2)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     matrix.imshow(shares, cmap="Blues")
+    matrix.grid(visible=False)
     for row, column in counts.nonzero().tolist():
         color = "white" if shares[row, column] > 0.5 else "black"
         matrix.text(column, row, int(counts[row, column]), ha="center", va="center", color=color, fontsize=7)
@@ -137,21 +264,29 @@ def confusion_picture(
     matrix.set_xticks(range(len(names)), names, rotation=90)
     matrix.set_yticks(range(len(names)), names)
     matrix.set(xlabel="predicted class", ylabel="true class")
-    matrix.set_title(f"{(predicted == labels).float().mean():.2%} of {len(labels)} test images correct")
+    matrix.set_title(f"{(predicted == labels).float().mean():.2%} of {len(labels):,} test images correct")
     mistakes.axis("off")
-    mistakes.set_title(f"the {len(worst)} most confident of {len(wrong)} mistakes")
+    mistakes.set_title(f"the {len(worst)} most confident of {len(wrong):,} mistakes: true → predicted class")
     if len(worst):
-        mistakes.imshow(image_grid(images[worst]))
+        side = math.ceil(math.sqrt(len(worst)))
+        grid = image_grid(images[worst], side)
+        mistakes.imshow(grid)
+        for place, index in enumerate(worst.tolist()):
+            text = " → ".join(mathless_label(label_names[number], 9) for number in (labels[index], predicted[index]))
+            x, y = (place % side) * grid.width / side, (place // side) * grid.height / math.ceil(len(worst) / side)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+            mistakes.text(x + 4, y + 4, text, va="top", fontsize=min(9, 48 / side), bbox=box)
     return to_picture(figure)
 
 
 def to_picture(figure: Figure) -> PIL.Image.Image:
     """Render a matplotlib figure."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=80)
+    figure.savefig(content, format="png")
     return open_picture(content).convert("RGB")
 
 
+@in_style
 def measures_picture(
     measures: dict[str, dict[str, dict[str, float | None]]],
     floors: dict[str, dict[str, dict[str, float]]],
@@ -159,31 +294,46 @@ def measures_picture(
     floor_names: dict[str, str],
 ) -> PIL.Image.Image:
     """Plot each metric and its standard deviation beside real-data baselines: a row per judge, a panel per metric."""
-    figure = Figure(figsize=(2.2 * len(titles), 2.4 * len(measures)), layout="constrained")
-    panels = figure.subplots(len(measures), len(titles), squeeze=False)
-    for row, (judge, found) in zip(panels, measures.items(), strict=True):
-        for axes, (name, (title, better)) in zip(row, titles.items(), strict=True):
-            axes.bar(["generated"], found[name]["value"], yerr=found[name]["std"], capsize=4, color="tab:orange")
-            for (floor, values), color in zip(floors[judge].items(), FLOOR_COLORS, strict=False):
-                axes.bar([floor_names[floor]], values[name], color=color)
+    figure = Figure(figsize=(max(6, 1.75 * len(titles)), 0.6 + 2.3 * len(measures)))
+    parts = figure.subfigures(len(measures), 1, squeeze=False)[:, 0]
+    shown = {"generated": GENERATED}
+    for part, (judge, found) in zip(parts, measures.items(), strict=True):
+        part.suptitle(f"judge {mathless_label(judge)}", x=0.01, ha="left", fontsize=10)
+        for axes, (name, (title, better)) in zip(
+            part.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True
+        ):
+            bars = {"generated": (found[name]["value"], found[name]["std"], GENERATED)}
+            for (floor, values), color in zip(floors[judge].items(), (REAL, REAL_HALVES), strict=False):
+                bars[f"real: {floor_names[floor]}"] = values[name], None, color
+            for place, (value, std, color) in enumerate(bars.values()):
+                axes.bar(place, value, yerr=std, capsize=4, color=color)
+                text = f"{value:.2g}" if abs(value) >= 0.01 else signed(value, 4)
+                above = place, max(0, value + (std or 0))
+                axes.annotate(text, above, (0, 2), textcoords="offset points", ha="center", fontsize=7)
+            axes.margins(y=0.15)
             axes.set_xticks([])
-            axes.set_title(f"{title} ({better})", fontsize=8)
-            axes.tick_params(labelsize=7)
-            axes.grid(axis="y", alpha=0.3)
-        row[0].set_ylabel(mathless_label(judge))
-    shown = ["generated", *(f"real: {floor_names[floor]}" for floor in next(iter(floors.values())))]
-    patches = [Patch(color=color) for color in ("tab:orange", *FLOOR_COLORS)]
-    figure.legend(patches[: len(shown)], shown, loc="outside lower center", ncols=3, fontsize=8)
+            axes.set_title(f"{title}\n({better})", fontsize=9)
+            axes.tick_params(labelsize=8)
+            axes.grid(axis="x", visible=False)
+            shown |= {name: color for name, (_, _, color) in bars.items()}
+    patches = [Patch(color=color) for color in shown.values()]
+    figure.legend(patches, shown, loc="outside lower center", ncols=3)
     return to_picture(figure)
 
 
-def curves_picture(rows: list[dict[str, Any]], floor: dict[str, float], labels: list[str]) -> PIL.Image.Image:
-    """Plot metrics of sampler settings over network evaluations, with a line per scheduler and guidance.
+@in_style
+def curves_picture(
+    rows: list[dict[str, Any]], floor: dict[str, float], labels: list[str], num_images: int
+) -> PIL.Image.Image:
+    """Plot metrics of sampler settings and their standard deviations over network evaluations.
+
+    There is a line per scheduler and guidance.
 
     Args:
         rows: One row per setting, from `hfgen.evaluation.samplers`.
         floor: The metrics of real images (real-data baseline).
         labels: Names of the settings, "scheduler, N steps, …".
+        num_images: Images per setting.
     """
     panels = {"frechet_distance": "Fréchet distance", "precision": "precision", "recall": "recall"}
     if all("accuracy" in row for row in rows):
@@ -191,91 +341,94 @@ def curves_picture(rows: list[dict[str, Any]], floor: dict[str, float], labels: 
     lines: dict[str, list[dict[str, Any]]] = {}
     for row, label in zip(rows, labels, strict=True):
         lines.setdefault(re.sub(r", \d+ steps", "", label), []).append(row)
-    figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(panels), 4))
     for axes, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for label, group in lines.items():
             group = sorted(group, key=lambda row: row["network_evaluations"])
             costs = [row["network_evaluations"] for row in group]
-            values = [row[name] if name == "accuracy" else row[name]["value"] for row in group]
-            axes.plot(costs, values, marker="o", label=mathless_label(label))
+            if name == "accuracy":
+                values = [row[name] for row in group]
+                stds = [math.sqrt(value * (1 - value) / num_images) for value in values]
+            else:
+                values, stds = [row[name]["value"] for row in group], [row[name]["std"] or 0 for row in group]
+            axes.errorbar(costs, values, stds, marker="o", markersize=4, capsize=3, label=mathless_label(label))
         if name in floor:
-            axes.axhline(floor[name], color="grey", linestyle="--", label="real images")
+            axes.axhline(floor[name], color="gray", linestyle="--", label="real images")
         axes.set(xscale="log", xlabel="network evaluations per image", title=title)
+        _plain_ticks(axes.xaxis)
         if name == "frechet_distance":
             axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis) if name == "frechet_distance" else (axes.xaxis,):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3)
+            _plain_ticks(axes.yaxis)
+        else:
+            axes.set_ylim(0, 1.02)
+    figure.suptitle("Bars are ± one standard deviation", x=0.01, ha="left")
     handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(handles, names, loc="outside lower center", ncols=3)
     return to_picture(figure)
 
 
-def class_shares_picture(classes: dict[str, dict[str, Any]]) -> PIL.Image.Image:
-    """Plot the class frequencies of generated and real images, as predicted by each judge."""
-    figure = Figure(figsize=(10, 2.6 * len(classes)), layout="constrained")
+@in_style
+def class_shares_picture(classes: dict[str, dict[str, Any]], counts: Mapping[str, int]) -> PIL.Image.Image:
+    """Plot the class frequencies of generated and real images, as predicted by each judge, with standard errors.
+
+    Args:
+        classes: Results by judge, from `hfgen.evaluation.evaluate`.
+        counts: Numbers of `generated` and `real` images.
+    """
+    figure = Figure(figsize=(10, 0.5 + 2.4 * len(classes)))
     for axes, (judge, found) in zip(figure.subplots(len(classes), squeeze=False)[:, 0], classes.items(), strict=True):
         places = np.arange(len(found["label_names"]))
-        for offset, (kind, color) in zip(
-            (-0.2, 0.2), (("generated", "tab:orange"), ("real", "tab:blue")), strict=True
-        ):
-            axes.bar(places + offset, found["shares"][kind], width=0.4, label=kind, color=color)
-        axes.set_xticks(places, [mathless_label(name) for name in found["label_names"]])
-        axes.set(title=mathless_label(judge), ylabel="fraction")
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        axes.grid(axis="y", alpha=0.3)
+        for offset, kind, color in ((-0.2, "generated", GENERATED), (0.2, "real", REAL)):
+            shares = 100 * np.array(found["shares"][kind])
+            errors = np.sqrt(shares * (100 - shares) / counts[kind])
+            axes.bar(places + offset, shares, 0.4, yerr=errors, label=kind, color=color, error_kw={"linewidth": 1})
+        names = [mathless_label(name, 24) for name in found["label_names"]]
+        axes.set_xticks(places, names, rotation=90 if sum(map(len, names)) > 100 else 0)
+        axes.set(title=f"judge {mathless_label(judge)}", ylabel="% of the images", ylim=(0, None))
+        axes.grid(axis="x", visible=False)
+    figure.axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    figure.supxlabel("class that the judge predicts", fontsize=9)
     return to_picture(figure)
 
 
+@in_style
 def features_picture(generated: Tensor, real: Tensor, shown: int = 2000) -> PIL.Image.Image:
     """Plot generated and real features, (N, D) and (M, D), in the first two principal components of the real ones."""
     mean = real.mean(0)
     directions = torch.linalg.svd(real - mean, full_matrices=False).Vh[:2].T
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5))
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, features, kind, color in (
-        (left, real, "real", "tab:blue"),
-        (right, generated, "generated", "tab:orange"),
-    ):
+    for axes, features, kind, color in ((left, real, "real", REAL), (right, generated, "generated", GENERATED)):
         points = (features[:shown] - mean) @ directions
         axes.scatter(*points.T.numpy(), s=6, alpha=0.5, color=color, linewidths=0)
-        axes.set_title(f"{kind}: {len(points)} images")
-        axes.set(xlabel="first principal component of the real features", ylabel="second")
+        axes.set_title(f"{len(points):,} {kind} images")
+    figure.supxlabel("first principal component of the real features", fontsize=9)
+    figure.supylabel("second principal component", fontsize=9)
     return to_picture(figure)
 
 
-def latents_picture(
-    planes: dict[str, np.ndarray], labels: Tensor | None, label_names: list[str] | None
-) -> PIL.Image.Image:
-    """Plot two-dimensional projections of latents, (N, 2) each by name, coloured by labels (N,) if there are any."""
-    figure = Figure(figsize=(6 * len(planes), 5.5), layout="constrained")
-    for axes, (name, points) in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes.items(), strict=True):
+class Plane(NamedTuple):
+    """Points of latents in two dimensions, (N, 2), the names of both, and whether they have the same unit."""
+
+    title: str
+    names: tuple[str, str]
+    points: np.ndarray
+
+
+@in_style
+def latents_picture(planes: Sequence[Plane], labels: Tensor | None, label_names: list[str] | None) -> PIL.Image.Image:
+    """Plot two-dimensional projections of latents, coloured by labels (N,) if there are any."""
+    figure = Figure(figsize=(6 * len(planes), 5.5))
+    for axes, plane in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes, strict=True):
         by_class = {}
         if labels is not None:
             by_class = {"c": labels.numpy(), "cmap": "tab10" if len(label_names) <= 10 else "nipy_spectral"}
-        drawn = axes.scatter(*points.T, s=7, alpha=0.7, linewidths=0, **by_class)
-        axes.set_title(name)
+        drawn = axes.scatter(*plane.points.T, s=9, alpha=0.7, linewidths=0, **by_class)
+        axes.set(title=plane.title, xlabel=plane.names[0], ylabel=plane.names[1])
         axes.set_aspect("equal", adjustable="datalim")
     if labels is not None:
         handles, _ = drawn.legend_elements(num=None)
         present = labels.unique().tolist()
-        names = [mathless_label(label_names[number]) for number in present]
-        figure.legend(handles, names, loc="outside right upper", fontsize=8)
-    return to_picture(figure)
-
-
-def neighbors_picture(images: Tensor, neighbors: Tensor) -> PIL.Image.Image:
-    """Show generated images, uint8 (N, C, H, W), eight per row, each above its nearest training image, likewise."""
-    columns = 8
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(columns, 2.2 * rows), layout="constrained")
-    parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
-    for part, start in zip(parts, range(0, len(images), columns), strict=True):
-        panels = part.subplots(2, 1)  # one of each row, since axes of each image would take seconds
-        for axes, (kind, shown) in zip(panels, (("generated", images), ("training", neighbors)), strict=True):
-            axes.imshow(image_grid(shown[start : start + columns], columns))
-            axes.set(xticks=[], yticks=[], ylabel=kind)
-            axes.spines[:].set_visible(False)
+        names = [mathless_label(label_names[number], 24) for number in present]
+        figure.legend(handles, names, loc="outside right upper")
     return to_picture(figure)

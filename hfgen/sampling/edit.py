@@ -160,7 +160,7 @@ def _save_together(parts: Iterator[Translated], output: Path | None, config: Tra
     if results and output and output.suffix.lower() == ".npz":
         save_arrays(torch.stack(results), output)
     elif results and output:
-        rows = {"given": torch.stack(given), config.task or "made": torch.stack(results)}
+        rows = {"input": torch.stack(given), config.task or "output": torch.stack(results)}
         save_picture(comparison_grid(rows), output)
     return results
 

@@ -104,6 +104,7 @@ class Trainer:
         self.command = this_command()  # that started the run
         self.started = time.monotonic()
         self.agreed = 0, 0.0  # step and seconds of the last synchronisation
+        self.seconds_per_step = 0.0  # between the last two synchronisations
         self.next_agreement = 1  # step of the next synchronisation, at the latest
         self.batches = ImageBatches(
             self.data,
@@ -189,10 +190,11 @@ class Trainer:
                 self.step += 1
                 save = self.step % config.checkpointing_steps == 0
                 preview = self.step in config.sample_steps or self._is_preview_epoch()
-                due = save or preview or self.step % config.logging_steps == 0 or self.step == self.max_steps
+                seconds = self._clock()
+                due = save or preview or self.step % config.logging_steps == 0 or self._progress(seconds) >= 1
                 if due or (stop_signals if alone else self.step >= self.next_agreement):
                     seconds, stop_signal = self._agree(self.seconds(), stop_signals)
-                if due or stop_signal:
+                if due or stop_signal or self._progress(seconds) >= 1:
                     if (slower := speed.slower(self.step)) and self.accelerator.is_main_process:
                         tqdm.write(f"hfgen: {slower}", file=sys.stderr)
                     latest = self._write_metrics()
@@ -298,12 +300,22 @@ class Trainer:
         """Return the wall-clock seconds of training so far, including those before a resume."""
         return self.seconds_before + time.monotonic() - self.started
 
+    def _clock(self) -> float:
+        """Return the seconds of training so far, equal on all processes without synchronising them at each step.
+
+        Those of several processes are extrapolated from the last synchronisation.
+        """
+        if self.accelerator.num_processes == 1:
+            return self.seconds()
+        step, seconds = self.agreed
+        return seconds + (self.step - step) * self.seconds_per_step
+
     def _agree(self, seconds: float, stop_signals: list[int]) -> tuple[float, int]:
         """Synchronise the clock and the stop signal (0 for none) of all processes, and schedule the next time."""
         state = torch.tensor([seconds, float(stop_signals[0] if stop_signals else 0)], device=self.accelerator.device)
         seconds, stop_signal = self.accelerator.gather(state).view(-1, 2).max(0).values.tolist()
         steps, elapsed = self.step - self.agreed[0], max(seconds - self.agreed[1], 1e-3)
-        self.agreed = self.step, seconds
+        self.agreed, self.seconds_per_step = (self.step, seconds), elapsed / steps
         self.next_agreement = self.step + max(1, int(steps / elapsed * AGREEMENT_SECONDS))
         return seconds, int(stop_signal)
 
