@@ -63,7 +63,7 @@ MUTANTS = [
     # refusals
     Mutant("foreign checkpoint", "if checkpoint is None:\n        if any(", "if False:\n        if any(",
            "engine doors run_folder"),
-    Mutant("position", 'position["step"] == step_of(checkpoint)', "True", "engine run_folder doors mistakes"),
+    Mutant("position", 'position["step"] == step_of(checkpoint)', "True", "run_folder"),
     Mutant("size of images", "if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):", "if False:", "mistakes "
            "training"),
     Mutant("not finite", "not math.isfinite(value)]", "math.isnan(value)]", "engine"),

@@ -18,7 +18,7 @@ from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training import run as running
 from hfgen.training.trainer import STATE_FILE
 from hfgen.utils.errors import TrainingError
-from hfgen.utils.files import complete_or_absent, remove_leftovers
+from hfgen.utils.files import complete_or_absent, parts_complete_or_absent, remove_leftovers
 
 FIELDS = TINY | {"max_train_samples": 40, "checkpointing_steps": 2, "logging_steps": 1, "max_train_steps": 4}
 RESUME = ("--resume_from_checkpoint", "latest")
@@ -220,9 +220,14 @@ def test_a_checkpoint_of_another_run_is_not_resumed_from(finished, run, capsys):
     assert "belongs to another run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "null", "{}", '{"step": 4}', '{"step": "4", "data": 1}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "null", "{}", '{"step": 4}', '{"step": "4", "data": 1}', "of another step"]
+)
 def test_a_damaged_position_is_named_with_what_would_work(run, capsys, content):
-    forge(run / "checkpoints" / "step-000004", POSITION_FILE, content.encode())
+    checkpoint = run / "checkpoints" / "step-000004"
+    if content == "of another step":
+        content = json.dumps(json.loads((checkpoint / POSITION_FILE).read_text()) | {"step": 3})
+    forge(checkpoint, POSITION_FILE, content.encode())
     assert go_on(run, "--max_train_steps", "6") == 2
     message = capsys.readouterr().err
     assert "step-000004, whose state is damaged; try --resume_from_checkpoint step-000002" in message
@@ -371,3 +376,13 @@ def test_a_training_of_a_task_of_ones_own_names_no_command_that_would_train_anot
         call = "Continue with the same call and resume_from_checkpoint='latest'"
         assert (call if task is not DiffusionTask else command) in str(raised.value)
         shutil.rmtree(tmp_path / "run")
+
+
+def test_the_index_is_the_last_part_that_is_moved_so_that_it_never_names_what_is_missing(tmp_path, monkeypatch):
+    moved = []
+    rename = os.replace
+    monkeypatch.setattr("os.replace", lambda old, new: (moved.append(Path(new).name), rename(old, new)))
+    with parts_complete_or_absent(tmp_path, "model_index.json") as temporary:
+        for name in ("config.json", "model_index.json", "weights"):
+            (temporary / name).write_text(name)
+    assert [name for name in moved if not name.startswith(".")] == ["config.json", "weights", "model_index.json"]
