@@ -25,6 +25,7 @@ from hfgen.families import families, suggest_family
 from hfgen.utils.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DiffusionPipeline
 
     from hfgen.api.outputs import Animation, Edited, Images, Report
@@ -88,11 +89,19 @@ def train_configured(config: TrainingConfig, set_fields: Any) -> "RunFolder | li
     return [RunFolder(folder / name) for name in read_sweep(folder)["members"]]
 
 
-def load(run_or_repo: Name, *, revision: str | None = None, trust_remote_code: bool = False) -> "DiffusionPipeline":
+def load(
+    run_or_repo: Name,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device: "str | torch.device" = "cpu",
+    dtype: "str | torch.dtype" = "float32",
+) -> "DiffusionPipeline":
     """Load a pipeline; see `hfgen.pipelines.loading.load`."""
     from hfgen.pipelines.loading import load as load_pipeline
 
-    return load_pipeline(str(run_or_repo), revision=revision, trust_remote_code=trust_remote_code)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code, "device": device, "dtype": dtype}
+    return load_pipeline(str(run_or_repo), **options)
 
 
 def sample(run_or_repo: Name | SampleConfig, *, output: Name | None = None, **fields: Any) -> "Images | Animation":
@@ -203,10 +212,12 @@ def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Rep
     given = runs[0] if runs and isinstance(runs[0], CompareSamplersConfig) else runs
     config = _configuration(CompareSamplersConfig, given, fields, "hfgen compare-samplers", "runs")
     from hfgen.api.outputs import Report
+    from hfgen.evaluation.processes import is_main_process
     from hfgen.evaluation.samplers import compare_samplers as compare
 
     path = compare(config)
-    print(f"The comparison is in {path}")
+    if is_main_process():
+        print(f"The comparison is in {path}")
     return Report(path)
 
 
@@ -333,6 +344,7 @@ def _with_output(
 def _reports(config: Any, write: Callable[[Any], Path], what: str) -> "Report | list[Report]":
     """Write the report of a run, or of each run of a sweep and then the page of the sweep."""
     from hfgen.api.outputs import Report
+    from hfgen.evaluation.processes import is_main_process
     from hfgen.evaluation.sweep_report import write_page
     from hfgen.training.sweep import members_of
 
@@ -342,8 +354,10 @@ def _reports(config: Any, write: Callable[[Any], Path], what: str) -> "Report | 
     reports = []
     for run in runs:
         reports.append(Report(write(dataclasses.replace(config, run_or_repo=run))))
-        print(f"{what} {reports[-1].path}")
+        if is_main_process():
+            print(f"{what} {reports[-1].path}")
     if runs == [config.run_or_repo]:
         return reports[0]
-    write_page(Path(config.run_or_repo).expanduser())
+    if is_main_process():
+        write_page(Path(config.run_or_repo).expanduser())
     return reports
