@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import json
+import math
 import os
 import platform
 import re
@@ -11,18 +12,23 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY, TORCHRUN, WITHOUT_HFGEN, Client, flags
+from conftest import REPOSITORY, TINY, TINY_GAN, TINY_VAE, TORCHRUN, WITHOUT_HFGEN, Client, flags
 from diffusers import DDPMPipeline
 from hub_server import DROP, LOST_ANSWER, SLOW, HubServer, Repo
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 
 import hfgen
-from hfgen.config import DDPMConfig
+from hfgen.config import DDPMConfig, GANConfig, VAEConfig
+from hfgen.figures.grids import GAP_PIXELS, TILE_PIXELS, sample_grid, save_picture
+from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.tasks.gan import GANTask
+from hfgen.tasks.vae import VAETask
 from hfgen.training.run import train
 from hfgen.utils.errors import UserError
 
@@ -131,6 +137,11 @@ def drawn(run, without_hfgen):
     (drawn,) = drawn_by(without_hfgen.python, repr(str(run)))
     assert drawn.startswith("drawn diffusers.pipelines")
     return drawn
+
+
+def code_of(page):
+    """The Python code of a page, block by block."""
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
 
 
 def repo_of(folder, **changed):
@@ -349,7 +360,7 @@ def test_the_page_is_a_valid_card_and_its_code_runs(push, server, online, tmp_pa
     assert "Not evaluated yet" in page
     for picture in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert picture in server.model("ada/tiny")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = code_of(page)[0]
     online.python(code.replace("num_inference_steps=100", "num_inference_steps=3"), folder=tmp_path)
     assert (tmp_path / "image.png").exists()
     configuration = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
@@ -366,7 +377,7 @@ def test_the_code_in_the_page_fits_the_sampler_of_its_picture(ask, run, tmp_path
     answer = ask(arguments=["card", str(copy), "--repo_id", str(copy)])
     assert answer["status"] == 0, answer["output"]
     page = (copy / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = code_of(page)[0]
     assert ask(code=f"import os; os.chdir({str(tmp_path)!r})\n" + code)["status"] == 0
     assert (
         f"`hfgen sample {copy} --scheduler {scheduler} --num_inference_steps {config['num_inference_steps']} --"
@@ -388,10 +399,87 @@ def test_the_page_of_a_flow_says_so_and_its_code_runs(ask, home, tmp_path, witho
     assert "unconditional rectified flow" in card.text
     assert "rectified-flow" in card.data.tags
     assert not {"ddpm", "diffusion"} & set(card.data.tags)
-    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    code = code_of(card.text)[0]
     assert "num_inference_steps=3" in code
     without_hfgen.python(code, folder=tmp_path)
     assert (tmp_path / "image.png").exists()
+
+
+def tiles_of(grid, size, columns, count, by_class):
+    """The images of a sample grid, in their order: from left to right, or with a row per class from the top."""
+    grid = np.array(PIL.Image.open(grid).convert("RGB"))
+    scale = round(TILE_PIXELS / size)
+    side = size * scale + 2 * GAP_PIXELS
+    margin = grid.shape[1] - columns * side
+    places = [(index, 0) if by_class else divmod(index, columns) for index in range(count)]
+    corners = [(row * side + GAP_PIXELS, margin + column * side + GAP_PIXELS) for row, column in places]
+    return [grid[top : top + size * scale : scale, left : left + size * scale : scale] for top, left in corners]
+
+
+def require_same_images(run, python, folder, by_class=False):
+    """Check that the second code of a run's card makes the images of its grid, to the bit."""
+    count = yaml.safe_load((run / "config.yaml").read_text())["num_samples"]
+    columns = math.ceil(count / 10 if by_class else math.sqrt(count))
+    hfgen.card(run, repo_id=str(run))
+    python(code_of((run / "README.md").read_text())[1], folder=folder)
+    grid = sorted((run / "samples").glob("*.png"))[-1]
+    expected = tiles_of(grid, 8, columns, 4, by_class)
+    for index, image in enumerate(expected):
+        assert image.std() > 0
+        made = PIL.Image.open(folder / f"sample-{index}.png").convert("RGB")
+        assert np.array_equal(np.array(made), image), index
+
+
+@pytest.mark.parametrize("name", ["vae", "gan", "classes", "bf16", "bf16 gan", "bf16 classes", "bf16 vae"])
+def test_the_code_in_the_page_makes_the_images_of_its_grid(
+    name, vae_run, gan_run, conditional_run, without_hfgen, tmp_path
+):
+    classes = TINY | {"class_conditional": True, "num_samples": 10}
+    short = {
+        "bf16": (DDPMConfig, TINY, DiffusionTask),
+        "bf16 gan": (GANConfig, TINY_GAN | {"class_conditional": False}, GANTask),
+        "bf16 classes": (DDPMConfig, classes, DiffusionTask),
+        "bf16 vae": (VAEConfig, TINY_VAE, VAETask),
+    }
+    if name in short:
+        config_class, fields, task = short[name]
+        fields = fields | {"output_dir": str(tmp_path / "run"), "max_train_steps": 2, "mixed_precision": "bf16"}
+        run = train(config_class(**fields), task)
+    else:
+        source = {"vae": vae_run, "gan": gan_run, "classes": conditional_run("v_prediction")}[name]
+        run = shutil.copytree(source, tmp_path / "run")
+    require_same_images(run, without_hfgen.python, tmp_path, by_class=name in ("gan", "classes", "bf16 classes"))
+
+
+SCHEDULERS = [
+    "ddpm", "ddim", "unipc", "dpmsolver_sde", "euler_a", "heun", "KDPM2DiscreteScheduler", "flow_euler", "flow_heun",
+    "flow unipc",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_code_in_the_page_makes_the_images_of_any_scheduler(scheduler, run, home, without_hfgen, tmp_path):
+    copy = tmp_path / "run"
+    if "flow" in scheduler:
+        fields = TINY | {"output_dir": str(copy), "max_train_steps": 1, "prediction_type": "flow_prediction"}
+        train(DDPMConfig(**fields, cache_dir=str(home / "c")), DiffusionTask)
+    else:
+        shutil.copytree(run, copy)
+    sampler = {"scheduler": scheduler.removeprefix("flow "), "num_inference_steps": 4}
+    config = yaml.safe_load((copy / "config.yaml").read_text()) | sampler
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (grid,) = (copy / "samples").glob("*.png")
+    images = next(sample(hfgen.load(copy), num_images=4, **sampler))
+    save_picture(sample_grid(images), grid)
+    require_same_images(copy, without_hfgen.python, tmp_path)
+
+
+def test_there_is_no_such_code_where_hfgen_corrects_the_steps(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((copy / "config.yaml").read_text()) | {"num_inference_steps": 61}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    hfgen.card(copy)
+    assert len(code_of((copy / "README.md").read_text())) == 1
 
 
 def test_an_evaluation_is_in_the_page_and_travels_with_it(push, server, run, tmp_path, judge_run, ask):
@@ -477,7 +565,7 @@ def test_all_runs_below_a_folder_become_a_collection(ask, server, run, online, t
     )
     (tmp_path / "image.png").write_bytes((run / "samples" / "step-000002.png").read_bytes())
     page = server.model("ada/digits_judge")["README.md"].decode()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = code_of(page)
     assert online.python(code, folder=tmp_path).split()[-1] in set("0123456789")
     server.failures["POST .*/ada/tiny/commit/"] = [500] * 3
     server.repos["model", "ada/tiny"].commit("main", {}, "emptied")
@@ -576,7 +664,7 @@ def test_a_pipeline_of_hfgens_own_travels_with_its_weights(push, ask, server, cl
     assert len(lines) == 1
     answer = ask(code="import hfgen" + draw.replace("DiffusionPipeline.from_pretrained", "hfgen.load"))
     assert answer["output"].splitlines()[-1].split()[-1] == lines.pop().split()[-1], "the same images"
-    (code,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
+    code = code_of(files["README.md"].decode())[0]
     assert ask(code=f"import os; os.chdir({str(tmp_path)!r})\n" + code)["status"] == 0
     unasked = ask(code="import hfgen; print(hfgen.load('ada/classes').labels['3'])")
     assert unasked["output"].splitlines()[-1] == "3", "hfgen does not run this code, but its own"

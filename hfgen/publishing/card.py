@@ -12,7 +12,7 @@ from jinja2 import UndefinedError
 from hfgen.evaluation.report import MEASURES, render_report
 from hfgen.families import Model, own_sampler
 from hfgen.publishing.facts import read_run
-from hfgen.publishing.snippets import in_code, tags_of
+from hfgen.publishing.snippets import in_code, reproduction, tags_of
 from hfgen.runs.checkpoints import list_steps
 from hfgen.runs.folder import ANIMATION, CARD, CLASSES, CURVES, FIGURES, REPORTS, TIMELAPSE
 from hfgen.utils.errors import UserError
@@ -209,6 +209,7 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> str:
         facts["kind"].card,
         **facts,
         **in_code(facts),
+        again=reproduction(facts),
         model=model,
         pictures=pictures,
         sampler=own_sampler(facts["class_name"], facts["config"]),

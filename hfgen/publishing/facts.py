@@ -123,6 +123,7 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
         "parameters": parameters,
         "size": f"{colours} {height}×{width}-pixel",
         "channels": channels,
+        "shape": [channels, height, width],
         "labels": labels,
     }
 
