@@ -21,6 +21,7 @@ from hfgen.config.commands import (
 )
 from hfgen.config.parser import make_config, parse_config
 from hfgen.config.recipes import read_recipes
+from hfgen.config.training import defaults
 from hfgen.families import families, suggest_family
 from hfgen.utils.errors import UserError
 
@@ -51,14 +52,20 @@ def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunF
         TrainingError: if training had to stop; the message says how to continue.
         PublishingError: with `push_to_hub`, if the finished run could not be published.
     """
+    given: Mapping[str, Any] = fields
     if isinstance(family, TrainingConfig):
         config = make_config(type(family), fields, prog=f"hfgen train {family.family}", base=vars(family))
+        usual = defaults(type(config))
+        given = {name: value for name, value in config.to_dict().items() if value != usual[name]}
     elif family in families():
         config = make_config(families()[family].config, fields, prog=f"hfgen train {family}")
     else:
         names = families()
         raise UserError(f"there is no family {family}; there are {', '.join(names)}" + suggest_family(family))
-    return train_configured(config, set_fields=fields.keys())
+    from hfgen.runs.record import called_as, python_call
+
+    with called_as(python_call(config.family, given)):
+        return train_configured(config, set_fields=fields.keys())
 
 
 def train_configured(config: TrainingConfig, set_fields: Any) -> "RunFolder | list[RunFolder]":

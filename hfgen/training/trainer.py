@@ -49,6 +49,7 @@ from hfgen.runs.record import (
     describe_run,
     forget_rows,
     losses_of,
+    own_commit,
     this_command,
 )
 from hfgen.tasks.base import Diagnosis, Loss, Task
@@ -103,6 +104,7 @@ class Trainer:
         self.step = 0  # completed optimizer steps
         self.seconds_before = 0.0  # of training before this process started
         self.command = this_command()  # that started the run
+        self.commit = own_commit()  # now, since the code may change while this process runs
         self.started = time.monotonic()
         self.agreed = 0, 0.0  # step and seconds of the last synchronisation
         self.seconds_per_step = 0.0  # between the last two synchronisations
@@ -417,6 +419,7 @@ class Trainer:
                 self.batches.steps_per_epoch,
                 seconds,
                 self.problems,
+                self.commit,
             )
             self._save_figures()
             # The run folder itself is the model folder.
