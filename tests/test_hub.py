@@ -31,6 +31,7 @@ from hfgen.tasks.gan import GANTask
 from hfgen.tasks.vae import VAETask
 from hfgen.training.run import train
 from hfgen.utils.errors import UserError
+from hfgen.utils.markdown import authors_sections, sections_of
 
 PUBLISHED = {
     "README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
@@ -578,6 +579,104 @@ def test_all_runs_below_a_folder_become_a_collection(ask, server, run, online, t
     assert answer["status"] == 1
     assert "tiny holds no finished run" in answer["output"]
     assert "Published: nothing, since ada/digits_judge is up to date" in answer["output"]
+
+
+OWN_SECTION = """## Training data
+
+Collected by me.
+
+```python
+## Not a heading
+```
+
+### Licence
+
+![a picture](figures/mine.png)
+"""
+
+
+def edited(page, section=OWN_SECTION):
+    """A model card with a section of its author's in the middle, and words in a section of hfgen's."""
+    before, after = page.split("## Evaluation\n")
+    return f"{before}{section}\n## Evaluation\n\nMy words.\n{after}"
+
+
+def test_sections_of_the_author_stay_when_the_page_is_written_again(push, server, run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    page = hfgen.card(copy)
+    first = page.read_text()
+    assert "Sections (##) that you add stay" in first
+    page.write_text(edited(first))
+    PIL.Image.new("RGB", (2, 2)).save(copy / "figures" / "mine.png")
+    hfgen.card(copy)
+    renewed = page.read_text()
+    assert renewed == first.rstrip("\n") + "\n\n" + OWN_SECTION
+    assert "Sections that hfgen did not write stay in the model card: Training data" in capsys.readouterr().out
+    assert hfgen.card(copy).read_text() == renewed
+    assert hfgen.card(copy, gallery=tmp_path / "cards").read_text().endswith(OWN_SECTION)
+    assert (tmp_path / "cards" / "copy" / "figures" / "mine.png").exists()
+    push(folder=copy)
+    files = server.model("ada/tiny")
+    assert set(files) == PUBLISHED | {"figures/mine.png"}
+    assert files["README.md"].decode().endswith(OWN_SECTION)
+    assert ModelCard(files["README.md"].decode()).data.license == "apache-2.0"
+
+
+def test_sections_that_were_written_on_the_hub_stay_too(push, ask, server, run, tmp_path):
+    push()
+    repo, page = server.repos["model", "ada/tiny"], server.model("ada/tiny")["README.md"].decode()
+    repo.commit("main", server.model("ada/tiny") | {
+        "README.md": edited(page).encode(), "figures/mine.png": b"on the Hub", "figures/old.png": b"old",
+    }, "edited")  # fmt: skip
+    push()
+    assert set(server.model("ada/tiny")) == PUBLISHED | {"figures/mine.png"}
+    assert server.model("ada/tiny")["README.md"].decode() == page.rstrip("\n") + "\n\n" + OWN_SECTION
+    assert "Published: nothing, since ada/tiny is up to date" in push()
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "README.md").write_text(edited(page, "## News\n\nNone.\n"))
+    push(folder=copy)
+    merged = server.model("ada/tiny")["README.md"].decode()
+    assert merged == page.rstrip("\n") + "\n\n## News\n\nNone.\n\n" + OWN_SECTION
+    fields = TINY | {"output_dir": copy, "push_to_hub": True, "hub_model_id": "ada/tiny", "hub_strategy": "every_save"}
+    longer = flags(**fields, max_train_steps=4, checkpointing_steps=3, resume_from_checkpoint="latest")
+    answer = ask(arguments=["train", "ddpm", *longer])
+    assert answer["status"] == 0, answer["output"]
+    commits = [files["README.md"].decode() for files in list(repo.commits.values())[-2:]]
+    assert commits[0] == "---\ntags:\n- hfgen\n---\n\n## News\n\nNone.\n\n" + OWN_SECTION, "of a checkpoint"
+    assert commits[1].endswith("## News\n\nNone.\n\n" + OWN_SECTION)
+    assert "Not evaluated yet" in commits[1]
+    assert "My words." not in commits[0] + commits[1]
+
+
+def test_a_page_of_others_is_not_overwritten(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "README.md").write_text("# My own page")
+    with pytest.raises(UserError, match=r"README\.md was not written by hfgen and will not be overwritten"):
+        hfgen.card(copy)
+    assert (copy / "README.md").read_text() == "# My own page"
+
+
+def test_sections_of_the_author_stay_when_a_run_goes_on(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    page = hfgen.card(copy)
+    page.write_text(edited(page.read_text()))
+    for steps, moved in ((3, True), (4, False)):
+        config = DDPMConfig(**yaml.safe_load((copy / "config.yaml").read_text()) | {
+            "max_train_steps": steps, "output_dir": str(copy), "resume_from_checkpoint": "latest",
+        })  # fmt: skip
+        train(config, DiffusionTask)
+        assert page.read_text() == "---\ntags:\n- hfgen\n---\n\n" + OWN_SECTION
+        assert (copy / "outdated" / str(steps - 2) / "README.md").exists() == moved
+    assert hfgen.card(copy).read_text().endswith(OWN_SECTION)
+
+
+def test_sections_of_earlier_versions_are_not_the_authors():
+    page = "# a\n\n## Limits\n\nold\n\n## How good it is\n\nold\n\n## Mine\n\nnew\n\n# b\n\nlost\n"
+    assert authors_sections(page) == {"Mine": "## Mine\n\nnew\n\n"}
+    assert authors_sections(page, "## Mine\n\nby a template of another package") == {}
+    assert sections_of("## A\n````\n```\n## x\n````\n## B\n~~~\n# y\n~~~\n") == {
+        "A": "## A\n````\n```\n## x\n````\n", "B": "## B\n~~~\n# y\n~~~\n"
+    }  # fmt: skip
 
 
 # --- loading

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_token, validate_repo_id
 
@@ -24,6 +24,7 @@ from hfgen.publishing.facts import require_run
 from hfgen.runs.folder import CARD, FIGURES, REPORTS
 from hfgen.training.publisher import Publisher
 from hfgen.utils.errors import PublishingError, UserError, first_line
+from hfgen.utils.markdown import NO_CARD, authors_page, authors_sections, linked_pictures, with_sections
 from hfgen.utils.untrusted import check_content, components_of, own_file, read_index
 
 T = TypeVar("T")
@@ -329,19 +330,34 @@ def publisher_of(config: TrainingConfig) -> Publisher:
 
 def _commit(folder: Path, repo_id: str, message: str, revision: str | None = None, create_pr: bool = False) -> str:
     """Commit a folder, and delete stale files of an earlier push among those of a model."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    top_levels = {name.partition("/")[0] for name in files} | {CARD, FIGURES, *REPORTS}
     api = HfApi()
     with _explained(repo_id):
         before = api.model_info(repo_id, revision=revision)
         existing = [file.rfilename for file in before.siblings]
-        stale = [name for name in existing if name.partition("/")[0] in top_levels and name not in files]
+        linked = _keep_sections(folder, repo_id, before.sha) if CARD in existing else []
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        own = {name.partition("/")[0] for name in files} | {CARD, FIGURES, *REPORTS}
+        kept = {*files, *linked}
+        stale = [name for name in existing if name.partition("/")[0] in own and name not in kept]
         operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
         operations += [CommitOperationDelete(name) for name in stale]
         commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
     if commit.oid == before.sha:
         return f"nothing, since {repo_id} is up to date, {commit.commit_url}"
     return commit.pr_url or commit.commit_url
+
+
+def _keep_sections(folder: Path, repo_id: str, revision: str) -> list[str]:
+    """Add the sections of a repo's model card that hfgen did not write to the card in a folder.
+
+    Returns:
+        The pictures in these sections.
+    """
+    page = Path(hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8", errors="replace")
+    renewed = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else NO_CARD
+    if sections := authors_sections(page, renewed):
+        (folder / CARD).write_text(with_sections(renewed, sections), encoding="utf-8")
+    return linked_pictures(authors_page(page))
 
 
 def _try_again_on_failure(action: Callable[[], T], later: str, tries: int = TRIES) -> T:
