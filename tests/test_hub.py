@@ -283,6 +283,32 @@ def test_an_upload_that_keeps_failing_says_how_to_do_it_later(push, server, run,
     assert ModelCard(server.model("ada/tiny")["README.md"].decode()).data.license == "mit"
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(
+    ("flags_", "message"),
+    [
+        (["--namespace", "not an id"], "not an id/tiny cannot be published: .*Repo id must use alphanumeric chars"),
+        (["--namespace", "ada/b"], "ada/b/tiny is not a Hub id of the form user/name"),
+        (["--namespace", "ada", "--license", "apache2"], '"license" must be one of the Hub identifiers, such as ap'),
+    ],
+)  # fmt: skip
+def test_all_ids_and_licences_are_checked_before_anything(ask, server, run, tmp_path, flags_, message, dry_run):
+    for name in ("a", "tiny"):
+        shutil.copytree(run, tmp_path / name)
+    (tmp_path / "a" / "unet" / "config.json").unlink()  # which would be refused first
+    answer = ask(arguments=["publish-all", str(tmp_path), *flags_, *["--dry_run"] * dry_run])
+    assert answer["status"] == 2
+    assert re.search(message.replace("/tiny", "/a"), answer["output"])
+    assert not server.requests
+
+
+@pytest.mark.parametrize("option", [{"repo_id": "tiny"}, {"repo_id": "ada/not an id"}, {"license": "apache2"}])
+def test_a_dry_run_refuses_what_a_push_refuses(push, server, option):
+    dry, real = push("--dry_run", status=2, **option), push(status=2, **option)
+    assert dry == real
+    assert not server.requests
+
+
 # --- training
 
 
@@ -579,6 +605,38 @@ def test_all_runs_below_a_folder_become_a_collection(ask, server, run, online, t
     assert answer["status"] == 1
     assert "tiny holds no finished run" in answer["output"]
     assert "Published: nothing, since ada/digits_judge is up to date" in answer["output"]
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "datasets"),
+    [
+        ({"dataset_name": "digits"}, "The training data, digits, are under `cc-by-4.0` ([source](https://arch", None),
+        ({"dataset_name": "mnist"}, "ylecun/mnist, are under `cc-by-sa-3.0` ([source](https://k", ["ylecun/mnist"]),
+        ({"dataset_name": "fashion_mnist"}, "are under `mit` ([sou", ["zalando-datasets/fashion_mnist"]),
+        ({"dataset_name": "cifar10"}, "uoft-cs/cifar10, have no stated licence ([source](", ["uoft-cs/cifar10"]),
+        ({"dataset_name": "eve/cats"}, "eve/cats, are under `odbl` ([source](https://huggingface.co/datasets/eve/cats))",
+         ["eve/cats"]),
+        ({"dataset_name": "eve/dogs"}, "The licence of the training data, eve/dogs, is not known.", ["eve/dogs"]),
+        ({"dataset_name": None, "train_data_dir": "/home/ada/pictures"}, "data, pictures, is not known.", None),
+        ({"dataset_name": "mnist", "target_dataset_name": "eve/cats"}, "eve/cats, are under `odbl`",
+         ["ylecun/mnist", "eve/cats"]),
+    ],
+)  # fmt: skip
+def test_the_licence_of_the_data_stands_beside_that_of_the_weights(run, tmp_path, monkeypatch, data, text, datasets):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for age, stated in enumerate(("odbl", "cc0-1.0")):
+        card = tmp_path / "hub" / "datasets--eve--cats" / "snapshots" / stated / "README.md"
+        card.parent.mkdir(parents=True)
+        card.write_text(f"---\nlicense: {stated}\n---\n")
+        os.utime(card, (1000 - age, 1000 - age))
+    copy = shutil.copytree(run, tmp_path / "copy")
+    config = yaml.safe_load((copy / "config.yaml").read_text()) | data
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    card = ModelCard(hfgen.card(copy, license="mit").read_text())
+    (section,) = re.findall(r"## Licence\n\n(.*)\n", card.text)
+    assert section.startswith("The weights are under `mit`. The ")
+    assert text in section
+    assert (card.data.license, card.data.datasets) == ("mit", datasets)
 
 
 OWN_SECTION = """## Training data

@@ -244,7 +244,7 @@ def card(run: Name | CardConfig, **fields: Any) -> Path:
     config = _configuration(CardConfig, run, fields, "hfgen card", "run")
     from hfgen.pipelines.loading import require_folder
     from hfgen.publishing.card import gallery_folder, write_card, write_gallery
-    from hfgen.publishing.hub import check_license
+    from hfgen.publishing.licenses import check_license
 
     require_folder(config.run)
     check_license(config.license)
@@ -302,6 +302,8 @@ def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
     names = [run.name for run in runs]
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise UserError(f"several runs in {config.folder} are called {min(duplicates)} and would be published as one")
+    for run in runs:
+        hub.check_address(f"{config.namespace}/{run.name}", config.license)
     if config.dry_run:
         for run in runs:
             _list_published(run, f"{config.namespace}/{run.name}", config.license)

@@ -60,7 +60,7 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     if not elsewhere and pages and not _is_page(pages[0]):
         raise UserError(f"{pages[0]} was not written by hfgen and will not be overwritten; rename it first")
     try:
-        metadata, page = _metadata(facts, model, spdx_license), _page(facts, model, pictures)
+        metadata, page = _metadata(facts, model, spdx_license), _page(facts, model, pictures, spdx_license)
         card = ModelCard.from_template(metadata, str(TEMPLATES / "model_card.md"), page=page)
     except (KeyError, TypeError, UndefinedError) as error:  # of a record with missing or malformed entries
         raise UserError(
@@ -170,7 +170,7 @@ def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCard
         pipeline_tag=kind.task,
         tags=["hfgen", *tags_of(facts)],
         license=spdx_license,
-        datasets=[facts["data"]] if "/" in facts["data"] else None,
+        datasets=[data["name"] for data in facts["data_licenses"] if "/" in data["name"]] or None,
         eval_results=_results(kind, evaluation) if evaluation else None,
     )
 
@@ -219,7 +219,7 @@ def _results(kind: Model, evaluation: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> str:
+def _page(facts: dict[str, Any], model: str, pictures: set[str], spdx_license: str) -> str:
     training = facts["training"]
     return render_report(
         facts["kind"].card,
@@ -228,6 +228,7 @@ def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> str:
         again=reproduction(facts),
         model=model,
         pictures=pictures,
+        license=spdx_license,
         sampler=own_sampler(facts["class_name"], facts["config"]),
         cores=training["threads"] * training["num_processes"],
         energy=_energy(training),

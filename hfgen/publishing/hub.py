@@ -1,7 +1,6 @@
 """Publish on the Hub: export a run and push it."""
 
 import contextlib
-import difflib
 import functools
 import json
 import shlex
@@ -21,6 +20,7 @@ from hfgen.config import TrainingConfig
 from hfgen.pipelines.loading import INDEX
 from hfgen.publishing.card import copy_whole, write_card
 from hfgen.publishing.facts import require_run
+from hfgen.publishing.licenses import check_license
 from hfgen.runs.folder import CARD, FIGURES, REPORTS
 from hfgen.training.publisher import Publisher
 from hfgen.utils.errors import PublishingError, UserError, first_line
@@ -28,22 +28,6 @@ from hfgen.utils.markdown import NO_CARD, authors_page, authors_sections, linked
 from hfgen.utils.untrusted import check_content, components_of, own_file, read_index
 
 T = TypeVar("T")
-
-# Identifiers of the Hub: https://huggingface.co/docs/hub/repositories-licenses
-LICENSES = [
-    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
-    "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause",
-    "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
-    "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
-    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0",
-    "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "creativeml-openrail-m",
-    "deepfloyd-if-license", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2",
-    "fair-noncommercial-research-license", "gemma", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "grok2-community",
-    "h-research", "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "llama2", "llama3",
-    "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by",
-    "ofl-1.1", "open-mdw", "openmdw-1.0", "openrail", "openrail++", "osl-3.0", "other", "pddl", "postgresql",
-    "unknown", "unlicense", "wtfpl", "zlib",
-]  # fmt: skip
 
 CLASSIFIER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 TRIES = 3  # per upload, besides the client's own retries
@@ -63,19 +47,6 @@ def check_address(repo_id: str, spdx_license: str) -> None:
     except HFValidationError as error:
         raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error
     check_license(spdx_license)
-
-
-def check_license(spdx_license: str) -> None:
-    """Validate a licence offline.
-
-    Raises:
-        UserError: naming the invalid one and similar valid ones.
-    """
-    if spdx_license not in LICENSES:
-        near = difflib.get_close_matches(spdx_license, LICENSES, n=3) or ["apache-2.0", "mit", "cc-by-4.0", "other"]
-        raise UserError(
-            f'"license" must be one of the Hub identifiers, such as {", ".join(near)}, not {spdx_license!r}'
-        )
 
 
 def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
