@@ -33,7 +33,9 @@ from hfgen.runs.checkpoints import list_checkpoints
 
 STEPS = 20
 DATA = {"train_split": "train[:80%]", "max_train_samples": None}  # the rest is for the evaluation
-TIMES = {"train_seconds": 100.0, "images_per_second": 100.0, "peak_memory_bytes": 10**8}  # in place of the real ones
+TIMES = {  # and what else differs between two versions, in place of the real values
+    "train_seconds": 100.0, "images_per_second": 100.0, "peak_memory_bytes": 10**8, "hfgen_commit": None,
+}  # fmt: skip
 TEXTS = {".json", ".jsonl", ".md", ".txt", ".yaml", ".py"}  # files whose differing lines are shown
 DRAWN = ("ddpm", "vae", "gan")
 TRANSLATING = ("translation", "cyclegan")

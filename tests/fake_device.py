@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-DEVICE = "meta"  # which torch lets tensors be on that compute nothing; here they compute on the CPU
+DEVICE = "lazy"  # which torch lets tensors be on that compute nothing; here they compute on the CPU
 MAY_MIX = {"aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_", "aten::_index_put_impl_"}
 
 
@@ -67,7 +67,9 @@ def compute(function, args, kwargs):
 
 @contextlib.contextmanager
 def fake_device() -> Iterator[str]:
-    """Let tensors be on the device, whose name this gives."""
+    """Let tensors be on the device, whose name this gives, the accelerator of this machine."""
     module = SimpleNamespace(manual_seed=torch.manual_seed)
-    with mock.patch.object(torch, DEVICE, module, create=True), Values(), Device():
+    accelerator = {"current_accelerator": lambda check_available: torch.device(DEVICE), "device_count": lambda: 1}
+    found = mock.patch.multiple(torch.accelerator, **accelerator)
+    with mock.patch.object(torch, DEVICE, module, create=True), found, Values(), Device():
         yield DEVICE

@@ -160,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         content = json.loads(self.body)["content"]
         metadata = yaml.safe_load(content.split("---\n")[1])
         errors = []
-        if metadata["license"] not in LICENSES:
+        if metadata.get("license") not in (None, *LICENSES):
             errors = [{"message": f'"license" must be one of {sorted(LICENSES)}'}]
         if "model-index" in metadata:
             model_index_to_eval_results(metadata["model-index"])

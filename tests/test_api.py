@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +113,25 @@ def test_the_denoising_is_an_animation(tmp_path):
     assert states._repr_png_().startswith(b"\x89PNG")
     hfgen.sample(run, num_images=2, output=tmp_path / "film.gif")
     assert (tmp_path / "film.gif").read_bytes().startswith(b"GIF8")
+
+
+def test_the_record_has_the_python_call_and_not_the_kernel(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/opt/ipykernel_launcher.py", "-f", "/home/ada/kernel-123.json"])
+    private = {"cache_dir": tmp_path / "cache", "hub_model_id": "ada/x", "block_out_channels": []}
+    run = hfgen.train("vae", output_dir=tmp_path / "a", **SMALL | private)
+    given = ", ".join(f"{name}={value!r}" for name, value in SMALL.items())
+    expected = f"hfgen.train('vae', output_dir='a', {given}, block_out_channels=[])"
+    assert json.loads((run / "run.json").read_text())["command"] == expected
+    assert f"| command | `{expected}` |" in hfgen.card(run).read_text()
+    config = hfgen.VAEConfig(**SMALL, output_dir=str(tmp_path / "b"))
+    run = hfgen.train(config, seed=4)
+    command = json.loads((run / "run.json").read_text())["command"]
+    again = eval(command, {"hfgen": SimpleNamespace(train=lambda family, **fields: hfgen.VAEConfig(**fields))})
+    assert again == dataclasses.replace(config, seed=4, output_dir="b")
+    main(["train", "vae", *flags(**SMALL, output_dir=tmp_path / "c")])
+    assert json.loads((tmp_path / "c" / "run.json").read_text())["command"].startswith("ipykernel_launcher.py")
+    hfgen.train("vae", output_dir=tmp_path / "sweep", sweep="seed=1", **SMALL)
+    assert "sweep='seed=1'" in json.loads((tmp_path / "sweep" / "sweep.json").read_text())["command"]
 
 
 def test_edited_images_are_returned(translation_run, tmp_path, vae_run):

@@ -11,7 +11,8 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY, finish, flags, hfgen
+from conftest import REPOSITORY, TINY, TORCHRUN, finish, flags, hfgen, start
+from forked import Forked
 
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
@@ -19,9 +20,9 @@ from hfgen.config.commands import EvaluateConfig
 from hfgen.data.images import ImageData, load_images
 from hfgen.data.sources import SHORT_NAMES
 from hfgen.evaluation import evaluate as evaluation
-from hfgen.evaluation import generated as subjects
+from hfgen.evaluation import processes
 from hfgen.evaluation.evaluate import evaluate
-from hfgen.evaluation.generated import load_generated
+from hfgen.evaluation.generated import load_generated, missing_batches
 from hfgen.evaluation.report import render_report, save_report
 from hfgen.evaluation.results import results_page
 from hfgen.figures.grids import save_images
@@ -109,8 +110,8 @@ def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(
     files[-1].unlink()
     (files[0].parent / ".incomplete-99999999-000032.npy").write_text("half a file")
     asked = []
-    original = subjects.sample
-    monkeypatch.setattr(subjects, "sample", lambda *a, **k: (asked.append(k), original(*a, **k))[1])
+    original = processes.sample
+    monkeypatch.setattr(processes, "sample", lambda *a, **k: (asked.append(k), original(*a, **k))[1])
     again = json.loads(evaluate(config).read_text())
     assert (asked[0]["first_image"], asked[0]["num_images"]) == (32, 8)
     assert again["measures"] == whole["measures"]
@@ -123,6 +124,103 @@ def test_an_interrupted_evaluation_goes_on_and_a_larger_one_draws_the_rest(
     config.num_images = 50
     evaluate(config)
     assert (asked[2]["first_image"], asked[2]["num_images"]) == (40, 10)
+
+
+def drawn_in(folder):
+    """The images of an evaluation, by the file that has them."""
+    return {file.name: np.load(file) for file in sorted(folder.glob("evaluation/images-*/*.npy"))}
+
+
+def test_two_processes_draw_the_images_of_one(model_run, options, tmp_path):
+    def evaluated(name, num_processes, **changed):
+        fields = flags(**options | {"output_dir": tmp_path / name, "batch_size": 8} | changed)
+        process = hfgen("evaluate", str(model_run), *fields, num_processes=num_processes)
+        return finish(process), json.loads((tmp_path / name / "evaluation.json").read_text())
+
+    _, alone = evaluated("alone", 1)
+    output, shared = evaluated("shared", 2)
+    images = [drawn_in(tmp_path / name) for name in ("alone", "shared")]
+    assert [*images[0]] == [*images[1]] == ["000000.npy", "000008.npy", "000016.npy", "000024.npy", "000032.npy"]
+    assert all(np.array_equal(images[0][name], images[1][name]) for name in images[0])
+    assert all(f"hfgen: process {rank} of 2 samples on cpu" in output for rank in (0, 1))
+    assert output.count("The evaluation is in") == 1
+    for record in (alone, shared):
+        del record["seconds"]
+    assert shared == alone
+    for name in ("000008.npy", "000024.npy"):
+        next((tmp_path / "shared").glob(f"evaluation/images-*/{name}")).unlink()
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "shared").glob("evaluation/images-*/*.npy")}
+    evaluated("shared", 2, num_images=50)
+    assert [*drawn_in(tmp_path / "shared")] == [*images[0], "000040.npy", "000048.npy"]
+    assert all(np.array_equal(drawn_in(tmp_path / "shared")[name], images[0][name]) for name in images[0])
+    assert {file: file.stat().st_mtime_ns for file in before} == before, "what was there was not drawn again"
+
+
+def test_a_launcher_starts_the_processes_of_evaluations(model_run, options, tmp_path):
+    script = tmp_path / "twice.py"
+    script.write_text(
+        "import sys, hfgen\n"
+        f"fields = dict({SPLITS}, judge=sys.argv[2], num_images=40, batch_size=8)\n"
+        "reports = [hfgen.evaluate(sys.argv[1], output_dir=f'{sys.argv[3]}/{name}', **fields) for name in 'ab']\n"
+        "assert reports[0].record['measures'] == reports[1].record['measures'], 'on each process'\n"
+    )
+    finish(start(*TORCHRUN, str(script), str(model_run), *options["judge"], str(tmp_path)))
+    images = [drawn_in(tmp_path / name) for name in "ab"]
+    assert len(images[0]) == 5
+    assert all(np.array_equal(images[0][name], images[1][name]) for name in images[0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_images": 8}, "the Fréchet distance in the 16 features of these judges needs more than 16 images"),
+        ({"classification_accuracy_score": True}, "the classification accuracy score trains in one process"),
+        ({"device": "cuda"}, "the device cuda is not available"),
+    ],
+)
+def test_a_mistake_ends_all_processes_of_an_evaluation(model_run, options, tmp_path, changed, message):
+    fields = flags(**options | {"output_dir": tmp_path / "report"} | changed)
+    output = finish(hfgen("evaluate", str(model_run), *fields, num_processes=2), expected_status=2)
+    assert f"hfgen: process 0: {message}" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_process_that_cannot_draw_ends_the_evaluation(model_run, options, tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "import os, sys\n"
+        "from hfgen.cli.main import main\n"
+        "from hfgen.evaluation import processes\n"
+        "original = processes.SamplingJob._sample\n"
+        "def sample(job, pipeline, index, count):\n"
+        "    if index:\n"
+        "        raise MemoryError('no memory')\n"
+        "    original(job, pipeline, index, count)\n"
+        "processes.SamplingJob._sample = sample\n"
+        "try:\n"
+        "    sys.exit(main(['evaluate', *sys.argv[1:]]))\n"
+        "except MemoryError as error:\n"
+        "    sys.exit(f'it ended by {error}')\n"
+    )
+    fields = flags(**options | {"output_dir": tmp_path / "report", "batch_size": 8})
+    output = finish(Forked(str(script), str(model_run), *fields, num_processes=2), expected_status=2)
+    assert "hfgen: process 1: no memory" in output
+    assert "it ended by no memory" in output
+
+
+@pytest.mark.parametrize(
+    ("saved", "num_images", "expected"),
+    [
+        ({}, 5, [(0, 2), (2, 4), (4, 5)]),
+        ({0: 2, 2: 2}, 4, []),
+        ({0: 3, 6: 2}, 9, [(3, 5), (5, 6), (8, 9)]),
+        ({1: 4, 4: 3}, 8, [(0, 1), (5, 7), (7, 8)]),
+    ],
+)
+def test_what_is_missing_among_saved_images_is_drawn(saved, num_images, expected):
+    lengths = {first: range(length) for first, length in saved.items()}
+    assert missing_batches(lengths, num_images, 2) == [range(*ends) for ends in expected]
 
 
 def test_other_weights_are_not_measured_by_images_of_earlier_ones(model_run, options, tmp_path):

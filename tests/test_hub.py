@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import json
+import math
 import os
 import platform
 import re
@@ -11,20 +12,26 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY, TORCHRUN, WITHOUT_HFGEN, Client, flags
+from conftest import REPOSITORY, TINY, TINY_GAN, TINY_VAE, TORCHRUN, WITHOUT_HFGEN, Client, flags
 from diffusers import DDPMPipeline
 from hub_server import DROP, LOST_ANSWER, SLOW, HubServer, Repo
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 
 import hfgen
-from hfgen.config import DDPMConfig
+from hfgen.config import DDPMConfig, GANConfig, VAEConfig
+from hfgen.figures.grids import GAP_PIXELS, TILE_PIXELS, sample_grid, save_picture
+from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.tasks.gan import GANTask
+from hfgen.tasks.vae import VAETask
 from hfgen.training.run import train
 from hfgen.utils.errors import UserError
+from hfgen.utils.markdown import authors_sections, sections_of
 
 PUBLISHED = {
     "README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
@@ -131,6 +138,11 @@ def drawn(run, without_hfgen):
     (drawn,) = drawn_by(without_hfgen.python, repr(str(run)))
     assert drawn.startswith("drawn diffusers.pipelines")
     return drawn
+
+
+def code_of(page):
+    """The Python code of a page, block by block."""
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
 
 
 def repo_of(folder, **changed):
@@ -271,6 +283,32 @@ def test_an_upload_that_keeps_failing_says_how_to_do_it_later(push, server, run,
     assert ModelCard(server.model("ada/tiny")["README.md"].decode()).data.license == "mit"
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(
+    ("flags_", "message"),
+    [
+        (["--namespace", "not an id"], "not an id/tiny cannot be published: .*Repo id must use alphanumeric chars"),
+        (["--namespace", "ada/b"], "ada/b/tiny is not a Hub id of the form user/name"),
+        (["--namespace", "ada", "--license", "apache2"], '"license" must be one of the Hub identifiers, such as ap'),
+    ],
+)  # fmt: skip
+def test_all_ids_and_licences_are_checked_before_anything(ask, server, run, tmp_path, flags_, message, dry_run):
+    for name in ("a", "tiny"):
+        shutil.copytree(run, tmp_path / name)
+    (tmp_path / "a" / "unet" / "config.json").unlink()  # which would be refused first
+    answer = ask(arguments=["publish-all", str(tmp_path), *flags_, *["--dry_run"] * dry_run])
+    assert answer["status"] == 2
+    assert re.search(message.replace("/tiny", "/a"), answer["output"])
+    assert not server.requests
+
+
+@pytest.mark.parametrize("option", [{"repo_id": "tiny"}, {"repo_id": "ada/not an id"}, {"license": "apache2"}])
+def test_a_dry_run_refuses_what_a_push_refuses(push, server, option):
+    dry, real = push("--dry_run", status=2, **option), push(status=2, **option)
+    assert dry == real
+    assert not server.requests
+
+
 # --- training
 
 
@@ -349,7 +387,7 @@ def test_the_page_is_a_valid_card_and_its_code_runs(push, server, online, tmp_pa
     assert "Not evaluated yet" in page
     for picture in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert picture in server.model("ada/tiny")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = code_of(page)[0]
     online.python(code.replace("num_inference_steps=100", "num_inference_steps=3"), folder=tmp_path)
     assert (tmp_path / "image.png").exists()
     configuration = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
@@ -366,7 +404,7 @@ def test_the_code_in_the_page_fits_the_sampler_of_its_picture(ask, run, tmp_path
     answer = ask(arguments=["card", str(copy), "--repo_id", str(copy)])
     assert answer["status"] == 0, answer["output"]
     page = (copy / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = code_of(page)[0]
     assert ask(code=f"import os; os.chdir({str(tmp_path)!r})\n" + code)["status"] == 0
     assert (
         f"`hfgen sample {copy} --scheduler {scheduler} --num_inference_steps {config['num_inference_steps']} --"
@@ -388,10 +426,87 @@ def test_the_page_of_a_flow_says_so_and_its_code_runs(ask, home, tmp_path, witho
     assert "unconditional rectified flow" in card.text
     assert "rectified-flow" in card.data.tags
     assert not {"ddpm", "diffusion"} & set(card.data.tags)
-    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    code = code_of(card.text)[0]
     assert "num_inference_steps=3" in code
     without_hfgen.python(code, folder=tmp_path)
     assert (tmp_path / "image.png").exists()
+
+
+def tiles_of(grid, size, columns, count, by_class):
+    """The images of a sample grid, in their order: from left to right, or with a row per class from the top."""
+    grid = np.array(PIL.Image.open(grid).convert("RGB"))
+    scale = round(TILE_PIXELS / size)
+    side = size * scale + 2 * GAP_PIXELS
+    margin = grid.shape[1] - columns * side
+    places = [(index, 0) if by_class else divmod(index, columns) for index in range(count)]
+    corners = [(row * side + GAP_PIXELS, margin + column * side + GAP_PIXELS) for row, column in places]
+    return [grid[top : top + size * scale : scale, left : left + size * scale : scale] for top, left in corners]
+
+
+def require_same_images(run, python, folder, by_class=False):
+    """Check that the second code of a run's card makes the images of its grid, to the bit."""
+    count = yaml.safe_load((run / "config.yaml").read_text())["num_samples"]
+    columns = math.ceil(count / 10 if by_class else math.sqrt(count))
+    hfgen.card(run, repo_id=str(run))
+    python(code_of((run / "README.md").read_text())[1], folder=folder)
+    grid = sorted((run / "samples").glob("*.png"))[-1]
+    expected = tiles_of(grid, 8, columns, 4, by_class)
+    for index, image in enumerate(expected):
+        assert image.std() > 0
+        made = PIL.Image.open(folder / f"sample-{index}.png").convert("RGB")
+        assert np.array_equal(np.array(made), image), index
+
+
+@pytest.mark.parametrize("name", ["vae", "gan", "classes", "bf16", "bf16 gan", "bf16 classes", "bf16 vae"])
+def test_the_code_in_the_page_makes_the_images_of_its_grid(
+    name, vae_run, gan_run, conditional_run, without_hfgen, tmp_path
+):
+    classes = TINY | {"class_conditional": True, "num_samples": 10}
+    short = {
+        "bf16": (DDPMConfig, TINY, DiffusionTask),
+        "bf16 gan": (GANConfig, TINY_GAN | {"class_conditional": False}, GANTask),
+        "bf16 classes": (DDPMConfig, classes, DiffusionTask),
+        "bf16 vae": (VAEConfig, TINY_VAE, VAETask),
+    }
+    if name in short:
+        config_class, fields, task = short[name]
+        fields = fields | {"output_dir": str(tmp_path / "run"), "max_train_steps": 2, "mixed_precision": "bf16"}
+        run = train(config_class(**fields), task)
+    else:
+        source = {"vae": vae_run, "gan": gan_run, "classes": conditional_run("v_prediction")}[name]
+        run = shutil.copytree(source, tmp_path / "run")
+    require_same_images(run, without_hfgen.python, tmp_path, by_class=name in ("gan", "classes", "bf16 classes"))
+
+
+SCHEDULERS = [
+    "ddpm", "ddim", "unipc", "dpmsolver_sde", "euler_a", "heun", "KDPM2DiscreteScheduler", "flow_euler", "flow_heun",
+    "flow unipc",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_code_in_the_page_makes_the_images_of_any_scheduler(scheduler, run, home, without_hfgen, tmp_path):
+    copy = tmp_path / "run"
+    if "flow" in scheduler:
+        fields = TINY | {"output_dir": str(copy), "max_train_steps": 1, "prediction_type": "flow_prediction"}
+        train(DDPMConfig(**fields, cache_dir=str(home / "c")), DiffusionTask)
+    else:
+        shutil.copytree(run, copy)
+    sampler = {"scheduler": scheduler.removeprefix("flow "), "num_inference_steps": 4}
+    config = yaml.safe_load((copy / "config.yaml").read_text()) | sampler
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (grid,) = (copy / "samples").glob("*.png")
+    images = next(sample(hfgen.load(copy), num_images=4, **sampler))
+    save_picture(sample_grid(images), grid)
+    require_same_images(copy, without_hfgen.python, tmp_path)
+
+
+def test_there_is_no_such_code_where_hfgen_corrects_the_steps(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((copy / "config.yaml").read_text()) | {"num_inference_steps": 61}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    hfgen.card(copy)
+    assert len(code_of((copy / "README.md").read_text())) == 1
 
 
 def test_an_evaluation_is_in_the_page_and_travels_with_it(push, server, run, tmp_path, judge_run, ask):
@@ -477,7 +592,7 @@ def test_all_runs_below_a_folder_become_a_collection(ask, server, run, online, t
     )
     (tmp_path / "image.png").write_bytes((run / "samples" / "step-000002.png").read_bytes())
     page = server.model("ada/digits_judge")["README.md"].decode()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = code_of(page)
     assert online.python(code, folder=tmp_path).split()[-1] in set("0123456789")
     server.failures["POST .*/ada/tiny/commit/"] = [500] * 3
     server.repos["model", "ada/tiny"].commit("main", {}, "emptied")
@@ -490,6 +605,136 @@ def test_all_runs_below_a_folder_become_a_collection(ask, server, run, online, t
     assert answer["status"] == 1
     assert "tiny holds no finished run" in answer["output"]
     assert "Published: nothing, since ada/digits_judge is up to date" in answer["output"]
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "datasets"),
+    [
+        ({"dataset_name": "digits"}, "The training data, digits, are under `cc-by-4.0` ([source](https://arch", None),
+        ({"dataset_name": "mnist"}, "ylecun/mnist, are under `cc-by-sa-3.0` ([source](https://k", ["ylecun/mnist"]),
+        ({"dataset_name": "fashion_mnist"}, "are under `mit` ([sou", ["zalando-datasets/fashion_mnist"]),
+        ({"dataset_name": "cifar10"}, "uoft-cs/cifar10, have no stated licence ([source](", ["uoft-cs/cifar10"]),
+        ({"dataset_name": "eve/cats"}, "eve/cats, are under `odbl` ([source](https://huggingface.co/datasets/eve/cats))",
+         ["eve/cats"]),
+        ({"dataset_name": "eve/dogs"}, "The licence of the training data, eve/dogs, is not known.", ["eve/dogs"]),
+        ({"dataset_name": None, "train_data_dir": "/home/ada/pictures"}, "data, pictures, is not known.", None),
+        ({"dataset_name": "mnist", "target_dataset_name": "eve/cats"}, "eve/cats, are under `odbl`",
+         ["ylecun/mnist", "eve/cats"]),
+    ],
+)  # fmt: skip
+def test_the_licence_of_the_data_stands_beside_that_of_the_weights(run, tmp_path, monkeypatch, data, text, datasets):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for age, stated in enumerate(("odbl", "cc0-1.0")):
+        card = tmp_path / "hub" / "datasets--eve--cats" / "snapshots" / stated / "README.md"
+        card.parent.mkdir(parents=True)
+        card.write_text(f"---\nlicense: {stated}\n---\n")
+        os.utime(card, (1000 - age, 1000 - age))
+    copy = shutil.copytree(run, tmp_path / "copy")
+    config = yaml.safe_load((copy / "config.yaml").read_text()) | data
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    card = ModelCard(hfgen.card(copy, license="mit").read_text())
+    (section,) = re.findall(r"## Licence\n\n(.*)\n", card.text)
+    assert section.startswith("The weights are under `mit`. The ")
+    assert text in section
+    assert (card.data.license, card.data.datasets) == ("mit", datasets)
+
+
+OWN_SECTION = """## Training data
+
+Collected by me.
+
+```python
+## Not a heading
+```
+
+### Licence
+
+![a picture](figures/mine.png)
+"""
+
+
+def edited(page, section=OWN_SECTION):
+    """A model card with a section of its author's in the middle, and words in a section of hfgen's."""
+    before, after = page.split("## Evaluation\n")
+    return f"{before}{section}\n## Evaluation\n\nMy words.\n{after}"
+
+
+def test_sections_of_the_author_stay_when_the_page_is_written_again(push, server, run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    page = hfgen.card(copy)
+    first = page.read_text()
+    assert "Sections (##) that you add stay" in first
+    page.write_text(edited(first))
+    PIL.Image.new("RGB", (2, 2)).save(copy / "figures" / "mine.png")
+    hfgen.card(copy)
+    renewed = page.read_text()
+    assert renewed == first.rstrip("\n") + "\n\n" + OWN_SECTION
+    assert "Sections that hfgen did not write stay in the model card: Training data" in capsys.readouterr().out
+    assert hfgen.card(copy).read_text() == renewed
+    assert hfgen.card(copy, gallery=tmp_path / "cards").read_text().endswith(OWN_SECTION)
+    assert (tmp_path / "cards" / "copy" / "figures" / "mine.png").exists()
+    push(folder=copy)
+    files = server.model("ada/tiny")
+    assert set(files) == PUBLISHED | {"figures/mine.png"}
+    assert files["README.md"].decode().endswith(OWN_SECTION)
+    assert ModelCard(files["README.md"].decode()).data.license == "apache-2.0"
+
+
+def test_sections_that_were_written_on_the_hub_stay_too(push, ask, server, run, tmp_path):
+    push()
+    repo, page = server.repos["model", "ada/tiny"], server.model("ada/tiny")["README.md"].decode()
+    repo.commit("main", server.model("ada/tiny") | {
+        "README.md": edited(page).encode(), "figures/mine.png": b"on the Hub", "figures/old.png": b"old",
+    }, "edited")  # fmt: skip
+    push()
+    assert set(server.model("ada/tiny")) == PUBLISHED | {"figures/mine.png"}
+    assert server.model("ada/tiny")["README.md"].decode() == page.rstrip("\n") + "\n\n" + OWN_SECTION
+    assert "Published: nothing, since ada/tiny is up to date" in push()
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "README.md").write_text(edited(page, "## News\n\nNone.\n"))
+    push(folder=copy)
+    merged = server.model("ada/tiny")["README.md"].decode()
+    assert merged == page.rstrip("\n") + "\n\n## News\n\nNone.\n\n" + OWN_SECTION
+    fields = TINY | {"output_dir": copy, "push_to_hub": True, "hub_model_id": "ada/tiny", "hub_strategy": "every_save"}
+    longer = flags(**fields, max_train_steps=4, checkpointing_steps=3, resume_from_checkpoint="latest")
+    answer = ask(arguments=["train", "ddpm", *longer])
+    assert answer["status"] == 0, answer["output"]
+    commits = [files["README.md"].decode() for files in list(repo.commits.values())[-2:]]
+    assert commits[0] == "---\ntags:\n- hfgen\n---\n\n## News\n\nNone.\n\n" + OWN_SECTION, "of a checkpoint"
+    assert commits[1].endswith("## News\n\nNone.\n\n" + OWN_SECTION)
+    assert "Not evaluated yet" in commits[1]
+    assert "My words." not in commits[0] + commits[1]
+
+
+def test_a_page_of_others_is_not_overwritten(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "README.md").write_text("# My own page")
+    with pytest.raises(UserError, match=r"README\.md was not written by hfgen and will not be overwritten"):
+        hfgen.card(copy)
+    assert (copy / "README.md").read_text() == "# My own page"
+
+
+def test_sections_of_the_author_stay_when_a_run_goes_on(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    page = hfgen.card(copy)
+    page.write_text(edited(page.read_text()))
+    for steps, moved in ((3, True), (4, False)):
+        config = DDPMConfig(**yaml.safe_load((copy / "config.yaml").read_text()) | {
+            "max_train_steps": steps, "output_dir": str(copy), "resume_from_checkpoint": "latest",
+        })  # fmt: skip
+        train(config, DiffusionTask)
+        assert page.read_text() == "---\ntags:\n- hfgen\n---\n\n" + OWN_SECTION
+        assert (copy / "outdated" / str(steps - 2) / "README.md").exists() == moved
+    assert hfgen.card(copy).read_text().endswith(OWN_SECTION)
+
+
+def test_sections_of_earlier_versions_are_not_the_authors():
+    page = "# a\n\n## Limits\n\nold\n\n## How good it is\n\nold\n\n## Mine\n\nnew\n\n# b\n\nlost\n"
+    assert authors_sections(page) == {"Mine": "## Mine\n\nnew\n\n"}
+    assert authors_sections(page, "## Mine\n\nby a template of another package") == {}
+    assert sections_of("## A\n````\n```\n## x\n````\n## B\n~~~\n# y\n~~~\n") == {
+        "A": "## A\n````\n```\n## x\n````\n", "B": "## B\n~~~\n# y\n~~~\n"
+    }  # fmt: skip
 
 
 # --- loading
@@ -576,7 +821,7 @@ def test_a_pipeline_of_hfgens_own_travels_with_its_weights(push, ask, server, cl
     assert len(lines) == 1
     answer = ask(code="import hfgen" + draw.replace("DiffusionPipeline.from_pretrained", "hfgen.load"))
     assert answer["output"].splitlines()[-1].split()[-1] == lines.pop().split()[-1], "the same images"
-    (code,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
+    code = code_of(files["README.md"].decode())[0]
     assert ask(code=f"import os; os.chdir({str(tmp_path)!r})\n" + code)["status"] == 0
     unasked = ask(code="import hfgen; print(hfgen.load('ada/classes').labels['3'])")
     assert unasked["output"].splitlines()[-1] == "3", "hfgen does not run this code, but its own"

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ import yaml
 from conftest import TINY, TINY_VAE, flags
 from safetensors.torch import load_file, save_file
 
+import hfgen
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
 from hfgen.runs.checkpoints import MANIFEST, POSITION_FILE, _fingerprints, list_checkpoints
+from hfgen.runs.record import own_commit
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training import run as running
 from hfgen.training.trainer import STATE_FILE
@@ -386,3 +390,40 @@ def test_the_index_is_the_last_part_that_is_moved_so_that_it_never_names_what_is
         for name in ("config.json", "model_index.json", "weights"):
             (temporary / name).write_text(name)
     assert [name for name in moved if not name.startswith(".")][-1] == "model_index.json"
+
+
+def test_the_record_names_the_commit_of_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))  # as in a hook of git
+    package = tmp_path / "hfgen"
+    package.mkdir()
+    (package / "code.py").write_text("a = 1")
+    assert own_commit(tmp_path) is None, "an installed package"
+
+    def git(*arguments):
+        named = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        subprocess.run(["git", "-C", str(tmp_path), *named, *arguments], check=True, env=environment)
+
+    git("init", "-q")
+    assert own_commit(tmp_path) is None, "no commit yet"
+    git("add", ".")
+    git("commit", "-qm", "first")
+    (tmp_path / "notes.txt").write_text("not its code")
+    found = own_commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", found["sha"])
+    assert not found["modified"]
+    (package / "code.py").write_text("a = 2")
+    assert own_commit(tmp_path) == {"sha": found["sha"], "modified": True}
+    monkeypatch.setenv("PATH", "")
+    assert own_commit(tmp_path) is None, "no git"
+
+
+def test_the_commit_is_in_the_record_and_on_the_page(finished, tmp_path):
+    record = json.loads((finished / "run.json").read_text())
+    assert record.get("hfgen_commit") == own_commit() or record["hfgen_commit"]["sha"]
+    run = shutil.copytree(finished, tmp_path / "run")
+    texts = {True: " (commit 0123456789, modified)", False: " (commit 0123456789)", None: ""}
+    for modified, text in texts.items():
+        commit = None if modified is None else {"sha": "0123456789ab", "modified": modified}
+        (run / "run.json").write_text(json.dumps(record | {"hfgen_commit": commit}))
+        assert f"hfgen {record['versions']['hfgen']}{text}, torch" in hfgen.card(run).read_text()

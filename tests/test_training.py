@@ -1,21 +1,28 @@
 """From digits to a run folder that diffusers alone can load, and every mistake that is refused before training."""
 
+import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import PIL.Image
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from conftest import TINY, finish, flags, hfgen
 from diffusers import DDPMPipeline, DiffusionPipeline
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
 from hfgen.pipelines.loading import load
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import train
+from hfgen.training.trackers import start_trackers, track_picture
 from hfgen.training.trainer import STATE_FILE
 from hfgen.utils.errors import UserError
 
@@ -186,9 +193,49 @@ def test_colour_images_of_another_size(tmp_path):
     assert (image.size, image.mode) == ((12, 12), "RGB")
 
 
-def test_trackers_get_the_metrics(tmp_path):
-    run_training(output_dir=str(tmp_path), max_train_steps=2, report_to=["tensorboard"], logging_steps=1)
-    assert list(tmp_path.rglob("events.out.tfevents*"))
+def test_tensorboard_gets_metrics_speed_grids_and_settings_and_its_folder_is_told(tmp_path, capsys):
+    run = run_training(output_dir=str(tmp_path / "mine"), max_train_steps=4, report_to=["tensorboard"],
+                       logging_steps=2, sample_steps=[2])  # fmt: skip
+    folder = run / "hfgen"
+    assert f"TensorBoard's files are in {folder}; see tensorboard --logdir {run}" in capsys.readouterr().out
+    found = EventAccumulator(str(folder), {"images": 0, "scalars": 0}).Reload()
+    assert {"loss/unet", "grad_norm/unet", "learning_rate", "images_per_second"} <= set(found.Tags()["scalars"])
+    assert [one.step for one in found.Scalars("images_per_second")] == [2, 4]
+    assert min(one.value for one in found.Scalars("images_per_second")) > 1
+    assert [one.step for one in found.Images("samples")] == [2, 4], "the one at the end too"
+    sent = PIL.Image.open(io.BytesIO(found.Images("samples")[-1].encoded_image_string))
+    assert np.array_equal(np.array(sent), np.array(PIL.Image.open(run / "samples" / "step-000004.png")))
+    settings = yaml.safe_load(next(folder.rglob("hparams.yml")).read_text())
+    assert settings.keys() == yaml.safe_load((run / "config.yaml").read_text()).keys()
+    assert (settings["block_out_channels"], settings["resolution"], settings["seed"]) == ("8 16", "None", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "image"),
+    [
+        ("wandb", "name", lambda picture: [picture]),
+        ("swanlab", "experiment_name", lambda picture: [picture]),
+        ("clearml", "task_name", lambda picture: picture),
+        ("trackio", "name", lambda picture: ("shown by trackio", picture)),
+        ("mlflow", "run_name", None),
+    ],
+)
+def test_each_tracker_gets_the_name_of_the_run_its_settings_and_grids(
+    name, option, image, tmp_path, monkeypatch, capsys
+):
+    sent = []
+    record = {"log": lambda values, step: sent.append(values), "log_images": lambda values, step: sent.append(values)}
+    started = mock.Mock()
+    accelerator = SimpleNamespace(trackers=[SimpleNamespace(name=name, **record)], init_trackers=started, print=print)
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda picture: ("shown by trackio", picture)))
+    start_trackers(accelerator, tmp_path / "mine", {"seed": 3, "hidden_sizes": [8, 16]})
+    project, options = started.call_args
+    assert (project, options["config"]) == (("hfgen",), {"seed": 3, "hidden_sizes": "8 16"})
+    assert options["init_kwargs"][name] == {option: "mine"}
+    picture = PIL.Image.new("RGB", (4, 4))
+    track_picture(accelerator, "samples", picture, 2)
+    assert sent == ([{"samples": image(picture)}] if image else [])
+    assert (f"{name} gets the metrics, but no sample grids" in capsys.readouterr().out) == (image is None)
 
 
 def test_a_compiled_network_trains(tmp_path):

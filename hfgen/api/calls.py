@@ -21,10 +21,12 @@ from hfgen.config.commands import (
 )
 from hfgen.config.parser import make_config, parse_config
 from hfgen.config.recipes import read_recipes
+from hfgen.config.training import defaults
 from hfgen.families import families, suggest_family
 from hfgen.utils.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DiffusionPipeline
 
     from hfgen.api.outputs import Animation, Edited, Images, Report
@@ -50,14 +52,20 @@ def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunF
         TrainingError: if training had to stop; the message says how to continue.
         PublishingError: with `push_to_hub`, if the finished run could not be published.
     """
+    given: Mapping[str, Any] = fields
     if isinstance(family, TrainingConfig):
         config = make_config(type(family), fields, prog=f"hfgen train {family.family}", base=vars(family))
+        usual = defaults(type(config))
+        given = {name: value for name, value in config.to_dict().items() if value != usual[name]}
     elif family in families():
         config = make_config(families()[family].config, fields, prog=f"hfgen train {family}")
     else:
         names = families()
         raise UserError(f"there is no family {family}; there are {', '.join(names)}" + suggest_family(family))
-    return train_configured(config, set_fields=fields.keys())
+    from hfgen.runs.record import called_as, python_call
+
+    with called_as(python_call(config.family, given)):
+        return train_configured(config, set_fields=fields.keys())
 
 
 def train_configured(config: TrainingConfig, set_fields: Any) -> "RunFolder | list[RunFolder]":
@@ -88,11 +96,19 @@ def train_configured(config: TrainingConfig, set_fields: Any) -> "RunFolder | li
     return [RunFolder(folder / name) for name in read_sweep(folder)["members"]]
 
 
-def load(run_or_repo: Name, *, revision: str | None = None, trust_remote_code: bool = False) -> "DiffusionPipeline":
+def load(
+    run_or_repo: Name,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device: "str | torch.device" = "cpu",
+    dtype: "str | torch.dtype" = "float32",
+) -> "DiffusionPipeline":
     """Load a pipeline; see `hfgen.pipelines.loading.load`."""
     from hfgen.pipelines.loading import load as load_pipeline
 
-    return load_pipeline(str(run_or_repo), revision=revision, trust_remote_code=trust_remote_code)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code, "device": device, "dtype": dtype}
+    return load_pipeline(str(run_or_repo), **options)
 
 
 def sample(run_or_repo: Name | SampleConfig, *, output: Name | None = None, **fields: Any) -> "Images | Animation":
@@ -203,10 +219,12 @@ def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Rep
     given = runs[0] if runs and isinstance(runs[0], CompareSamplersConfig) else runs
     config = _configuration(CompareSamplersConfig, given, fields, "hfgen compare-samplers", "runs")
     from hfgen.api.outputs import Report
+    from hfgen.evaluation.processes import is_main_process
     from hfgen.evaluation.samplers import compare_samplers as compare
 
     path = compare(config)
-    print(f"The comparison is in {path}")
+    if is_main_process():
+        print(f"The comparison is in {path}")
     return Report(path)
 
 
@@ -226,7 +244,7 @@ def card(run: Name | CardConfig, **fields: Any) -> Path:
     config = _configuration(CardConfig, run, fields, "hfgen card", "run")
     from hfgen.pipelines.loading import require_folder
     from hfgen.publishing.card import gallery_folder, write_card, write_gallery
-    from hfgen.publishing.hub import check_license
+    from hfgen.publishing.licenses import check_license
 
     require_folder(config.run)
     check_license(config.license)
@@ -284,6 +302,8 @@ def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
     names = [run.name for run in runs]
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise UserError(f"several runs in {config.folder} are called {min(duplicates)} and would be published as one")
+    for run in runs:
+        hub.check_address(f"{config.namespace}/{run.name}", config.license)
     if config.dry_run:
         for run in runs:
             _list_published(run, f"{config.namespace}/{run.name}", config.license)
@@ -333,6 +353,7 @@ def _with_output(
 def _reports(config: Any, write: Callable[[Any], Path], what: str) -> "Report | list[Report]":
     """Write the report of a run, or of each run of a sweep and then the page of the sweep."""
     from hfgen.api.outputs import Report
+    from hfgen.evaluation.processes import is_main_process
     from hfgen.evaluation.sweep_report import write_page
     from hfgen.training.sweep import members_of
 
@@ -342,8 +363,10 @@ def _reports(config: Any, write: Callable[[Any], Path], what: str) -> "Report | 
     reports = []
     for run in runs:
         reports.append(Report(write(dataclasses.replace(config, run_or_repo=run))))
-        print(f"{what} {reports[-1].path}")
+        if is_main_process():
+            print(f"{what} {reports[-1].path}")
     if runs == [config.run_or_repo]:
         return reports[0]
-    write_page(Path(config.run_or_repo).expanduser())
+    if is_main_process():
+        write_page(Path(config.run_or_repo).expanduser())
     return reports

@@ -20,7 +20,6 @@ from hfgen.figures.grids import image_grid, sample_grid, save_arrays, save_image
 from hfgen.pipelines.loading import load
 from hfgen.runs.folder import run_fields
 from hfgen.sampling.sample import default_sampler, film, is_conditional, labels_of, sample
-from hfgen.utils.devices import default_device
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,7 @@ def generate(config: SampleConfig) -> Images | Animation:
     Raises:
         UserError: if the options do not fit the model.
     """
-    pipeline: Any = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    pipeline.to(default_device())
+    pipeline: Any = load(config.run_or_repo, **config.loading_options())
     options = default_sampler(pipeline, run_fields(Path(config.run_or_repo).expanduser())) | config.given_sampler()
     options |= {name: getattr(config, name) for name in ("num_images", "class_labels", "seed")}
     if config.negative_class_labels:

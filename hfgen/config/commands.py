@@ -31,6 +31,9 @@ class Options:
         revision: Branch, tag or commit of a Hub id.
         trust_remote_code: Run the Python files that come with a model. Without this flag such a model is refused and
             its files are listed.
+        device: Device to compute on, such as `cuda`, `cuda:1`, `mps` (Apple GPUs) or `cpu`; `auto` is this machine's
+            GPU, or the CPU if there is none.
+        dtype: Data type of the model's weights. The smaller ones are faster on a GPU and change the images slightly.
 
         > Images
 
@@ -39,10 +42,16 @@ class Options:
 
     revision: str | None = None
     trust_remote_code: bool = False
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def __post_init__(self):
         """Validate the fields."""
         require_values(self)
+
+    def loading_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `hfgen.pipelines.loading.load`."""
+        return {name: getattr(self, name) for name in Options.__annotations__}
 
 
 @dataclass(kw_only=True)
@@ -340,6 +349,8 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
             raise UserError(f"name what to evaluate: either a run (or repo), or --images, not {both}")
         if self.invert and not self.images:
             raise UserError("invert needs --images; the images of a model are evaluated unchanged")
+        if self.images and self.dtype != "float32":
+            raise UserError("dtype is that of a model's weights and does not apply to --images")
         super().__post_init__()
         problems, images = [], local_path(self.images or "")
         if self.images and not (self.dataset_name and self.output_dir):

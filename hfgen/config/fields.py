@@ -70,6 +70,8 @@ class Field:
         return [self._read(entry, f"each value of {self.name}") for entry in entries]
 
     def _read(self, value: Any, what: str) -> Any:
+        if type(value).__module__ == "torch":  # a device or data type
+            value = str(value).removeprefix("torch.")
         try:
             return self._converted(value)
         except (KeyError, OverflowError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import platform
 import sys
@@ -21,7 +22,8 @@ from hfgen.config.commands import EvaluateConfig
 from hfgen.data.decoding import border_brightness, is_inverse
 from hfgen.data.images import ImageData, load_images
 from hfgen.data.sources import placed_folder, placed_source, public_name
-from hfgen.evaluation.generated import GeneratedImages, generate, labels_like, load_generated
+from hfgen.evaluation.generated import GeneratedImages, generate, labels_like, load_generated, origin_of
+from hfgen.evaluation.processes import is_shared, together
 from hfgen.evaluation.real import (
     check_size,
     data_source_of,
@@ -49,13 +51,13 @@ from hfgen.figures.grids import save_arrays
 from hfgen.judges.judge import WEIGHTS, Judge, judges_numbers, load_judge
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
 from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
-from hfgen.pipelines.loading import load
+from hfgen.pipelines.loading import load, move
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.runs.folder import run_fields
 from hfgen.sampling.sample import check_sampling, default_sampler, image_shape_of, is_conditional
 from hfgen.tasks.classifier import ClassifierTask, load_test_images
 from hfgen.training.run import train as run_training
-from hfgen.utils.devices import default_device
+from hfgen.utils.devices import find_placement
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers
 from hfgen.utils.seeds import derive_seed
@@ -67,7 +69,7 @@ SHOWN_NEIGHBOURS = 16
 
 
 def evaluate(config: EvaluateConfig) -> Path:
-    """Evaluate a model's images, given images or a classifier, and write the report.
+    """Evaluate a model's images, given images or a classifier, and write the report; sample with all processes.
 
     Returns:
         The path of `evaluation.json`; `evaluation.md` and its figures are in the same folder.
@@ -75,7 +77,17 @@ def evaluate(config: EvaluateConfig) -> Path:
     Raises:
         UserError: before sampling, if the model, data, judges or number of images do not fit.
     """
+    return together(functools.partial(_evaluate, config))
+
+
+def _evaluate(config: EvaluateConfig) -> Path:
     source = Path(config.run_or_repo or "").expanduser()
+    find_placement(config.device, config.dtype)
+    if is_shared() and config.classification_accuracy_score:
+        raise UserError(
+            "the classification accuracy score trains in one process; evaluate without it first, then with it in one "
+            "process, which reuses the images"
+        )
     if config.run_or_repo and (source / "config.json").is_file() and (source / WEIGHTS).is_file():
         return _evaluate_classifier(config, source)
     loaded = None
@@ -146,16 +158,16 @@ def _generate_images(
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
     check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)
-    pipeline.to(default_device())
-    sampler["seed"] = config.seed
-    folder = output / PICTURES
+    origin = origin_of(pipeline, name_of(config.run_or_repo))  # before its weights are rounded to another dtype
+    move(pipeline, config.device, config.dtype)
     return generate(
         pipeline,
-        name_of(config.run_or_repo),
-        sampler,
+        functools.partial(load, config.run_or_repo, **config.loading_options()),
+        origin,
+        sampler | {"seed": config.seed},
         num_images,
         config.batch_size,
-        folder,
+        output / PICTURES,
         class_labels,
         reference.judge.label_names,
     )
@@ -303,7 +315,9 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
         raise UserError(f"{source} is a folder, and revision ({config.revision}) needs a Hub id")
     if config.judge or config.num_images or config.classification_accuracy_score or config.inception:
         raise UserError(f"{config.run_or_repo} is a classifier; only its accuracy on all test images is measured")
-    judge = load_judge(str(source))
+    if config.dtype != "float32":
+        raise UserError(f"{config.run_or_repo} is a classifier, which computes in float32; omit dtype")
+    judge = load_judge(str(source), config.device)
     run = ClassifierConfig(**(run_fields(source) | {"cache_dir": config.cache_dir}))
     if config.validation_fraction is not None or config.test_fraction is not None:
         raise UserError("a classifier is tested on the images held out in its training; omit the fractions")
@@ -327,6 +341,7 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
             "reference_images": len(test),
             "reference_sha256": test.fingerprint,
             "seed": run.seed,
+            "device": str(judge.model.device),
             "versions": versions(),
         },
         "label_names": judge.label_names,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from hfgen.data.images import ImageData
+from hfgen.evaluation.processes import SamplingJob
 from hfgen.judges.judge import judges_numbers
-from hfgen.sampling.sample import image_shape_of, network_of, sample
+from hfgen.sampling.sample import image_shape_of, network_of
 from hfgen.utils.errors import UserError
-from hfgen.utils.files import complete_or_absent, remove_leftovers, say_damaged
+from hfgen.utils.files import remove_leftovers, say_damaged
 from hfgen.utils.seeds import derive_seed
 
 
@@ -75,9 +75,16 @@ def labels_like(data: ImageData, seed: int) -> list[str]:
     return [data.label_names[number] for number in labels]
 
 
+def origin_of(pipeline: DiffusionPipeline, name: str) -> dict[str, str]:
+    """Return a model's name in reports, its class and the SHA-256 of the network that makes the images."""
+    sha256 = sha256_of(network_of(pipeline))
+    return {"model": name, "pipeline": type(pipeline).__name__, "weights_sha256": sha256}
+
+
 def generate(
     pipeline: DiffusionPipeline,
-    model: str,
+    load: Callable[[], DiffusionPipeline],
+    origin: dict[str, str],
     sampler: dict[str, Any],
     num_images: int,
     batch_size: int,
@@ -85,77 +92,103 @@ def generate(
     class_labels: list[str],
     label_names: list[str],
 ) -> GeneratedImages:
-    """Sample images, reusing those of an interrupted or smaller earlier call.
+    """Sample images with all processes, reusing those of an interrupted or smaller earlier call.
 
     Args:
         pipeline: The pipeline.
-        model: Its name in reports.
+        load: Loads it again, for the other processes; must be picklable.
+        origin: Its name in reports (`model`) and other facts for the report.
         sampler: Options of `hfgen.sampling.sample.sample`: `scheduler`, `num_inference_steps`, `seed`, the guidance.
         num_images: Number of images.
         batch_size: Images sampled and saved per batch.
         folder: Where they are saved, in a subfolder named by a hash of model, sampler and classes.
         class_labels: Class labels for `sample`; empty for an unconditional model.
         label_names: Class names in the order of the judges' indices.
+
+    Raises:
+        UserError: if the processes do not write to the same disk.
     """
     started = time.monotonic()
     labels = None
     if class_labels:
         names = [class_labels[i % len(class_labels)] for i in range(num_images)]
         asked = sorted(set(class_labels))
-        numbers = dict(zip(asked, judges_numbers(asked, model, label_names).tolist(), strict=True))
+        numbers = dict(zip(asked, judges_numbers(asked, origin["model"], label_names).tolist(), strict=True))
         labels = torch.tensor([numbers[name] for name in names])
-    sha256 = sha256_of(network_of(pipeline))
-    parts = [part for name, part in pipeline.components.items() if name != "discriminator"]  # not used in sampling
-    others = [sha256_of(part) for part in parts if isinstance(part, torch.nn.Module)]
-    configs = [{name: value for name, value in part.config.items() if not name.startswith("_")} for part in parts]
-    key = hashlib.sha256(json.dumps([sampler, class_labels, *others, *configs]).encode()).hexdigest()[:12]
-    place = folder / f"images-{key}"
+    place = folder / f"images-{_key(pipeline, sampler, class_labels)}"
     place.mkdir(parents=True, exist_ok=True)
     remove_leftovers(place)
-    images, count = torch.empty(num_images, *image_shape_of(pipeline), dtype=torch.uint8), 0
-    for part in _read_parts(place):
-        images[count : count + len(part)] = part[: max(0, num_images - count)]
-        count += len(part)
-    batches = sample(
-        pipeline,
-        num_images=max(0, num_images - count),
-        batch_size=batch_size,
-        first_image=count,
-        class_labels=class_labels,
-        **sampler,
-    )
-    with tqdm(total=num_images, initial=min(count, num_images), desc="sampling", unit="image", disable=None) as bar:
-        for part in batches:
-            with complete_or_absent(place / f"{count:06d}.npy") as temporary, open(temporary, "wb") as file:
-                np.save(file, part.numpy())
-            images[count : count + len(part)] = part
-            count += len(part)
-            bar.update(len(part))
+    if batches := missing_batches(_saved(place), num_images, batch_size):
+        options = sampler | {"class_labels": class_labels}
+        SamplingJob(load, options, batches, place.absolute(), num_images).run(pipeline)
     protocol = {
-        "model": model,
-        "pipeline": type(pipeline).__name__,
-        "weights_sha256": sha256,
+        **origin,
         **sampler,
         "class_labels": "in the proportions of the training images" if class_labels else None,
+        "dtype": str(network_of(pipeline).dtype).removeprefix("torch."),
         "quantisation": "rounded to 8 bits",
     }
-    return GeneratedImages(images, labels, protocol, time.monotonic() - started)
+    images = torch.empty(num_images, *image_shape_of(pipeline), dtype=torch.uint8)
+    return GeneratedImages(_read(place, images), labels, protocol, time.monotonic() - started)
+
+
+def missing_batches(saved: Mapping[int, Sequence[Any]], num_images: int, batch_size: int) -> list[range]:
+    """Return the numbers of the images to sample, in batches that fill the gaps between saved ones.
+
+    Args:
+        saved: The saved batches, not empty, by their first numbers.
+        num_images: Number of all images.
+        batch_size: Images per batch, at most.
+    """
+    batches, first = [], 0
+    while first < num_images:
+        if first in saved:
+            first += len(saved[first])
+            continue
+        end = min([first + batch_size, num_images, *(number for number in saved if number > first)])
+        batches.append(range(first, end))
+        first = end
+    return batches
+
+
+def _key(pipeline: DiffusionPipeline, sampler: dict[str, Any], class_labels: list[str]) -> str:
+    """Return a hash of all that images depend on: sampler, classes, weights, settings, and hardware but for a CPU."""
+    parts = [part for name, part in pipeline.components.items() if name != "discriminator"]  # not used in sampling
+    weights = [sha256_of(part) for part in parts if isinstance(part, torch.nn.Module)]
+    configs = [{name: value for name, value in part.config.items() if not name.startswith("_")} for part in parts]
+    hardware = [] if pipeline.device.type == "cpu" else [pipeline.device.type]
+    return hashlib.sha256(json.dumps([sampler, class_labels, *weights, *configs, *hardware]).encode()).hexdigest()[:12]
+
+
+def _saved(folder: Path) -> dict[int, np.ndarray]:
+    """Map the saved batches of images into memory, by the number of the first image, which names the file."""
+    batches = {}
+    for path in sorted(folder.glob("*.npy")):
+        try:
+            images = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError):
+            say_damaged(path)
+            continue
+        if path.stem.isdigit() and len(images):
+            batches[int(path.stem)] = images
+    return batches
+
+
+def _read(folder: Path, images: Tensor) -> Tensor:
+    """Fill uint8 images (N, C, H, W) with the saved ones."""
+    saved, first = _saved(folder), 0
+    while first < len(images):
+        if first not in saved:
+            raise UserError(
+                f"image {first} is not in {folder}; processes on several machines need a shared disk for it"
+            )
+        part = saved[first][: len(images) - first]
+        images[first : first + len(part)] = torch.from_numpy(np.array(part))
+        first += len(part)
+    return images
 
 
 def sha256_of(module: torch.nn.Module) -> str:
     """Return the SHA-256 of a network's weights, serialised as safetensors."""
     weights = save({name: value.cpu().contiguous() for name, value in module.state_dict().items()})
     return hashlib.sha256(weights).hexdigest()
-
-
-def _read_parts(folder: Path) -> Iterator[Tensor]:
-    """Read the saved images up to the first gap; each file is named by the index of its first image."""
-    count = 0
-    while (path := folder / f"{count:06d}.npy").exists():
-        try:
-            images = torch.from_numpy(np.load(path))
-        except (ValueError, EOFError):
-            say_damaged(path)
-            return
-        yield images
-        count += len(images)

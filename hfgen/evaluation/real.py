@@ -44,7 +44,7 @@ def load_references(
     dataset = options.dataset_name or data_source_of(run)
     if dataset is None:
         raise UserError(f"{owner} does not record its training data; set --dataset_name")
-    judges = [load_judge(name) for name in options.judge or shipped_judges_of(dataset)]
+    judges = [load_judge(name, options.device) for name in options.judge or shipped_judges_of(dataset)]
     test, train = (
         load_real(options, run, dataset, split) for split in (options.reference_split, train_split_of(options, run))
     )
@@ -102,9 +102,9 @@ def judges_of(options: TestingOptions, dataset: str, test: ImageData) -> list[Ju
         UserError: if one that was named does not fit.
     """
     if not options.judge:
-        shipped = (load_judge(name) for name in shipped_judges_of(dataset))
+        shipped = (load_judge(name, options.device) for name in shipped_judges_of(dataset))
         return [judge for judge in shipped if judge.image_shape == tuple(test.images.shape[1:])]
-    judges = [load_judge(name) for name in options.judge]
+    judges = [load_judge(name, options.device) for name in options.judge]
     for judge in judges:
         check_size(judge.image_shape, f"the judge {judge.name}", test)
     return judges

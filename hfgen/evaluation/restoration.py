@@ -30,10 +30,10 @@ from hfgen.evaluation.statistics import accuracy_of
 from hfgen.figures.grids import comparison_grid, save_picture
 from hfgen.judges.judge import Judge, judges_numbers
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
+from hfgen.pipelines.loading import move
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.runs.folder import run_fields
 from hfgen.sampling.sample import to_uint8
-from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed, seed_torch
 
@@ -106,7 +106,9 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     test = load_real(config, run, dataset, config.reference_split)
     overrides = {name: value for name in ("resolution", "channels", "cache_dir") if (value := getattr(config, name))}
     judges = judges_of(config, dataset, test)
-    pipeline.to(default_device())
+    networks = [part for part in (pipeline.generator, pipeline.inverse_generator) if part is not None]
+    sha256 = [sha256_of(network) for network in networks]  # before the weights are rounded to another dtype
+    move(pipeline, config.device, config.dtype)
     images = test.images[: _count(config, test)]
     protocol: dict[str, Any] = {}
     if pipeline.inverse_generator is None:
@@ -120,12 +122,11 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
         protocol["target_sha256"] = domain_b.data.fingerprint
         protocol["target_degradation"] = [str(degradation) for degradation in domain_b.degradations]
         comparisons = _without_pairs(pipeline, config, domain_b, test, images)
-    networks = [part for part in (pipeline.generator, pipeline.inverse_generator) if part is not None]
     record: dict[str, Any] = {
         "protocol": {
             "model": name_of(config.run_or_repo),
             "pipeline": type(pipeline).__name__,
-            "weights_sha256": [sha256_of(network) for network in networks],
+            "weights_sha256": sha256,
             "dataset": public_name(test.source),
             "reference_split": config.reference_split,
             "reference_images": len(images),
@@ -133,6 +134,8 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
             **protocol,
             "seed": config.seed,
             "judges": {judge.name: judge.sha256 for judge in judges if test.labels is not None},
+            "device": str(pipeline.device),
+            "dtype": config.dtype,
             "versions": versions(),
         },
         "judge_accuracy": {},

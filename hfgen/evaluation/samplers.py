@@ -1,5 +1,6 @@
 """`hfgen compare-samplers`: image quality and cost by scheduler, steps and guidance."""
 
+import functools
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from hfgen.config.commands import CompareSamplersConfig
 from hfgen.data.sources import public_name
 from hfgen.evaluation.generated import generate, labels_like
+from hfgen.evaluation.processes import together
 from hfgen.evaluation.real import check_size, default_output, load_references, name_of
 from hfgen.evaluation.report import render_report, sampler_text, save_record
 from hfgen.evaluation.statistics import RealStatistics, jackknife
@@ -30,7 +32,6 @@ from hfgen.sampling.sample import (
     require_diffusion,
     sample,
 )
-from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers
 
@@ -43,7 +44,7 @@ TIMINGS = 3  # per setting, interleaved with the others
 
 
 def compare_samplers(config: CompareSamplersConfig) -> Path:
-    """Sample each model with each setting, evaluate the images, and write the report.
+    """Sample each model with each setting, with all processes, evaluate the images, and write the report.
 
     Returns:
         The path of `comparison.json`; `comparison.md` and its figures are in the same folder.
@@ -51,6 +52,10 @@ def compare_samplers(config: CompareSamplersConfig) -> Path:
     Raises:
         UserError: before sampling, if a model, a setting, the data or the judges do not fit.
     """
+    return together(functools.partial(_compare, config))
+
+
+def _compare(config: CompareSamplersConfig) -> Path:
     names = [name_of(run) for run in config.runs]
     if len(set(names)) < len(names):
         raise UserError(f"runs must differ in the names of their folders: {', '.join(names)}")
@@ -81,18 +86,18 @@ class _Model:
     """A model to sample, the configuration of its run, and its class labels if it is class-conditional."""
 
     name: str
+    source: str
     pipeline: DiffusionPipeline
     fields: dict[str, Any]
     labels: list[str] = field(default_factory=list)
 
 
 def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
-    pipeline = load(run, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    pipeline = load(run, **config.loading_options())
     require_diffusion(pipeline)
     if (config.guidance_scale or config.guidance_interval) and not is_conditional(pipeline):
         raise UserError(f"{run} is unconditional, so guidance does not apply")
-    pipeline.to(default_device())
-    return _Model(name_of(run), pipeline, run_fields(Path(run).expanduser()))
+    return _Model(name_of(run), run, pipeline, run_fields(Path(run).expanduser()))
 
 
 def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, Any]]:
@@ -114,7 +119,8 @@ def _try_setting(
 ) -> tuple[dict[str, Any], torch.Tensor]:
     generated = generate(
         model.pipeline,
-        model.name,
+        functools.partial(load, model.source, **config.loading_options()),
+        {"model": model.name},
         sampler | {"seed": config.seed},
         config.num_images,
         config.batch_size,
@@ -209,6 +215,7 @@ def _save(
             "judge": reference.judge.name,
             "judge_sha256": reference.judge.sha256,
             "device": str(reference.judge.model.device),
+            "dtype": config.dtype,
             "threads": torch.get_num_threads(),
         },
         "judge_accuracy": {reference.judge.name: reference.accuracy} if reference.accuracy else {},

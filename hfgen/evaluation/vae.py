@@ -48,7 +48,6 @@ from hfgen.runs.folder import ANALYSIS_PICTURES as PICTURES
 from hfgen.runs.folder import run_fields
 from hfgen.sampling.latents import STRIP_NAMES, STRIP_STEPS, STRIPS, first_class, plane_picture
 from hfgen.sampling.sample import image_shape_of
-from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
@@ -89,7 +88,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     Raises:
         UserError: before any work, if the model is not a VAE, or the data or judges do not fit.
     """
-    pipeline = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    pipeline = load(config.run_or_repo, **config.loading_options())
     if not isinstance(pipeline, VAEPipeline):
         raise UserError(f"{config.run_or_repo} is a {type(pipeline).__name__}; only a VAEPipeline can be analysed")
     run = run_fields(Path(config.run_or_repo).expanduser())
@@ -107,7 +106,6 @@ def analyze(config: AnalyzeConfig) -> Path:
     method = config.binarization or pipeline.config.binarization
     if method != "none" and pipeline.vae.config.pixel_distribution != "bernoulli":
         raise UserError(f"{config.run_or_repo} does not model binary pixels; omit binarization")
-    pipeline.to(default_device())
     encoded = _encode(pipeline, test, Binarizer(method, test), config)
     output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
     (output / PICTURES).mkdir(parents=True, exist_ok=True)
@@ -126,6 +124,8 @@ def analyze(config: AnalyzeConfig) -> Path:
             "seed": config.seed,
             "num_importance_samples": config.num_importance_samples,
             "num_bound_images": min(config.num_bound_images, len(test)),
+            "device": str(pipeline.device),
+            "dtype": config.dtype,
         },
         "similarity": image_similarity(encoded.reconstructions, encoded.images),
         "pixel_accuracy": _pixel_accuracy(encoded),

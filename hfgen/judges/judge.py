@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, RegNetForImageClassification, ResNetFo
 from transformers.utils import logging as transformers_logging
 
 from hfgen.data.sources import SHORT_NAMES
-from hfgen.utils.devices import default_device
+from hfgen.utils.devices import find_placement
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import check_numbers, read_json, shown
 
@@ -80,11 +80,11 @@ class Judge:
         return torch.cat(features), torch.cat(logits)
 
 
-def load_judge(name_or_folder: str) -> Judge:
-    """Load a shipped judge by name, or a trained classifier by its run folder.
+def load_judge(name_or_folder: str, device: str = "auto") -> Judge:
+    """Load a shipped judge by name, or a trained classifier by its run folder, onto a device, in float32.
 
     Raises:
-        UserError: if there is none, or the weights of a shipped one differ from those evaluated.
+        UserError: if there is no such judge or device, or the weights of a shipped one differ from those evaluated.
     """
     shipped = name_or_folder in shipped_judges()
     folder = JUDGES / name_or_folder if shipped else Path(name_or_folder).expanduser()
@@ -101,7 +101,8 @@ def load_judge(name_or_folder: str) -> Judge:
     size = read_json(folder / PROCESSOR).get("size")
     if not isinstance(size, dict) or not all(isinstance(size.get(side), int) for side in ("height", "width")):
         raise UserError(f"{folder / PROCESSOR}: size must have height and width, not {shown(size)}")
-    model = model.eval().to(default_device(), memory_format=torch.channels_last)
+    place, _ = find_placement(device, torch.float32)
+    model = model.eval().to(place, memory_format=torch.channels_last)
     return Judge(folder.resolve().name, model, (size["height"], size["width"]), sha256)
 
 

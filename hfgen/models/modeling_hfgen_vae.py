@@ -250,7 +250,7 @@ class VAEModel(ModelMixin, ConfigMixin):
             images: x.
             class_labels: Classes of the images, int64 (B,), for a class-conditional model.
         """
-        features = self.down(images / 2 + 0.5).flatten(1)
+        features = self.down((images / 2 + 0.5).to(self.dtype)).flatten(1)
         mean, log_variance = self.to_latents(self._with_classes(features, class_labels)).float().chunk(2, dim=1)
         return Normal(mean, (0.5 * log_variance.clamp(-30, 20)).exp(), validate_args=False)
 
@@ -353,6 +353,7 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
             uniform: Uniform random numbers in [0, 1], (B,).
             return_dict: Return a `GaussianMixtureOutput` instead of a tuple.
         """
-        chosen = torch.searchsorted(self.weights.cumsum(0), uniform).clamp(max=len(self.weights) - 1)
-        sample = self.means[chosen] + (self.scale_trils[chosen] @ noise[..., None])[..., 0]
+        # In float32 whatever the weights' type: a cumulative sum in half precision would skip components.
+        chosen = torch.searchsorted(self.weights.float().cumsum(0), uniform.float()).clamp(max=len(self.weights) - 1)
+        sample = self.means[chosen].float() + (self.scale_trils[chosen].float() @ noise.float()[..., None])[..., 0]
         return GaussianMixtureOutput(sample) if return_dict else (sample,)

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 
 from hfgen.pipelines.saving import own_class
 from hfgen.runs.checkpoints import newest_complete
+from hfgen.utils.devices import find_placement
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import INDEX, check_numbers, components_of, read_index, read_json
 
@@ -30,7 +31,14 @@ LIBRARIES = {"diffusers", "transformers"}  # components of their classes need no
 CONFIGS = ("config.json", "scheduler_config.json")
 
 
-def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bool = False) -> DiffusionPipeline:
+def load(
+    run_or_repo: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+) -> DiffusionPipeline:
     """Load a pipeline from safetensors, without running code that comes with it.
 
     A pipeline class of hfgen is saved with a copy of its file, for diffusers. The installed file is used here, not
@@ -42,10 +50,14 @@ def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bo
         revision: Branch, tag or commit of a Hub id.
         trust_remote_code: Run other Python files that come with the model. Without it, such a model is refused and
             its files are listed.
+        device: A device of torch, or `auto` (see `hfgen.utils.devices.find_placement`).
+        dtype: Data type of the weights.
 
     Raises:
-        UserError: if there is no pipeline, or loading it requires pickles or remote code that is not trusted.
+        UserError: if there is no pipeline or no such device, or loading it requires pickles or remote code that is not
+            trusted.
     """
+    find_placement(device, dtype)
     source = _source(run_or_repo, revision)
     disable_progress_bar()  # pointless for two components
     try:
@@ -62,7 +74,19 @@ def load(run_or_repo: str, *, revision: str | None = None, trust_remote_code: bo
         tensors = part.state_dict() if isinstance(part, torch.nn.Module) else {}
         if missing := [tensor for tensor, value in tensors.items() if value.is_meta]:
             raise UserError(f"cannot load a pipeline from {run_or_repo}: the weights of {name} lack {missing[0]}")
-    return loaded
+    return move(loaded, device, dtype)
+
+
+def move(pipeline: DiffusionPipeline, device: str | torch.device, dtype: str | torch.dtype) -> DiffusionPipeline:
+    """Move a pipeline to a device and a data type (see `find_placement`), and return it.
+
+    `DiffusionPipeline.to` would warn of half precision on a CPU, and that it cannot keep modules in float32.
+    """
+    place = find_placement(device, dtype)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            torch.nn.Module.to(part, *place)
+    return pipeline
 
 
 def require_folder(name: str | Path) -> None:

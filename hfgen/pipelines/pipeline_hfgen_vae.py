@@ -245,12 +245,12 @@ class VAEPipeline(DiffusionPipeline):
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, not {batch_size}")
         device = self._execution_device
-        noise = randn_tensor((batch_size, self.vae.config.latent_dim), generator, device, self.vae.dtype)
+        noise = randn_tensor((batch_size, self.vae.config.latent_dim), generator, device, torch.float32)
         match prior or self.config.prior:
             case "normal":
                 return noise
             case "mixture":
-                uniform = torch.special.ndtr(randn_tensor((batch_size, 1), generator, device, self.vae.dtype))[:, 0]
+                uniform = torch.special.ndtr(randn_tensor((batch_size, 1), generator, device, torch.float32))[:, 0]
                 return self.mixture(noise, uniform).sample
             case _:
                 raise ValueError(f"prior must be normal or mixture, not {prior}")

@@ -12,13 +12,13 @@ from jinja2 import UndefinedError
 from hfgen.evaluation.report import MEASURES, render_report
 from hfgen.families import Model, own_sampler
 from hfgen.publishing.facts import read_run
-from hfgen.publishing.snippets import in_code, tags_of
+from hfgen.publishing.snippets import in_code, reproduction, tags_of
 from hfgen.runs.checkpoints import list_steps
 from hfgen.runs.folder import ANIMATION, CARD, CLASSES, CURVES, FIGURES, REPORTS, TIMELAPSE
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.markdown import TEMPLATES, render
-from hfgen.utils.untrusted import check_content, own_file
+from hfgen.utils.markdown import TEMPLATES, authors_sections, linked_pictures, render, with_sections
+from hfgen.utils.untrusted import check_content, one_line, own_file
 
 WALL = "# Models\n\nMade by `hfgen card`: "  # the beginning of templates/wall.md
 SAMPLES_PICTURE = "samples.png"
@@ -35,11 +35,14 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
         repo_id: Hub id for the usage example; by default that of the run's configuration, or a placeholder.
         spdx_license: Licence of the weights as a lower-case SPDX identifier, such as `apache-2.0`.
 
+    Sections (`##`) that others added to an earlier card in one of these folders stay, at the end.
+
     Returns:
         The path of the model card.
 
     Raises:
-        UserError: if the folder holds no finished run, or a file whose content does not fit its name.
+        UserError: if the folder holds no finished run, a file whose content does not fit its name, or a `README.md`
+            that hfgen did not write.
     """
     facts = read_run(run)
     elsewhere = folder.resolve() != run.resolve()
@@ -53,16 +56,29 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
         copy_whole(run / name, folder / target)
     pictures = {path.name for path in (folder / FIGURES).iterdir()} if (folder / FIGURES).exists() else set()
     model = repo_id or _id_of(run, facts["hub_model_id"])
+    pages = [own_file(place, CARD) for place in dict.fromkeys((run, folder)) if (place / CARD).exists()]
+    if not elsewhere and pages and not _is_page(pages[0]):
+        raise UserError(f"{pages[0]} was not written by hfgen and will not be overwritten; rename it first")
     try:
-        metadata, page = _metadata(facts, model, spdx_license), _page(facts, model, pictures)
+        metadata, page = _metadata(facts, model, spdx_license), _page(facts, model, pictures, spdx_license)
         card = ModelCard.from_template(metadata, str(TEMPLATES / "model_card.md"), page=page)
     except (KeyError, TypeError, UndefinedError) as error:  # of a record with missing or malformed entries
         raise UserError(
             f"the records of {run} do not have the format of this hfgen version ({type(error).__name__}: {error}); "
             "train, evaluate or analyse it again"
         ) from error
+    sections: dict[str, str] = {}
+    for page in pages:
+        check_content(page)
+        sections = authors_sections(page.read_text(encoding="utf-8"), str(card)) | sections
+    for name in linked_pictures("".join(sections.values())) if elsewhere else ():
+        if own_file(run, name).is_file():
+            check_content(run / name)
+            copy_whole(run / name, folder / name)
     with complete_or_absent(folder / CARD) as temporary:
-        card.save(temporary)
+        temporary.write_text(with_sections(str(card), sections), encoding="utf-8")
+    if sections:
+        print(f"Sections that hfgen did not write stay in the model card: {', '.join(map(one_line, sections))}")
     return folder / CARD
 
 
@@ -154,7 +170,7 @@ def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCard
         pipeline_tag=kind.task,
         tags=["hfgen", *tags_of(facts)],
         license=spdx_license,
-        datasets=[facts["data"]] if "/" in facts["data"] else None,
+        datasets=[data["name"] for data in facts["data_licenses"] if "/" in data["name"]] or None,
         eval_results=_results(kind, evaluation) if evaluation else None,
     )
 
@@ -203,14 +219,16 @@ def _results(kind: Model, evaluation: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _page(facts: dict[str, Any], model: str, pictures: set[str]) -> str:
+def _page(facts: dict[str, Any], model: str, pictures: set[str], spdx_license: str) -> str:
     training = facts["training"]
     return render_report(
         facts["kind"].card,
         **facts,
         **in_code(facts),
+        again=reproduction(facts),
         model=model,
         pictures=pictures,
+        license=spdx_license,
         sampler=own_sampler(facts["class_name"], facts["config"]),
         cores=training["threads"] * training["num_processes"],
         energy=_energy(training),

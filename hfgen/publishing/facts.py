@@ -12,6 +12,7 @@ from hfgen.evaluation.results import read_record
 from hfgen.families import model_of
 from hfgen.judges.judge import UPSCALE
 from hfgen.pipelines.loading import INDEX, require_folder
+from hfgen.publishing.licenses import data_license
 from hfgen.runs.folder import ANALYSIS, EVALUATION, RUN_FILE
 from hfgen.runs.record import read_training
 from hfgen.utils.errors import UserError
@@ -19,6 +20,10 @@ from hfgen.utils.privacy import public_text, public_value
 from hfgen.utils.untrusted import check_content, is_word, one_line, own_file, read_index, read_json, shown
 
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # batch-norm buffers, not parameters
+TRAINED_ON = (  # fields that name training data, the main one first
+    "train_data_dir", "dataset_name", "input_data_dir", "target_dataset_name", "target_data_dir",
+)  # fmt: skip
+LOCAL = "local images"
 USED_IN_CODE = {  # fields in the code of a model card, and their validators
     "guidance_scale": lambda value: isinstance(value, int | float),
     "num_inference_steps": lambda value: isinstance(value, int),
@@ -69,14 +74,15 @@ def read_run(run: Path) -> dict[str, Any]:
         name: read_record(own_file(run, file)) if own_file(run, file).is_file() else None
         for name, file in (("evaluation", EVALUATION), ("analysis", ANALYSIS))
     }
-    folder = config.get("train_data_dir")
+    names = [public_text(public_name(config[name])) or LOCAL for name in TRAINED_ON if config.get(name)]
     network = _network(run, class_name)
     return {
         "class_name": class_name,
         "hub_model_id": config.get("hub_model_id"),
         "kind": model_of(class_name),
         "config": {name: public_value(value) for name, value in fields.items()},
-        "data": public_text(folder or public_name(config["dataset_name"])) or "local images",
+        "data": names[0],
+        "data_licenses": [data_license(name) for name in dict.fromkeys(names)],
         "training": training,
         **reports,
         **network,
@@ -123,6 +129,7 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
         "parameters": parameters,
         "size": f"{colours} {height}×{width}-pixel",
         "channels": channels,
+        "shape": [channels, height, width],
         "labels": labels,
     }
 

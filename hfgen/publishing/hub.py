@@ -1,7 +1,6 @@
 """Publish on the Hub: export a run and push it."""
 
 import contextlib
-import difflib
 import functools
 import json
 import shlex
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_token, validate_repo_id
 
@@ -21,28 +20,14 @@ from hfgen.config import TrainingConfig
 from hfgen.pipelines.loading import INDEX
 from hfgen.publishing.card import copy_whole, write_card
 from hfgen.publishing.facts import require_run
+from hfgen.publishing.licenses import check_license
 from hfgen.runs.folder import CARD, FIGURES, REPORTS
 from hfgen.training.publisher import Publisher
 from hfgen.utils.errors import PublishingError, UserError, first_line
+from hfgen.utils.markdown import NO_CARD, authors_page, authors_sections, linked_pictures, with_sections
 from hfgen.utils.untrusted import check_content, components_of, own_file, read_index
 
 T = TypeVar("T")
-
-# Identifiers of the Hub: https://huggingface.co/docs/hub/repositories-licenses
-LICENSES = [
-    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
-    "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause",
-    "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
-    "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0",
-    "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0",
-    "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "creativeml-openrail-m",
-    "deepfloyd-if-license", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2",
-    "fair-noncommercial-research-license", "gemma", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "grok2-community",
-    "h-research", "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "llama2", "llama3",
-    "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by",
-    "ofl-1.1", "open-mdw", "openmdw-1.0", "openrail", "openrail++", "osl-3.0", "other", "pddl", "postgresql",
-    "unknown", "unlicense", "wtfpl", "zlib",
-]  # fmt: skip
 
 CLASSIFIER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 TRIES = 3  # per upload, besides the client's own retries
@@ -62,19 +47,6 @@ def check_address(repo_id: str, spdx_license: str) -> None:
     except HFValidationError as error:
         raise UserError(f"{repo_id} cannot be published: {' '.join(str(error).split())}") from error
     check_license(spdx_license)
-
-
-def check_license(spdx_license: str) -> None:
-    """Validate a licence offline.
-
-    Raises:
-        UserError: naming the invalid one and similar valid ones.
-    """
-    if spdx_license not in LICENSES:
-        near = difflib.get_close_matches(spdx_license, LICENSES, n=3) or ["apache-2.0", "mit", "cc-by-4.0", "other"]
-        raise UserError(
-            f'"license" must be one of the Hub identifiers, such as {", ".join(near)}, not {spdx_license!r}'
-        )
 
 
 def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
@@ -329,19 +301,34 @@ def publisher_of(config: TrainingConfig) -> Publisher:
 
 def _commit(folder: Path, repo_id: str, message: str, revision: str | None = None, create_pr: bool = False) -> str:
     """Commit a folder, and delete stale files of an earlier push among those of a model."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    top_levels = {name.partition("/")[0] for name in files} | {CARD, FIGURES, *REPORTS}
     api = HfApi()
     with _explained(repo_id):
         before = api.model_info(repo_id, revision=revision)
         existing = [file.rfilename for file in before.siblings]
-        stale = [name for name in existing if name.partition("/")[0] in top_levels and name not in files]
+        linked = _keep_sections(folder, repo_id, before.sha) if CARD in existing else []
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        own = {name.partition("/")[0] for name in files} | {CARD, FIGURES, *REPORTS}
+        kept = {*files, *linked}
+        stale = [name for name in existing if name.partition("/")[0] in own and name not in kept]
         operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
         operations += [CommitOperationDelete(name) for name in stale]
         commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
     if commit.oid == before.sha:
         return f"nothing, since {repo_id} is up to date, {commit.commit_url}"
     return commit.pr_url or commit.commit_url
+
+
+def _keep_sections(folder: Path, repo_id: str, revision: str) -> list[str]:
+    """Add the sections of a repo's model card that hfgen did not write to the card in a folder.
+
+    Returns:
+        The pictures in these sections.
+    """
+    page = Path(hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8", errors="replace")
+    renewed = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else NO_CARD
+    if sections := authors_sections(page, renewed):
+        (folder / CARD).write_text(with_sections(renewed, sections), encoding="utf-8")
+    return linked_pictures(authors_page(page))
 
 
 def _try_again_on_failure(action: Callable[[], T], later: str, tries: int = TRIES) -> T:

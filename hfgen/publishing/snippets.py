@@ -1,9 +1,17 @@
-"""Hub tags of models, and the scheduler in a model card's code."""
+"""Hub tags of models, and the values of the code in a model card."""
 
+import inspect
 from typing import Any
 
-from hfgen.losses.diffusion import FLOW_PREDICTION
-from hfgen.sampling.schedulers import SHORT_NAMES
+import diffusers
+import numpy as np
+
+from hfgen.families import own_sampler
+from hfgen.losses.diffusion import FLOW_PREDICTION, FLOW_SCHEDULERS
+from hfgen.sampling.schedulers import FLOW_SOLVERS, SETTINGS, SHORT_NAMES
+
+AGAIN = 4  # images of the sample grid that a card's code makes again
+AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}  # in which training also draws its sample grids
 
 
 def tags_of(facts: dict[str, Any]) -> list[str]:
@@ -31,3 +39,54 @@ def in_code(facts: dict[str, Any]) -> dict[str, Any]:
     if config["scheduler"] in ("ddim", "dpmsolver"):  # other schedulers do not work in `DDPMPipeline`
         return {"scheduler_in_code": SHORT_NAMES[config["scheduler"]], "steps_in_code": steps}
     return {"scheduler_in_code": None, "steps_in_code": min(max(steps, 100), config["num_train_timesteps"])}
+
+
+def reproduction(facts: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the values of the code that makes the first images of a run's sample grid again, with diffusers alone.
+
+    Returns:
+        None for a model without seeded samples, or a scheduler whose timesteps hfgen corrects.
+    """
+    config, training, class_name = facts["config"], facts["training"], facts["class_name"]
+    sampler = own_sampler(class_name, config)
+    count = min(AGAIN, config.get("num_samples", AGAIN))
+    network = facts["kind"].network
+    again = {
+        "count": count,
+        "device": training["device_type"],
+        "network": network,
+        "autocast": AUTOCAST.get(training["mixed_precision"]) if network != "vae" else None,  # its decoder has none
+        "scheduler": None,
+    }
+    match class_name:
+        case "DDPMPipeline":
+            return _denoising(config, sampler, again)
+        case "ClassConditionalDiffusionPipeline":
+            labels = facts["labels"]
+            again["arguments"] = {"class_labels": [labels[index % len(labels)] for index in range(count)]}
+        case "VAEPipeline" | "GANPipeline":
+            again["arguments"] = {"batch_size": count}
+        case _:
+            return None
+    again["arguments"] |= {name: value for name, value in sampler.items() if value is not None and name != "scheduler"}
+    again["arguments"] = {name: repr(value) for name, value in again["arguments"].items()}
+    return again
+
+
+def _denoising(config: dict[str, Any], sampler: dict[str, Any], again: dict[str, Any]) -> dict[str, Any] | None:
+    """Add the values of a denoising loop, since `DDPMPipeline` takes few schedulers."""
+    name, steps, total = sampler["scheduler"], sampler["num_inference_steps"], config["num_train_timesteps"]
+    scheduler = SHORT_NAMES.get(name, name)
+    scheduler_class = getattr(diffusers, scheduler, None)
+    if scheduler_class is None or len(np.arange(total, 0, -total / steps)) != steps:  # rounded to one too many
+        return None
+    settings = SETTINGS.get(name, {})
+    if config.get("prediction_type") == FLOW_PREDICTION and scheduler in FLOW_SOLVERS:
+        settings = {"prediction_type": FLOW_PREDICTION, "use_flow_sigmas": True}
+    return again | {
+        "scheduler": scheduler,
+        "settings": {option: repr(value) for option, value in settings.items()},
+        "steps": steps,
+        "is_flow_scheduler": issubclass(scheduler_class, FLOW_SCHEDULERS),
+        "takes_generator": "generator" in inspect.signature(scheduler_class.step).parameters,
+    }

@@ -12,6 +12,7 @@ import yaml
 from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.runs.checkpoints import list_checkpoints, list_steps, step_of
 from hfgen.utils.files import INCOMPLETE, complete_or_absent, remove, remove_leftovers
+from hfgen.utils.markdown import authors_page
 
 EVALUATION, EVALUATION_PAGE, EVALUATION_PICTURES = "evaluation.json", "evaluation.md", "evaluation"
 ANALYSIS, ANALYSIS_PAGE, ANALYSIS_PICTURES = "analysis.json", "analysis.md", "analysis"
@@ -96,6 +97,8 @@ class RunFolder:
     def put_away(self, step: int) -> tuple[Path, list[str]]:
         """Move checkpoints and grids of later steps, and pages of an older model, to a new folder in `outdated`.
 
+        Of the model card, the sections by the run's author stay.
+
         Args:
             step: The step from which the run goes on.
 
@@ -108,13 +111,19 @@ class RunFolder:
             for grid in grids:
                 remove(grid)
             grids = []
-        outdated = [*checkpoints, *grids, *(self.path / name for name in (*REPORTS, CARD) if (self / name).exists())]
+        card = (self / CARD).read_text(encoding="utf-8", errors="replace") if (self / CARD).is_file() else ""
+        remaining = authors_page(card)
+        pages = (*REPORTS, CARD) if card != remaining else REPORTS
+        outdated = [*checkpoints, *grids, *(self.path / name for name in pages if (self / name).exists())]
         taken = [int(path.name) for path in (self / OUTDATED).glob("*") if path.name.isdigit()]
         folder = self / OUTDATED / str(max(taken, default=0) + 1)
         for path in outdated:
             place = folder / path.relative_to(self.path)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, place)
+        if remaining:
+            with complete_or_absent(self / CARD) as temporary:
+                temporary.write_text(remaining, encoding="utf-8")
         return folder, [str(path.relative_to(self.path)) for path in outdated]
 
     def _repr_html_(self) -> str:

@@ -1,10 +1,15 @@
 """Records of a run: the metrics log, and versions, hardware and timings."""
 
+import contextlib
 import json
 import math
+import os
 import platform
 import shlex
+import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +22,7 @@ from hfgen.config.training import NOT_SHOWN
 from hfgen.utils.devices import device_name, peak_memory_bytes
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.privacy import public_text
+from hfgen.utils.privacy import public_text, public_value
 from hfgen.utils.untrusted import read_json, shown
 
 RECORDED_PACKAGES = [
@@ -29,6 +34,9 @@ RECORDED_PACKAGES = [
     "safetensors",
     "huggingface-hub",
 ]
+
+
+PYTHON_CALL = "hfgen.train("
 
 
 class MetricsFile:
@@ -119,9 +127,56 @@ def losses_of(row: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")}
 
 
+_call: ContextVar[str | None] = ContextVar("call", default=None)
+
+
+@contextlib.contextmanager
+def called_as(call: str) -> Iterator[None]:
+    """Let `this_command` return a call of the Python API instead of the command line, which may be a notebook's."""
+    token = _call.set(call)
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
 def this_command() -> str:
-    """Return the command line of this process."""
-    return shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "hfgen"), *sys.argv[1:]])
+    """Return the Python call that is running, or else the command line of this process."""
+    command_line = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "hfgen"), *sys.argv[1:]])
+    return _call.get() or command_line
+
+
+def python_call(family: str, fields: Mapping[str, Any]) -> str:
+    """Write a call of `hfgen.train`, without private fields and local paths."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [plain(entry) for entry in value]
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    shown_fields = {name: value for name, value in fields.items() if name not in NOT_SHOWN - {"output_dir"}}
+    arguments = [f"{name}={public_value(plain(value))!r}" for name, value in shown_fields.items()]
+    return f"{PYTHON_CALL}{', '.join([repr(family), *arguments])})"
+
+
+def own_commit(root: Path = Path(__file__).parents[2]) -> dict[str, Any] | None:
+    """Return the commit of the checkout that hfgen runs from, and whether its code was modified.
+
+    Returns:
+        None for an installed hfgen, or without git.
+    """
+    if not (root / ".git").exists():  # so that no repository around an environment is taken for hfgen's
+        return None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        options = {"env": environment, "capture_output": True, "text": True, "check": True, "timeout": 30}
+        return subprocess.run(["git", "-C", str(root), *arguments], **options).stdout.strip()
+
+    try:
+        return {"sha": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "--", "hfgen"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def describe_run(
@@ -133,6 +188,7 @@ def describe_run(
     steps_per_epoch: int,
     seconds: float,
     problems: list[str],
+    commit: dict[str, Any] | None,
 ) -> None:
     """Write `run.json`: command, versions, hardware, time and memory of a finished training, and its problems."""
     record = {
@@ -150,6 +206,7 @@ def describe_run(
         "peak_memory_bytes": peak_memory_bytes(accelerator.device),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
+        **({"hfgen_commit": commit} if commit else {}),
         "problems": problems,
     }
     with complete_or_absent(path) as temporary:
@@ -187,11 +244,13 @@ def read_training(file: Path) -> dict[str, Any]:
 
 
 def public_command(command: str) -> str:
-    """Remove private flags and local paths from a command.
+    """Remove private flags and local paths from a command or a Python call.
 
     Raises:
         ValueError: for an unclosed quotation.
     """
+    if command.startswith(PYTHON_CALL):
+        return public_text(command)
     words: list[str] = []
     left_out = False
     for word in shlex.split(command):

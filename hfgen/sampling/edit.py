@@ -22,7 +22,6 @@ from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline
 from hfgen.sampling.sample import decodes, image_shape_of, require_diffusion, to_uint8, with_hint
-from hfgen.utils.devices import default_device
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import local_path
 from hfgen.utils.seeds import derive_seed
@@ -66,14 +65,13 @@ def translate(
     Raises:
         UserError: if the model or the output format does not support these images or options.
     """
-    loaded = load(config.run_or_repo, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    loaded = load(config.run_or_repo, **config.loading_options())
     if decodes(loaded):
         family = family_of(type(loaded).__name__).name.upper()
         raise UserError(
             f"{config.run_or_repo} is a {family}, which generates images from latents; translate needs an "
             "image-to-image or diffusion model"
         )
-    loaded.to(default_device())
     unreadable: dict[Path, str] = {}
     by_what = _by_network if isinstance(loaded, ImageTranslationPipeline) else _by_diffusion
     borders: list[float] = []

@@ -49,12 +49,14 @@ from hfgen.runs.record import (
     describe_run,
     forget_rows,
     losses_of,
+    own_commit,
     this_command,
 )
 from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.training.optimizers import Muon
 from hfgen.training.processes import SpeedWatch
 from hfgen.training.publisher import Publisher
+from hfgen.training.trackers import start_trackers, track_picture
 from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError, first_line
 from hfgen.utils.files import parts_complete_or_absent
 from hfgen.utils.seeds import derive_seed, seed_torch
@@ -102,10 +104,12 @@ class Trainer:
         self.step = 0  # completed optimizer steps
         self.seconds_before = 0.0  # of training before this process started
         self.command = this_command()  # that started the run
+        self.commit = own_commit()  # now, since the code may change while this process runs
         self.started = time.monotonic()
         self.agreed = 0, 0.0  # step and seconds of the last synchronisation
         self.seconds_per_step = 0.0  # between the last two synchronisations
         self.next_agreement = 1  # step of the next synchronisation, at the latest
+        self.tracked = 0, 0.0  # step and seconds of the last values sent to trackers
         self.batches = ImageBatches(
             self.data,
             train_batch_size=config.images_per_batch,
@@ -167,10 +171,7 @@ class Trainer:
                     f"The run continues from step {self.step}; outdated files moved to {place}: {names}"
                 )
         if self.config.report_to:
-            fields = {
-                key: value for key, value in self.config.to_dict().items() if isinstance(value, int | float | str)
-            }
-            self.accelerator.init_trackers("hfgen", config=fields)
+            start_trackers(self.accelerator, self.run.path, self._fields())
         self.accelerator.wait_for_everyone()
 
     def _fields(self) -> dict[str, Any]:
@@ -348,7 +349,10 @@ class Trainer:
         bar.set_postfix(losses | {"step": self.step, "images/s": f"{images_per_second:.0f}"}, refresh=False)
         bar.update((self.step if self.max_steps else min(round(seconds), bar.total)) - bar.n)
         if self.config.report_to:
-            self.accelerator.log(latest, step=self.step)
+            steps, elapsed = self.step - self.tracked[0], seconds - self.tracked[1]
+            speed = {"images_per_second": steps * self.batches.images_per_step / max(elapsed, 1e-3)}
+            self.accelerator.log(latest | speed, step=self.step)
+            self.tracked = self.step, seconds
 
     @contextlib.contextmanager
     def _published_weights(self) -> Iterator[None]:
@@ -372,6 +376,7 @@ class Trainer:
             with self._published_weights():
                 picture = self.task.preview(self.config.num_samples, PREVIEW_SEED)
             save_picture(picture, self._preview_file())
+            track_picture(self.accelerator, "samples", picture, self.step)
 
     def _preview_file(self) -> Path:
         return self.run.samples / f"step-{self.step:06d}.png"
@@ -414,6 +419,7 @@ class Trainer:
                 self.batches.steps_per_epoch,
                 seconds,
                 self.problems,
+                self.commit,
             )
             self._save_figures()
             # The run folder itself is the model folder.
@@ -484,6 +490,7 @@ class Trainer:
             raise UserError(f"{unusable(checkpoint)} ({STATE_FILE}: {first_line(error)})") from error
         self.step, self.seconds_before = position["step"], position["seconds"]
         self.agreed, self.next_agreement = (self.step, self.seconds_before), self.step + 1
+        self.tracked = self.agreed
         self.command = position["command"]
         for ema_model in self.ema_models.values():
             ema_model.to(self.accelerator.device)

@@ -8,10 +8,14 @@ import psutil
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from hfgen.utils.errors import UserError, first_line
+
 try:
     import resource
 except ModuleNotFoundError:  # Windows
     resource = None
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def default_device() -> torch.device:
@@ -24,6 +28,49 @@ def training_device() -> torch.device:
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.device("cpu")
     return torch.device(os.environ.get("ACCELERATE_TORCH_DEVICE") or default_device())
+
+
+def find_placement(device: str | torch.device, dtype: str | torch.dtype) -> tuple[torch.device, torch.dtype]:
+    """Find a device and a data type for a model.
+
+    Args:
+        device: A device of torch, such as `cuda`, `cuda:1`, `mps` or `cpu`, or `auto`, this machine's accelerator or
+            else the CPU. Of several processes on a machine, each takes an accelerator of its own unless one is named.
+        dtype: `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        UserError: if there is no such device here, or it cannot compute in this data type.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UserError(f"dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {name}")
+    place, kind = _find_device(str(device)), getattr(torch, name)
+    if kind != torch.float32:
+        try:
+            x = torch.ones(1, 1, 3, 3, dtype=kind, device=place)
+            torch.nn.functional.conv2d(x, x)
+        except (RuntimeError, TypeError) as error:
+            raise UserError(
+                f"the device {place} cannot compute in {name} ({first_line(error)}); use float32"
+            ) from error
+    return place, kind
+
+
+def _find_device(name: str) -> torch.device:
+    own = default_device()
+    count = torch.accelerator.device_count() if own.type != "cpu" else 0
+    here = ["cpu", *([own.type] if count == 1 else [f"{own.type}:{index}" for index in range(count)])]
+    try:
+        device = training_device() if name == "auto" else torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device must be auto or one of {', '.join(here)}, not {name}") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != own.type or (device.index or 0) >= count:
+        raise UserError(f"the device {name} is not available; available here: {', '.join(here)}")
+    if device.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device(device.type, int(os.environ["LOCAL_RANK"]) % count)
+    return device
 
 
 def native_precision() -> str:

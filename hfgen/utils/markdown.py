@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +128,56 @@ def render(template: str, **values: Any) -> str:
     if Path(template).is_absolute():
         return _templates.from_string(Path(template).read_text(encoding="utf-8")).render(values)
     return _templates.get_template(template).render(values)
+
+
+# Sections of model cards by earlier versions.
+EARLIER_SECTIONS = {
+    "Between and around latents", "From noise to images", "How good it is", "How it was trained", "Limits",
+    "What its latents keep",
+}  # fmt: skip
+NO_CARD = "---\ntags:\n- hfgen\n---\n"  # a card without hfgen's sections
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """Return the sections of a page by title, each from its `##` line to the next `#` or `##` outside of code."""
+    sections: dict[str, str] = {}
+    title, fence = None, ""
+    for line in page.splitlines():
+        marks = re.match(r"`{3,}|~{3,}", line)
+        if marks and not fence:
+            fence = marks[0]
+        elif fence and line.strip() and set(line.strip()) == {fence[0]} and len(line.strip()) >= len(fence):
+            fence = ""
+        elif not fence and (heading := re.match(r"(##?) +(.*)", line)):
+            title = heading[2].strip() if heading[1] == "##" else None
+        if title is not None:
+            sections[title] = sections.get(title, "") + line + "\n"
+    return sections
+
+
+def authors_sections(page: str, renewed: str = "") -> dict[str, str]:
+    """Return the sections of a model card that hfgen did not write.
+
+    Args:
+        page: The card.
+        renewed: The card as hfgen writes it now.
+    """
+    templates = [path.read_text(encoding="utf-8") for path in TEMPLATES.glob("card*.md")]
+    own = EARLIER_SECTIONS.union(*map(sections_of, [renewed, *templates]))
+    return {title: text for title, text in sections_of(page).items() if title not in own}
+
+
+def authors_page(page: str) -> str:
+    """Return a model card without the sections that hfgen wrote, or nothing if there are no others."""
+    sections = authors_sections(page)
+    return with_sections(NO_CARD, sections) if sections else ""
+
+
+def with_sections(page: str, sections: Mapping[str, str]) -> str:
+    """Append sections to a page."""
+    return "\n\n".join(text.strip("\n") for text in (page, *sections.values())) + "\n"
+
+
+def linked_pictures(text: str) -> list[str]:
+    """List the PNG and GIF files of this folder that a text shows."""
+    return re.findall(r"\]\(([^():\s]+\.(?:png|gif))\)", text)

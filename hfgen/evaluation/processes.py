@@ -1,0 +1,168 @@
+"""An evaluation by several processes: the main one evaluates, and all of them sample."""
+
+import functools
+import itertools
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from hfgen.sampling.sample import sample
+from hfgen.training.run import PATIENCE
+from hfgen.utils.errors import UserError, first_line
+from hfgen.utils.files import complete_or_absent
+
+_messages = itertools.count()
+
+
+@dataclass(frozen=True)
+class SamplingJob:
+    """Images to sample and save, for all processes.
+
+    Attributes:
+        load: Loads the pipeline, in processes that have none yet.
+        sampler: Options of `hfgen.sampling.sample.sample`, with the seed and the class labels.
+        batches: The numbers of the images of each batch.
+        folder: Where each batch is saved, in a file named by its first number.
+        num_images: Number of all images, with those sampled earlier.
+    """
+
+    load: Callable[[], DiffusionPipeline]
+    sampler: dict[str, Any]
+    batches: list[range]
+    folder: Path
+    num_images: int
+
+    def run(self, pipeline: DiffusionPipeline) -> None:
+        """Sample all batches, with the help of the other processes of `together`."""
+        if is_shared():
+            _tell(self)
+            self.help(pipeline)
+        else:
+            self._sample(pipeline, 0, 1)
+
+    def help(self, pipeline: DiffusionPipeline | None = None) -> None:
+        """Sample this process's share of the batches, while the others sample theirs.
+
+        Raises:
+            UserError: if one of them fails, naming it.
+        """
+        _, rank, size = _launched()
+        error = None
+        try:
+            self._sample(pipeline or self.load(), rank, size)
+        except Exception as raised:  # any error, so that the others do not wait for this process
+            error = raised
+        errors = _gather(error and f"process {rank}: {first_line(error)}")
+        if error:
+            raise error
+        if failed := [message for message in errors if message]:
+            raise UserError(failed[0])
+
+    def _sample(self, pipeline: DiffusionPipeline, rank: int, size: int) -> None:
+        done = self.num_images - sum(map(len, self.batches))
+        if size > 1:
+            print(f"hfgen: process {rank} of {size} samples on {pipeline.device}", file=sys.stderr)
+        silent = True if rank else None  # None: without a terminal
+        with tqdm(total=self.num_images, initial=done, desc="sampling", unit="image", disable=silent) as bar:
+            for batch in self.batches[rank::size]:
+                options = {"num_images": len(batch), "batch_size": len(batch), "first_image": batch.start}
+                (images,) = sample(pipeline, **options, **self.sampler)
+                path = self.folder / f"{batch.start:06d}.npy"
+                with complete_or_absent(path) as temporary, open(temporary, "wb") as file:
+                    np.save(file, images.numpy())
+                bar.update(min(len(batch) * size, self.num_images - bar.n))  # the others are about as fast
+
+
+def is_shared() -> bool:
+    """Return whether a launcher started several processes (`accelerate launch`, `torchrun`)."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_main_process() -> bool:
+    """Return whether this is the process that evaluates and reports."""
+    return not is_shared() or os.environ.get("RANK") == "0"
+
+
+def together(evaluate: Callable[[], Path]) -> Path:
+    """Run an evaluation on the main process, while the others help with its `SamplingJob`s.
+
+    Args:
+        evaluate: Evaluates, and returns the path of the record.
+
+    Returns:
+        The path, on all processes, when the record is there.
+
+    Raises:
+        UserError: on all processes if the evaluation fails.
+    """
+    if not is_shared():
+        return evaluate()
+    return _lead(evaluate) if is_main_process() else _help()
+
+
+def _lead(evaluate: Callable[[], Path]) -> Path:
+    try:
+        path = evaluate()
+    except Exception as error:
+        _tell(f"process 0: {first_line(error)}")
+        raise
+    _tell(path)
+    return path
+
+
+def _help() -> Path:
+    """Do what the main process tells, until it tells the path of the record or an error."""
+    failure: Exception | None = None
+    while True:
+        message = _tell()
+        if isinstance(message, Path):
+            return message
+        if isinstance(message, str):
+            raise failure or UserError(message)
+        try:
+            message.help()
+        except Exception as error:  # the main process learns of it and ends the evaluation
+            failure = error
+
+
+# The processes talk through the store of their launcher, not in a process group: with one, torchmetrics would take
+# what the main process measures for a part of a common measurement.
+
+
+def _tell(message: Any = None) -> Any:
+    """Send a message of the main process to all; return it once all have it."""
+    store, rank, size = _launched()
+    name = f"hfgen-{next(_messages)}"
+    if rank == 0:
+        store.set(name, pickle.dumps(message))
+    else:
+        message = pickle.loads(store.get(name))
+    store.set(f"{name}-{rank}", "")
+    store.wait([f"{name}-{other}" for other in range(size)])
+    return message
+
+
+def _gather(outcome: str | None) -> list[str | None]:
+    """Return what each process has to say."""
+    store, rank, size = _launched()
+    name = f"hfgen-{next(_messages)}"
+    store.set(f"{name}-{rank}", json.dumps(outcome))
+    return [json.loads(store.get(f"{name}-{other}")) for other in range(size)]
+
+
+@functools.cache
+def _launched() -> tuple[torch.distributed.Store, int, int]:
+    """Return the store of the launcher, the rank of this process, and the number of processes."""
+    store, rank, size = next(torch.distributed.rendezvous("env://"))
+    store.set_timeout(PATIENCE)
+    return store, rank, size
