@@ -180,7 +180,7 @@ def test_the_noise_is_told_in_training_too(digits):
     first = next(iter(told.generator.parameters()))
     assert first.shape[1] == 2
     assert first.grad[:, 1].abs().max() > 0
-    assert told.preview(4, 0).height == 3 * 68
+    assert told.preview(4, 0).height == 3 * 132
 
 
 def test_a_conditional_discriminator_sees_what_was_given(digits):
@@ -383,7 +383,7 @@ def test_a_run_offers_pictures_and_a_model_that_diffusers_loads_alone(translatio
     losses = [row["generator/l1"] for row in read_rows(translation_run / METRICS_FILE)]
     assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:3])
     with PIL.Image.open(max((translation_run / "samples").iterdir())) as picture:
-        assert picture.height == 3 * 68
+        assert picture.height == 3 * 116
     assert not (translation_run / "discriminator").exists()
     code = (
         "import torch\nfrom diffusers import DiffusionPipeline\n"
@@ -461,7 +461,7 @@ def test_the_command_translates_files_and_folders_of_any_size(translation_run, t
     assert before == {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
     assert main([*command, str(given / "a.png"), "--output", str(tmp_path / "pair.png")]) == 0
     with PIL.Image.open(tmp_path / "pair.png") as picture:
-        assert picture.size[1] == 2 * 67
+        assert picture.size[1] == 2 * 130
     (given / "none").mkdir()
     for source, message in (("broken.png", "broken.png cannot be read as an image (cannot"), ("none", "no files in")):
         assert main([*command, str(given / source), "--output", str(tmp_path / "nothing")]) == 2
@@ -504,7 +504,7 @@ def test_pictures_are_read_as_in_training(translation_run, tmp_path):
         assert main([*command, str(output)]) == 0
         shown = load_images(str(tmp_path / f"{name}.png"), channels=1).images[0, 0]
         with PIL.Image.open(output) as picture:
-            given = np.asarray(picture.convert("L"))[:68, -68:][2:-2:8, 2:-2:8]
+            given = np.asarray(picture.convert("L"))[:132, -132:][2:-2:16, 2:-2:16]
         assert np.array_equal(given, shown.numpy())
 
 
@@ -637,7 +637,7 @@ def test_a_cycle_learns_to_invert_without_pairs(tmp_path, judge_run):
     fields = {"max_train_steps": 400, "learning_rate": 2e-3, "checkpointing_steps": 400, "identity_weight": 0.0}
     run = train(cycle_config(**fields, output_dir=str(tmp_path / "run")), CycleGANTask)
     with PIL.Image.open(max((run / "samples").iterdir())) as picture:
-        assert picture.height == 6 * 68
+        assert picture.height == 6 * 132
     command = ["evaluate", str(run), "--reference_split", "train[80%:]", "--judge", str(judge_run)]
     assert main(command) == 0
     back, there, cycle = json.loads((run / "evaluation.json").read_text())["restoration"]

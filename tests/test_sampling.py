@@ -206,16 +206,16 @@ def test_outputs(tmp_path, channels, capsys):
     singles = [PIL.Image.open(path) for path in sorted((tmp_path / "folder").iterdir())]
     assert np.array_equal(np.stack([np.asarray(single) for single in singles]), arrays)
     grid = np.asarray(PIL.Image.open(tmp_path / "grid.png").convert("RGB"))
-    assert grid.shape == (2 * 68, 3 * 68, 3), "2 rows, 3 columns, 64 pixels each and the gaps"
+    assert grid.shape == (2 * 132, 3 * 132, 3), "2 rows, 3 columns, 128 pixels each and the gaps"
     first = arrays[0] if channels == 3 else np.repeat(arrays[0][..., None], 3, axis=2)
-    assert np.array_equal(grid[2:66:8, 2:66:8], first)
+    assert np.array_equal(grid[2:130:16, 2:130:16], first)
     with PIL.Image.open(tmp_path / "film.gif") as film:
         assert film.n_frames > 1
-        assert film.size == (2 * 3 * 68, 2 * 68)
+        assert film.size == (2 * (3 * 68 + 4), 2 * 68 + 4 + 24), "two grids of 64 pixels each, and their names"
     strip = np.asarray(PIL.Image.open(tmp_path / "film.png").convert("RGB"))
-    assert strip.shape[0] == 5 * 2 * 68, "two rows for each image"
+    assert strip.shape[0] == 5 * 2 * 132, "two rows for each image"
     for row in (2, 3):
-        assert np.array_equal(strip[row * 68 + 2 : row * 68 + 66 : 8, -66:-2:8], grid[2:66:8, 70:134:8]), (
+        assert np.array_equal(strip[row * 132 + 2 : row * 132 + 130 : 16, -130:-2:16], grid[2:130:16, 134:262:16]), (
             "the image last"
         )
     assert main([*arguments, str(tmp_path / "film.npz"), "--film"]) == 2

@@ -267,8 +267,8 @@ def test_the_command_changes_files_and_folders(run, tmp_path, capsys):
         singles = [np.asarray(PIL.Image.open(path)) for path in sorted((tmp_path / task).iterdir())]
         assert np.array_equal(np.stack(singles), results[task][:, 0].numpy())
         with PIL.Image.open(tmp_path / f"{task}.png") as picture:
-            assert picture.size[1] == 2 * 68
-            assert picture.size[0] > 3 * 68, "the names of the rows"
+            assert picture.size[1] == 2 * 132
+            assert picture.size[0] > 3 * 132, "the names of the rows"
     assert results["inpaint"][..., :4].equal(images[..., :4])
     assert not any(results[task].equal(images) for task in flags)
     inverted = ["--task", "change_class", "--class_labels", "3", "--num_inference_steps", "3"]
