@@ -6,7 +6,7 @@ QUICKSTART_RUN ?= runs/ddpm_digits_quickstart
 QUICKSTART_FLAGS ?=
 GOLDEN ?= runs/golden
 
-JUDGES := mnist mnist_regnet fashion_mnist fashion_mnist_regnet cifar10 cifar10_regnet
+JUDGES := digits mnist mnist_regnet fashion_mnist fashion_mnist_regnet cifar10 cifar10_regnet
 
 .PHONY: help quickstart test style judges golden results cards clean
 

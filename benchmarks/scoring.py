@@ -44,7 +44,7 @@ def main() -> None:
             parts = dict.fromkeys(["features", "measures", "memorization", "neighbours"], 0.0)
             for reference in references:
                 marks = [time.monotonic()]
-                features, _ = reference.judge.extract(images)
+                features, _ = reference.extractor.extract(images)
                 marks.append(time.monotonic())
                 reference.measures(features)
                 marks.append(time.monotonic())

@@ -237,6 +237,21 @@ def _environment(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session")
+def vision_model(tmp_path_factory) -> Path:
+    """The folder of a DINOv2 with small layers and random weights, with its image processor."""
+    from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 1}
+    crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
+    folder = tmp_path_factory.mktemp("models") / "dinov2-small"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **layers)).save_pretrained(folder)
+    BitImageProcessorPil(**crop).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def small_inception(monkeypatch) -> None:
     """Let torchmetrics' own class, whose forward is under test, have small layers instead of downloaded ones."""

@@ -75,12 +75,14 @@ def client_without_hfgen(environment):
 
 
 @pytest.fixture
-def workplace(tmp_path, hub) -> Path:
+def workplace(tmp_path, hub, vision_model) -> Path:
     """A folder like the repository, with small stand-ins for the data, and an empty Hub."""
     hub.reset()
     folder = tmp_path
     for name in ("hfgen", "scripts"):
         (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "facebook").mkdir()
+    (folder / "facebook" / "dinov2-small").symlink_to(vision_model)
     for name in ("my_pictures", "my_scans"):
         (folder / name).mkdir()
         for number in range(10):

@@ -27,12 +27,11 @@ from hfgen.evaluation.report import render_report, save_report
 from hfgen.evaluation.results import results_page
 from hfgen.figures.grids import save_images
 from hfgen.judges.judge import JUDGES, load_judge, shipped_judges
-from hfgen.metrics.inception_scores import inception_scores
 from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import train
 from hfgen.utils.errors import UserError
-from hfgen.utils.markdown import accuracy_text, number
+from hfgen.utils.markdown import accuracy_text
 
 SPLITS = {"reference_split": "train[:50%]", "train_split": "train[50%:]"}
 
@@ -368,16 +367,6 @@ def test_a_data_set_may_number_its_classes_in_another_order_than_the_judge(
     assert json.loads(judged.read_text())["accuracy"] > 0.8
 
 
-def test_inception_measures_what_was_drawn(small_inception, digits_file, options, tmp_path, monkeypatch):
-    for module in (evaluation, inception_scores):
-        monkeypatch.setattr(module, "MINIMUM", 40)
-    fields = {"images": str(digits_file), "dataset_name": "digits", "output_dir": str(tmp_path / "report")}
-    scores = json.loads(evaluate(EvaluateConfig(**fields, **options, inception=True)).read_text())["inception"]
-    assert set(scores) == {"fid", "kid", "kid_std", "inception_score", "inception_score_std"}
-    assert scores["fid"] > 0
-    assert f"FID {number(scores['fid'])}, KID" in (tmp_path / "report" / "evaluation.md").read_text()
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -385,9 +374,9 @@ def test_inception_measures_what_was_drawn(small_inception, digits_file, options
         ({"reference_split": "train[:10]"}, "needs more than 16 images; reference images: 10"),
         ({"reference_split": "nope"}, "--test_fraction 0.2 to hold out test images, or set --reference_split"),
         ({"judge": ["nope"]}, "there is no judge nope"),
-        ({"judge": []}, "hfgen ships no judge for digits"),
+        ({"judge": [], "resolution": 12}, "hfgen ships no judge for digits of 12×12 pixels in 1 channel. Train one: "),
         ({"resolution": 12}, "was trained on images of 8×8 pixels in 1 channel, but digits has 12×12"),
-        ({"inception": True}, "--inception needs at least 2048 generated and real images, not 40 and 898"),
+        ({"judge": [], "num_images": 64}, "in the 64 features of these judges needs more than 64 images; images: 64"),
         ({"num_images": 400}, "num_images is 400, but .* has 300 images"),
         ({"images": "nope.npz"}, "there is no folder and no .npz file nope.npz"),
     ],
@@ -412,9 +401,10 @@ def test_without_a_judge_the_commands_that_are_suggested_work(tmp_path, monkeypa
     message = capsys.readouterr().err
     command, judge = re.search(r"Train one: hfgen (.*)\. Then repeat this command with (.*)$", message).groups()
     assert "--test_fraction 0.3 --hidden_sizes 32 32 32 --output_dir runs/judge" in command
-    quick = {"max_train_steps": 60, "lr_warmup_steps": 5, "embedding_size": 16, "learning_rate": 1e-2}
-    assert main([*shlex.split(command), *flags(**quick, train_batch_size=64, mixed_precision="no")]) == 0
+    assert main(shlex.split(command)) == 0
     assert main([*evaluation, *shlex.split(judge)]) == 0
+    record = json.loads(Path("runs/own/evaluation.json").read_text())
+    assert record["judge_accuracy"]["judge"]["accuracy"] > 0.85
     assert main(["compare-samplers", "runs/own", "--num_images", "60"]) == 2
     assert "--output_dir runs/judge-2. Then repeat" in capsys.readouterr().err
 
@@ -531,7 +521,7 @@ def test_a_damaged_shipped_judge_is_refused(tmp_path, monkeypatch):
         load_judge(name)
 
 
-@pytest.mark.parametrize("name", shipped_judges())
+@pytest.mark.parametrize("name", [name for name in shipped_judges() if name != "digits"])  # for that see test_features
 def test_shipped_judges_are_as_good_as_they_say(name, real_data):
     dataset = max((d for d in ("mnist", "fashion_mnist", "cifar10") if name.startswith(d)), key=len)
     record = json.loads((JUDGES / name / "evaluation.json").read_text())

@@ -29,7 +29,7 @@ def test_every_measure_moves_the_right_way(reference, corruption, directions):
     images, labels = reference.train.images, reference.train.labels
     assert corruption(images, labels, 0.0).equal(images)
     rows = [
-        reference.measures(reference.judge.extract(corruption(images, labels, amount))[0])
+        reference.measures(reference.extractor.extract(corruption(images, labels, amount))[0])
         for amount in (0.0, 0.5, 1.0)
     ]
     for measure, direction in directions.items():
@@ -48,7 +48,7 @@ def test_real_images_reach_their_floors(reference):
     assert floors["half_against_half"]["num_images"] == len(features) // 2
     assert floors["half_against_half"]["precision"] > 0.7
     assert reference.floors(100)["train_against_test"]["num_images"] == 100
-    seen = RealStatistics(reference.judge, reference.train, reference.train, reference.cache)
+    seen = RealStatistics(reference.extractor, reference.train, reference.train, reference.cache)
     assert set(seen.floors(len(features))) == {"half_against_half"}
 
 
@@ -57,7 +57,7 @@ class Drawn(RealStatistics):
 
     def __init__(self, features, cache):
         self.drawn, self.cache = features, cache
-        self.judge = SimpleNamespace(sha256="")
+        self.extractor = SimpleNamespace(sha256="")
         self.test = SimpleNamespace(fingerprint="drawn")
 
     def features(self, data):
@@ -93,12 +93,12 @@ def test_copies_of_training_images_are_noticed(reference):
 
 def test_statistics_are_kept_by_judge_and_data(reference, monkeypatch):
     reference.features(reference.test)
-    again = RealStatistics(reference.judge, reference.test, reference.train, reference.cache)
-    monkeypatch.setattr(type(reference.judge), "extract", lambda *_: pytest.fail("looked at the images again"))
+    again = RealStatistics(reference.extractor, reference.test, reference.train, reference.cache)
+    monkeypatch.setattr(type(reference.extractor), "extract", lambda *_: pytest.fail("looked at the images again"))
     assert again.features(reference.test).equal(reference.features(reference.test))
     part = load_images("digits", split="train[:40%]")
     with pytest.raises(pytest.fail.Exception, match="looked at the images again"):
-        RealStatistics(reference.judge, part, reference.train, reference.cache).features(part)
+        RealStatistics(reference.extractor, part, reference.train, reference.cache).features(part)
 
 
 def test_nearest_is_what_a_search_finds():
@@ -158,7 +158,7 @@ def test_features_far_from_zero_are_compared_as_well(reference, tmp_path):
 
 def test_damaged_statistics_are_named_and_made_anew(reference, tmp_path, capsys):
     def measure():
-        real = RealStatistics(reference.judge, reference.test, reference.train, tmp_path)
+        real = RealStatistics(reference.extractor, reference.test, reference.train, tmp_path)
         return real.measures(real.features(real.train)[:40]), real.floors(40)
 
     before = measure()

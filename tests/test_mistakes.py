@@ -730,7 +730,7 @@ USE = [
     case("evaluate --images {no_such} --dataset_name digits --output_dir {o}", "{no_such}"),
     case("evaluate --images {no_such}", "for the report; there is no folder and no .npz file {no_such}"),
     case("evaluate {gan}", "--test_fraction"),
-    case("evaluate {gan} --reference_split train[80%:]", "hfgen train classifier"),
+    case("evaluate {gan} --reference_split train[80%:] --resolution 12", "hfgen train classifier"),
     case(f"evaluate {{gan}} {JUDGED} --num_images 0", "num_images"),
     case(f"evaluate {{gan}} {JUDGED} --num_images 5", "5"),
     case(f"evaluate {{gan}} {JUDGED} --dataset_name no/such", "no/such"),

@@ -249,7 +249,7 @@ class TestingOptions(Options):
 
         > Metrics
         judge: Classifiers whose features and predictions the metrics use: names of shipped ones, or runs of `hfgen
-            train classifier`. By default the two that ship with hfgen for the data set.
+            train classifier`. By default those that ship with hfgen for the data set.
         seed: Random seed.
         batch_size: Images per batch.
 
@@ -287,9 +287,19 @@ class MeasuringOptions(TestingOptions):
     Args:
         > Real images
         train_split: Split that the model was trained on; by default as in training.
+
+        > Metrics
+        features: Vision models of `transformers` in whose feature space images are compared, in addition to judges,
+            such as facebook/dinov2-small: Hub ids (downloaded if not cached) or folders with safetensors and image
+            processor. They need no judge and no labels.
+        inception: Also compare images in the features of Inception, whose Fréchet and kernel distance are FID and
+            KID, and compute the Inception Score; needs no judge. Needs the package torch-fidelity and its weights,
+            which are downloaded.
     """
 
     train_split: str | None = None
+    features: list[str] = field(default_factory=list)
+    inception: bool = False
 
     def __post_init__(self):
         """Validate the fields."""
@@ -319,8 +329,6 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
             with the same name as that of domain A.
 
         > Metrics
-        inception: Also compute FID, KID and Inception Score. Needs the package torch-fidelity and its weights, which
-            are downloaded.
         classification_accuracy_score: Also compute the classification accuracy score: the accuracy on real images of a
             classifier trained on the generated images, which must have labels, beside one trained on as many real
             images.
@@ -340,7 +348,6 @@ class EvaluateConfig(MeasuringOptions, SamplerOptions):
     num_images: int | None = None
     classification_accuracy_score: bool = False
     target_reference_split: str | None = None
-    inception: bool = False
 
     def __post_init__(self):
         """Validate the fields."""
@@ -406,6 +413,8 @@ class AnalyzeConfig(TestingOptions):
 class CompareSamplersConfig(MeasuringOptions):
     """Compare schedulers, steps and guidance scales of one or more models by quality and cost.
 
+    The distances are those in `features` or of `inception`, if one is set, else those of the first judge.
+
     Args:
         > Model
         runs: Runs, checkpoints, pipeline folders, or Hub ids, of models of the same data set.
@@ -441,6 +450,9 @@ class CompareSamplersConfig(MeasuringOptions):
         require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         if not self.runs:
             raise UserError("name one or more runs whose samplers to compare")
+        if len(self.features) + self.inception > 1:
+            named = ", ".join([*self.features, *["--inception"] * self.inception])
+            raise UserError(f"settings are compared in one feature space; name one of {named}")
         require(self, "positive", ["num_inference_steps"])
         for name in ("scheduler", "num_inference_steps"):
             if not getattr(self, name):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from hfgen.config import ClassifierConfig
@@ -31,6 +31,7 @@ from hfgen.evaluation.real import (
     held_out_by,
     load_references,
     name_of,
+    say_what_is_left_out,
     train_split_of,
     training_of,
     versions,
@@ -48,9 +49,9 @@ from hfgen.evaluation.statistics import (
     smallest_of_each_class,
 )
 from hfgen.figures.grids import save_arrays
-from hfgen.judges.judge import WEIGHTS, Judge, judges_numbers, load_judge
+from hfgen.judges.judge import WEIGHTS, judges_numbers, load_judge
+from hfgen.judges.pretrained import Inception
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
-from hfgen.metrics.inception_scores.inception_scores import MINIMUM, inception_scores, load_inception
 from hfgen.pipelines.loading import load, move
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.runs.folder import run_fields
@@ -75,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         The path of `evaluation.json`; `evaluation.md` and its figures are in the same folder.
 
     Raises:
-        UserError: before sampling, if the model, data, judges or number of images do not fit.
+        UserError: before sampling, if the model, data, feature extractors or number of images do not fit.
     """
     return together(functools.partial(_evaluate, config))
 
@@ -103,7 +104,11 @@ def _evaluate(config: EvaluateConfig) -> Path:
     run, training = ({}, {}) if loaded else (run_fields(source), training_of(source))
     num_images = config.num_images or (len(loaded) if loaded else DEFAULT_NUM_IMAGES)
     references = load_references(config, run, config.run_or_repo, num_images)
-    inception = _load_inception(num_images, references[0].test) if config.inception else None
+    if config.classification_accuracy_score and not references[0].extractor.label_names:
+        raise UserError(
+            "the classification accuracy score needs a judge, whose classes it uses; name one with --judge"
+        )
+    say_what_is_left_out(references, num_images)
     output = Path(config.output_dir) if config.output_dir else default_output(config.run_or_repo)
     if loaded:
         generated = _load_images(config, loaded, num_images, references[0])
@@ -112,11 +117,6 @@ def _evaluate(config: EvaluateConfig) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
     record = _measure(config, generated, references, run, training, output)
-    if inception:
-        test = references[0].test
-        subset_size = min(KERNEL_SUBSET, len(generated.images), len(test))
-        record["inception"] = inception_scores(generated.images, test.images, subset_size, inception=inception)
-        save_report(record, output)
     if config.classification_accuracy_score:
         record["classification_accuracy_score"] = _classification_accuracy_score(generated, references[0])
         save_report(record, output)
@@ -138,7 +138,7 @@ def _load_images(
             file=sys.stderr,
         )
     name = Path(config.images).name + (", inverted" if config.invert else "")
-    return load_generated(loaded, name, num_images, reference.judge.label_names)
+    return load_generated(loaded, name, num_images, reference.extractor.label_names)
 
 
 def _generate_images(
@@ -169,7 +169,7 @@ def _generate_images(
         config.batch_size,
         output / PICTURES,
         class_labels,
-        reference.judge.label_names,
+        reference.extractor.label_names,
     )
 
 
@@ -184,6 +184,7 @@ def _measure(
     """Compute the metrics that need no further training or download, and save the report."""
     started = time.monotonic()
     test, train = references[0].test, references[0].train
+    extractors = [reference.extractor for reference in references]
     record: dict[str, Any] = {
         "protocol": {
             "num_images": len(generated.images),
@@ -201,38 +202,33 @@ def _measure(
             "neighbours": NEIGHBOURS,
             "kernel_subsets": KERNEL_SUBSETS,
             "kernel_subset_size": min(KERNEL_SUBSET, len(generated.images), len(test)),
-            "judges": {reference.judge.name: reference.judge.sha256 for reference in references},
-            "device": str(references[0].judge.model.device),
+            "judges": {each.name: each.sha256 for each in extractors if each.label_names},
+            "features": {each.name: each.facts() for each in extractors if not each.label_names},
+            "device": str(extractors[0].device),
             "python": platform.python_version(),
             "versions": versions(),
         },
         "measures": {}, "floors": {}, "memorization": {}, "classes": {}, "conditional": {},
         "judge_accuracy": {}, "copies_of_training_images": count_in(train, generated.images),
     }  # fmt: skip
-    for reference in tqdm(references, desc="measuring", unit="judge", disable=None):
-        judge = reference.judge
-        features, logits = judge.extract(generated.images)
-        record["measures"][judge.name] = reference.measures(features)
-        record["floors"][judge.name] = reference.floors(len(features))
+    for reference in tqdm(references, desc="measuring", unit="feature space", disable=None):
+        extractor = reference.extractor
+        features, logits = extractor.extract(generated.images)
+        record["measures"][extractor.name] = reference.measures(features)
+        record["floors"][extractor.name] = reference.floors(len(features))
         if reference.is_unseen:
-            record["memorization"][judge.name] = reference.memorization(features)
-        if reference.accuracy:
-            record["judge_accuracy"][judge.name] = reference.accuracy
-        record["classes"][judge.name] = {
-            "label_names": judge.label_names,
-            "shares": {
-                "generated": _frequencies(logits.argmax(1), judge),
-                "real": _frequencies(reference.predicted(test), judge),
-            },
-        }
-        if generated.labels is not None:
-            record["conditional"][judge.name] = _conditional(generated.labels, features, logits, reference)
+            record["memorization"][extractor.name] = reference.memorization(features)
+        if logits is not None:
+            _measure_classes(record, reference, features, logits, generated.labels)
+        if isinstance(extractor, Inception):
+            sets = {"generated": features, "real": reference.features(test)}
+            record["inception_score"] = {name: extractor.score(found) for name, found in sets.items()}
         if reference is references[0]:
             distances, numbers = nearest(features, reference.features(train))
-            classes = logits.argmax(1)
+            classes = torch.zeros(len(features), dtype=torch.long) if logits is None else logits.argmax(1)
             closest = smallest_of_each_class(distances, classes, SHOWN_NEIGHBOURS)
             pairs = generated.images[closest], train.images[numbers[closest]]
-            names = [judge.label_names[number] for number in classes[closest].tolist()]
+            names = [extractor.label_names[number] for number in classes[closest]] if extractor.label_names else []
             planes = features, reference.features(test)
     if training:
         record["training"] = training
@@ -245,26 +241,29 @@ def _measure(
     return record
 
 
-def _load_inception(num_images: int, test: ImageData) -> nn.Module:
-    if min(num_images, len(test)) < MINIMUM:
-        raise UserError(
-            f"--inception needs at least {MINIMUM} generated and real images, not {num_images} and {len(test)}"
-        )
-    try:
-        return load_inception()
-    except ModuleNotFoundError as error:
-        raise UserError("--inception needs the package torch-fidelity: pip install torch-fidelity") from error
-    except OSError as error:
-        raise UserError(f"--inception needs weights that could not be downloaded ({error})") from error
+def _measure_classes(
+    record: dict[str, Any], reference: RealStatistics, features: Tensor, logits: Tensor, labels: Tensor | None
+) -> None:
+    """Add a judge's class frequencies, its accuracy on real images, and on generated ones with target labels."""
+    name, label_names = reference.extractor.name, reference.extractor.label_names
+    if reference.accuracy:
+        record["judge_accuracy"][name] = reference.accuracy
+    predictions = {"generated": logits.argmax(1), "real": reference.predicted(reference.test)}
+    record["classes"][name] = {
+        "label_names": label_names,
+        "shares": {part: _frequencies(predicted, len(label_names)) for part, predicted in predictions.items()},
+    }
+    if labels is not None:
+        record["conditional"][name] = _conditional(labels, features, logits, reference)
 
 
-def _frequencies(predicted: Tensor, judge: Judge) -> list[float]:
-    return (predicted.bincount(minlength=len(judge.label_names)).double() / len(predicted)).tolist()
+def _frequencies(predicted: Tensor, num_classes: int) -> list[float]:
+    return (predicted.bincount(minlength=num_classes).double() / len(predicted)).tolist()
 
 
 def _conditional(labels: Tensor, features: Tensor, logits: Tensor, reference: RealStatistics) -> dict[str, Any]:
     """Return class accuracy and per-class Fréchet distances of images with target labels."""
-    classes = len(reference.judge.label_names)
+    classes = len(reference.extractor.label_names)
     results = accuracy_of(logits.argmax(1), labels, classes)
     if (real := reference.labels(reference.test)) is not None:
         results["frechet_distance_per_class"] = frechet_distance_per_class(
@@ -283,7 +282,7 @@ def _classification_accuracy_score(generated: GeneratedImages, reference: RealSt
         "real": (train.images[chosen], reference.labels(train)[chosen]),
     }
     results: dict[str, Any] = {"optimizer_steps": SCORE_STEPS}
-    label_names = np.array(reference.judge.label_names)
+    label_names = np.array(reference.extractor.label_names)
     with tempfile.TemporaryDirectory() as folder:
         save_arrays(test.images, Path(folder, "test.npz"), labels=test_labels.numpy(), label_names=label_names)
         for name, (images, labels) in sources.items():
@@ -313,7 +312,8 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
     """Measure a classifier's accuracy on its test images."""
     if config.revision:
         raise UserError(f"{source} is a folder, and revision ({config.revision}) needs a Hub id")
-    if config.judge or config.num_images or config.classification_accuracy_score or config.inception:
+    others = config.judge or config.features or config.inception
+    if others or config.num_images or config.classification_accuracy_score:
         raise UserError(f"{config.run_or_repo} is a classifier; only its accuracy on all test images is measured")
     if config.dtype != "float32":
         raise UserError(f"{config.run_or_repo} is a classifier, which computes in float32; omit dtype")

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import save
 from torch import Tensor
 
 from hfgen.data.images import ImageData
@@ -20,6 +19,7 @@ from hfgen.judges.judge import judges_numbers
 from hfgen.sampling.sample import image_shape_of, network_of
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers, say_damaged
+from hfgen.utils.hashes import sha256_of
 from hfgen.utils.seeds import derive_seed
 
 
@@ -52,8 +52,8 @@ def load_generated(data: ImageData, name: str, num_images: int, label_names: lis
         data: The images.
         name: Their name in reports.
         num_images: Number of images to select.
-        label_names: Class names in the order of the judges' indices. Labels are matched by name, or by index if the
-            images' classes are named 0, 1, …
+        label_names: Class names in the order of the judges' indices; empty without judges, and then labels are not
+            used. Labels are matched by name, or by index if the images' classes are named 0, 1, …
 
     Raises:
         UserError: if there are fewer images, or the judges lack one of their classes.
@@ -63,7 +63,7 @@ def load_generated(data: ImageData, name: str, num_images: int, label_names: lis
     generator = torch.Generator().manual_seed(derive_seed("given images"))
     chosen = torch.randperm(len(data), generator=generator)[:num_images]
     labels = None
-    if data.labels is not None:
+    if data.labels is not None and label_names:
         labels = judges_numbers(data.label_names, name, label_names)[data.labels[chosen]]
     return GeneratedImages(data.images[chosen], labels, {"images": name, "images_sha256": data.fingerprint}, 0.0)
 
@@ -103,14 +103,14 @@ def generate(
         batch_size: Images sampled and saved per batch.
         folder: Where they are saved, in a subfolder named by a hash of model, sampler and classes.
         class_labels: Class labels for `sample`; empty for an unconditional model.
-        label_names: Class names in the order of the judges' indices.
+        label_names: Class names in the order of the judges' indices; empty without judges.
 
     Raises:
         UserError: if the processes do not write to the same disk.
     """
     started = time.monotonic()
     labels = None
-    if class_labels:
+    if class_labels and label_names:
         names = [class_labels[i % len(class_labels)] for i in range(num_images)]
         asked = sorted(set(class_labels))
         numbers = dict(zip(asked, judges_numbers(asked, origin["model"], label_names).tolist(), strict=True))
@@ -186,9 +186,3 @@ def _read(folder: Path, images: Tensor) -> Tensor:
         images[first : first + len(part)] = torch.from_numpy(np.array(part))
         first += len(part)
     return images
-
-
-def sha256_of(module: torch.nn.Module) -> str:
-    """Return the SHA-256 of a network's weights, serialised as safetensors."""
-    weights = save({name: value.cpu().contiguous() for name, value in module.state_dict().items()})
-    return hashlib.sha256(weights).hexdigest()

@@ -1,19 +1,23 @@
 """Real data and feature extractors (judges) for an evaluation."""
 
 import itertools
+import math
 import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hfgen.config import ClassifierConfig
 from hfgen.config.commands import MeasuringOptions, TestingOptions
 from hfgen.data.images import ImageData, cache_folder, load_images
 from hfgen.data.sources import SHORT_NAMES, placed_folder, placed_source
 from hfgen.evaluation.generated import size_of
-from hfgen.evaluation.statistics import RealStatistics
+from hfgen.evaluation.statistics import NEIGHBOURS, RealStatistics
 from hfgen.evaluation.verdict import weak_judges
+from hfgen.judges.features import FeatureExtractor
 from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
+from hfgen.judges.pretrained import load_features, load_inception_extractor
 from hfgen.runs.folder import RUN_FILE, is_checkpoint
 from hfgen.runs.record import read_training
 from hfgen.utils.errors import UserError
@@ -21,22 +25,24 @@ from hfgen.utils.untrusted import own_file
 
 REPORTED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
 JUDGES_WIDTHS = (128, 64, 32, 16, 8)  # feature dimensions of a judge; the first is the default
+JUDGES_STEPS = 300  # optimizer steps that the training of a judge needs at least
+SUGGESTED_FEATURES = "facebook/dinov2-small"  # 384 features, 88 MB
 REPORTED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetrics"]
 
 
 def load_references(
     options: MeasuringOptions, run: dict[str, Any], owner: str, num_images: int
 ) -> list[RealStatistics]:
-    """Load the real images and the judges.
+    """Load the real images and the feature extractors: those that are named, and the shipped judges that fit.
 
     Args:
-        options: Data set and judges, as far as they are set.
+        options: Data set, judges and other features, as far as they are set.
         run: Configuration of the model's run, or empty; it supplies what the options leave open.
         owner: The model, as the user named it.
         num_images: Number of generated images.
 
     Returns:
-        The statistics of the real images for each judge.
+        The statistics of the real images for each feature extractor, judges first.
 
     Raises:
         UserError: if metrics cannot be computed with them.
@@ -44,27 +50,55 @@ def load_references(
     dataset = options.dataset_name or data_source_of(run)
     if dataset is None:
         raise UserError(f"{owner} does not record its training data; set --dataset_name")
-    judges = [load_judge(name, options.device) for name in options.judge or shipped_judges_of(dataset)]
+    named = [load_judge(name, options.device) for name in options.judge]
+    pretrained: list[FeatureExtractor] = [load_features(name, options.device) for name in options.features]
+    pretrained += [load_inception_extractor(options.device)] if options.inception else []
     test, train = (
         load_real(options, run, dataset, split) for split in (options.reference_split, train_split_of(options, run))
     )
-    if not judges:
+    judges = named or judges_of(options, dataset, test)
+    if not judges and not pretrained:
+        known = ", ".join(["digits", *SHORT_NAMES])
+        shipped = f" of {size_of(test.images.shape[1:])}" if shipped_judges_of(dataset) else f", only for {known}"
         raise UserError(
-            f"hfgen ships no judge for {dataset}, only for {', '.join(SHORT_NAMES)}. "
-            + _how_to_get_a_judge(options, run, dataset, [test, train], num_images)
+            f"hfgen ships no judge for {dataset}{shipped}. "
+            + _how_to_measure(options, run, dataset, [test, train], num_images)
         )
-    _check(options, num_images, judges, test, train)
-    references = [RealStatistics(judge, test, train, cache_folder(options.cache_dir)) for judge in judges]
-    warn_of_weak_judges({each.judge.name: each.accuracy for each in references if each.accuracy})
+    _check(num_images, judges, pretrained, test, train)
+    cache = cache_folder(options.cache_dir)
+    references = [RealStatistics(extractor, test, train, cache) for extractor in (*judges, *pretrained)]
+    warn_of_weak_judges({each.extractor.name: each.accuracy for each in references if each.accuracy})
     return references
 
 
-def _how_to_get_a_judge(
+def say_what_is_left_out(references: list[RealStatistics], num_images: int) -> None:
+    """Print which metrics of an evaluation cannot be computed with its feature extractors and images."""
+    if not references[0].extractor.label_names:
+        print(
+            "hfgen: there is no judge (classifier of these images), so class frequencies and class accuracy are not "
+            "measured; --judge names one",
+            file=sys.stderr,
+        )
+    for each in references:
+        fewest, needed = min(num_images, len(each.test)), each.extractor.num_features
+        if fewest <= needed:
+            print(
+                f"hfgen: the Fréchet distance in the {needed:,} features of {each.extractor.name} needs more than "
+                f"{needed:,} generated and real images each; with {num_images:,} and {len(each.test):,} it is left "
+                "out, and the other metrics are computed",
+                file=sys.stderr,
+            )
+
+
+def _how_to_measure(
     options: MeasuringOptions, run: dict[str, Any], dataset: str, real: list[ImageData], num_images: int
 ) -> str:
-    """Return the command that trains a judge on a model's evaluation data."""
+    """Return the command that trains a judge on a model's evaluation data, or the flag that needs no judge."""
     if any(data.labels is None for data in real):
-        return f"Training one needs class labels, but {dataset} has none; set --judge to one trained on similar images"
+        return (
+            f"Training one needs class labels, but {dataset} has none. Repeat this command with "
+            f"--features {SUGGESTED_FEATURES}"
+        )
     fewest = min(num_images, *map(len, real))
     widths = [width for width in JUDGES_WIDTHS if width < fewest]
     if not widths:
@@ -77,6 +111,8 @@ def _how_to_get_a_judge(
     flags |= {name: run.get(name) for name in ("image_column", "label_column") if own}
     flags |= {name: getattr(options, name) or run.get(name) for name in ("resolution", "channels")}
     flags |= {"on_bad_image": run.get("on_bad_image")}
+    if ClassifierConfig.num_train_epochs * math.ceil(len(real[1]) / ClassifierConfig.train_batch_size) < JUDGES_STEPS:
+        flags["max_train_steps"] = JUDGES_STEPS
     flags |= held_out_by(options, run, dataset)
     usual = {"train_split": "train", "test_split": "test", "on_bad_image": "error"}
     needed = {name: str(value) for name, value in flags.items() if value and value != usual.get(name)}
@@ -203,17 +239,21 @@ def held_out_by(options: TestingOptions, run: dict[str, Any], dataset: str) -> d
     return fractions
 
 
-def _check(options: MeasuringOptions, num_images: int, judges: list[Judge], test: ImageData, train: ImageData) -> None:
-    """Raise UserError if metrics cannot be computed with these judges and images."""
-    if len({judge.name for judge in judges}) < len(judges):
-        raise UserError(f"judges must differ in the names of their folders: {', '.join(options.judge)}")
-    needed = max(judge.num_features for judge in judges)
+def _check(
+    num_images: int, judges: list[Judge], pretrained: list[FeatureExtractor], test: ImageData, train: ImageData
+) -> None:
+    """Raise UserError if metrics cannot be computed with these feature extractors and images.
+
+    A judge has to have fewer features than there are images, since a narrower one can be trained.
+    """
+    names = [extractor.name for extractor in (*judges, *pretrained)]
+    if len(set(names)) < len(names):
+        raise UserError(f"judges and features must differ in the names of their folders: {', '.join(names)}")
+    needed = max([NEIGHBOURS, *(judge.num_features for judge in judges)])
     for count, what in ((num_images, "images"), (len(test), "reference images"), (len(train), "training images")):
         if count <= needed:
-            raise UserError(
-                f"the Fréchet distance in the {needed} features of these judges needs more than {needed} images; "
-                f"{what}: {count}"
-            )
+            metrics = f"the Fréchet distance in the {needed} features of these judges" if judges else "an evaluation"
+            raise UserError(f"{metrics} needs more than {needed} images; {what}: {count}")
     for judge in judges:
         if tuple(test.images.shape[1:]) != judge.image_shape:
             raise UserError(

@@ -23,6 +23,7 @@ MEASURES = {
     "density": ("density", "near 1"),
     "coverage": ("coverage", "higher"),
 }
+INCEPTION_MEASURES = {"frechet_distance": "FID", "kernel_distance": "KID"}  # what these are in Inception's features
 FLOORS = {"train_against_test": "training against test", "half_against_half": "training, half against half"}
 
 
@@ -40,7 +41,7 @@ def save_pictures(
         record: The record of `hfgen.evaluation.evaluate`.
         images: Some of the images, uint8 (N, C, H, W).
         pairs: Images and their nearest neighbours in the training set, each uint8 (N, C, H, W).
-        classes: Their predicted classes, N names.
+        classes: Their predicted classes, N names, or none without a judge.
         features: Of the images, (N, D), and of the test images, (M, D).
         folder: Output folder.
     """
@@ -49,10 +50,11 @@ def save_pictures(
     figures = {
         "images": image_grid(images),
         "measures": measures_picture(record["measures"], record["floors"], MEASURES, FLOORS),
-        "classes": class_shares_picture(record["classes"], counts),
         "features": features_picture(*features),
         "neighbours": comparison_grid(dict(zip(("generated", "training"), pairs, strict=True)), 10, classes),
     }
+    if record["classes"]:
+        figures["classes"] = class_shares_picture(record["classes"], counts)
     for name, picture in figures.items():
         save_picture(picture, folder / PICTURES / f"{name}.png")
 
@@ -102,12 +104,30 @@ def save_record(
     return folder / record_file
 
 
+def is_inception(protocol: dict[str, Any], name: str) -> bool:
+    """Return whether a feature extractor of a record is Inception."""
+    return protocol.get("features", {}).get(name, {}).get("network") == "NoTrainInceptionV3"
+
+
+def sha256_in(protocol: dict[str, Any], name: str) -> str:
+    """Return the SHA-256 that identifies a judge or another feature extractor of a record."""
+    return protocol["judges"].get(name) or protocol["features"][name]["sha256"]
+
+
+def measure_title(protocol: dict[str, Any], name: str, measure: str) -> str:
+    """Return the title of a metric in the features of an extractor."""
+    special = f" ({INCEPTION_MEASURES[measure]})" if measure in INCEPTION_MEASURES else ""
+    return MEASURES[measure][0] + (special if is_inception(protocol, name) else "")
+
+
 def render_report(template: str, **values: Any) -> str:
     """Render a page of records; its template may use the values and the names and functions below."""
     return render(
         template,
         measure_titles=MEASURES,
         floor_titles=FLOORS,
+        is_inception=is_inception,
+        measure_title=measure_title,
         sampler_text=sampler_text,
         problems=problems,
         findings=findings,

@@ -14,7 +14,6 @@ from hfgen.data.degradations import Degradation, Degraded, to_gray
 from hfgen.data.images import ImageData
 from hfgen.data.paired import PairedInputs, TargetDomain
 from hfgen.data.sources import public_name
-from hfgen.evaluation.generated import sha256_of
 from hfgen.evaluation.real import (
     data_source_of,
     default_output,
@@ -35,6 +34,7 @@ from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPip
 from hfgen.runs.folder import run_fields
 from hfgen.sampling.sample import to_uint8
 from hfgen.utils.errors import UserError
+from hfgen.utils.hashes import sha256_of
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 AMOUNTS = (0.0, 0.5, 1.0)  # positions between the smallest and the largest amount of a degradation
@@ -96,7 +96,7 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     run = run_fields(source)
     if not run:
         raise UserError(f"{config.run_or_repo} does not record its training data; evaluate its run folder")
-    if config.inception or config.classification_accuracy_score or config.given_sampler():
+    if config.features or config.inception or config.classification_accuracy_score or config.given_sampler():
         raise UserError("an image-to-image model has no sampler; only its outputs for test images are evaluated")
     dataset = config.dataset_name or data_source_of(run)
     if config.target_reference_split and not (run.get("target_dataset_name") or run.get("target_data_dir")):

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from jinja2 import UndefinedError
 
-from hfgen.evaluation.report import render_report
+from hfgen.evaluation.report import render_report, sha256_in
 from hfgen.evaluation.verdict import tied, verdict
 from hfgen.runs.folder import ANALYSIS, EVALUATION, OUTDATED
 from hfgen.utils.errors import UserError, first_line
@@ -68,7 +68,7 @@ def _comparable(items: list[tuple[str, dict[str, Any]]]) -> list[list[tuple[str,
     groups: dict[tuple[Any, ...], list[tuple[str, dict[str, Any]]]] = {}
     for link, record in items:
         protocol, space = record["protocol"], next(iter(record["measures"]))
-        shared = space, protocol["judges"].get(space), protocol["num_images"], protocol["reference_sha256"]
+        shared = space, sha256_in(protocol, space), protocol["num_images"], protocol["reference_sha256"]
         groups.setdefault(shared, []).append((link, record))
     return list(groups.values())
 
@@ -85,7 +85,8 @@ def _ranked(items: list[tuple[str, dict[str, Any]]]) -> list[tuple[int, str, dic
 
 
 def _distance(record: dict[str, Any]) -> dict[str, Any]:
-    return next(iter(record["measures"].values()))["frechet_distance"]
+    measures = next(iter(record["measures"].values()))
+    return measures.get("frechet_distance", {"value": math.inf, "std": None})  # too few images for it
 
 
 def read_record(file: Path) -> dict[str, Any]:

@@ -60,12 +60,22 @@ def _compare(config: CompareSamplersConfig) -> Path:
     if len(set(names)) < len(names):
         raise UserError(f"runs must differ in the names of their folders: {', '.join(names)}")
     models = [_load_model(config, run) for run in config.runs]
-    reference = load_references(config, models[0].fields, config.runs[0], config.num_images)[0]
+    references = load_references(config, models[0].fields, config.runs[0], config.num_images)
+    judged = references[0] if references[0].extractor.label_names else None
+    reference = references[-1] if config.features or config.inception else references[0]
+    fewest = min(config.num_images, len(reference.test), len(reference.train))
+    if fewest <= (needed := reference.extractor.num_features):
+        raise UserError(
+            f"settings are compared by the Fréchet distance, which in the {needed:,} features of "
+            f"{reference.extractor.name} needs more than {needed:,} generated, training and test images "
+            f"each, not {fewest:,}; set a larger --num_images or other --features"
+        )
     for run, model in zip(config.runs, models, strict=True):
         check_size(image_shape_of(model.pipeline), run, reference.test)
         if is_conditional(model.pipeline):
             model.labels = labels_like(reference.train, config.seed)
-            judges_numbers(sorted(set(model.labels)), run, reference.judge.label_names)
+            if judged:
+                judges_numbers(sorted(set(model.labels)), run, judged.extractor.label_names)
     settings = [(model, sampler) for model in models for sampler in _samplers(config, model)]
     for model, sampler in settings:
         check_sampling(model.pipeline, class_labels=sorted(set(model.labels)), **sampler)
@@ -75,10 +85,10 @@ def _compare(config: CompareSamplersConfig) -> Path:
     rows, shown = [], []
     costs = _costs(settings)
     for (model, sampler), cost in zip(tqdm(settings, "settings", unit="setting", disable=None), costs, strict=True):
-        row, images = _try_setting(config, model, sampler, reference, output)
+        row, images = _try_setting(config, model, sampler, reference, judged, output)
         rows.append({"model": model.name, **sampler, **cost, **row})
         shown.append(images)
-    return _save(config, rows, torch.cat(shown), reference, output)
+    return _save(config, rows, torch.cat(shown), reference, judged, output)
 
 
 @dataclass
@@ -115,7 +125,12 @@ def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, An
 
 
 def _try_setting(
-    config: CompareSamplersConfig, model: _Model, sampler: dict[str, Any], reference: RealStatistics, output: Path
+    config: CompareSamplersConfig,
+    model: _Model,
+    sampler: dict[str, Any],
+    reference: RealStatistics,
+    judged: RealStatistics | None,
+    output: Path,
 ) -> tuple[dict[str, Any], torch.Tensor]:
     generated = generate(
         model.pipeline,
@@ -126,12 +141,14 @@ def _try_setting(
         config.batch_size,
         output / PICTURES,
         model.labels,
-        reference.judge.label_names,
+        judged.extractor.label_names if judged else [],
     )
-    features, logits = reference.judge.extract(generated.images)
+    features, logits = reference.extractor.extract(generated.images)
     row: dict[str, Any] = reference.measures(features)
     row["frechet_distance"]["without_each_tenth"] = reference.frechet_distances_without(features)
     if generated.labels is not None:
+        if logits is None:
+            _, logits = judged.extractor.extract(generated.images)
         row["accuracy"] = (logits.argmax(1) == generated.labels).double().mean().item()
     return row, generated.images[:SHOWN_IMAGES]
 
@@ -198,8 +215,10 @@ def _save(
     rows: list[dict[str, Any]],
     images: torch.Tensor,
     reference: RealStatistics,
+    judged: RealStatistics | None,
     output: Path,
 ) -> Path:
+    extractor = reference.extractor
     floor = reference.floors(config.num_images).get("train_against_test", {})
     by_model: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -212,13 +231,13 @@ def _save(
             "seed": config.seed,
             "dataset": public_name(reference.test.source),
             "reference_split": config.reference_split,
-            "judge": reference.judge.name,
-            "judge_sha256": reference.judge.sha256,
-            "device": str(reference.judge.model.device),
+            **({"judge": judged.extractor.name, "judge_sha256": judged.extractor.sha256} if judged else {}),
+            "features": {} if reference is judged else {extractor.name: extractor.facts()},
+            "device": str(extractor.device),
             "dtype": config.dtype,
             "threads": torch.get_num_threads(),
         },
-        "judge_accuracy": {reference.judge.name: reference.accuracy} if reference.accuracy else {},
+        "judge_accuracy": {judged.extractor.name: judged.accuracy} if judged and judged.accuracy else {},
         "real_images": floor,
         "settings": rows,
         "cheapest": {name: cheapest(group) for name, group in by_model.items()},

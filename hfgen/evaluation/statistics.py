@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hfgen.data.images import ImageData
-from hfgen.judges.judge import Judge, judges_numbers
+from hfgen.judges.features import FeatureExtractor
+from hfgen.judges.judge import judges_numbers
 from hfgen.metrics.class_accuracy.class_accuracy import class_accuracy
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance
 from hfgen.metrics.kernel_distance.kernel_distance import kernel_distance
@@ -41,17 +42,17 @@ _VERSION = 2  # of the cache; increase when a metric changes
 
 
 class RealStatistics:
-    """Statistics of the real images in the feature space of a judge, cached on disk.
+    """Statistics of the real images in the feature space of an extractor, cached on disk.
 
     Args:
-        judge: The feature extractor.
+        extractor: A judge or another feature extractor.
         test: Real images to compare generated ones with.
         train: Training images of the model.
         cache: Folder of the cache.
     """
 
-    def __init__(self, judge: Judge, test: ImageData, train: ImageData, cache: Path):
-        self.judge, self.test, self.train, self.cache = judge, test, train, cache
+    def __init__(self, extractor: FeatureExtractor, test: ImageData, train: ImageData, cache: Path):
+        self.extractor, self.test, self.train, self.cache = extractor, test, train, cache
 
     def features(self, data: ImageData) -> Tensor:
         """Return the features of a data set, float32 (N, D)."""
@@ -62,15 +63,15 @@ class RealStatistics:
         return self._outputs(data)["predicted"]
 
     def labels(self, data: ImageData) -> Tensor | None:
-        """Return the labels of a data set as the judge's class indices, int64 (N,), or None if it has none."""
-        if data.labels is None:
+        """Return the labels of a data set as the judge's class indices, int64 (N,), or None without either."""
+        if data.labels is None or not self.extractor.label_names:
             return None
-        return judges_numbers(data.label_names, data.source, self.judge.label_names)[data.labels]
+        return judges_numbers(data.label_names, data.source, self.extractor.label_names)[data.labels]
 
     def _outputs(self, data: ImageData) -> dict[str, Tensor]:
         def compute() -> dict[str, Tensor]:
-            features, logits = self.judge.extract(data.images)
-            return {"features": features, "predicted": logits.argmax(1)}
+            features, logits = self.extractor.extract(data.images)
+            return {"features": features} | ({} if logits is None else {"predicted": logits.argmax(1)})
 
         return self._cached(f"features-{data.fingerprint[:16]}", compute)
 
@@ -82,6 +83,7 @@ class RealStatistics:
             recall, density, coverage and the Fréchet distance are grouped jackknife estimates over tenths of the
             samples; that of the kernel distance, a mean, comes from its values for the single tenths. It is None if a
             tenth has too few samples, and for a recall below `LEAST_RECALL`, which depends on the few largest balls.
+            The Fréchet distance is left out unless there are more images than features.
         """
         references = self.features(self.test)
         squares = self._cached(
@@ -110,14 +112,16 @@ class RealStatistics:
         return {name: {"value": value, "std": stds[name]} for name, value in values.items()}
 
     def frechet_distances_without(self, features: Tensor) -> list[float]:
-        """Return the Fréchet distances to the test images without each tenth of features (N, D); empty if N is small.
+        """Return the Fréchet distances to the test images without each tenth of features (N, D).
+
+        They are empty unless there are more images than features.
 
         Sample i is in tenth i mod 10, so paired samples are left out together.
         """
         every = torch.arange(len(features)) % GROUPS
-        if (every != 0).sum() <= features.shape[1]:
-            return []
         references = self.features(self.test)
+        if min((every != 0).sum(), len(references)) <= features.shape[1]:
+            return []
         return [frechet_distance(features[every != group], references) for group in range(GROUPS)]
 
     @functools.cached_property
@@ -126,7 +130,7 @@ class RealStatistics:
         labels = self.labels(self.test)
         if labels is None:
             return None
-        return accuracy_of(self.predicted(self.test), labels, len(self.judge.label_names))
+        return accuracy_of(self.predicted(self.test), labels, len(self.extractor.label_names))
 
     @functools.cached_property
     def test_images_in_training(self) -> int:
@@ -227,7 +231,7 @@ class RealStatistics:
         return computed
 
     def _cache_file(self, name: str) -> Path:
-        return self.cache / f"statistics-{_VERSION}-{self.judge.sha256[:16]}-{name}"
+        return self.cache / f"statistics-{_VERSION}-{self.extractor.sha256[:16]}-{name}"
 
 
 def count_in(data: ImageData, images: Tensor) -> int:
@@ -261,10 +265,10 @@ def smallest_of_each_class(values: Tensor, classes: Tensor, count: int) -> Tenso
 
 
 def _distances(features: Tensor, references: Tensor) -> dict[str, float]:
-    return {
-        "frechet_distance": frechet_distance(features, references),
-        "kernel_distance": _kernel_distance(features, references, KERNEL_SUBSETS),
-    }
+    distances = {"kernel_distance": _kernel_distance(features, references, KERNEL_SUBSETS)}
+    if min(len(features), len(references)) > features.shape[1]:
+        distances = {"frechet_distance": frechet_distance(features, references)} | distances
+    return distances
 
 
 def _kernel_distance(features: Tensor, references: Tensor, subsets: int) -> float:

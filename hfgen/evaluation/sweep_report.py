@@ -156,13 +156,15 @@ class _Member:
         return _Measured(protocol, found["bounds"]["negative_elbo"]["value"], None)
 
     def frechet_distance(self) -> _Measured | None:
-        """Return the Fréchet distance by the first judge, if it was computed."""
+        """Return the Fréchet distance in the first features, if it was computed."""
         found = self._read(EVALUATION)
         if not found or "measures" not in found:
             return None
-        judge, measures = next(iter(found["measures"].items()))
+        name, measures = next(iter(found["measures"].items()))
+        if "frechet_distance" not in measures:
+            return None
         protocol = found["protocol"]
-        shared = protocol["judges"][judge], protocol["num_images"], protocol["reference_sha256"]
+        shared = report.sha256_in(protocol, name), protocol["num_images"], protocol["reference_sha256"]
         return _Measured(shared, **measures["frechet_distance"])
 
     def accuracy(self) -> _Measured | None:
@@ -197,7 +199,7 @@ class _Member:
                 }
         elif found:
             measures = next(iter(found["measures"].values()))
-            cells |= {title: with_std(measures[name]) for name, (title, _) in report.MEASURES.items()}
+            cells |= {report.MEASURES[name][0]: with_std(measure) for name, measure in measures.items()}
         return cells
 
     def _shown(self) -> list[str]:

@@ -185,6 +185,9 @@ def _copied(record: dict[str, Any]) -> list[str]:
 
 
 def _closeness(spaces: list[_Space]) -> str:
+    spaces = [space for space in spaces if "frechet_distance" in space.measures.keys() & space.floor.keys()]
+    if not spaces:
+        return "There are too few images for a Fréchet distance in these features."
     levels, numbers = _levels(spaces, "frechet_distance"), _numbers(spaces, "frechet_distance", "Fréchet distance")
     if _is_disputed(levels):
         return f"{_those(spaces)} disagree on how close the images are to real ones ({numbers})."

@@ -293,18 +293,22 @@ def measures_picture(
     titles: dict[str, tuple[str, str]],
     floor_names: dict[str, str],
 ) -> PIL.Image.Image:
-    """Plot each metric and its standard deviation beside real-data baselines: a row per judge, a panel per metric."""
+    """Plot each metric and its standard deviation beside real-data baselines.
+
+    There is a row per feature space and a panel per metric, which is empty if the metric was not computed.
+    """
     figure = Figure(figsize=(max(6, 1.75 * len(titles)), 0.6 + 2.3 * len(measures)))
     parts = figure.subfigures(len(measures), 1, squeeze=False)[:, 0]
     shown = {"generated": GENERATED}
     for part, (judge, found) in zip(parts, measures.items(), strict=True):
-        part.suptitle(f"judge {mathless_label(judge)}", x=0.01, ha="left", fontsize=10)
+        part.suptitle(f"features of {mathless_label(judge)}", x=0.01, ha="left", fontsize=10)
         for axes, (name, (title, better)) in zip(
             part.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True
         ):
-            bars = {"generated": (found[name]["value"], found[name]["std"], GENERATED)}
+            bars = {"generated": (found[name]["value"], found[name]["std"], GENERATED)} if name in found else {}
             for (floor, values), color in zip(floors[judge].items(), (REAL, REAL_HALVES), strict=False):
-                bars[f"real: {floor_names[floor]}"] = values[name], None, color
+                if name in values:
+                    bars[f"real: {floor_names[floor]}"] = values[name], None, color
             for place, (value, std, color) in enumerate(bars.values()):
                 axes.bar(place, value, yerr=std, capsize=4, color=color)
                 text = f"{value:.2g}" if abs(value) >= 0.01 else signed(value, 4)
@@ -312,7 +316,7 @@ def measures_picture(
                 axes.annotate(text, above, (0, 2), textcoords="offset points", ha="center", fontsize=7)
             axes.margins(y=0.15)
             axes.set_xticks([])
-            axes.set_title(f"{title}\n({better})", fontsize=9)
+            axes.set_title(f"{title}\n({better if name in found else 'not computed'})", fontsize=9)
             axes.tick_params(labelsize=8)
             axes.grid(axis="x", visible=False)
             shown |= {name: color for name, (_, _, color) in bars.items()}

@@ -1,4 +1,4 @@
-"""Judges: classifiers that serve as feature extractors and class predictors for evaluation."""
+"""Judges: classifiers of `hfgen train classifier` as feature extractors, and the shipped ones."""
 
 import hashlib
 import json
@@ -9,20 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, RegNetForImageClassification, ResNetForImageClassification
-from transformers.utils import logging as transformers_logging
 
 from hfgen.data.sources import SHORT_NAMES
+from hfgen.judges.features import CONFIG, PROCESSOR, FeatureExtractor, checked_config, load_network
 from hfgen.utils.devices import find_placement
-from hfgen.utils.errors import UserError, first_line
-from hfgen.utils.untrusted import check_numbers, read_json, shown
+from hfgen.utils.errors import UserError
+from hfgen.utils.untrusted import read_json, shown
 
 JUDGES = Path(__file__).parent
 WEIGHTS = "model.safetensors"
-PROCESSOR = "preprocessor_config.json"
 RECORD = "evaluation.json"
 NETWORKS = (ResNetForImageClassification, RegNetForImageClassification)
-# Keys with which a configuration makes transformers load remote code or change the computation.
-STRANGE = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "custom_pipelines")
 BATCH_SIZE = 500
 # The stock networks were designed for photographs and first halve the image. Upscaling by repeating pixels lets their
 # first convolution use every pixel of a small image.
@@ -30,20 +27,16 @@ UPSCALE = 2
 
 
 @dataclass
-class Judge:
+class Judge(FeatureExtractor):
     """A classifier from `hfgen train classifier`, as a feature extractor.
 
+    Its name is that of its folder, and its SHA-256 that of its weights.
+
     Attributes:
-        name: The name of its folder.
-        model: The network, in evaluation mode.
         size: Height and width to which images are upscaled by repeating pixels.
-        sha256: SHA-256 of its weights, which identifies the feature space of a measurement.
     """
 
-    name: str
-    model: PreTrainedModel
     size: tuple[int, int]
-    sha256: str
 
     @property
     def label_names(self) -> list[str]:
@@ -73,7 +66,7 @@ class Judge:
         """
         features, logits = [], []
         for batch in images.split(BATCH_SIZE):
-            pixels = F.interpolate(batch.to(self.model.device).float() / 127.5 - 1, self.size)
+            pixels = F.interpolate(batch.to(self.device).float() / 127.5 - 1, self.size)
             pooled = self.model.base_model(pixels).pooler_output
             features.append(pooled.flatten(1).cpu())
             logits.append(self.model.classifier(pooled).cpu())
@@ -102,31 +95,20 @@ def load_judge(name_or_folder: str, device: str = "auto") -> Judge:
     if not isinstance(size, dict) or not all(isinstance(size.get(side), int) for side in ("height", "width")):
         raise UserError(f"{folder / PROCESSOR}: size must have height and width, not {shown(size)}")
     place, _ = find_placement(device, torch.float32)
-    model = model.eval().to(place, memory_format=torch.channels_last)
-    return Judge(folder.resolve().name, model, (size["height"], size["width"]), sha256)
+    model = model.to(place, memory_format=torch.channels_last)
+    return Judge(folder.resolve().name, model, sha256, (size["height"], size["width"]))
 
 
 def _load_network(folder: Path, name: str) -> PreTrainedModel:
     """Load a classifier of one of `NETWORKS`, which need no remote code."""
-    file = folder / "config.json"
-    config = read_json(file)
-    check_numbers(config, file)
-    architectures = config.get("architectures")
+    architectures = checked_config(folder).get("architectures")
     if architectures not in [[network.__name__] for network in NETWORKS]:
         known = " or ".join(network.__name__ for network in NETWORKS)
-        raise UserError(f"{file}: a judge must be a {known}, not {shown(architectures)}")
-    if strange := [key for key in config if key in STRANGE]:
-        raise UserError(f"{file} has {strange[0]}, which is not allowed for a judge")
+        raise UserError(f"{folder / CONFIG}: a judge must be a {known}, not {shown(architectures)}")
     network = next(network for network in NETWORKS if [network.__name__] == architectures)
-    transformers_logging.disable_progress_bar()
-    try:
-        model, found = network.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # untrusted files can cause any error
-        raise UserError(f"cannot load the judge {name}: {type(error).__name__}: {first_line(error)}") from error
-    if lacking := sorted(found["missing_keys"]):
-        raise UserError(f"cannot load the judge {name}: its weights lack {lacking[0]}")
+    model, missing = load_network(network, folder, f"the judge {name}")
+    if missing:
+        raise UserError(f"cannot load the judge {name}: its weights lack {missing[0]}")
     return model
 
 
@@ -156,4 +138,4 @@ def shipped_judges(dataset: str = "") -> list[str]:
 def shipped_judges_of(dataset: str) -> list[str]:
     """List the shipped judges of a data set, by any of its names."""
     short = {name: short for short, name in SHORT_NAMES.items()}.get(dataset, dataset)
-    return shipped_judges(short) if short in SHORT_NAMES else []
+    return shipped_judges(short) if short in {"digits", *SHORT_NAMES} else []

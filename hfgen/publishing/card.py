@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import UndefinedError
 
-from hfgen.evaluation.report import MEASURES, render_report
+from hfgen.evaluation.report import measure_title, render_report, sha256_in
 from hfgen.families import Model, own_sampler
 from hfgen.publishing.facts import read_run
 from hfgen.publishing.snippets import in_code, reproduction, tags_of
@@ -206,16 +206,17 @@ def _results(kind: Model, evaluation: dict[str, Any]) -> list[EvalResult]:
         "truncation",
     )  # fmt: skip
     settings = {name: protocol[name] for name in names if protocol.get(name) is not None}
+    kind_of = {name: "judge" if name in protocol["judges"] else "features" for name in evaluation["measures"]}
     return [
         EvalResult(
             **shared,
             metric_type=name,
-            metric_name=f"{title} (judge {judge})",
-            metric_value=measures[name]["value"],
-            metric_args=settings | {"judge_sha256": protocol["judges"][judge]},
+            metric_name=f"{measure_title(protocol, extractor, name)} ({kind_of[extractor]} {extractor})",
+            metric_value=measure["value"],
+            metric_args=settings | {f"{kind_of[extractor]}_sha256": sha256_in(protocol, extractor)},
         )
-        for judge, measures in evaluation["measures"].items()
-        for name, (title, _) in MEASURES.items()
+        for extractor, measures in evaluation["measures"].items()
+        for name, measure in measures.items()
     ]
 
 

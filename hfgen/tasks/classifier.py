@@ -104,7 +104,7 @@ class ClassifierTask(Task):
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Return the confusion matrix of the test images and the most confident errors; the seed is not used."""
         data = self.test_data
-        logits = Judge("in training", self.model, self.size, "").extract(data.images)[1]
+        logits = Judge("in training", self.model, "", self.size).extract(data.images)[1]
         return confusion_picture(data.images, data.labels, logits, data.label_names, num_images)
 
 

@@ -1,6 +1,8 @@
 """FID, KID and Inception Score, in features of Inception, for colour photographs."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 import datasets
 import evaluate
@@ -85,33 +87,49 @@ def inception_scores(
             f"{len(references)}"
         )
     inception = inception or load_inception()
-    generated, real = _look(inception, predictions), _look(inception, references)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(seed)
-        warnings.filterwarnings("ignore", "Metric .* will save all extracted features", UserWarning)
-        distance = FrechetInceptionDistance(feature=_Features(generated[0].shape[1])).set_dtype(torch.float64)
-        kernel = KernelInceptionDistance(feature=_Features(generated[0].shape[1]), subset_size=subset_size)
+    generated, real = (inception_features(inception, images).double() for images in (predictions, references))
+    mean, std = inception_score(inception, generated, seed)
+    with _seeded(seed):
+        distance = FrechetInceptionDistance(feature=_Features(generated.shape[1])).set_dtype(torch.float64)
+        kernel = KernelInceptionDistance(feature=_Features(generated.shape[1]), subset_size=subset_size)
         for metric in (distance, kernel):
-            metric.update(real[0], real=True)
-            metric.update(generated[0], real=False)
-        score = InceptionScore(feature=_Features(generated[1].shape[1]))
-        score.update(generated[1])
-        (kid, kid_std), (mean, std) = kernel.compute(), score.compute()
+            metric.update(real, real=True)
+            metric.update(generated, real=False)
+        kid, kid_std = kernel.compute()
     return {
         "fid": distance.compute().item(),
         "kid": kid.item(),
         "kid_std": kid_std.item(),
-        "inception_score": mean.item(),
-        "inception_score_std": std.item(),
+        "inception_score": mean,
+        "inception_score_std": std,
     }
 
 
 @torch.inference_mode()
-def _look(inception: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features, (N, 2048), and logits without bias, (N, 1008), as the Inception Score uses them."""
-    weight = inception.fc.weight
-    features = torch.cat([inception(batch.expand(-1, 3, -1, -1).to(weight.device)) for batch in images.split(64)])
-    return features.double().cpu(), (features @ weight.T).double().cpu()
+def inception_features(inception: nn.Module, images: Tensor) -> Tensor:
+    """Return the features, float32 (N, 2048) on the CPU, of images, uint8 (N, C, H, W)."""
+    device = inception.fc.weight.device
+    return torch.cat([inception(batch.expand(-1, 3, -1, -1).to(device)).float().cpu() for batch in images.split(64)])
+
+
+@torch.inference_mode()
+def inception_score(inception: nn.Module, features: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Return the Inception Score of features (N, 2048), and its standard deviation over ten splits."""
+    logits = features.double() @ inception.fc.weight.T.double().cpu()  # without bias, as torch-fidelity
+    with _seeded(seed):
+        score = InceptionScore(feature=_Features(logits.shape[1]))
+        score.update(logits)
+        mean, std = score.compute()
+    return mean.item(), std.item()
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torchmetrics' random choices, and silence its warning that it keeps features."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        warnings.filterwarnings("ignore", "Metric .* will save all extracted features", UserWarning)
+        yield
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
