@@ -66,7 +66,9 @@ FAMILIES = {
         "depths": [1], "random_shift": 1, "train_batch_size": 32,
     },
 }  # fmt: skip
-CLOCKED = {"run.json", "config.yaml", "training_position.json", "manifest.json", ".lock"}  # times and places
+CLOCKED = {
+    "run.json", "times.jsonl", "index.html", "config.yaml", "training_position.json", "manifest.json", ".lock",
+}  # files with times and places  # fmt: skip
 
 
 def train(family: str, folder: Path) -> multiprocessing.Process:

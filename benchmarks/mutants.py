@@ -50,6 +50,11 @@ MUTANTS = [
            "torch.zeros_like(tensor) for", "resume"),
     Mutant("averaged weights", "tensor in enumerate(average.shadow_params)}", "tensor in enumerate(p.clone() for p in "
            "average.shadow_params[::-1])}", "resume"),
+    Mutant("times after a step", "CLASSES_FILE, TIMES_FILE)  # files", "CLASSES_FILE)  # files",
+           "pages"),
+    Mutant("page of an older model", "            self.run.remove_page()\n", "", "pages"),
+    Mutant("page of someone else", "PAGE_MARK in page.read_text", "True or page.read_text", "pages"),
+    Mutant("escaping", 'select_autoescape(("html",), ', "select_autoescape((), ", "pages"),
     Mutant("rows after a step", 'row["step"] <= step]', 'row["step"] <= step + 1]', "engine resume"),
     # files
     Mutant("flush", "            _flush_to_disk(written)", "            pass", "run_folder engine data"),

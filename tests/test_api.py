@@ -89,7 +89,7 @@ def test_reports_are_records_and_pages(tmp_path, vae_run, judge_run, capsys):
     assert "data:image/png;base64," in shown
     assert "](evaluation/" not in shown
     assert "## Protocol" not in shown
-    assert f"The evaluation is in {report.path}" in capsys.readouterr().out
+    assert f"The evaluation is in {report.page}, its pictures in {tmp_path / 'evaluation'}" in capsys.readouterr().out
     analysis = hfgen.analyze(
         vae_run, judge=judge_run, reference_split="train[80%:]", num_importance_samples=2, num_bound_images=4,
         output_dir=tmp_path,

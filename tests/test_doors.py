@@ -758,7 +758,7 @@ def test_a_sweep_that_is_not_finished_is_named(tmp_path, capsys):
 
 def test_members_are_called_by_the_last_part_of_a_path(tmp_path, monkeypatch, capsys):
     made = []
-    monkeypatch.setattr("hfgen.training.sweep.train", lambda config, task: made.append(Path(config.output_dir).name))
+    monkeypatch.setattr("hfgen.training.sweep.train", lambda config, *_: made.append(Path(config.output_dir).name))
     monkeypatch.setattr("hfgen.evaluation.sweep_report.write_page", lambda folder: None)
     sweep = [f"train_data_dir={tmp_path}/a,{tmp_path}/b"]
     assert (

@@ -322,6 +322,7 @@ def test_training_pushes_checkpoints_and_in_the_end_the_model(ask, server, home)
     assert repo.messages[1] == "Upload step-000002"
     assert repo.messages[-1] == "Upload pushed"
     assert set(repo.files("main")[1]) == PUBLISHED
+    assert (home / "pushed" / "index.html").is_file()
     first = next(files for files in repo.commits.values() if files)
     assert "model_index.json" in first
     assert not [name for name in first if "state" in name]

@@ -46,7 +46,7 @@ def test_the_loss_falls(run):
 
 def test_a_run_folder_is_complete(run):
     assert {path.name for path in run.iterdir() if path.name != ".lock"} == {
-        "model_index.json", "unet", "scheduler", "config.yaml", "metrics.jsonl", "run.json",
+        "model_index.json", "unet", "scheduler", "config.yaml", "metrics.jsonl", "times.jsonl", "run.json",
         "samples", "figures", "checkpoints",
     }  # fmt: skip
     assert sorted(p.name for p in (run / "samples").iterdir()) == [f"step-{s:06d}.png" for s in (7, 30, 90)]

@@ -91,7 +91,7 @@ def train_configured(config: TrainingConfig, set_fields: Any) -> "RunFolder | li
     def parse(flags: list[str]) -> TrainingConfig:
         return parse_config(type(config), flags, prog=f"hfgen train {config.family}", base=config.to_dict())
 
-    folder = train_members(config, parse, task)
+    folder = train_members(config, parse, task, publisher_of(config))
     print(f"The runs of the sweep are compared in {write_page(folder)}")
     return [RunFolder(folder / name) for name in read_sweep(folder)["members"]]
 
@@ -222,20 +222,23 @@ def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Rep
     from hfgen.evaluation.processes import is_main_process
     from hfgen.evaluation.samplers import compare_samplers as compare
 
-    path = compare(config)
+    report = Report(compare(config))
     if is_main_process():
-        print(f"The comparison is in {path}")
-    return Report(path)
+        _name_page("The comparison is in", report.page)
+    return report
 
 
 def results(*folders: Name | ResultsConfig, **fields: Any) -> Path:
-    """Write tables of all evaluations below some folders, like `hfgen results`; return the path."""
+    """Put the runs below some folders side by side, like `hfgen results`; return the path of the page."""
     given = folders[0] if folders and isinstance(folders[0], ResultsConfig) else folders or None
     config = _configuration(ResultsConfig, given, fields, "hfgen results", "folders")
-    from hfgen.evaluation.results import write_results
+    from hfgen.evaluation.results import results_page, write_results
+    from hfgen.publishing.overview import overview_page
 
-    output = write_results([Path(folder) for folder in config.folders], Path(config.output))
-    print(f"The table is in {output}")
+    output = Path(config.output)
+    make = overview_page if output.suffix == ".html" else results_page
+    write_results(make, [Path(folder) for folder in config.folders], output)
+    print(f"The results are in {output}")
     return output
 
 
@@ -253,6 +256,7 @@ def card(run: Name | CardConfig, **fields: Any) -> Path:
     print(f"The model card is in {page}")
     if config.gallery:
         print(f"The gallery is in {write_gallery(Path(config.gallery))}")
+    _renew_page(page.parent)
     return page
 
 
@@ -350,6 +354,19 @@ def _with_output(
     return config, Path(config.output).expanduser() if is_written else None
 
 
+def _name_page(what: str, page: Path) -> None:
+    """Print where a report and its pictures are, and renew the page of the run that it is part of."""
+    pictures = page.with_suffix("")
+    print(f"{what} {page}" + (f", its pictures in {pictures}" if pictures.is_dir() else ""))
+    _renew_page(page.parent)
+
+
+def _renew_page(run: Path) -> None:
+    from hfgen.publishing.pages import PageWriter
+
+    PageWriter().publish(run)
+
+
 def _reports(config: Any, write: Callable[[Any], Path], what: str) -> "Report | list[Report]":
     """Write the report of a run, or of each run of a sweep and then the page of the sweep."""
     from hfgen.api.outputs import Report
@@ -364,7 +381,7 @@ def _reports(config: Any, write: Callable[[Any], Path], what: str) -> "Report | 
     for run in runs:
         reports.append(Report(write(dataclasses.replace(config, run_or_repo=run))))
         if is_main_process():
-            print(f"{what} {reports[-1].path}")
+            _name_page(what, reports[-1].page)
     if runs == [config.run_or_repo]:
         return reports[0]
     if is_main_process():

@@ -25,7 +25,7 @@ Commands:
   evaluate RUN            compute metrics of a model's samples, a classifier, or --images
   analyze RUN             analyse a VAE: reconstructions, likelihood bounds, latent space
   compare-samplers RUN …  compare schedulers, steps and guidance: image quality against cost
-  results                 summarise all evaluations in tables
+  results RUN …           put runs side by side: tables in Markdown, or a sortable .html page with pictures
   card RUN                write the model card for the Hub
   push RUN                publish a model on the Hub
   publish-all             publish all runs in a folder as a collection

@@ -38,7 +38,7 @@ class ClassifierConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "classifier"
-    next_command: ClassVar[str] = "hfgen evaluate"
+    next_commands: ClassVar[tuple[str, ...]] = ("hfgen evaluate {run}",)
     dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name", "test_dataset_name")
 
     test_dataset_name: str | None = None

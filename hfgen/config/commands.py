@@ -473,18 +473,25 @@ class CompareSamplersConfig(MeasuringOptions):
 
 @dataclass(kw_only=True)
 class ResultsConfig:
-    """Collect all evaluations and analyses below some folders in one page.
+    """Put runs of any family side by side on one page.
 
     Args:
-        folders: Folders to search for `evaluation.json` and `analysis.json`.
-        output: The Markdown file to write.
+        folders: Runs, or folders to search for runs, evaluations and analyses.
+        output: The page to write: a .md with tables of the evaluations and analyses, or an .html with pictures, curves
+            and a table of all finished runs to sort and filter in a browser.
 
     Examples:
+        hfgen results runs --output results.html
         hfgen results runs --output RESULTS.md
     """
 
     folders: list[str] = field(default_factory=lambda: ["runs"])
     output: str = "RESULTS.md"
+
+    def __post_init__(self):
+        """Validate the fields."""
+        if Path(self.output).suffix not in (".md", ".html"):
+            raise UserError(f"output must end in .md or .html, not {self.output}")
 
 
 @dataclass(kw_only=True)

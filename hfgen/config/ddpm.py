@@ -55,7 +55,6 @@ class DDPMConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "ddpm"
-    next_command: ClassVar[str] = "hfgen sample"
 
     block_out_channels: list[int] = field(default_factory=lambda: [32, 64, 96])
     layers_per_block: int = 2

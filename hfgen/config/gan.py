@@ -58,7 +58,6 @@ class GANConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "gan"
-    next_command: ClassVar[str] = "hfgen sample"
 
     learning_rate: float = 2e-4
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"

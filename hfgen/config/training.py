@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +150,7 @@ class TrainingConfig:
     """
 
     family: ClassVar[str]
-    next_command: ClassVar[str]  # suggested for a finished run
+    next_commands: ClassVar[tuple[str, ...]] = ("hfgen sample {run}", "hfgen evaluate {run}")  # for a finished run
     dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name",)  # fields that name data sets
     folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir",)  # fields that name image folders
     warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps",)  # fields that count warm-up steps
@@ -265,6 +266,11 @@ class TrainingConfig:
             "validation_fraction", "test_fraction",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names} | {"held_out_of": self.train_split}
+
+    @classmethod
+    def commands_for(cls, run: Path) -> list[str]:
+        """Return the commands to go on with, for a finished run."""
+        return [command.format(run=shlex.quote(str(run))) for command in cls.next_commands]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain YAML types."""

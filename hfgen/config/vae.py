@@ -58,7 +58,7 @@ class VAEConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "vae"
-    next_command: ClassVar[str] = "hfgen sample"
+    next_commands: ClassVar[tuple[str, ...]] = ("hfgen sample {run}", "hfgen evaluate {run}", "hfgen analyze {run}")
     warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps", "kl_warmup_steps")
 
     max_grad_norm: float = 1000.0  # gradients of losses summed over pixels have norms of about 100

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +17,19 @@ from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import escaped
 from hfgen.utils.untrusted import read_json
 
+MARK = '<meta name="generator" content="hfgen results">'
+MARKS = ("`hfgen results`", MARK)  # of pages that may be overwritten, in Markdown and HTML
 SECTIONS = {"measures": "models", "accuracy": "judges", "restoration": "restorers"}  # by a key of the record
+
+
+def files_below(folders: list[Path], name: str) -> list[Path]:
+    """List the files of a name below some folders, but for those in `outdated`."""
+    return [
+        file
+        for folder in folders
+        for file in sorted(folder.rglob(name))
+        if OUTDATED not in file.relative_to(folder).parts
+    ]
 
 
 def results_page(folders: list[Path], place: Path) -> str:
@@ -26,12 +39,7 @@ def results_page(folders: list[Path], place: Path) -> str:
         UserError: if there is none.
     """
     records, analyses = (
-        [
-            (_link(file.resolve().parent, place), read_record(file))
-            for folder in folders
-            for file in sorted(folder.rglob(name))
-            if OUTDATED not in file.relative_to(folder).parts
-        ]
+        [(_link(file.resolve().parent, place), read_record(file)) for file in files_below(folders, name)]
         for name in (EVALUATION, ANALYSIS)
     )
     if not records and not analyses:
@@ -113,18 +121,19 @@ def _link(folder: Path, place: Path) -> str:
     return f"[{escaped(folder.name)}]({quote(Path(os.path.relpath(folder, place.resolve())).as_posix())})"
 
 
-def write_results(folders: list[Path], output: Path) -> Path:
-    """Write the tables of some folders to a page.
+def write_results(make: Callable[[list[Path], Path], str], folders: list[Path], output: Path) -> None:
+    """Write a page on the results in some folders.
 
-    Returns:
-        The path of the page.
+    Args:
+        make: Returns the page from the folders and the folder to which its links are relative, like `results_page`.
+        folders: The folders.
+        output: The file.
 
     Raises:
-        UserError: if there is no evaluation, or the output exists and was not written by `hfgen results`.
+        UserError: if there are no results, or the output exists and was not written by `hfgen results`.
     """
-    if output.is_file() and "`hfgen results`" not in output.read_text(encoding="utf-8", errors="replace"):
+    if output.is_file() and not any(mark in output.read_text(encoding="utf-8", errors="replace") for mark in MARKS):
         raise UserError(f"{output} was not written by hfgen results and will not be overwritten; set another --output")
-    page = results_page(folders, output.parent)
+    page = make(folders, output.parent)
     with complete_or_absent(output) as temporary:
-        temporary.write_text(page)
-    return output
+        temporary.write_text(page, encoding="utf-8")

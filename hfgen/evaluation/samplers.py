@@ -22,7 +22,7 @@ from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.figures.plots import curves_picture
 from hfgen.judges.judge import judges_numbers
 from hfgen.pipelines.loading import load
-from hfgen.runs.folder import run_fields
+from hfgen.runs.folder import COMPARISON, COMPARISON_PAGE, COMPARISON_PICTURES, run_fields
 from hfgen.sampling.sample import (
     check_sampling,
     default_sampler,
@@ -35,7 +35,6 @@ from hfgen.sampling.sample import (
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers
 
-RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", "comparison"
 TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance exceeds the lowest by no more than this
 # fraction, or by no more than the standard error of the difference
 SHOWN_IMAGES = 12
@@ -139,7 +138,7 @@ def _try_setting(
         sampler | {"seed": config.seed},
         config.num_images,
         config.batch_size,
-        output / PICTURES,
+        output / COMPARISON_PICTURES,
         model.labels,
         judged.extractor.label_names if judged else [],
     )
@@ -243,11 +242,11 @@ def _save(
         "cheapest": {name: cheapest(group) for name, group in by_model.items()},
     }
     labels = [(f"{row['model']}: " if len(by_model) > 1 else "") + sampler_text(row) for row in rows]
-    (output / PICTURES).mkdir(exist_ok=True)
-    save_picture(curves_picture(rows, floor, labels, config.num_images), output / PICTURES / "curves.png")
+    (output / COMPARISON_PICTURES).mkdir(exist_ok=True)
+    save_picture(curves_picture(rows, floor, labels, config.num_images), output / COMPARISON_PICTURES / "curves.png")
     numbers = [index for index in range(len(rows)) for _ in range(SHOWN_IMAGES)]
-    save_picture(sample_grid(images, numbers, labels), output / PICTURES / "images.png")
-    return save_record(record, _page(record), output, record_file=RECORD, page_file=PAGE)
+    save_picture(sample_grid(images, numbers, labels), output / COMPARISON_PICTURES / "images.png")
+    return save_record(record, _page(record), output, record_file=COMPARISON, page_file=COMPARISON_PAGE)
 
 
 def _page(record: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ def mathless_label(name: str, length: int = 60) -> str:
     return f" {line}" if line.startswith("_") else line
 
 
-def _panel_and_line(metric: str) -> tuple[str, str]:
+def panel_and_line(metric: str) -> tuple[str, str]:
     """Return the title of the panel of a metric in `metrics.jsonl`, and the name of its line there."""
     first, _, last = metric.partition("/")
     if first in METRICS:
@@ -64,7 +64,7 @@ def _panel_and_line(metric: str) -> tuple[str, str]:
 
 def _name(axes: Axes, metric: str) -> None:
     """Name a panel of one metric in words and by its key."""
-    panel, line = _panel_and_line(metric)
+    panel, line = panel_and_line(metric)
     axes.set_title(f"{panel} of the {line}" if line and metric.split("/")[0] in METRICS else panel)
     axes.set_title(metric, loc="right", color="gray", fontsize=9)
 
@@ -97,14 +97,14 @@ def training_curves(rows: list[dict[str, float]], steps_per_epoch: int) -> Figur
     steps = np.array([row["step"] for row in rows])
     panels: dict[str, list[str]] = {}
     for metric in (name for name in rows[0] if name != "step"):
-        panels.setdefault(_panel_and_line(metric)[0], []).append(metric)
+        panels.setdefault(panel_and_line(metric)[0], []).append(metric)
     window, outside = _window(len(rows)), False
     figure, all_axes = _training_figure(len(panels))
     for (title, metrics), axes in zip(panels.items(), all_axes, strict=True):
         curves: list[tuple[np.ndarray, np.ndarray]] = []
         for color, metric in enumerate(metrics):
             values = np.array([row[metric] for row in rows])
-            line = _panel_and_line(metric)[1]
+            line = panel_and_line(metric)[1]
             label = f"{line} ({metric})" if line in LINES.values() else metric
             if title == METRICS["learning_rate"]:  # without noise, so that a mean would only blur it
                 axes.plot(steps, values, label=label)

@@ -1,1 +1,1 @@
-"""Model cards and publishing on the Hub."""
+"""Pages for a browser, model cards, and publishing on the Hub."""

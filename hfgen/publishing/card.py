@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     if not elsewhere and pages and not _is_page(pages[0]):
         raise UserError(f"{pages[0]} was not written by hfgen and will not be overwritten; rename it first")
     try:
-        metadata, page = _metadata(facts, model, spdx_license), _page(facts, model, pictures, spdx_license)
+        metadata = _metadata(facts, model, spdx_license)
+        page = card_text(facts, model, pictures, spdx_license=spdx_license)
         card = ModelCard.from_template(metadata, str(TEMPLATES / "model_card.md"), page=page)
     except (KeyError, TypeError, UndefinedError) as error:  # of a record with missing or malformed entries
         raise UserError(
@@ -220,10 +222,27 @@ def _results(kind: Model, evaluation: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _page(facts: dict[str, Any], model: str, pictures: set[str], spdx_license: str) -> str:
+def card_text(
+    facts: dict[str, Any],
+    model: str,
+    pictures: Collection[str] = (),
+    *,
+    spdx_license: str | None = None,
+    block: str | None = None,
+) -> str:
+    """Return a model card without its metadata, or only a block of it, such as `description` or `use`.
+
+    Args:
+        facts: From `hfgen.publishing.facts.read_run`.
+        model: What the example code loads: a Hub id, or a folder.
+        pictures: Names of the figures to show.
+        spdx_license: Licence of the weights; needed by the whole card.
+        block: The name of the block.
+    """
     training = facts["training"]
     return render_report(
         facts["kind"].card,
+        block=block,
         **facts,
         **in_code(facts),
         again=reproduction(facts),

@@ -21,6 +21,7 @@ from hfgen.pipelines.loading import INDEX
 from hfgen.publishing.card import copy_whole, write_card
 from hfgen.publishing.facts import require_run
 from hfgen.publishing.licenses import check_license
+from hfgen.publishing.pages import PageWriter
 from hfgen.runs.folder import CARD, FIGURES, REPORTS
 from hfgen.training.publisher import Publisher
 from hfgen.utils.errors import PublishingError, UserError, first_line
@@ -228,7 +229,7 @@ def publish_all(runs: list[Path], namespace: str, *, private: bool, spdx_license
     return created.url
 
 
-class HubPublisher(Publisher):
+class HubPublisher(PageWriter):
     """Publishes a training's model on the Hub: the finished run, and optionally checkpoints.
 
     Checkpoints are pushed in the background, one at a time; a checkpoint is skipped while another is uploading. A
@@ -279,7 +280,8 @@ class HubPublisher(Publisher):
             self.upload.result()
 
     def publish(self, run: Path) -> None:
-        """Push a finished run and print its URL."""
+        """Write the page of a finished run, push the run and print its URL."""
+        super().publish(run)
         try:
             print("Published:", push(run, self.repo_id, private=self.private, spdx_license=self.spdx_license))
         except UserError as error:  # possible before training, but not any more
@@ -288,9 +290,9 @@ class HubPublisher(Publisher):
 
 
 def publisher_of(config: TrainingConfig) -> Publisher:
-    """Return the publisher of a training configuration."""
+    """Return the publisher of a training configuration; without `push_to_hub` it only writes the run's page."""
     if not config.push_to_hub:
-        return Publisher()
+        return PageWriter()
     return HubPublisher(
         config.hub_model_id,
         private=config.hub_private_repo,

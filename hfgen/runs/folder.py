@@ -16,9 +16,11 @@ from hfgen.utils.markdown import authors_page
 
 EVALUATION, EVALUATION_PAGE, EVALUATION_PICTURES = "evaluation.json", "evaluation.md", "evaluation"
 ANALYSIS, ANALYSIS_PAGE, ANALYSIS_PICTURES = "analysis.json", "analysis.md", "analysis"
+COMPARISON, COMPARISON_PAGE, COMPARISON_PICTURES = "comparison.json", "comparison.md", "comparison"
 REPORTS = (EVALUATION, EVALUATION_PAGE, EVALUATION_PICTURES, ANALYSIS, ANALYSIS_PAGE, ANALYSIS_PICTURES)
-CARD = "README.md"
-RUN_FILE, METRICS_FILE, CLASSES_FILE = "run.json", "metrics.jsonl", "classes.jsonl"
+CARD, PAGE, PAGE_MARK = "README.md", "index.html", '<meta name="generator" content="hfgen run">'
+RUN_FILE, METRICS_FILE, CLASSES_FILE, TIMES_FILE = "run.json", "metrics.jsonl", "classes.jsonl", "times.jsonl"
+ROWS = (METRICS_FILE, CLASSES_FILE, TIMES_FILE)  # files with a row per step or checkpoint
 CHECKPOINTS, SAMPLES, FIGURES, OUTDATED, LOCK = "checkpoints", "samples", "figures", "outdated", ".lock"
 CURVES, CLASSES, ANIMATION, TIMELAPSE = "training_curves.png", "classes.png", "film.gif", "training.gif"  # in FIGURES
 
@@ -113,7 +115,7 @@ class RunFolder:
             grids = []
         card = (self / CARD).read_text(encoding="utf-8", errors="replace") if (self / CARD).is_file() else ""
         remaining = authors_page(card)
-        pages = (*REPORTS, CARD) if card != remaining else REPORTS
+        pages = (*REPORTS, COMPARISON, COMPARISON_PAGE, COMPARISON_PICTURES, *[CARD] * (card != remaining))
         outdated = [*checkpoints, *grids, *(self.path / name for name in pages if (self / name).exists())]
         taken = [int(path.name) for path in (self / OUTDATED).glob("*") if path.name.isdigit()]
         folder = self / OUTDATED / str(max(taken, default=0) + 1)
@@ -125,6 +127,16 @@ class RunFolder:
             with complete_or_absent(self / CARD) as temporary:
                 temporary.write_text(remaining, encoding="utf-8")
         return folder, [str(path.relative_to(self.path)) for path in outdated]
+
+    def owns_page(self) -> bool:
+        """Return whether `index.html` is absent or was written by hfgen."""
+        page = self / PAGE
+        return not page.exists() or PAGE_MARK in page.read_text(encoding="utf-8", errors="replace")
+
+    def remove_page(self) -> None:
+        """Remove `index.html` of an older model; it is written anew when the run finishes."""
+        if self.owns_page():
+            (self / PAGE).unlink(missing_ok=True)
 
     def _repr_html_(self) -> str:
         return f"<p>Run in {self.path}</p>" + "".join(

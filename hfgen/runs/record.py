@@ -42,7 +42,7 @@ PYTHON_CALL = "hfgen.train("
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per optimizer step, `{"step": 1, "loss/unet": …, …}`.
 
-    It contains no timings, so that an interrupted and resumed run writes the same file.
+    It contains no timings, so that an interrupted and resumed run writes the same file; they are in `times.jsonl`.
 
     Args:
         path: The file.
@@ -90,13 +90,18 @@ class MetricsFile:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """Read `metrics.jsonl` or `classes.jsonl`: one row per step or checkpoint, skipping damaged lines."""
+    """Read `metrics.jsonl`, `times.jsonl` or `classes.jsonl`: a row per step or checkpoint, skipping damaged lines."""
     return [row for line in path.read_bytes().splitlines() if (row := _row(line))]
 
 
 def add_row(path: Path, row: dict[str, float]) -> None:
     """Append a row, after removing those of its step and later ones."""
     forget_rows(path, row["step"] - 1)
+    append_row(path, row)
+
+
+def append_row(path: Path, row: dict[str, float]) -> None:
+    """Append a row of a later step than all others."""
     with open(path, "a") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

@@ -51,9 +51,10 @@ def train(
     """Train a task and write its run folder.
 
     The folder holds the model for `from_pretrained`, `config.yaml` (all fields), `metrics.jsonl` (one line per
-    optimizer step), `run.json` (versions, hardware, time), `samples/`, `figures/` and `checkpoints/`. With the same
-    configuration, number of processes and hardware, a run that was killed and resumed is bit-identical to an
-    uninterrupted one, except under `max_train_seconds`; on a GPU only with `deterministic`.
+    optimizer step), `times.jsonl` (seconds of training by step), `run.json` (versions, hardware, time), `samples/`,
+    `figures/` and `checkpoints/`. With the same configuration, number of processes and hardware, a run that was killed
+    and resumed is bit-identical to an uninterrupted one but for its times, except under `max_train_seconds`; on a GPU
+    only with `deterministic`.
 
     The process state is restored (`hfgen.training.processes.as_found`). Outside the main thread signals cannot be
     received, so they do not save the run.
@@ -130,7 +131,8 @@ def _train(
                 raise TrainingError(f"{why}. {trainer.how_to_continue()}") from error
             raise
         trainer.release()
-    accelerator.print(f"The run is in {run}; next: {config.next_command} {run}")
+    picture = "".join(f"; newest picture: {grid}" for grid in RunFolder(run).grids()[-1:])
+    accelerator.print(f"The run is in {run}{picture}; next: {', '.join(config.commands_for(run))}")
     if accelerator.is_main_process:
         publisher.publish(run)
     return run

@@ -14,6 +14,7 @@ from hfgen.config.training import CONFIG_FILE
 from hfgen.data.images import ImageData
 from hfgen.runs.record import this_command
 from hfgen.tasks.base import Task
+from hfgen.training.publisher import Publisher
 from hfgen.training.run import train
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
@@ -51,6 +52,7 @@ def train_members(
     config: TrainingConfig,
     parse: Callable[[list[str]], TrainingConfig],
     make_task: Callable[[TrainingConfig, ImageData], Task],
+    publisher: Publisher,
 ) -> Path:
     """Train the runs of a sweep in sequence, each in a subfolder.
 
@@ -60,6 +62,7 @@ def train_members(
         config: The shared configuration; its `output_dir` is the folder of the sweep.
         parse: Parses flags on top of the shared configuration.
         make_task: See `hfgen.training.run.train`.
+        publisher: Likewise.
 
     Returns:
         The folder.
@@ -99,7 +102,7 @@ def train_members(
     with complete_or_absent(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     for _, member in members.values():
-        train(member, make_task)
+        train(member, make_task, publisher)
     return folder
 
 

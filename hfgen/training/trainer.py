@@ -42,10 +42,21 @@ from hfgen.runs.checkpoints import (
     unpack_state,
     unusable,
 )
-from hfgen.runs.folder import CLASSES, CLASSES_FILE, CURVES, METRICS_FILE, RUN_FILE, TIMELAPSE, RunFolder
+from hfgen.runs.folder import (
+    CLASSES,
+    CLASSES_FILE,
+    CURVES,
+    METRICS_FILE,
+    ROWS,
+    RUN_FILE,
+    TIMELAPSE,
+    TIMES_FILE,
+    RunFolder,
+)
 from hfgen.runs.record import (
     MetricsFile,
     add_row,
+    append_row,
     describe_run,
     forget_rows,
     losses_of,
@@ -161,9 +172,10 @@ class Trainer:
         """Save the configuration, create folders, and move away outputs after the resumed step."""
         if self.accelerator.is_main_process:
             self.run.begin(self._fields())
-            for file in (METRICS_FILE, CLASSES_FILE):
+            for file in ROWS:
                 forget_rows(self.run / file, self.step)
             (self.run / self.task.index_file).unlink(missing_ok=True)  # until a newer model is saved
+            self.run.remove_page()
             place, outdated = self.run.put_away(self.step)
             if outdated:
                 names = ", ".join(outdated)
@@ -198,7 +210,7 @@ class Trainer:
                 if due or stop_signal or self._progress(seconds) >= 1:
                     if (slower := speed.slower(self.step)) and self.accelerator.is_main_process:
                         tqdm.write(f"hfgen: {slower}", file=sys.stderr)
-                    latest = self._write_metrics()
+                    latest = self._write_metrics(seconds)
                     self._show(bar, latest, seconds)
                     if preview:
                         self.save_preview()
@@ -216,7 +228,7 @@ class Trainer:
         epochs = self.config.save_images_epochs
         return bool(epochs) and self.step % (epochs * self.batches.steps_per_epoch) == 0
 
-    def _write_metrics(self) -> dict[str, float]:
+    def _write_metrics(self, seconds: float) -> dict[str, float]:
         row = self.metrics.write()
         if bad := self.metrics.not_finite(row):
             latest = newest_complete(self.run.checkpoints)
@@ -225,6 +237,8 @@ class Trainer:
                 + (f"The last good checkpoint is {latest}. " if latest else "There is no checkpoint yet. ")
                 + "A lower --learning_rate, a longer --lr_warmup_steps or --mixed_precision no may help"
             )
+        if self.accelerator.is_main_process:
+            append_row(self.run / TIMES_FILE, {"step": self.step, "seconds": round(seconds, 3)})
         return row
 
     def _progress(self, seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""Pages in Markdown, rendered from the templates in `hfgen/templates`, and the filters that those use."""
+"""Pages in Markdown and HTML, rendered from the templates in `hfgen/templates`, and the filters that those use."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from hfgen.utils.untrusted import one_line
 
@@ -82,6 +82,11 @@ def percent_if_known(share: float | None) -> str:
     return "" if share is None else percent(share)
 
 
+def plain(markdown: str) -> str:
+    """Return a sentence in Markdown without its marks: links become their texts."""
+    return re.sub(r"\\(.)|\[([^\]]*)\]\([^)]*\)|[`*]", lambda found: found[1] or found[2] or "", markdown)
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """Write a value as JSON, with its letters as they are."""
     return json.dumps(value, indent=indent, ensure_ascii=False)
@@ -97,11 +102,13 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 _templates = Environment(
     loader=FileSystemLoader(TEMPLATES),
     undefined=_Missing,
-    autoescape=False,  # that would be for HTML; what strangers named passes through `escaped`, `code` and the like
+    # In Markdown, what strangers named passes through `escaped`, `code` and the like.
+    autoescape=select_autoescape(("html",), default_for_string=False),
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+_templates.policies["json.dumps_kwargs"] = {}  # of `tojson`, which keeps the order
 _templates.filters |= {
     "accuracy": accuracy_text,
     "code": code,
@@ -112,6 +119,7 @@ _templates.filters |= {
     "json": json_text,
     "number": number,
     "percent": percent,
+    "plain": plain,
     "percent_if_known": percent_if_known,
     "with_commas": with_commas,
     "with_error": with_error,
@@ -119,15 +127,26 @@ _templates.filters |= {
 }
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, *, block: str | None = None, **values: Any) -> str:
     """Return a page or a part of one, written from a file in `hfgen/templates`, or from another by its absolute path.
+
+    Args:
+        template: The file. In a page of HTML all values are escaped.
+        block: Return only what this block of the template, or of one that it extends, writes.
+        values: What the template may use.
 
     Raises:
         jinja2.UndefinedError: if the template shows something that the values lack.
     """
     if Path(template).is_absolute():
-        return _templates.from_string(Path(template).read_text(encoding="utf-8")).render(values)
-    return _templates.get_template(template).render(values)
+        loaded = _templates.from_string(Path(template).read_text(encoding="utf-8"))
+    else:
+        loaded = _templates.get_template(template)
+    if block is None:
+        return loaded.render(values)
+    context = loaded.new_context(values)
+    next(loaded.root_render_func(context), None)  # finds the blocks of the templates that this one extends
+    return "".join(context.blocks[block][0](context))
 
 
 # Sections of model cards by earlier versions.

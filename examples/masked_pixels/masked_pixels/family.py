@@ -25,7 +25,6 @@ class MaskedPixelsConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "masked_pixels"
-    next_command: ClassVar[str] = "hfgen sample"
 
     num_levels: int = 8
     hidden_channels: int = 64
