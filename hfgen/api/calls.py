@@ -107,8 +107,9 @@ def load(
     """Load a pipeline; see `hfgen.pipelines.loading.load`."""
     from hfgen.pipelines.loading import load as load_pipeline
 
-    options = {"revision": revision, "trust_remote_code": trust_remote_code, "device": device, "dtype": dtype}
-    return load_pipeline(str(run_or_repo), **options)
+    return load_pipeline(
+        str(run_or_repo), revision=revision, trust_remote_code=trust_remote_code, device=device, dtype=dtype
+    )
 
 
 def sample(run_or_repo: Name | SampleConfig, *, output: Name | None = None, **fields: Any) -> "Images | Animation":
