@@ -80,6 +80,15 @@ MUTANTS = [
     Mutant("density", "balls_around.double().mean().item() / k", "balls_around.double().mean().item()", "metrics"),
     Mutant("seen images", "<= OVERLAP * len(self.test)", "<= len(self.test)", "measures evaluation"),
     Mutant("nearest", "nearer = to_train[0] < to_test[0]", "nearer = to_train[0] > to_test[0]", "measures evaluation"),
+    # devices and processes
+    Mutant("missing device", "if device.type != own.type or (device.index or 0) >= count:", "if False:", "devices"),
+    Mutant("images of hardware", '[] if pipeline.device.type == "cpu" else [pipeline.device.type]', "[]", "devices"),
+    Mutant("a process's batches", "for batch in self.batches[rank::size]:", "for batch in self.batches[::size]:",
+           "evaluation"),
+    Mutant("gaps", "num_images, *(number for number in saved if number > first)]", "num_images]", "evaluation"),
+    # publishing
+    Mutant("precision of a grid", 'AUTOCAST.get(training["mixed_precision"])', "None", "hub"),
+    Mutant("author's sections", "sections_of(page).items() if title not in own}", "{}.items() if False}", "hub"),
 ]  # fmt: skip
 
 

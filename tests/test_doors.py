@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, train_classifier, train_vae
+from conftest import REPOSITORY, TINY, flags, train_classifier, train_vae
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
@@ -484,8 +484,32 @@ def test_the_page_of_a_model_writes_bad_names_as_they_are(run, tmp_path, capsys)
     assert_names_stay_names(page, 2)
     assert "# a-b-x-q-" in page
     ModelCard(page)
-    (code,) = re.findall(r"^(`{3,})python\n(.*?)^\1$", page, re.DOTALL | re.MULTILINE)
-    compile(code[1], "page", "exec")
+    codes = re.findall(r"^(`{3,})python\n(.*?)^\1$", page, re.DOTALL | re.MULTILINE)
+    assert len(codes) == 2
+    for _, code in codes:
+        compile(code, "page", "exec")
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("run.json", {"device_type": 'cpu"); import os #'}),
+        ("config.yaml", {"num_samples": "4); import os #"}),
+        ("config.yaml", {"scheduler": "UNet2DModel"}),
+        ("config.yaml", {"num_inference_steps": 0}),
+    ],
+)
+def test_values_that_would_break_the_code_of_a_page_are_left_out_or_refused(tmp_path, file, changed, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "ddpm", *flags(**TINY, output_dir=run, max_train_steps=1)]) == 0
+    read, write = (json.loads, json.dumps) if file == "run.json" else (yaml.safe_load, yaml.safe_dump)
+    (run / file).write_text(write(read((run / file).read_text()) | changed))
+    if main(["card", str(run)]) == 2:
+        assert f"{file}: num_samples cannot be" in capsys.readouterr().err
+        return
+    page = (run / "README.md").read_text()
+    assert len(re.findall("```python", page)) == 1, "no code of the grid"
+    assert "import os" not in page.partition("## Training")[0]
 
 
 def test_a_message_holds_no_escapes_for_the_terminal(run, capsys):

@@ -27,6 +27,7 @@ LOCAL = "local images"
 USED_IN_CODE = {  # fields in the code of a model card, and their validators
     "guidance_scale": lambda value: isinstance(value, int | float),
     "num_inference_steps": lambda value: isinstance(value, int),
+    "num_samples": lambda value: isinstance(value, int),
     "num_train_timesteps": lambda value: isinstance(value, int),
     "prior": is_word,
     "scheduler": is_word,

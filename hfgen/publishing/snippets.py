@@ -5,10 +5,12 @@ from typing import Any
 
 import diffusers
 import numpy as np
+from diffusers import SchedulerMixin
 
 from hfgen.families import own_sampler
 from hfgen.losses.diffusion import FLOW_PREDICTION, FLOW_SCHEDULERS
 from hfgen.sampling.schedulers import FLOW_SOLVERS, SETTINGS, SHORT_NAMES
+from hfgen.utils.untrusted import is_word
 
 AGAIN = 4  # images of the sample grid that a card's code makes again
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}  # in which training also draws its sample grids
@@ -45,13 +47,15 @@ def reproduction(facts: dict[str, Any]) -> dict[str, Any] | None:
     """Return the values of the code that makes the first images of a run's sample grid again, with diffusers alone.
 
     Returns:
-        None for a model without seeded samples, or a scheduler whose timesteps hfgen corrects.
+        None for a model without seeded samples, a scheduler whose timesteps hfgen corrects, or a damaged record.
     """
     config, training, class_name = facts["config"], facts["training"], facts["class_name"]
     sampler = own_sampler(class_name, config)
     count = min(AGAIN, config.get("num_samples", AGAIN))
     network = facts["kind"].network
-    again = {
+    if not is_word(training["device_type"]) or count < 1:
+        return None
+    again: dict[str, Any] = {
         "count": count,
         "device": training["device_type"],
         "network": network,
@@ -78,7 +82,8 @@ def _denoising(config: dict[str, Any], sampler: dict[str, Any], again: dict[str,
     name, steps, total = sampler["scheduler"], sampler["num_inference_steps"], config["num_train_timesteps"]
     scheduler = SHORT_NAMES.get(name, name)
     scheduler_class = getattr(diffusers, scheduler, None)
-    if scheduler_class is None or len(np.arange(total, 0, -total / steps)) != steps:  # rounded to one too many
+    is_scheduler = isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)
+    if not is_scheduler or steps < 1 or len(np.arange(total, 0, -total / steps)) != steps:  # rounded to one too many
         return None
     settings = SETTINGS.get(name, {})
     if config.get("prediction_type") == FLOW_PREDICTION and scheduler in FLOW_SOLVERS:
