@@ -80,7 +80,7 @@ def test_commands_end_by_naming_pages_and_pictures_and_renew_the_page(runs, judg
     value = report.record["measures"]["digits_judge"]["precision"]["value"]
     floor = report.record["floors"]["digits_judge"]["train_against_test"]["precision"]
     shown = re.search(
-        r"<td>precision</td><td class=\"number\"><b>([\d.]+).*?<td class=\"number\">([\d.]+)", page.read_text()
+        r"<td>precision</td>\s*<td class=\"number\"><b>([\d.]+).*?<td class=\"number\">([\d.]+)", page.read_text()
     )
     assert [float(text) for text in shown.groups()] == pytest.approx([value, floor], abs=1e-3)
     assert "evaluation/neighbours.png" in addresses(page)
@@ -98,6 +98,17 @@ def test_commands_end_by_naming_pages_and_pictures_and_renew_the_page(runs, judg
     assert "comparison/curves.png" in addresses(runs / "ddpm" / "index.html")
     for page in runs.glob("*/index.html"):
         assert not [link for link in addresses(page) if not (page.parent / unquote(link)).exists()]
+
+
+def test_images_measured_without_a_judge_and_few_of_them_are_shown(runs, vision_model, monkeypatch):
+    monkeypatch.setattr("hfgen.evaluation.real.shipped_judges_of", lambda dataset: [])
+    hfgen.evaluate(runs / "vae", features=vision_model, reference_split="train[80%:]", num_images=12)
+    page = (runs / "vae" / "index.html").read_text()
+    assert "in the features of dinov2-small;" in page
+    assert re.search(r'<td>Fréchet distance</td>\s*<td class="number"></td><td class="number"></td>', page)
+    assert re.search(r'<td>precision</td>\s*<td class="number"><b>', page)
+    assert "classes.png" not in page
+    assert 'data-value="12"' in overview_page([runs / "vae"], runs)
 
 
 def test_training_names_page_picture_and_next_commands(tmp_path, capsys):

@@ -263,7 +263,7 @@ def _check(
         if judge.label_names != judges[0].label_names:
             raise UserError(f"the judges {judges[0].name} and {judge.name} have different classes")
     for data in (test, train):
-        if data.labels is not None:
+        if judges and data.labels is not None:
             judges_numbers(data.label_names, data.source, judges[0].label_names)
     check_size(train.images.shape[1:], f"the training split of {train.source}", test)
 
