@@ -140,15 +140,18 @@ def _help() -> Path:
 
 
 def _tell(message: Any = None) -> Any:
-    """Send a message of the main process to all; return it once all have it."""
+    """Send a message of the main process to all and return it.
+
+    The main process, whose end may close the store, waits until all have it.
+    """
     store, rank, size = _launched()
     name = f"hfgen-{next(_messages)}"
     if rank == 0:
         store.set(name, pickle.dumps(message))
-    else:
-        message = pickle.loads(store.get(name))
+        store.wait([f"{name}-{other}" for other in range(1, size)])
+        return message
+    message = pickle.loads(store.get(name))
     store.set(f"{name}-{rank}", "")
-    store.wait([f"{name}-{other}" for other in range(size)])
     return message
 
 
