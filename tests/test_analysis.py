@@ -202,7 +202,7 @@ def test_what_cannot_be_analysed_is_refused(vae_run, tmp_path, capsys, flags, me
 def test_other_models_are_refused(tmp_path, capsys):
     DiffusionTask(DDPMConfig(**TINY | {"output_dir": "x"}), load_images("digits")).save(tmp_path / "model")
     assert main(["analyze", str(tmp_path / "model"), "--output_dir", str(tmp_path / "x")]) == 2
-    assert "only a VAEPipeline can be analysed" in capsys.readouterr().err
+    assert "not a VAE; use hfgen evaluate" in capsys.readouterr().err
 
 
 def test_a_model_of_grey_likelihoods_has_no_black_and_white(tmp_path, capsys):

@@ -217,7 +217,7 @@ def test_images_without_labels_are_measured_in_features_alone(vision_model, fiel
     page = (tmp_path / "report" / "evaluation.md").read_text()
     assert "### Features of `dinov2-small`\n" in page
     assert (
-        "`dinov2-small` is a Dinov2Model with 16 features, trained on other images; images are resized to 28×28 pixels"
+        "`dinov2-small` is a Dinov2Model with 16 features, trained elsewhere; images are resized to 28×28 pixels"
         in page
     )
     assert "so the values are not FID or KID. ±" in page
@@ -233,7 +233,7 @@ def test_images_without_labels_are_measured_in_features_alone(vision_model, fiel
     assert "Fréchet distance, `dinov2-small` |" in table
     assert row in table
     published = render_report("card_quality.md", evaluation=record | {"protocol": record["protocol"] | {"seed": 0}})
-    assert "Images are compared in the 16 features of `dinov2-small`, a network trained on other images" in published
+    assert "Images are compared in the 16 features of `dinov2-small`, a network trained elsewhere" in published
     assert str(tmp_path) not in page + json.dumps(record)
 
 

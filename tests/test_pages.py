@@ -220,6 +220,12 @@ def test_the_suffix_decides_what_results_writes(runs, tmp_path, capsys):
     }
     assert hfgen.results(runs, runs / "vae", output=page) == page, "its own page is replaced"
     assert page.read_text().count("<tr data-family") == 5
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").touch()
+    capsys.readouterr()
+    hfgen.results(runs, begun, output=page)
+    assert f"left out, since they are not finished: {begun}" in capsys.readouterr().err
     page.write_text("<title>my own</title>")
     for output, message in (
         (page, "was not written by hfgen results"),

@@ -33,7 +33,7 @@ SAYS = {  # what a verdict may say of images, and how it says it
     "look unreal": "Many of them do not look real",
     "varied": "They are as varied as real images (",
     "alike": "They have little variety",
-    "missed": "of the real images have none near them",
+    "missed": " fewer of ",
     "blurred or noisy": ", as is usual for blurred, noisy",
     "classes are there": "No class is clearly too rare or too frequent",
     "classes are missing": "Next to no images of 3, 5, 6, 8 and 9; too few images of 4; too many images of 0, 1 and 2",

@@ -225,6 +225,7 @@ def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Rep
 
     report = Report(compare(config))
     if is_main_process():
+        _print_verdict(report.record)
         _name_page("The comparison is in", report.page)
     return report
 
@@ -362,6 +363,12 @@ def _name_page(what: str, page: Path) -> None:
     _renew_page(page.parent)
 
 
+def _print_verdict(record: dict[str, Any]) -> None:
+    from hfgen.evaluation.verdict import verdict
+
+    print("In short:", *verdict(record), sep="\n- ")
+
+
 def _renew_page(run: Path) -> None:
     from hfgen.publishing.pages import PageWriter
 
@@ -382,6 +389,7 @@ def _reports(config: Any, write: Callable[[Any], Path], what: str) -> "Report | 
     for run in runs:
         reports.append(Report(write(dataclasses.replace(config, run_or_repo=run))))
         if is_main_process():
+            _print_verdict(reports[-1].record)
             _name_page(what, reports[-1].page)
     if runs == [config.run_or_repo]:
         return reports[0]

@@ -90,7 +90,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     """
     pipeline = load(config.run_or_repo, **config.loading_options())
     if not isinstance(pipeline, VAEPipeline):
-        raise UserError(f"{config.run_or_repo} is a {type(pipeline).__name__}; only a VAEPipeline can be analysed")
+        raise UserError(f"{config.run_or_repo} is a {type(pipeline).__name__}, not a VAE; use hfgen evaluate")
     run = run_fields(Path(config.run_or_repo).expanduser())
     dataset = config.dataset_name or data_source_of(run)
     if dataset is None:

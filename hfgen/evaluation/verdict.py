@@ -214,11 +214,11 @@ def _variety(spaces: list[_Space]) -> str:
     text, is_edge = VARIETY[max(levels)], all(space.is_at_the_edge() for space in spaces)
     if max(_levels(spaces, "coverage")) < 2:
         return f"{text} ({recall}; {coverage})."
-    missed = f"{_share(1 - spaces[0].measures['coverage']['value'])} of the real images have none near them"
     if is_edge and max(levels) >= 3:  # where few look real, low numbers do not show that all look alike
-        return f"{missed} ({coverage}; {recall}), as is usual for blurred, noisy, deformed or repeated images."
+        usual = "as is usual for blurred, noisy, deformed or repeated images"
+        return f"They reach far fewer of the real images than other real images do ({coverage}; {recall}), {usual}."
     reason = ", as is usual for blurred, noisy or deformed images" if is_edge else ""
-    return f"{text} ({recall}), {'and' if max(levels) > 1 else 'but'} {missed} ({coverage}){reason}."
+    return f"{text} ({recall}), {'and' if max(levels) > 1 else 'but'} reach fewer of them ({coverage}){reason}."
 
 
 def _levels(spaces: list[_Space], metric: str) -> list[int]:

@@ -1,10 +1,12 @@
 """One page in HTML that puts runs of any family side by side (`hfgen results --output results.html`)."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from hfgen.config.training import CONFIG_FILE
 from hfgen.evaluation.report import render_report
 from hfgen.evaluation.results import MARK, files_below, read_record
 from hfgen.families import model_of
@@ -42,6 +44,9 @@ def overview_page(folders: list[Path], place: Path) -> str:
     if not found:
         places = ", ".join(map(str, folders))
         raise UserError(f"there is no finished run and no {EVALUATION} below {places}; run hfgen train first")
+    configs = [file.parent for file in files_below(folders, CONFIG_FILE)]
+    if unfinished := [str(folder) for folder in configs if folder.resolve() not in found]:
+        print(f"hfgen: left out, since they are not finished: {', '.join(unfinished)}", file=sys.stderr)
     rows = [_row(folder, place) for folder in sorted(found.values())]
     curves = [{"row": index, **row["curves"]} for index, row in enumerate(rows) if row["curves"]]
     return render_report("overview.html", mark=MARK, rows=rows, curves=curves)

@@ -215,7 +215,9 @@ def _check_denoising(
         except ValueError as error:
             raise UserError(with_hint(str(error), [*class_labels, *negative_class_labels])) from error
     elif class_labels or negative_class_labels or guidance:
-        raise UserError("this model is unconditional: class_labels and guidance do not apply")
+        raise UserError(
+            "this model is unconditional: class_labels and guidance do not apply (train with --class_conditional)"
+        )
     return make_scheduler(scheduler, pipeline.scheduler, num_inference_steps)
 
 

@@ -154,7 +154,10 @@ class GANTask(Task):
         fake = self._frequencies(self._classes_of(torch.cat(list(batches))))
         if vanished := [name for name, frequency in fake.items() if frequency < VANISHED * real[name]]:
             found = f"classifier {self.judge.name} finds almost no samples of {', '.join(vanished)}"
-            problems = [*problems, f"possible mode collapse: {found} among {CHECKED_IMAGES:,}"]
+            problems = [
+                *problems,
+                f"possible mode collapse, or too short a training: {found} among {CHECKED_IMAGES:,}",
+            ]
         return Diagnosis(problems, fake, real)
 
     @functools.cached_property
