@@ -586,6 +586,18 @@ def test_a_stray_picture_beside_class_folders_is_named(load, tmp_path, capsys):
     assert capsys.readouterr().out == "", "one folder within another makes no classes"
 
 
+def test_images_that_are_in_no_split_are_counted(load, tmp_path, capsys):
+    names = ("ok", "train", "two\nlines", "__old", ".hidden")
+    load(image_folder(tmp_path / "set", {f"{name}/{number}.png": picture() for name in names for number in range(2)}))
+    assert "only 2 of the 8 images in the folder are read" in capsys.readouterr().out
+    load(
+        image_folder(
+            tmp_path / "splits", {f"{name}/{kind}/1.png": picture() for name in ("train", "test") for kind in "ab"}
+        )
+    )
+    assert capsys.readouterr().out == ""
+
+
 def test_whole_numbers_that_are_no_class_labels_are_mentioned(load, save_parquet):
     features = datasets.Features({"png": datasets.Image(), "cls": datasets.Value("int64")})
     loaded = load(save_parquet({"png": [picture()], "cls": [3]}, features))

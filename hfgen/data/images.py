@@ -155,6 +155,7 @@ def load_images(
                 rows.take_first(max_samples)
             if not len(rows.dataset):
                 raise UserError(f"{source} has no images in its split {split}")
+            rows.note_unread_images()
             rows.explain_missing_labels()
             remove(folder)
             remove_leftovers(cache, folder.name)

@@ -134,6 +134,26 @@ class Rows:
         named = [names[label] if label < len(names) else str(label) for label in sorted(classes)]
         return f"{len(named)} classes ({', '.join(named[:5])}, …)" if len(named) > 5 else ", ".join(named)
 
+    def note_unread_images(self) -> None:
+        """Note images of an image folder that `datasets` leaves out of every split."""
+        if not self.is_image_folder():
+            return
+        from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+        paths = (path.relative_to(self.local) for path in self.local.rglob("*") if path.is_file())
+        images = [
+            path
+            for path in paths
+            if path.suffix.lower() in ImageFolder.EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+        ]
+        read = sum(split.num_examples for split in self.dataset.info.splits.values())
+        if read < len(images):
+            self.notes.append(
+                f"only {read:,} of the {len(images):,} images in the folder are read: `datasets` takes folders called "
+                "train, validation or test for splits and leaves out the others beside them, and it skips names with "
+                "line breaks and names that begin with __; rename them to use their images"
+            )
+
     def explain_missing_labels(self) -> None:
         """Find the reason for missing labels; note it if it is surely a mistake."""
         import datasets
