@@ -237,6 +237,13 @@ def test_the_suffix_decides_what_results_writes(runs, tmp_path, capsys):
         hfgen.results(tmp_path / "nothing", output=tmp_path / "none.html")
 
 
+def test_a_training_of_no_time_has_no_speed(runs, tmp_path):
+    record = runs / "vae" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"train_seconds": 0.0}))
+    page = hfgen.results(runs / "vae", output=tmp_path / "all.html")
+    assert "inf" not in re.findall(r"<td[^>]*>([^<]*)", page.read_text())
+
+
 def test_the_cards_of_the_repository_are_on_one_page():
     """Which have records of all kinds, by earlier versions too, and no run."""
     page = overview_page([REPOSITORY / "model_cards"], REPOSITORY)
