@@ -316,6 +316,8 @@ def measures_picture(
                 axes.annotate(text, above, (0, 2), textcoords="offset points", ha="center", fontsize=7)
             axes.margins(y=0.15)
             axes.set_xticks([])
+            if not bars:
+                axes.set_yticks([])
             axes.set_title(f"{title}\n({better if name in found else 'not computed'})", fontsize=9)
             axes.tick_params(labelsize=8)
             axes.grid(axis="x", visible=False)
