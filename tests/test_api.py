@@ -97,6 +97,24 @@ def test_reports_are_records_and_pages(tmp_path, vae_run, judge_run, capsys):
     assert analysis.record["protocol"]["latent_dim"] == 4
 
 
+def test_progress_bars_are_widgets_in_a_notebook():
+    code = """
+import sys
+from types import ModuleType
+for name in ("ipykernel.zmqshell", "IPython", "IPython.display", "ipywidgets"):  # as far as tqdm asks a kernel
+    sys.modules[name] = ModuleType(name)
+sys.modules["IPython"].get_ipython = type("ZMQInteractiveShell", (), {})
+sys.modules["IPython.display"].display = print
+for name in ("FloatProgress", "HBox", "HTML"):
+    setattr(sys.modules["ipywidgets"], name, type(name, (), {}))
+import tqdm.notebook
+from hfgen.utils.progress import progress_bar
+print(isinstance(progress_bar([], disable=True), tqdm.notebook.tqdm_notebook))
+"""
+    printed = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout == "True\n"
+
+
 def test_a_notebook_shows_runs_and_images(vae_run, tmp_path):
     from hfgen.runs.folder import RunFolder
 

@@ -28,7 +28,7 @@ from hfgen.evaluation import report, results
 from hfgen.evaluation import samplers as comparison
 from hfgen.evaluation.real import default_output
 from hfgen.evaluation.vae import _page as analysis_page
-from hfgen.figures import grids, plots
+from hfgen.figures import curves, grids, plots
 from hfgen.judges.judge import load_judge
 from hfgen.publishing import hub
 from hfgen.runs.record import public_command
@@ -551,7 +551,7 @@ def pictures():
     plane = plots.Plane("z", ("z0", "z1"), np.random.default_rng(0).normal(size=(6, 2)))
     yield lambda: plots.latents_picture([plane], labels, NAMES)
     yield lambda: grids.comparison_grid({"a": images}, names=NAMES)
-    yield lambda: plots.members_curves_picture({name: {"loss": ([1.0, 2.0], [1.0, 2.0])} for name in NAMES})
+    yield lambda: curves.members_curves_picture({name: {"loss": ([1.0, 2.0], [1.0, 2.0])} for name in NAMES})
 
 
 @pytest.mark.parametrize("draw", [*pictures()])
@@ -564,7 +564,7 @@ def test_a_picture_shows_any_name(draw):
 def test_class_shares_and_members_show_any_name(tmp_path):
     rows = [{"step": step, "shares": dict.fromkeys(NAMES[:5], 0.2)} for step in (1, 2)]
     (tmp_path / "classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plots.save_class_shares(tmp_path / "classes.jsonl", tmp_path / "classes.png")
+    curves.save_class_shares(tmp_path / "classes.jsonl", tmp_path / "classes.png")
     assert grids.labelled_row(dict.fromkeys(NAMES, PIL.Image.new("L", (8, 8)))).height < 100
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from hfgen.config import DDPMConfig, VAEConfig
 from hfgen.data.images import ImageData
-from hfgen.figures.plots import save_class_shares
+from hfgen.figures.curves import save_class_shares
 from hfgen.runs.folder import RunFolder
 from hfgen.runs.record import add_row, forget_rows, read_rows
 from hfgen.tasks.base import Diagnosis, Loss, Task

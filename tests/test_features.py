@@ -351,6 +351,8 @@ def test_samplers_are_compared_in_features(conditional_run, vision_model, judge_
     assert "Class accuracy is that of the judge `digits_judge`" in page
     with pytest.raises(UserError, match="settings are compared in one feature space; name one of a, --inception"):
         CompareSamplersConfig(runs=["x"], features=["a"], inception=True)
+    with pytest.raises(UserError, match="settings are compared by one judge; name one of a, b"):
+        CompareSamplersConfig(runs=["x"], judge=["a", "b"])
 
 
 def test_samplers_need_more_images_than_features(conditional_run, bare_file, tmp_path, capsys):

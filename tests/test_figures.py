@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hfgen.evaluation.statistics import smallest_of_each_class
-from hfgen.figures import animations, grids, plots
+from hfgen.figures import animations, curves, grids, plots
 
 GAN = (
     "loss/discriminator", "discriminator/real", "discriminator/fake", "discriminator/r1", "discriminator/r2",
@@ -17,7 +17,7 @@ GAN = (
 def draw(**metrics):
     """Plot metrics, one value a step; return the axes by the keys of their lines."""
     values = [dict(zip(metrics, row, strict=True)) for row in zip(*metrics.values(), strict=True)]
-    figure = plots.training_curves([{"step": step + 1} | row for step, row in enumerate(values)], 10)
+    figure = curves.training_curves([{"step": step + 1} | row for step, row in enumerate(values)], 10)
     figure.canvas.draw()
     named = {}
     for axes in figure.axes:
@@ -133,11 +133,11 @@ def test_each_class_has_its_smallest_values(count, expected):
 
 
 def test_class_frequencies_stand_beside_those_of_real_images(tmp_path, monkeypatch):
-    figures, make = [], plots.Figure
-    monkeypatch.setattr(plots, "Figure", lambda **options: figures.append(make(**options)) or figures[-1])
+    figures, make = [], curves.Figure
+    monkeypatch.setattr(curves, "Figure", lambda **options: figures.append(make(**options)) or figures[-1])
     (tmp_path / "classes.jsonl").write_text(
         '{"step": 9, "shares": {"a": 0.25, "b": 0.75}, "real_shares": {"a": 1, "b": 0}}'
     )
-    plots.save_class_shares(tmp_path / "classes.jsonl", tmp_path / "classes.png")
+    curves.save_class_shares(tmp_path / "classes.jsonl", tmp_path / "classes.png")
     texts = [text.get_text() for text in figures[0].axes[0].texts]
     assert texts == ["25.0", "100.0", "75.0", "0.0", "real"]

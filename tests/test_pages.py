@@ -226,6 +226,10 @@ def test_the_suffix_decides_what_results_writes(runs, tmp_path, capsys):
     capsys.readouterr()
     hfgen.results(runs, begun, output=page)
     assert f"left out, since they are not finished: {begun}" in capsys.readouterr().err
+    (runs / "gan" / "run.json").write_text("[" * 9)
+    hfgen.results(runs, output=page)
+    assert f"left out: {runs / 'gan' / 'run.json'} is not a valid JSON file" in capsys.readouterr().err
+    assert page.read_text().count("<tr data-family") == 4
     page.write_text("<title>my own</title>")
     for output, message in (
         (page, "was not written by hfgen results"),

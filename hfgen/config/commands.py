@@ -453,6 +453,8 @@ class CompareSamplersConfig(MeasuringOptions):
         if len(self.features) + self.inception > 1:
             named = ", ".join([*self.features, *["--inception"] * self.inception])
             raise UserError(f"settings are compared in one feature space; name one of {named}")
+        if len(self.judge) > 1:
+            raise UserError(f"settings are compared by one judge; name one of {', '.join(self.judge)}")
         require(self, "positive", ["num_inference_steps"])
         for name in ("scheduler", "num_inference_steps"):
             if not getattr(self, name):

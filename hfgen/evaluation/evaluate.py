@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from tqdm import tqdm
 
 from hfgen.config import ClassifierConfig
 from hfgen.config.commands import EvaluateConfig
@@ -61,6 +60,7 @@ from hfgen.training.run import train as run_training
 from hfgen.utils.devices import find_placement
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers
+from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed
 
 DEFAULT_NUM_IMAGES = 10_000
@@ -162,7 +162,8 @@ def _generate_images(
     move(pipeline, config.device, config.dtype)
     return generate(
         pipeline,
-        functools.partial(load, config.run_or_repo, **config.loading_options()),
+        config.run_or_repo,
+        config.loading_options(),
         origin,
         sampler | {"seed": config.seed},
         num_images,
@@ -211,7 +212,7 @@ def _measure(
         "measures": {}, "floors": {}, "memorization": {}, "classes": {}, "conditional": {},
         "judge_accuracy": {}, "copies_of_training_images": count_in(train, generated.images),
     }  # fmt: skip
-    for reference in tqdm(references, desc="measuring", unit="feature space", disable=None):
+    for reference in progress_bar(references, desc="measuring", unit="feature space"):
         extractor = reference.extractor
         features, logits = extractor.extract(generated.images)
         record["measures"][extractor.name] = reference.measures(features)

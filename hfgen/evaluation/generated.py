@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ def origin_of(pipeline: DiffusionPipeline, name: str) -> dict[str, str]:
 
 def generate(
     pipeline: DiffusionPipeline,
-    load: Callable[[], DiffusionPipeline],
+    model: str,
+    loading: dict[str, Any],
     origin: dict[str, str],
     sampler: dict[str, Any],
     num_images: int,
@@ -96,7 +97,8 @@ def generate(
 
     Args:
         pipeline: The pipeline.
-        load: Loads it again, for the other processes; must be picklable.
+        model: The run, folder or Hub id from which other processes load it.
+        loading: Options of `hfgen.pipelines.loading.load`.
         origin: Its name in reports (`model`) and other facts for the report.
         sampler: Options of `hfgen.sampling.sample.sample`: `scheduler`, `num_inference_steps`, `seed`, the guidance.
         num_images: Number of images.
@@ -120,7 +122,8 @@ def generate(
     remove_leftovers(place)
     if batches := missing_batches(_saved(place), num_images, batch_size):
         options = sampler | {"class_labels": class_labels}
-        SamplingJob(load, options, batches, place.absolute(), num_images).run(pipeline)
+        ends = [(batch.start, batch.stop) for batch in batches]
+        SamplingJob(model, loading, options, ends, str(place.absolute()), num_images).run(pipeline)
     protocol = {
         **origin,
         **sampler,

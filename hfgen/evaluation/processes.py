@@ -4,48 +4,50 @@ import functools
 import itertools
 import json
 import os
-import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from tqdm import tqdm
 
+from hfgen.pipelines.loading import load
 from hfgen.sampling.sample import sample
 from hfgen.training.run import PATIENCE
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent
+from hfgen.utils.progress import progress_bar
 
 _messages = itertools.count()
 
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """Images to sample and save, for all processes.
+    """Images to sample and save, for all processes; each attribute can be written as JSON.
 
     Attributes:
-        load: Loads the pipeline, in processes that have none yet.
+        model: The run, folder or Hub id from which processes that have no pipeline yet load it.
+        loading: Options of `hfgen.pipelines.loading.load`.
         sampler: Options of `hfgen.sampling.sample.sample`, with the seed and the class labels.
-        batches: The numbers of the images of each batch.
+        batches: The first number of the images of each batch, and the number after its last.
         folder: Where each batch is saved, in a file named by its first number.
         num_images: Number of all images, with those sampled earlier.
     """
 
-    load: Callable[[], DiffusionPipeline]
+    model: str
+    loading: dict[str, Any]
     sampler: dict[str, Any]
-    batches: list[range]
-    folder: Path
+    batches: list[tuple[int, int]]
+    folder: str
     num_images: int
 
     def run(self, pipeline: DiffusionPipeline) -> None:
         """Sample all batches, with the help of the other processes of `together`."""
         if is_shared():
-            _tell(self)
+            _tell("sample", asdict(self))
             self.help(pipeline)
         else:
             self._sample(pipeline, 0, 1)
@@ -59,7 +61,7 @@ class SamplingJob:
         _, rank, size = _launched()
         error = None
         try:
-            self._sample(pipeline or self.load(), rank, size)
+            self._sample(pipeline or load(self.model, **self.loading), rank, size)
         except Exception as raised:  # any error, so that the others do not wait for this process
             error = raised
         errors = _gather(error and f"process {rank}: {first_line(error)}")
@@ -69,18 +71,18 @@ class SamplingJob:
             raise UserError(failed[0])
 
     def _sample(self, pipeline: DiffusionPipeline, rank: int, size: int) -> None:
-        done = self.num_images - sum(map(len, self.batches))
+        done = self.num_images - sum(end - first for first, end in self.batches)
         if size > 1:
             print(f"hfgen: process {rank} of {size} samples on {pipeline.device}", file=sys.stderr)
-        silent = True if rank else None  # None: without a terminal
-        with tqdm(total=self.num_images, initial=done, desc="sampling", unit="image", disable=silent) as bar:
-            for batch in self.batches[rank::size]:
-                options = {"num_images": len(batch), "batch_size": len(batch), "first_image": batch.start}
-                (images,) = sample(pipeline, **options, **self.sampler)
-                path = self.folder / f"{batch.start:06d}.npy"
+        options = {"total": self.num_images, "initial": done, "desc": "sampling", "unit": "image"}
+        with progress_bar(**options, disable=rank > 0) as bar:
+            for first, end in self.batches[rank::size]:
+                numbers = {"num_images": end - first, "batch_size": end - first, "first_image": first}
+                (images,) = sample(pipeline, **numbers, **self.sampler)
+                path = Path(self.folder, f"{first:06d}.npy")
                 with complete_or_absent(path) as temporary, open(temporary, "wb") as file:
                     np.save(file, images.numpy())
-                bar.update(min(len(batch) * size, self.num_images - bar.n))  # the others are about as fast
+                bar.update(min((end - first) * size, self.num_images - bar.n))  # the others are about as fast
 
 
 def is_shared() -> bool:
@@ -114,9 +116,9 @@ def _lead(evaluate: Callable[[], Path]) -> Path:
     try:
         path = evaluate()
     except Exception as error:
-        _tell(f"process 0: {first_line(error)}")
+        _tell("fail", f"process 0: {first_line(error)}")
         raise
-    _tell(path)
+    _tell("end", str(path))
     return path
 
 
@@ -124,13 +126,13 @@ def _help() -> Path:
     """Do what the main process tells, until it tells the path of the record or an error."""
     failure: Exception | None = None
     while True:
-        message = _tell()
-        if isinstance(message, Path):
-            return message
-        if isinstance(message, str):
-            raise failure or UserError(message)
+        what, content = _tell()
+        if what == "end":
+            return Path(content)
+        if what == "fail":
+            raise failure or UserError(content)
         try:
-            message.help()
+            SamplingJob(**content).help()
         except Exception as error:  # the main process learns of it and ends the evaluation
             failure = error
 
@@ -139,20 +141,20 @@ def _help() -> Path:
 # what the main process measures for a part of a common measurement.
 
 
-def _tell(message: Any = None) -> Any:
-    """Send a message of the main process to all and return it.
+def _tell(what: str = "", content: Any = None) -> tuple[str, Any]:
+    """Send a message of the main process to all, `sample`, `fail` or `end` and what it is about, and return it.
 
     The main process, whose end may close the store, waits until all have it.
     """
     store, rank, size = _launched()
     name = f"hfgen-{next(_messages)}"
     if rank == 0:
-        store.set(name, pickle.dumps(message))
+        store.set(name, json.dumps([what, content]))
         store.wait([f"{name}-{other}" for other in range(1, size)])
-        return message
-    message = pickle.loads(store.get(name))
+        return what, content
+    what, content = json.loads(store.get(name))
     store.set(f"{name}-{rank}", "")
-    return message
+    return what, content
 
 
 def _gather(outcome: str | None) -> list[str | None]:

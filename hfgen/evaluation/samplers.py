@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from tqdm import tqdm
 
 from hfgen.config.commands import CompareSamplersConfig
 from hfgen.data.sources import public_name
 from hfgen.evaluation.generated import generate, labels_like
 from hfgen.evaluation.processes import together
 from hfgen.evaluation.real import check_size, default_output, load_references, name_of
-from hfgen.evaluation.report import render_report, sampler_text, save_record
+from hfgen.evaluation.report import render_report, save_record
 from hfgen.evaluation.statistics import RealStatistics, jackknife
+from hfgen.evaluation.verdict import sampler_text
 from hfgen.families import GUIDANCE
 from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.figures.plots import curves_picture
@@ -34,6 +34,7 @@ from hfgen.sampling.sample import (
 )
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers
+from hfgen.utils.progress import progress_bar
 
 TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance exceeds the lowest by no more than this
 # fraction, or by no more than the standard error of the difference
@@ -83,7 +84,7 @@ def _compare(config: CompareSamplersConfig) -> Path:
     remove_leftovers(output)
     rows, shown = [], []
     costs = _costs(settings)
-    for (model, sampler), cost in zip(tqdm(settings, "settings", unit="setting", disable=None), costs, strict=True):
+    for (model, sampler), cost in zip(progress_bar(settings, "settings", unit="setting"), costs, strict=True):
         row, images = _try_setting(config, model, sampler, reference, judged, output)
         rows.append({"model": model.name, **sampler, **cost, **row})
         shown.append(images)
@@ -133,7 +134,8 @@ def _try_setting(
 ) -> tuple[dict[str, Any], torch.Tensor]:
     generated = generate(
         model.pipeline,
-        functools.partial(load, model.source, **config.loading_options()),
+        model.source,
+        config.loading_options(),
         {"model": model.name},
         sampler | {"seed": config.seed},
         config.num_images,
@@ -162,7 +164,7 @@ def _costs(settings: list[tuple[_Model, dict[str, Any]]]) -> list[dict[str, floa
         _sample_batch(model, sampler)
     rounds = [
         [_sample_batch(model, sampler) for model, sampler in settings]
-        for _ in tqdm(range(TIMINGS), "timing", unit="round", disable=None)
+        for _ in progress_bar(range(TIMINGS), "timing", unit="round")
     ]
     return [
         {"network_evaluations": timings[0][0], "milliseconds_per_image": round(1000 * min(t for _, t in timings), 3)}

@@ -8,8 +8,8 @@ from hfgen.data.decoding import open_picture
 from hfgen.evaluation import report
 from hfgen.evaluation.results import read_record
 from hfgen.evaluation.verdict import tied
+from hfgen.figures.curves import members_curves_picture
 from hfgen.figures.grids import labelled_row, save_picture
-from hfgen.figures.plots import members_curves_picture
 from hfgen.runs.checkpoints import list_steps
 from hfgen.runs.folder import ANALYSIS, EVALUATION, METRICS_FILE, RUN_FILE
 from hfgen.runs.record import public_command, read_rows, read_training

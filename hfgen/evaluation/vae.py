@@ -11,7 +11,6 @@ from PIL.Image import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
-from tqdm import tqdm
 
 from hfgen.config.commands import AnalyzeConfig
 from hfgen.data.binarization import Binarizer
@@ -49,6 +48,7 @@ from hfgen.runs.folder import run_fields
 from hfgen.sampling.latents import STRIP_NAMES, STRIP_STEPS, STRIPS, first_class, plane_picture
 from hfgen.sampling.sample import image_shape_of
 from hfgen.utils.errors import UserError
+from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed
 
 DECODED_TOGETHER = 5000  # latents per batch for the importance-weighted bound
@@ -157,7 +157,7 @@ def _encode(pipeline: VAEPipeline, test: ImageData, binarize: Binarizer, config:
         except ValueError as error:
             raise UserError(str(error)) from error
     parts: dict[str, list[Tensor]] = {}
-    for indices in tqdm(torch.arange(len(test)).split(config.batch_size), desc="encoding", unit="batch", disable=None):
+    for indices in progress_bar(torch.arange(len(test)).split(config.batch_size), desc="encoding", unit="batch"):
         images = test.images[indices].to(vae.device).float() / 127.5 - 1
         images = binarize(images, indices, pixels_generator)
         classes = None if labels is None else labels[indices].to(vae.device)
@@ -232,7 +232,7 @@ def _log_weights(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, confi
     total = config.num_importance_samples
     images_per_batch = max(1, DECODED_TOGETHER // total)
     weights = []
-    for indices in tqdm(chosen.split(images_per_batch), desc="importance sampling", unit="batch", disable=None):
+    for indices in progress_bar(chosen.split(images_per_batch), desc="importance sampling", unit="batch"):
         images = encoded.images[indices].to(vae.device)
         means, stddevs = encoded.means[indices].to(vae.device), encoded.stddevs[indices].to(vae.device)
         latent_dist = torch.distributions.Normal(means, stddevs, validate_args=False)

@@ -13,7 +13,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from hfgen.judges.features import CONFIG, PROCESSOR, FeatureExtractor, checked_config, load_network, quiet_transformers
@@ -22,6 +21,7 @@ from hfgen.utils.devices import find_placement
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import local_path
 from hfgen.utils.hashes import sha256_of
+from hfgen.utils.progress import progress_bar
 from hfgen.utils.untrusted import shown
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
@@ -72,7 +72,7 @@ class VisionModel(FeatureExtractor):
     def extract(self, images: Tensor) -> tuple[Tensor, None]:
         """Return features, float32 (N, D), and no logits (see `FeatureExtractor`)."""
         batches = images.split(max(1, PIXELS_AT_A_TIME // math.prod(self.size)))
-        shown_batches = tqdm(batches, self.name, unit="batch", leave=False, disable=None if len(batches) > 1 else True)
+        shown_batches = progress_bar(batches, self.name, unit="batch", leave=False, disable=len(batches) < 2)
         return torch.cat([self._pooled(self.normalize(batch)).float().cpu() for batch in shown_batches]), None
 
     def normalize(self, images: Tensor) -> Tensor:

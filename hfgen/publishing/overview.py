@@ -37,7 +37,7 @@ def overview_page(folders: list[Path], place: Path) -> str:
         place: The folder to which links are relative.
 
     Raises:
-        UserError: if there is none, or a run or a record is damaged.
+        UserError: if there is none. What is unfinished or damaged is left out, which is said.
     """
     names = (RUN_FILE, EVALUATION, ANALYSIS)
     found = {file.parent.resolve(): file.parent for name in names for file in files_below(folders, name)}
@@ -47,7 +47,12 @@ def overview_page(folders: list[Path], place: Path) -> str:
     configs = [file.parent for file in files_below(folders, CONFIG_FILE)]
     if unfinished := [str(folder) for folder in configs if folder.resolve() not in found]:
         print(f"hfgen: left out, since they are not finished: {', '.join(unfinished)}", file=sys.stderr)
-    rows = [_row(folder, place) for folder in sorted(found.values())]
+    rows = []
+    for folder in sorted(found.values()):
+        try:
+            rows.append(_row(folder, place))
+        except UserError as error:
+            print(f"hfgen: left out: {error}", file=sys.stderr)
     curves = [{"row": index, **row["curves"]} for index, row in enumerate(rows) if row["curves"]]
     return render_report("overview.html", mark=MARK, rows=rows, curves=curves)
 

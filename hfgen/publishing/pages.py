@@ -16,7 +16,7 @@ from hfgen.config.training import CONFIG_FILE, defaults
 from hfgen.evaluation.report import render_report
 from hfgen.evaluation.verdict import problems
 from hfgen.families import Family, families, own_sampler
-from hfgen.figures.plots import panel_and_line
+from hfgen.figures.curves import panel_and_line
 from hfgen.publishing.card import card_text
 from hfgen.publishing.facts import read_run
 from hfgen.runs.checkpoints import step_of

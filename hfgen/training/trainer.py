@@ -29,8 +29,8 @@ from hfgen.data.images import ImageData
 from hfgen.data.loader import ImageBatches
 from hfgen.families import families
 from hfgen.figures.animations import save_slides
+from hfgen.figures.curves import save_class_shares, save_training_curves
 from hfgen.figures.grids import save_picture
-from hfgen.figures.plots import save_class_shares, save_training_curves
 from hfgen.runs.checkpoints import (
     POSITION_FILE,
     list_checkpoints,
@@ -70,6 +70,7 @@ from hfgen.training.publisher import Publisher
 from hfgen.training.trackers import start_trackers, track_picture
 from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError, first_line
 from hfgen.utils.files import parts_complete_or_absent
+from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 STATE_FILE = "training_state.safetensors"
@@ -346,15 +347,13 @@ class Trainer:
 
     def _progress_bar(self) -> tqdm:
         main = self.accelerator.is_main_process
-        interval = 0.5 if sys.stderr.isatty() else 10
         if self.max_steps:
-            return tqdm(total=self.max_steps, initial=self.step, unit="step", disable=not main, mininterval=interval)
-        return tqdm(
+            return progress_bar(total=self.max_steps, initial=self.step, unit="step", disable=not main)
+        return progress_bar(
             total=round(self.config.max_train_seconds),
             initial=round(self.seconds_before),
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}",
             disable=not main,
-            mininterval=interval,
         )
 
     def _show(self, bar: tqdm, latest: dict[str, float], seconds: float) -> None:
