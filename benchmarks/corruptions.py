@@ -3,7 +3,7 @@
     python benchmarks/corruptions.py --dataset_name mnist
 
 Training images take the place of generated ones: as they are, and then spoilt in five ways, each in steps. They are
-measured like any model's (`hfgen.evaluation.statistics`). Results go to benchmarks/results/corruptions.json and, as a
+measured like any model's (`hfgen.judges.statistics`). Results go to benchmarks/results/corruptions.json and, as a
 picture, to docs/images/corruptions.png. `tests/test_measures.py` holds the directions on a smaller set.
 """
 
@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from hfgen.data.images import load_images
 from hfgen.evaluation.report import MEASURES
-from hfgen.evaluation.statistics import RealStatistics
 from hfgen.figures.grids import image_grid, save_picture
 from hfgen.figures.plots import to_picture
 from hfgen.judges.judge import load_judge, shipped_judges
+from hfgen.judges.statistics import RealStatistics
 
 REPOSITORY = Path(__file__).parents[1]
 STEPS = [0.0, 0.25, 0.5, 0.75, 1.0]

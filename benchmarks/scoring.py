@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from hfgen.data.images import load_images
-from hfgen.evaluation.statistics import RealStatistics, nearest
 from hfgen.judges.judge import load_judge, shipped_judges
+from hfgen.judges.statistics import RealStatistics, nearest
 
 RESULTS = Path(__file__).parent / "results" / "scoring.json"
 

@@ -23,11 +23,11 @@ from hfgen.data.images import load_images
 from hfgen.evaluation.evaluate import evaluate
 from hfgen.evaluation.report import render_report
 from hfgen.evaluation.results import results_page
-from hfgen.evaluation.statistics import RealStatistics
 from hfgen.figures.grids import save_images
 from hfgen.judges import pretrained
 from hfgen.judges.judge import JUDGES, load_judge
 from hfgen.judges.pretrained import load_features, load_inception_extractor
+from hfgen.judges.statistics import RealStatistics
 from hfgen.metrics.inception_scores.inception_scores import inception_scores
 from hfgen.publishing import card
 from hfgen.utils.errors import UserError

@@ -5,8 +5,8 @@ import PIL.Image
 import pytest
 import torch
 
-from hfgen.evaluation.statistics import smallest_of_each_class
 from hfgen.figures import animations, curves, grids, plots
+from hfgen.judges.statistics import smallest_of_each_class
 
 GAN = (
     "loss/discriminator", "discriminator/real", "discriminator/fake", "discriminator/r1", "discriminator/r2",

@@ -8,8 +8,8 @@ import torch
 from conftest import REPOSITORY
 
 from hfgen.data.images import ImageData, load_images
-from hfgen.evaluation.statistics import RealStatistics, count_in, nearest
 from hfgen.judges.judge import load_judge
+from hfgen.judges.statistics import RealStatistics, count_in, nearest
 from hfgen.metrics.memorization_gap.memorization_gap import memorization_gap
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))

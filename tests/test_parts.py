@@ -217,7 +217,7 @@ def test_pairs_are_divided_alike(folder, load, tmp_path):
     ).to_dict()  # fmt: skip
     for split in ("train", "validation", "test"):
         wanted = load(folder, split=split, **FRACTIONS)
-        assert PairedInputs(run, wanted, split).data.images.equal(255 - wanted.images)
+        assert PairedInputs(run, wanted).data.images.equal(255 - wanted.images)
 
 
 def test_the_second_kind_is_divided_too(folder, tmp_path):

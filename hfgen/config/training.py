@@ -27,6 +27,7 @@ MAX_WIDTH = 16_384  # channels, features or latent dimensions
 MAX_DEPTH = 1_000  # layers
 MAX_TIMESTEPS = 100_000  # noise levels, and denoising steps
 MAX_SAMPLES = 10_000  # images in a sample grid
+MAX_EVALUATION_IMAGES = 1000  # sampled for an evaluation while training
 MAX_WARMUP_STEPS = 10_000_000
 MAX_IMAGES = 10_000_000  # sampled
 MAX_LATENTS = 1_000_000  # sampled per image for a bound
@@ -42,10 +43,16 @@ CHANGEABLE_ON_RESUME = {
     "cache_dir",
     "checkpointing_steps",
     "checkpoints_total_limit",
+    "evaluation_images",
+    "evaluation_judge",
+    "evaluation_seconds",
+    "evaluation_share",
+    "evaluation_steps",
     "hub_license",
     "hub_model_id",
     "hub_private_repo",
     "hub_strategy",
+    "load_best_model_at_end",
     "logging_steps",
     "max_train_seconds",
     "max_train_steps",
@@ -126,6 +133,18 @@ class TrainingConfig:
         save_images_epochs: Also save a sample grid every this many epochs, from the same latents, noise or inputs each
             time; at the end they are joined into a timelapse animation.
 
+        > Evaluation while training
+        evaluation_seconds: Seconds of training between evaluations with the averaged weights: the losses on held-out
+            images (the split `validation`: hold it out with validation_fraction), and for generators the Fréchet
+            distance, precision and recall of samples in the feature space of a judge. The interval is longer where
+            evaluations would take more than evaluation_share of the time.
+        evaluation_steps: Likewise, but optimizer steps between evaluations, which are not limited by evaluation_share.
+        evaluation_share: Maximum fraction of the training time for evaluations after evaluation_seconds.
+        evaluation_images: Number of samples, and of held-out images for the losses.
+        evaluation_judge: Judge, a shipped one or a folder; by default the first shipped one of the data set.
+        load_best_model_at_end: Save the best evaluated model as that of the finished run, instead of the last one. The
+            best model so far is kept in `checkpoints/best-…`.
+
         > Saving
         output_dir: Folder of the run (required): pipeline, configuration, metrics, samples, checkpoints.
         checkpointing_steps: Optimizer steps between checkpoints.
@@ -199,6 +218,12 @@ class TrainingConfig:
     save_images_epochs: int | None = None
     num_samples: int = 64
     logging_steps: int = 10
+    evaluation_seconds: float | None = None
+    evaluation_steps: int | None = None
+    evaluation_share: float = 0.03
+    evaluation_images: int = 500
+    evaluation_judge: str | None = None
+    load_best_model_at_end: bool = False
     sweep: list[str] = field(default_factory=list)
     report_to: list[str] = field(default_factory=list)
 
@@ -230,11 +255,17 @@ class TrainingConfig:
         self._require("positive", [
             "max_train_samples", "num_train_epochs", "max_train_steps", "max_train_seconds", "learning_rate",
             "adam_epsilon", "max_grad_norm", "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
-            "sample_steps", "save_images_epochs",
+            "sample_steps", "save_images_epochs", "evaluation_seconds", "evaluation_steps",
         ])  # fmt: skip
         self._require("positive", ["resolution"], at_most=MAX_RESOLUTION)
         self._require("positive", ["train_batch_size", "gradient_accumulation_steps"], at_most=MAX_BATCH_SIZE)
         self._require("positive", ["num_samples"], at_most=MAX_SAMPLES)
+        self._require("positive", ["evaluation_images"], at_most=MAX_EVALUATION_IMAGES)
+        self._require("positive", ["evaluation_share"], at_most=1)
+        if self.evaluation_seconds and self.evaluation_steps:
+            raise UserError("set evaluation_seconds or evaluation_steps, not both")
+        if self.load_best_model_at_end and not self.evaluates:
+            raise UserError("load_best_model_at_end needs evaluations: set evaluation_seconds or evaluation_steps")
         self._require("zero or more", ["seed"], at_most=MAX_SEED)
         self._require("zero or more", ["adam_weight_decay"])
         self._require("zero or more", self.warmup_fields, at_most=MAX_WARMUP_STEPS)
@@ -249,6 +280,11 @@ class TrainingConfig:
 
     def _require(self, kind: str, names: Iterable[str], at_most: float = math.inf):
         require(self, kind, names, at_most)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the model is evaluated while it trains."""
+        return bool(self.evaluation_seconds or self.evaluation_steps)
 
     @property
     def images_per_batch(self) -> int:

@@ -42,6 +42,7 @@ class ImageData:
         source: The name that the user gave.
         fingerprint: SHA-256 of (C, H, W) and the pixels.
         unlabelled: The reason for missing labels, if known.
+        split: The split of the data set.
     """
 
     images: Tensor
@@ -50,6 +51,7 @@ class ImageData:
     source: str
     fingerprint: str
     unlabelled: str = ""
+    split: str = "train"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -137,12 +139,12 @@ def load_images(
     key = hashlib.sha256(json.dumps([source, rules, version]).encode()).hexdigest()[:20]
     cache = cache_folder(cache_dir)
     folder = cache / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(source).name)[:80]}-{key}"
-    if data := _open_cache(folder, source):
+    if data := _open_cache(folder, source, split):
         return data
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f".{folder.name}.lock", source):  # another process may load the same data set
-            if data := _open_cache(folder, source, say=True):
+            if data := _open_cache(folder, source, split, say=True):
                 return data
             dataset = dataset or open_dataset(source, local, spec)
             image_column, label_column = find_columns(dataset, source, image_column, label_column)
@@ -167,7 +169,7 @@ def load_images(
             f"the decoded images of {source} cannot be cached in {cache} ({error.strerror or error}); free some space "
             "or name another folder with --cache_dir"
         ) from error
-    return _open_cache(folder, source)
+    return _open_cache(folder, source, split)
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
@@ -277,12 +279,13 @@ def _decode(rows: Rows, resolution: int | None, channels: int | None, on_bad_ima
     (folder / "data.json").write_text(json.dumps({"record": record, "sha256": _sha256_of_record(record)}))
 
 
-def _open_cache(folder: Path, source: str, say: bool = False) -> ImageData | None:
+def _open_cache(folder: Path, source: str, split: str, say: bool = False) -> ImageData | None:
     """Memory-map a decoded data set and print its notes; return None if it is missing or damaged.
 
     Args:
         folder: Its folder in the cache.
         source: The name that the user gave.
+        split: The split of the data set.
         say: Print a message if it is damaged.
     """
     if not folder.exists():
@@ -305,7 +308,8 @@ def _open_cache(folder: Path, source: str, say: bool = False) -> ImageData | Non
         return None
     for note in record["notes"]:
         print(f"{source}: {note}")
-    return ImageData(images, labels, record["label_names"], source, record["fingerprint"], record["unlabelled"])
+    names, fingerprint = record["label_names"], record["fingerprint"]
+    return ImageData(images, labels, names, source, fingerprint, record["unlabelled"], split)
 
 
 def _check_file(path: Path, size: int, time: int, sha256: str, prefix: str) -> None:

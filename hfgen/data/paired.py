@@ -20,7 +20,6 @@ class PairedInputs:
     Args:
         run: The fields of a `TranslationConfig`.
         data: The target images.
-        split: Their split of the data set.
 
     Attributes:
         degradations: Degradations of the targets that give the inputs; empty if there are input images.
@@ -32,14 +31,14 @@ class PairedInputs:
         UserError: if the degradations do not apply to the images, or inputs and targets do not match.
     """
 
-    def __init__(self, run: Mapping[str, Any], data: ImageData, split: str):
+    def __init__(self, run: Mapping[str, Any], data: ImageData):
         self.degradations = parse_degradations(run["degradation"])
         shape = tuple(data.images.shape[1:])
         self.data: ImageData | None = None
         if self.degradations:
             self.channels, self.scale_factor = check_degradations(self.degradations, shape)
             return
-        self.data = _load_inputs(run, split)
+        self.data = _load_inputs(run, data.split)
         if len(self.data) != len(data):
             raise UserError(f"there are {len(self.data)} input images for {len(data)} target images of {data.source}")
         given_channels, height, width = self.data.images.shape[1:]

@@ -37,7 +37,10 @@ from hfgen.evaluation.real import (
 )
 from hfgen.evaluation.report import PICTURES, RECORD, save_classifier_report, save_pictures, save_report
 from hfgen.evaluation.restoration import evaluate_translation
-from hfgen.evaluation.statistics import (
+from hfgen.figures.grids import save_arrays
+from hfgen.judges.judge import WEIGHTS, judges_numbers, load_judge
+from hfgen.judges.pretrained import Inception
+from hfgen.judges.statistics import (
     KERNEL_SUBSET,
     KERNEL_SUBSETS,
     NEIGHBOURS,
@@ -47,9 +50,6 @@ from hfgen.evaluation.statistics import (
     nearest,
     smallest_of_each_class,
 )
-from hfgen.figures.grids import save_arrays
-from hfgen.judges.judge import WEIGHTS, judges_numbers, load_judge
-from hfgen.judges.pretrained import Inception
 from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per_class
 from hfgen.pipelines.loading import load, move
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline

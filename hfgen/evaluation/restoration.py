@@ -25,9 +25,9 @@ from hfgen.evaluation.real import (
     warn_of_weak_judges,
 )
 from hfgen.evaluation.report import PICTURES, save_restoration_report
-from hfgen.evaluation.statistics import accuracy_of
 from hfgen.figures.grids import comparison_grid, save_picture
 from hfgen.judges.judge import Judge, judges_numbers
+from hfgen.judges.statistics import accuracy_of
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.pipelines.loading import move
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
@@ -112,7 +112,7 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
     images = test.images[: _count(config, test)]
     protocol: dict[str, Any] = {}
     if pipeline.inverse_generator is None:
-        inputs = PairedInputs(run | overrides, test, config.reference_split)
+        inputs = PairedInputs(run | overrides, test)
         protocol["degradation"] = [str(degradation) for degradation in inputs.degradations]
         comparisons = _with_pairs(pipeline, config, inputs, test, images)
     else:

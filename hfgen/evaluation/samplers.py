@@ -15,12 +15,12 @@ from hfgen.evaluation.generated import generate, labels_like
 from hfgen.evaluation.processes import together
 from hfgen.evaluation.real import check_size, default_output, load_references, name_of
 from hfgen.evaluation.report import render_report, save_record
-from hfgen.evaluation.statistics import RealStatistics, jackknife
 from hfgen.evaluation.verdict import sampler_text
 from hfgen.families import GUIDANCE
 from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.figures.plots import curves_picture
 from hfgen.judges.judge import judges_numbers
+from hfgen.judges.statistics import RealStatistics, jackknife
 from hfgen.pipelines.loading import load
 from hfgen.runs.folder import COMPARISON, COMPARISON_PAGE, COMPARISON_PICTURES, run_fields
 from hfgen.sampling.sample import (

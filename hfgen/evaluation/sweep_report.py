@@ -12,7 +12,7 @@ from hfgen.figures.curves import members_curves_picture
 from hfgen.figures.grids import labelled_row, save_picture
 from hfgen.runs.checkpoints import list_steps
 from hfgen.runs.folder import ANALYSIS, EVALUATION, METRICS_FILE, RUN_FILE
-from hfgen.runs.record import public_command, read_rows, read_training
+from hfgen.runs.record import metrics_of, public_command, read_rows, read_training
 from hfgen.training.sweep import read_sweep
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import accuracy_text, duration, escaped, number, percent, with_error, with_std
@@ -28,7 +28,7 @@ SAME_LOSS = {
     *("add_attention", "norm_num_groups", "act_fn", "hidden_sizes", "decoder_hidden_sizes", "embedding_size"),
     *("decoder_block_out_channels", "activate_decoder_input", "depths"),
 }
-NOT_SHOWN = ("step", "learning_rate", "grad_norm/")  # prefixes of metric names
+NOT_SHOWN = ("learning_rate", "grad_norm/")  # prefixes of metric names
 ANALYSED = {
     "mse": lambda record: number(record["similarity"]["mse"]),
     "PSNR (dB)": lambda record: number(record["similarity"]["psnr"]),
@@ -203,7 +203,7 @@ class _Member:
         return cells
 
     def _shown(self) -> list[str]:
-        return [name for name in self.rows[0] if not name.startswith(NOT_SHOWN)]
+        return [name for name in metrics_of(self.rows[0]) if not name.startswith(NOT_SHOWN)]
 
     def _read(self, name: str) -> Any:
         return read_record(self.run / name) if (self.run / name).is_file() else None

@@ -26,10 +26,10 @@ from hfgen.evaluation.real import (
     warn_of_weak_judges,
 )
 from hfgen.evaluation.report import render_report, save_record
-from hfgen.evaluation.statistics import accuracy_of
 from hfgen.figures.grids import comparison_grid, sample_grid, save_picture, signed
 from hfgen.figures.plots import Plane, latents_picture
 from hfgen.judges.judge import Judge, judges_numbers
+from hfgen.judges.statistics import accuracy_of
 from hfgen.losses.vae import (
     ACTIVE_VARIANCE,
     count_active_units,

@@ -1,6 +1,7 @@
 """Curves of trainings: losses and other metrics, and classes of the samples, over steps."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -8,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from hfgen.figures.plots import in_style, mathless_label, plain_ticks, to_picture
-from hfgen.runs.record import read_rows
+from hfgen.figures.plots import GENERATED, REAL, in_style, mathless_label, plain_ticks, to_picture
+from hfgen.runs.record import metrics_of, read_rows
 from hfgen.utils.files import complete_or_absent
 
 NETWORKS = {"unet": "U-Net", "vae": "VAE"}
@@ -23,6 +24,10 @@ METRICS = {
 }  # fmt: skip
 LINES = {
     "real": "real images", "fake": "generated images", "r1": "R1", "r2": "R2", "gradient_penalty": "WGAN-GP",
+}  # fmt: skip
+EVALUATIONS = {
+    "frechet_distance": "Fréchet distance", "precision": "precision", "recall": "recall",
+    "negative_elbo": "−ELBO, nats", "psnr": "PSNR, dB", "accuracy": "accuracy",
 }  # fmt: skip
 EARLY = 20  # axes fit the values after the first 20th of a training
 
@@ -69,7 +74,7 @@ def training_curves(rows: list[dict[str, float]], steps_per_epoch: int) -> Figur
     """
     steps = np.array([row["step"] for row in rows])
     panels: dict[str, list[str]] = {}
-    for metric in (name for name in rows[0] if name != "step"):
+    for metric in metrics_of(rows[0]):
         panels.setdefault(panel_and_line(metric)[0], []).append(metric)
     window, outside = _window(len(rows)), False
     figure, all_axes = _training_figure(len(panels))
@@ -104,6 +109,47 @@ def training_curves(rows: list[dict[str, float]], steps_per_epoch: int) -> Figur
         lines = [Line2D([], [], color="C0", alpha=0.25, linewidth=0.8), Line2D([], [], color="C0")]
         figure.legend(lines, ["each step", f"mean of {window:,} steps"], loc="outside upper right", ncols=2)
     return figure
+
+
+@in_style
+def save_validation_curves(history: list[dict[str, float]], protocol: dict[str, Any], path: Path) -> None:
+    """Plot evaluations while training over steps: losses, and metrics of samples beside those of real images.
+
+    Args:
+        history: Step and metrics of each evaluation.
+        protocol: Of a `validation.json`.
+        path: The picture.
+    """
+    metric, floors = protocol["metric"], protocol.get("floors", {})
+    names = [name for name in history[0] if name.startswith("loss/")]
+    names += [name for name in EVALUATIONS if name in history[0]]
+    best = (max if protocol["higher_is_better"] else min)(history, key=lambda row: row[metric])
+    steps = [row["step"] for row in history]
+    figure, all_axes = _training_figure(len(names))
+    for name, axes in zip(names, all_axes, strict=True):
+        values = [row[name] for row in history]
+        if name in floors:
+            axes.axhline(floors[name], color=REAL, linestyle="--", label="real images")
+            values = [*values, floors[name]]
+        if f"train_{name}" in history[0]:
+            axes.plot(steps, [row[f"train_{name}"] for row in history], color="gray", label="training images")
+        label = "samples" if name in floors else "held-out images"
+        axes.plot(steps, [row[name] for row in history], ".-", color=GENERATED, label=label)
+        axes.plot(best["step"], best[name], "*", color="black", markersize=10, label="best model")
+        if 0 < 10 * min(values) < max(values):
+            axes.set_yscale("log")
+            plain_ticks(axes.yaxis)
+        if name in EVALUATIONS:
+            axes.set_title(EVALUATIONS[name] + " (decides which model is the best)" * (name == metric))
+        else:
+            _name(axes, name)
+        axes.legend()
+    figure.supxlabel("optimizer steps", fontsize=9)
+    samples = f"; samples in the features of the judge {mathless_label(protocol['judge'])}" if floors else ""
+    title = f"Evaluations while training, with {protocol['num_images']:,} images of the split {protocol['split']}"
+    figure.suptitle(title + samples, x=0.01, ha="left")
+    with complete_or_absent(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _fit(axes: Axes, curves: list[tuple[np.ndarray, np.ndarray]], *, logarithmic: bool = True) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, RegNetForImageClassification, ResNetForImageClassification
 
+from hfgen.data.images import ImageData
 from hfgen.data.sources import SHORT_NAMES
 from hfgen.judges.features import CONFIG, PROCESSOR, FeatureExtractor, checked_config, load_network
 from hfgen.utils.devices import find_placement
@@ -97,6 +98,22 @@ def load_judge(name_or_folder: str, device: str = "auto") -> Judge:
     place, _ = find_placement(device, torch.float32)
     model = model.to(place, memory_format=torch.channels_last)
     return Judge(folder.resolve().name, model, sha256, (size["height"], size["width"]))
+
+
+def find_judge(name_or_folder: str | None, data: ImageData, device: str = "auto") -> Judge | None:
+    """Load the judge that was named for a data set, or the first shipped one that fits it; None if there is none.
+
+    Raises:
+        UserError: if the one that was named does not fit the images.
+    """
+    shape = tuple(data.images.shape[1:])
+    if name_or_folder:
+        judge = load_judge(name_or_folder, device)
+        if judge.image_shape != shape:
+            raise UserError(f"the judge {judge.name} does not fit the image size of {data.source}")
+        return judge
+    shipped = (load_judge(name, device) for name in shipped_judges_of(data.source))
+    return next((judge for judge in shipped if judge.image_shape == shape), None)
 
 
 def _load_network(folder: Path, name: str) -> PreTrainedModel:

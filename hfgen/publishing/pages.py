@@ -33,7 +33,7 @@ from hfgen.runs.folder import (
     TIMES_FILE,
     RunFolder,
 )
-from hfgen.runs.record import read_rows
+from hfgen.runs.record import metrics_of, read_rows
 from hfgen.training.publisher import Publisher
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
@@ -134,7 +134,10 @@ def curves_of(run: Path) -> dict[str, Any]:
     width = math.ceil(len(rows) / POINTS)
     starts = np.arange(0, len(rows), width)
     counts = np.diff([*starts, len(rows)])
-    means = {name: np.add.reduceat([row.get(name, np.nan) for row in rows], starts) / counts for name in rows[0]}
+    means = {
+        name: np.add.reduceat([row.get(name, np.nan) for row in rows], starts) / counts
+        for name in ("step", *metrics_of(rows[0]))
+    }
     steps, minutes = means.pop("step"), None
     if (run / TIMES_FILE).is_file() and (times := read_rows(run / TIMES_FILE)):
         known = np.array([(0, 0), *((row["step"], row["seconds"]) for row in times)])

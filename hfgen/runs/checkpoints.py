@@ -16,6 +16,7 @@ from hfgen.utils.files import complete_or_absent, remove
 
 MANIFEST = "manifest.json"
 POSITION_FILE = "training_position.json"
+BEST = "best"  # with the step, the name of the best evaluated model
 
 
 def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limit: int | None) -> Path:
@@ -44,7 +45,40 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], limi
         (temporary / MANIFEST).write_text(json.dumps(_fingerprints(temporary), indent=1))
     for old in list_checkpoints(folder)[: -limit if limit else 0]:
         remove(old)
+    _remove_beaten(folder)
     return path
+
+
+def save_best(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
+    """Write the model of the best evaluation so far, and remove those that no resumed run needs.
+
+    Args:
+        folder: Folder of the checkpoints.
+        step: Number of optimizer steps, which is part of its name, such as `best-000469`.
+        write: Writes the contents to a given folder.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        OSError: if it cannot be written; earlier ones are kept.
+    """
+    path = folder / f"{BEST}-{step:06d}"
+    remove(path)
+    with complete_or_absent(path) as temporary:
+        temporary.mkdir()
+        write(temporary)
+    _remove_beaten(folder)
+    return path
+
+
+def _remove_beaten(folder: Path) -> None:
+    """Keep the best model, and the best one until the newest checkpoint, since training may resume from there."""
+    best = list_steps(folder, name=BEST)
+    newest = max(map(step_of, list_checkpoints(folder)), default=0)
+    kept = {*best[-1:], *[path for path in best if step_of(path) <= newest][-1:]}
+    for path in set(best) - kept:
+        remove(path)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -52,15 +86,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return list_steps(folder)
 
 
-def list_steps(folder: Path, ending: str = "") -> list[Path]:
+def list_steps(folder: Path, ending: str = "", name: str = "step") -> list[Path]:
     """List the files and folders named after optimizer steps, such as `step-000469.png`, the earliest first."""
     entries = folder.iterdir() if folder.is_dir() else []
-    return sorted((path for path in entries if re.fullmatch(rf"step-\d+{re.escape(ending)}", path.name)), key=step_of)
+    pattern = rf"{name}-\d+{re.escape(ending)}"
+    return sorted((path for path in entries if re.fullmatch(pattern, path.name)), key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """Return the step in the name of a checkpoint (`step-000469`) or sample (`step-000469.png`)."""
-    return int(path.stem.removeprefix("step-"))
+    """Return the step in the name of a checkpoint (`step-000469`, `best-000469`) or sample (`step-000469.png`)."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from hfgen.config.training import CONFIG_FILE, read_fields
-from hfgen.runs.checkpoints import list_checkpoints, list_steps, step_of
+from hfgen.runs.checkpoints import BEST, list_checkpoints, list_steps, step_of
 from hfgen.utils.files import INCOMPLETE, complete_or_absent, remove, remove_leftovers
 from hfgen.utils.markdown import authors_page
 
@@ -22,7 +22,9 @@ CARD, PAGE, PAGE_MARK = "README.md", "index.html", '<meta name="generator" conte
 RUN_FILE, METRICS_FILE, CLASSES_FILE, TIMES_FILE = "run.json", "metrics.jsonl", "classes.jsonl", "times.jsonl"
 ROWS = (METRICS_FILE, CLASSES_FILE, TIMES_FILE)  # files with a row per step or checkpoint
 CHECKPOINTS, SAMPLES, FIGURES, OUTDATED, LOCK = "checkpoints", "samples", "figures", "outdated", ".lock"
+VALIDATION = "validation.json"  # the protocol of evaluations while training
 CURVES, CLASSES, ANIMATION, TIMELAPSE = "training_curves.png", "classes.png", "film.gif", "training.gif"  # in FIGURES
+VALIDATION_CURVES = "validation.png"  # likewise
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class RunFolder:
         """The folder of curves, animations and other figures of a finished run."""
         return self.path / FIGURES
 
+    def best(self) -> list[Path]:
+        """List the best models at their evaluations while training, the earliest first; the last one is the best."""
+        return list_steps(self.checkpoints, name=BEST)
+
     def grids(self) -> list[Path]:
         """List the sample grids, the earliest first."""
         return list_steps(self.samples, ".png")
@@ -97,7 +103,7 @@ class RunFolder:
         return [entry.name for entry in full if not entry.name.startswith((LOCK, INCOMPLETE))]
 
     def put_away(self, step: int) -> tuple[Path, list[str]]:
-        """Move checkpoints and grids of later steps, and pages of an older model, to a new folder in `outdated`.
+        """Move checkpoints, best models and grids of later steps, and older pages, to a new folder in `outdated`.
 
         Of the model card, the sections by the run's author stay.
 
@@ -108,15 +114,15 @@ class RunFolder:
             The folder, and the names of what was moved there.
         """
         checkpoints = [path for path in list_checkpoints(self.checkpoints) if step_of(path) > step]
-        grids = [path for path in self.grids() if step_of(path) > step]
-        if not checkpoints:  # the run was stopped after its last save, and draws them again
-            for grid in grids:
-                remove(grid)
-            grids = []
+        redone = [path for path in (*self.grids(), *self.best()) if step_of(path) > step]
+        if not checkpoints:  # the run was stopped after its last save, and makes them again
+            for path in redone:
+                remove(path)
+            redone = []
         card = (self / CARD).read_text(encoding="utf-8", errors="replace") if (self / CARD).is_file() else ""
         remaining = authors_page(card)
         pages = (*REPORTS, COMPARISON, COMPARISON_PAGE, COMPARISON_PICTURES, *[CARD] * (card != remaining))
-        outdated = [*checkpoints, *grids, *(self.path / name for name in pages if (self / name).exists())]
+        outdated = [*checkpoints, *redone, *(self.path / name for name in pages if (self / name).exists())]
         taken = [int(path.name) for path in (self / OUTDATED).glob("*") if path.name.isdigit()]
         folder = self / OUTDATED / str(max(taken, default=0) + 1)
         for path in outdated:

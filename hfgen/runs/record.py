@@ -37,6 +37,7 @@ RECORDED_PACKAGES = [
 
 
 PYTHON_CALL = "hfgen.train("
+EVALUATED = "validation/"  # prefix of the metrics of evaluations while training, which some rows have
 
 
 class MetricsFile:
@@ -127,6 +128,11 @@ def _row(line: bytes) -> dict[str, float] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
+def metrics_of(row: dict[str, float]) -> list[str]:
+    """Return the names of the metrics of each step in a row of `metrics.jsonl`."""
+    return [name for name in row if name != "step" and not name.startswith(EVALUATED)]
+
+
 def losses_of(row: dict[str, float]) -> dict[str, float]:
     """Return the losses of a row of metrics by module name."""
     return {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")}
@@ -194,8 +200,12 @@ def describe_run(
     seconds: float,
     problems: list[str],
     commit: dict[str, Any] | None,
+    evaluations: dict[str, Any],
 ) -> None:
-    """Write `run.json`: command, versions, hardware, time and memory of a finished training, and its problems."""
+    """Write `run.json`: command, versions, hardware, time and memory of a finished training, and its problems.
+
+    With evaluations while training also their time, the best of them, and the step of the saved model.
+    """
     record = {
         "command": command,
         "device_type": accelerator.device.type,
@@ -212,6 +222,7 @@ def describe_run(
         "python": platform.python_version(),
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
         **({"hfgen_commit": commit} if commit else {}),
+        **evaluations,
         "problems": problems,
     }
     with complete_or_absent(path) as temporary:

@@ -3,15 +3,20 @@
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import PIL.Image
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from hfgen.config import TrainingConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
+from hfgen.families import own_sampler
+from hfgen.figures.grids import sample_grid
 from hfgen.pipelines.saving import save_pipeline
+from hfgen.sampling.sample import is_conditional, labels_of, sample
 
 
 class Loss(NamedTuple):
@@ -26,6 +31,11 @@ class Loss(NamedTuple):
     module: str
     value: Tensor
     terms: Mapping[str, Tensor] = MappingProxyType({})
+
+    def values(self) -> dict[str, Tensor]:
+        """Return the loss and its terms, without their graphs, by their names in `metrics.jsonl`."""
+        named = {f"loss/{self.module}": self.value} | {f"{self.module}/{term}": v for term, v in self.terms.items()}
+        return {name: value.detach() for name, value in named.items()}
 
 
 class Diagnosis(NamedTuple):
@@ -46,29 +56,60 @@ class Task:
     """The interface between a model family and the training loop (`hfgen.training.trainer`).
 
     Attributes:
+        config: The configuration.
         modules: The networks to train, by name. The loop replaces each with its wrapper from `accelerate`, which
             `losses` must call; `save` and `preview` use the unwrapped networks.
         saved_modules: Names of the modules that `save` writes; `use_ema` applies to these.
         index_file: The entry file of a saved model.
         extra_datasets: Additional training data.
+        generates: Whether `sample` generates images.
+        metric: The metric by which evaluations while training choose the best checkpoint: `frechet_distance` of
+            samples in the feature space of a judge, or one of `validate`.
+        loss_metric: The metric to use without a judge, or None if no loss measures the quality of samples.
     """
 
+    config: TrainingConfig
     modules: dict[str, nn.Module]
     saved_modules: Set[str]
     index_file: str = DiffusionPipeline.config_name
     extra_datasets: Sequence[ImageData] = ()
+    generates: ClassVar[bool] = True
+    metric: ClassVar[str] = "frechet_distance"
+    loss_metric: ClassVar[str | None] = None
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield one loss at a time; the loop updates its module before requesting the next."""
         raise NotImplementedError
 
+    def validate(self, batch: Batch) -> dict[str, Tensor | float]:
+        """Return metrics of held-out images, scalars by name; by default the losses and their terms."""
+        return {name: value for loss in self.losses(batch) for name, value in loss.values().items()}
+
     def pipeline(self) -> DiffusionPipeline:
         """Return the pipeline for sampling and publishing."""
         raise NotImplementedError
 
+    def sampler(self) -> dict[str, Any]:
+        """Return the sampler options of the configuration, for `hfgen.sampling.sample.sample`."""
+        return own_sampler(type(self.pipeline()).__name__, self.config.to_dict())
+
+    def sample(self, num_images: int, seed: int, class_labels: Sequence[int] = ()) -> Tensor:
+        """Sample images with the current weights, uint8 (N, C, H, W); image i depends on (seed, i) only.
+
+        Args:
+            num_images: Number of images.
+            seed: Random seed.
+            class_labels: Classes of a class-conditional model, cycled; by default all classes in turn.
+        """
+        options = {"num_images": num_images, "seed": seed, "class_labels": class_labels}
+        return torch.cat(list(sample(self.pipeline(), **options, **self.sampler())))
+
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Render the preview image that is saved during training."""
-        raise NotImplementedError
+        """Render the image saved during training: a sample grid, with a row per class of a class-conditional model."""
+        images, pipeline = self.sample(num_images, seed), self.pipeline()
+        if not is_conditional(pipeline):
+            return sample_grid(images)
+        return sample_grid(images, labels_of(pipeline, (), range(num_images)), list(pipeline.labels))
 
     def save(self, folder: Path) -> None:
         """Save the model as a folder that its library loads without hfgen."""

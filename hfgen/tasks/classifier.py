@@ -5,7 +5,7 @@ from pathlib import Path
 
 import PIL.Image
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     RegNetConfig,
@@ -38,6 +38,8 @@ class ClassifierTask(Task):
     """
 
     saved_modules = frozenset({"classifier"})
+    generates = False
+    metric = "accuracy"
     index_file = "config.json"
 
     def __init__(self, config: ClassifierConfig, data: ImageData):
@@ -94,6 +96,12 @@ class ClassifierTask(Task):
         logits = self.modules["classifier"](F.interpolate(images, self.size)).logits
         smoothing = self.config.label_smoothing
         yield Loss("classifier", F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing))
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy without label smoothing and the accuracy, on unchanged images."""
+        logits = self.modules["classifier"](F.interpolate(batch.images, self.size)).logits.float()
+        accuracy = (logits.argmax(1) == batch.labels).float().mean()
+        return {"loss/classifier": F.cross_entropy(logits, batch.labels).detach(), "accuracy": accuracy}
 
     def save(self, folder: Path) -> None:
         """Save the network and the image processor."""

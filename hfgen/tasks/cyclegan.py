@@ -122,10 +122,13 @@ class CycleGANTask(Task):
     """
 
     saved_modules = frozenset({"generators"})
+    generates = False
+    metric = "loss/generators"
 
     def __init__(self, config: CycleGANConfig, data: ImageData):
         self.config, self.data = config, data
-        self.domain_b = TargetDomain(config.to_dict(), data, config.target_split)
+        held_out = data.split != config.train_split
+        self.domain_b = TargetDomain(config.to_dict(), data, data.split if held_out else config.target_split)
         self.extra_datasets = [self.domain_b.data]
         a, b = tuple(data.images.shape[1:]), self.domain_b.shape
         if a[1:] != b[1:]:

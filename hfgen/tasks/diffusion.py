@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import PIL.Image
 import torch
 from diffusers import (
     DDPMPipeline,
@@ -19,13 +17,11 @@ from torch import nn
 from hfgen.config import DDPMConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.families import own_sampler
 from hfgen.figures.animations import save_film
-from hfgen.figures.grids import sample_grid
 from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, diffusion_target, loss_weights, sample_timesteps
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.runs.folder import ANIMATION
-from hfgen.sampling.sample import check_sampling, film, labels_of, sample
+from hfgen.sampling.sample import check_sampling, film
 from hfgen.sampling.schedulers import make_scheduler
 from hfgen.tasks.base import Loss, Task
 from hfgen.utils.errors import UserError
@@ -46,6 +42,7 @@ class DiffusionTask(Task):
     """
 
     saved_modules = frozenset({"unet"})
+    loss_metric = "loss/unet"
 
     def __init__(self, config: DDPMConfig, data: ImageData):
         self.config = config
@@ -54,7 +51,7 @@ class DiffusionTask(Task):
         self.label_names = data.label_names if config.class_conditional else []
         self.unet = make_unet(config, tuple(data.images.shape[1:]), len(self.label_names))
         self.scheduler = make_noise_schedule(config)
-        check_sampling(self.pipeline(), **self._sampler())  # fail now, not at the first preview
+        check_sampling(self.pipeline(), **self.sampler())  # fail now, not at the first preview
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
@@ -73,9 +70,6 @@ class DiffusionTask(Task):
         weights = loss_weights(config.loss_weighting, config.prediction_type, alpha, sigma, config.snr_gamma)
         yield Loss("unet", (weights * (prediction.float() - target).square()).mean())
 
-    def _sampler(self) -> dict[str, Any]:
-        return own_sampler(type(self.pipeline()).__name__, self.config.to_dict())
-
     def pipeline(self) -> DiffusionPipeline:
         """Return the pipeline, which loads with diffusers alone."""
         if self.config.class_conditional:
@@ -85,17 +79,9 @@ class DiffusionTask(Task):
             return ClassConditionalDiffusionPipeline(self.unet, solver, names, self.config.class_dropout_prob > 0)
         return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
 
-    def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Return a sample grid, with a row per class of a class-conditional model."""
-        pipeline = self.pipeline()
-        batches = sample(pipeline, num_images=num_images, seed=seed, **self._sampler())
-        images = torch.cat(list(batches))
-        labels = labels_of(pipeline, (), range(num_images)) if self.config.class_conditional else None
-        return sample_grid(images, labels, self.label_names)
-
     def save_figures(self, folder: Path) -> None:
         """Save an animation of the denoising process."""
-        states = film(self.pipeline(), num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **self._sampler())
+        states = film(self.pipeline(), num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **self.sampler())
         save_film(*states, folder / ANIMATION)
 
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import PIL.Image
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +12,8 @@ from hfgen.config import GANConfig
 from hfgen.data.augmentation import random_color, random_erase, random_shift
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.figures.grids import sample_grid, save_picture
-from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
+from hfgen.figures.grids import save_picture
+from hfgen.judges.judge import find_judge, judges_numbers
 from hfgen.losses.adversarial import (
     discriminator_loss,
     discriminator_scores,
@@ -33,7 +32,7 @@ from hfgen.models.modeling_hfgen_gan import (
 )
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.sampling.latents import interpolations_picture, plane_picture, truncations_picture
-from hfgen.sampling.sample import labels_of, sample
+from hfgen.sampling.sample import sample
 from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
@@ -70,7 +69,7 @@ class GANTask(Task):
             self.generator, self.discriminator = _make_networks(config, tuple(data.images.shape[1:]), self.label_names)
         except ValueError as error:
             raise UserError(str(error)) from error
-        self.judge = self._find_judge()
+        self.judge = find_judge(config.judge, data)
         if self.judge and data.labels is not None:
             self._judge_indices()  # fail now if the classes do not match
         self.modules: dict[str, nn.Module] = {"discriminator": self.discriminator, "generator": self.generator}
@@ -84,6 +83,14 @@ class GANTask(Task):
             yield self._discriminator_loss(real, labels)
         with frozen(self.discriminator):
             yield self._generator_loss(real, labels)
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the discriminator's loss without penalties and augmentation, and its mean outputs."""
+        name, labels = self.config.adversarial_loss, batch.labels if self.config.class_conditional else None
+        fake = self._generate(labels, len(batch.images))
+        scores = self._discriminate(torch.cat([batch.images, fake]), labels).chunk(2)
+        return Loss("discriminator", discriminator_loss(name, *scores), discriminator_scores(name, *scores)).values()
 
     def _discriminator_loss(self, real: Tensor, labels: Tensor | None) -> Loss:
         config = self.config
@@ -185,13 +192,6 @@ class GANTask(Task):
         counts = classes.bincount(minlength=len(self.judge.label_names))
         return dict(zip(self.judge.label_names, (counts / len(classes)).tolist(), strict=True))
 
-    def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Return a sample grid, with a row per class of a class-conditional model."""
-        pipeline = self.pipeline()
-        batches = sample(pipeline, num_images=num_images, seed=seed, truncation=self.config.truncation)
-        labels = labels_of(pipeline, (), range(num_images)) if self.label_names else None
-        return sample_grid(torch.cat(list(batches)), labels, self.label_names)
-
     def save_figures(self, folder: Path) -> None:
         """Save interpolations, samples at several truncations, and the latent plane of a 2-D model."""
         pipeline = self.pipeline()
@@ -199,17 +199,6 @@ class GANTask(Task):
         save_picture(truncations_picture(pipeline, self.config.seed), folder / "truncations.png")
         if self.config.latent_dim == 2:
             save_picture(plane_picture(pipeline), folder / "plane.png")
-
-    def _find_judge(self) -> Judge | None:
-        shape = tuple(self.data.images.shape[1:])
-        if self.config.judge:
-            judge = load_judge(self.config.judge)
-            if judge.image_shape != shape:
-                raise UserError(f"the judge {judge.name} does not fit the image size of {self.data.source}")
-            return judge
-        shipped = shipped_judges_of(self.config.dataset_name) if self.config.dataset_name else []
-        judge = load_judge(shipped[0]) if shipped else None
-        return judge if judge and judge.image_shape == shape else None
 
 
 def _make_networks(

@@ -15,6 +15,7 @@ from hfgen.data.paired import PairedInputs
 from hfgen.figures.grids import comparison_grid
 from hfgen.losses.adversarial import discriminator_loss, discriminator_scores, frozen, generator_loss
 from hfgen.losses.similarity import SSIM_PIXELS, structural_similarity
+from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling.sample import to_uint8
 from hfgen.tasks.base import Loss, Task
@@ -35,10 +36,12 @@ class TranslationTask(Task):
     """
 
     saved_modules = frozenset({"generator"})
+    generates = False
+    metric = "psnr"
 
     def __init__(self, config: TranslationConfig, data: ImageData):
         self.config, self.data = config, data
-        self.inputs = PairedInputs(config.to_dict(), data, config.train_split)
+        self.inputs = PairedInputs(config.to_dict(), data)
         self.extra_datasets = [] if self.inputs.data is None else [self.inputs.data]
         channels, height, width = data.images.shape[1:]
         if config.ssim_weight and min(height, width) < SSIM_PIXELS:
@@ -75,6 +78,12 @@ class TranslationTask(Task):
             real = self._discriminate(batch.images, inputs) if self.config.adversarial_loss == "relativistic" else fake
             terms["adversarial"] = generator_loss(self.config.adversarial_loss, real, fake)
             yield Loss("generator", loss + self.config.adversarial_weight * terms["adversarial"], terms)
+
+    def validate(self, batch: Batch) -> dict[str, Tensor | float]:
+        """Return the losses and their terms, and the similarity of outputs and targets: PSNR in dB, SSIM."""
+        metrics = super().validate(batch)
+        outputs = to_uint8(self._translate(self.inputs(batch.images, batch.indices)))
+        return metrics | image_similarity(outputs.float() / 255, to_uint8(batch.images).float() / 255)
 
     def _translate(self, inputs: Degraded) -> Tensor:
         noise_std = inputs.noise_std if self.config.noise_level_input else None

@@ -1,10 +1,9 @@
 """Variational autoencoders (Kingma and Welling 2014): training objective and pipeline."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from hfgen.config import VAEConfig
 from hfgen.data.binarization import Binarizer
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.figures.grids import sample_grid
 from hfgen.losses.vae import (
     count_active_units,
     free_bits_kl,
@@ -25,7 +23,6 @@ from hfgen.losses.vae import (
 )
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel, VAEModelOutput
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
-from hfgen.sampling.sample import labels_of, sample
 from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.utils.errors import TrainingError, UserError
 from hfgen.utils.seeds import derive_seed
@@ -45,6 +42,7 @@ class VAETask(Task):
     """
 
     saved_modules = frozenset({"vae"})
+    metric = "negative_elbo"
 
     def __init__(self, config: VAEConfig, data: ImageData):
         self.config, self.data = config, data
@@ -123,14 +121,16 @@ class VAETask(Task):
             "beta, reduction sum, kl_warmup_steps or free_bits may help"
         ])  # fmt: skip
 
-    def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Return a sample grid, with a row per class of a class-conditional model."""
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses and their terms, and the negative ELBO in nats per image, with one latent per image."""
+        metrics = super().validate(batch)
+        return metrics | {"negative_elbo": metrics["vae/reconstruction"] + metrics["vae/kl"]}
+
+    def sample(self, num_images: int, seed: int, class_labels: Sequence[int] = ()) -> Tensor:
+        """Sample images (see `Task`); for the prior `mixture`, fit it first."""
         if self.config.prior == "mixture":
             self._fit()
-        pipeline = self.pipeline()
-        images = torch.cat(list(sample(pipeline, num_images=num_images, seed=seed, prior=self.config.prior)))
-        labels = labels_of(pipeline, (), range(num_images)) if self.label_names else None
-        return sample_grid(images, labels, self.label_names)
+        return super().sample(num_images, seed, class_labels)
 
     def _encoded(self) -> Iterator[tuple[Tensor, Tensor | None, Normal]]:
         """Yield batches of a fixed subset of training images in [−1, 1], with labels and q(z | x)."""

@@ -34,6 +34,7 @@ from hfgen.training.launcher import decide, refuse_distribution, refuse_sharding
 from hfgen.training.processes import as_found, on_all_processes, report_waiting
 from hfgen.training.publisher import Publisher
 from hfgen.training.trainer import Trainer
+from hfgen.training.validation import Evaluation, Validation
 from hfgen.utils.devices import forget_peak_memory, training_device
 from hfgen.utils.errors import PublishingError, TrainingError, UserError, first_line
 from hfgen.utils.files import local_path
@@ -47,6 +48,7 @@ def train(
     config: TrainingConfig,
     make_task: Callable[[TrainingConfig, ImageData], Task],
     publisher: Publisher = NOWHERE,
+    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
 ) -> Path:
     """Train a task and write its run folder.
 
@@ -63,6 +65,8 @@ def train(
         config: The configuration.
         make_task: Builds the task from the configuration and the training images.
         publisher: Publishes the model.
+        on_evaluation: Receives each evaluation while training, on the main process; a TrainingError that it raises
+            stops the training.
 
     Returns:
         The run folder.
@@ -74,11 +78,14 @@ def train(
         PublishingError: if the finished run could not be published.
     """
     with as_found(deterministic=config.deterministic):
-        return _train(config, make_task, publisher)
+        return _train(config, make_task, publisher, on_evaluation)
 
 
 def _train(
-    config: TrainingConfig, make_task: Callable[[TrainingConfig, ImageData], Task], publisher: Publisher
+    config: TrainingConfig,
+    make_task: Callable[[TrainingConfig, ImageData], Task],
+    publisher: Publisher,
+    on_evaluation: Callable[[Evaluation], None],
 ) -> Path:
     if config.push_to_hub and type(publisher) is Publisher:
         raise UserError("push_to_hub needs a publisher, which hfgen.train and the command line pass")
@@ -111,7 +118,8 @@ def _train(
         if config.resume_from_checkpoint and checkpoint is None:
             accelerator.print(f"There is no checkpoint in {run}; training starts at step 0")
         _agree_on_start(config, accelerator, checkpoint, [data, *task.extra_datasets])
-        trainer = Trainer(config, task, data, accelerator, RunFolder(run), publisher)
+        validation = _make_validation(config, make_task, data, accelerator)
+        trainer = Trainer(config, task, data, accelerator, RunFolder(run), publisher, validation, on_evaluation)
         try:
             if checkpoint:
                 trainer.resume(checkpoint)
@@ -136,6 +144,21 @@ def _train(
     if accelerator.is_main_process:
         publisher.publish(run)
     return run
+
+
+def _make_validation(
+    config: TrainingConfig,
+    make_task: Callable[[TrainingConfig, ImageData], Task],
+    data: ImageData,
+    accelerator: Accelerator,
+) -> Validation | None:
+    """Prepare evaluations while training on the main process, if there are any."""
+
+    def make() -> Validation | None:
+        needed = config.evaluates and accelerator.is_main_process
+        return Validation(config, make_task, data, accelerator) if needed else None
+
+    return on_all_processes(accelerator, make, "preparing the evaluations")
 
 
 def _load_data(config: TrainingConfig) -> ImageData:

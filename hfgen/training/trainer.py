@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from hfgen.data.images import ImageData
 from hfgen.data.loader import ImageBatches
 from hfgen.families import families
 from hfgen.figures.animations import save_slides
-from hfgen.figures.curves import save_class_shares, save_training_curves
+from hfgen.figures.curves import save_class_shares, save_training_curves, save_validation_curves
 from hfgen.figures.grids import save_picture
 from hfgen.runs.checkpoints import (
     POSITION_FILE,
@@ -37,6 +37,7 @@ from hfgen.runs.checkpoints import (
     newest_complete,
     pack_state,
     read_position,
+    save_best,
     save_checkpoint,
     step_of,
     unpack_state,
@@ -51,9 +52,12 @@ from hfgen.runs.folder import (
     RUN_FILE,
     TIMELAPSE,
     TIMES_FILE,
+    VALIDATION,
+    VALIDATION_CURVES,
     RunFolder,
 )
 from hfgen.runs.record import (
+    EVALUATED,
     MetricsFile,
     add_row,
     append_row,
@@ -61,6 +65,7 @@ from hfgen.runs.record import (
     forget_rows,
     losses_of,
     own_commit,
+    read_rows,
     this_command,
 )
 from hfgen.tasks.base import Diagnosis, Loss, Task
@@ -68,12 +73,14 @@ from hfgen.training.optimizers import Muon
 from hfgen.training.processes import SpeedWatch
 from hfgen.training.publisher import Publisher
 from hfgen.training.trackers import start_trackers, track_picture
+from hfgen.training.validation import Evaluation, Validation
 from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError, first_line
-from hfgen.utils.files import parts_complete_or_absent
+from hfgen.utils.files import complete_or_absent, parts_complete_or_absent
 from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 STATE_FILE = "training_state.safetensors"
+BEST_WEIGHTS = "best_weights.safetensors"  # of the saved modules, beside the best model
 PREVIEW_SEED = 0
 AGREEMENT_SECONDS = 3  # between synchronisations of stop signals across processes
 
@@ -110,6 +117,8 @@ class Trainer:
     accelerator: Accelerator
     run: RunFolder
     publisher: Publisher = field(default_factory=Publisher)
+    validation: Validation | None = None  # on the main process
+    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None
 
     def __post_init__(self):
         config, accelerator, task = self.config, self.accelerator, self.task
@@ -122,6 +131,8 @@ class Trainer:
         self.seconds_per_step = 0.0  # between the last two synchronisations
         self.next_agreement = 1  # step of the next synchronisation, at the latest
         self.tracked = 0, 0.0  # step and seconds of the last values sent to trackers
+        self.evaluated: dict[str, float] = {}  # the last evaluation, for the progress bar
+        self.untracked: dict[str, float] = {}  # the last evaluation, until it is sent to trackers
         self.batches = ImageBatches(
             self.data,
             train_batch_size=config.images_per_batch,
@@ -183,6 +194,10 @@ class Trainer:
                 self.accelerator.print(
                     f"The run continues from step {self.step}; outdated files moved to {place}: {names}"
                 )
+            if self.validation:
+                with complete_or_absent(self.run / VALIDATION) as temporary:
+                    temporary.write_text(json.dumps(self.validation.protocol, indent=1) + "\n")
+                self.accelerator.print(self.validation.cost())
         if self.config.report_to:
             start_trackers(self.accelerator, self.run.path, self._fields())
         self.accelerator.wait_for_everyone()
@@ -200,8 +215,12 @@ class Trainer:
             self.accelerator.print(f"hfgen: warning: {endless}, which ends before the warm-up", file=sys.stderr)
         with _stop_signals() as stop_signals, self._progress_bar() as bar:
             while (progress := self._progress(seconds)) < 1:
-                self.metrics.add(self.step + 1, self._optimizer_step(progress))
+                values = self._optimizer_step(progress)
                 self.step += 1
+                if self.validation and self.validation.is_due(self.step, self._clock()) and _is_finite(values):
+                    values |= self._evaluate()
+                    speed.begin(self.step)
+                self.metrics.add(self.step, values)
                 save = self.step % config.checkpointing_steps == 0
                 preview = self.step in config.sample_steps or self._is_preview_epoch()
                 seconds = self._clock()
@@ -266,9 +285,8 @@ class Trainer:
             for losses in zip(*passes, strict=True):  # each loss over all passes before the next loss
                 name = losses[0].module
                 for loss in losses:
-                    named = {f"loss/{name}": loss.value} | {f"{name}/{term}": v for term, v in loss.terms.items()}
-                    for key, value in named.items():
-                        values.setdefault(key, []).append(value.detach())
+                    for key, value in loss.values().items():
+                        values.setdefault(key, []).append(value)
                 values.setdefault(f"grad_norm/{name}", []).append(self._update(name))
         for name, ema_model in self.ema_models.items():
             ema_model.step(self.unwrapped[name].parameters())
@@ -359,13 +377,16 @@ class Trainer:
     def _show(self, bar: tqdm, latest: dict[str, float], seconds: float) -> None:
         images_per_second = self.step * self.batches.images_per_step / seconds
         losses = {name: f"{loss:.4f}" for name, loss in losses_of(latest).items()}
-        bar.set_postfix(losses | {"step": self.step, "images/s": f"{images_per_second:.0f}"}, refresh=False)
+        shown = ("loss/", self.validation.metric) if self.validation else ()
+        evaluated = {f"val {name}": f"{value:.4g}" for name, value in self.evaluated.items() if name.startswith(shown)}
+        progress = {"step": self.step, "images/s": f"{images_per_second:.0f}"}
+        bar.set_postfix(losses | evaluated | progress, refresh=False)
         bar.update((self.step if self.max_steps else min(round(seconds), bar.total)) - bar.n)
         if self.config.report_to:
             steps, elapsed = self.step - self.tracked[0], seconds - self.tracked[1]
             speed = {"images_per_second": steps * self.batches.images_per_step / max(elapsed, 1e-3)}
-            self.accelerator.log(latest | speed, step=self.step)
-            self.tracked = self.step, seconds
+            self.accelerator.log(latest | self.untracked | speed, step=self.step)
+            self.tracked, self.untracked = (self.step, seconds), {}
 
     @contextlib.contextmanager
     def _published_weights(self) -> Iterator[None]:
@@ -382,6 +403,29 @@ class Trainer:
                 module.train()
                 if name in self.ema_models:
                     self.ema_models[name].restore(module.parameters())
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate the averaged weights, keep the best model, and return the metrics as `metrics.jsonl` names them."""
+        validation, seconds, started = self.validation, self.seconds(), time.monotonic()
+        with self._published_weights():
+            metrics = validation.evaluate(self.unwrapped, self.step)
+            if (best := validation.best()) and best["step"] == self.step:
+                save_best(self.run.checkpoints, self.step, self._save_best)
+        validation.note(time.monotonic() - started, self.seconds())
+        self._report(list(dict.fromkeys([*self.problems, *validation.problems()])))
+        self.evaluated = metrics
+        self.untracked = {f"{EVALUATED}{name}": value for name, value in metrics.items()}
+        self.on_evaluation(Evaluation(self.step, seconds, metrics))
+        return dict(self.untracked)
+
+    def _save_best(self, folder: Path) -> None:
+        self.task.save(folder)
+        weights = {
+            f"{name}.{key}": tensor.contiguous()
+            for name in self.task.saved_modules
+            for key, tensor in self.unwrapped[name].state_dict().items()
+        }
+        save_file(weights, folder / BEST_WEIGHTS)
 
     def save_preview(self) -> None:
         """Save `samples/step-….png` from the EMA weights."""
@@ -409,18 +453,25 @@ class Trainer:
         return self.run.checkpoints / f"step-{self.step:06d}"
 
     def _note(self, diagnosis: Diagnosis) -> None:
-        for problem in set(diagnosis.problems) - set(self.problems):
-            tqdm.write(f"hfgen: warning at step {self.step}: {problem}", file=sys.stderr)
-        self.problems = list(diagnosis.problems)
+        self._report([*diagnosis.problems, *(self.validation.problems() if self.validation else ())])
         if diagnosis.class_shares:
             shares = {"shares": dict(diagnosis.class_shares), "real_shares": dict(diagnosis.real_class_shares)}
             add_row(self.run / CLASSES_FILE, {"step": self.step} | shares)
 
+    def _report(self, problems: list[str]) -> None:
+        """Print the problems that are new, and keep all."""
+        for problem in set(problems) - set(self.problems):
+            tqdm.write(f"hfgen: warning at step {self.step}: {problem}", file=sys.stderr)
+        self.problems = problems
+
     def finish(self) -> None:
         """Write the final outputs: model, samples, curves, run record."""
         seconds = self.seconds()
+        if self.validation:
+            self._evaluate_last()
         self.save_checkpoint()
-        if not self._preview_file().exists():
+        is_best = self.config.load_best_model_at_end and self._load_best()
+        if is_best or not self._preview_file().exists():
             self.save_preview()
         if self.accelerator.is_main_process:
             describe_run(
@@ -433,14 +484,52 @@ class Trainer:
                 seconds,
                 self.problems,
                 self.commit,
+                self._evaluations(is_best),
             )
             self._save_figures()
             # The run folder itself is the model folder.
             with parts_complete_or_absent(self.run.path, last=self.task.index_file) as temporary:
                 self._save_model(temporary)
 
+    def _evaluate_last(self) -> None:
+        """Evaluate at the end, unless it was due there anyway, and add the metrics to the row of the last step."""
+        *_, row = read_rows(self.run / METRICS_FILE)
+        if not any(name.startswith(EVALUATED) for name in row):
+            add_row(self.run / METRICS_FILE, row | self._evaluate())
+            if self.config.report_to:
+                self.accelerator.log(self.untracked, step=self.step)
+
+    def _load_best(self) -> bool:
+        """Load the best model into the networks and their averages, if it is not the last one; say which it is."""
+        best = self.run.best()[-1] if self.run.best() else None
+        if best is None or step_of(best) == self.step:
+            return False
+        weights = load_file(best / BEST_WEIGHTS)
+        for name in self.task.saved_modules:
+            prefix, module = f"{name}.", self.unwrapped[name]
+            own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+            module.load_state_dict(own)
+            if name in self.ema_models:
+                self.ema_models[name].shadow_params = [parameter.detach().clone() for parameter in module.parameters()]
+        self.accelerator.print(f"The model of the run is the best one, of step {step_of(best):,}, not the last")
+        return True
+
+    def _evaluations(self, is_best: bool) -> dict[str, Any]:
+        """Return the entries of `run.json` on evaluations while training."""
+        if not self.validation:
+            return {}
+        best = self.validation.best()
+        return {
+            "evaluation_seconds": round(self.validation.spent, 1),
+            "best": {name: best[name] for name in ("step", self.validation.metric)},
+            "model_step": best["step"] if is_best else self.step,
+        }
+
     def _save_figures(self) -> None:
         figures = self.run.figures
+        if self.validation:
+            rows = self.validation.history
+            save_validation_curves(rows, self.validation.protocol, figures / VALIDATION_CURVES)
         save_training_curves(self.run / METRICS_FILE, figures / CURVES, self.batches.steps_per_epoch)
         if (self.run / CLASSES_FILE).exists():
             save_class_shares(self.run / CLASSES_FILE, figures / CLASSES)
@@ -468,6 +557,7 @@ class Trainer:
             "step": self.step,
             "command": self.command,
             "seconds": self.seconds(),
+            "evaluation_seconds": self.validation.spent if self.validation else 0.0,
             "num_processes": self.accelerator.num_processes,
             "scaler": scaler.state_dict() if scaler else None,
             "data": self._fingerprint(),
@@ -505,6 +595,9 @@ class Trainer:
         self.agreed, self.next_agreement = (self.step, self.seconds_before), self.step + 1
         self.tracked = self.agreed
         self.command = position["command"]
+        if self.validation:
+            rows = [row for row in read_rows(self.run / METRICS_FILE) if row["step"] <= self.step]
+            self.validation.resume(rows, position.get("evaluation_seconds", 0.0), self.seconds_before)
         for ema_model in self.ema_models.values():
             ema_model.to(self.accelerator.device)
             ema_model.optimization_step = self.step
@@ -516,6 +609,11 @@ class Trainer:
                 f"{self.accelerator.num_processes}: batches and noise differ from those of an uninterrupted run"
             )
         self.accelerator.print(f"Resuming {self.run} from {checkpoint.name}")
+
+
+def _is_finite(values: dict[str, Tensor | float]) -> bool:
+    """Return whether the losses of a step are finite; networks after another step cannot be evaluated."""
+    return all(math.isfinite(value) for name, value in values.items() if name.startswith("loss/"))
 
 
 def _digest_of_classes(images: ImageData) -> str | None:

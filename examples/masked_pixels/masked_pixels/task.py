@@ -3,14 +3,11 @@
 import math
 from collections.abc import Iterator
 
-import PIL.Image
 import torch
 from torch.nn import functional as F
 
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
-from hfgen.figures.grids import sample_grid
-from hfgen.sampling.sample import sample
 from hfgen.tasks.base import Loss, Task
 from hfgen.utils.errors import UserError
 from masked_pixels.family import MaskedPixelsConfig
@@ -30,6 +27,7 @@ class MaskedPixelsTask(Task):
     """
 
     saved_modules = frozenset({"network"})
+    loss_metric = "loss/network"
 
     def __init__(self, config: MaskedPixelsConfig, data: ImageData):
         channels, height, width = data.images.shape[1:]
@@ -53,9 +51,3 @@ class MaskedPixelsTask(Task):
     def pipeline(self) -> MaskedPixelsPipeline:
         """Return the pipeline that is sampled and published."""
         return MaskedPixelsPipeline(self.network, self.config.num_inference_steps)
-
-    def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
-        """Render a grid of samples."""
-        steps = self.config.num_inference_steps
-        batches = sample(self.pipeline(), num_images=num_images, seed=seed, num_inference_steps=steps)
-        return sample_grid(torch.cat(list(batches)))

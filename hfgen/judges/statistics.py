@@ -111,6 +111,17 @@ class RealStatistics:
             stds["recall"] = None
         return {name: {"value": value, "std": stds[name]} for name, value in values.items()}
 
+    def quick_measures(self, features: Tensor) -> dict[str, float]:
+        """Compute Fréchet distance, precision, recall, density and coverage of features (N, D), without deviations.
+
+        The Fréchet distance is left out unless there are more images than features.
+        """
+        references = self.features(self.test)
+        values = precision_recall_density_coverage(features, references, NEIGHBOURS)
+        if min(len(features), len(references)) > features.shape[1]:
+            values = {"frechet_distance": frechet_distance(features, references)} | values
+        return values
+
     def frechet_distances_without(self, features: Tensor) -> list[float]:
         """Return the Fréchet distances to the test images without each tenth of features (N, D).
 
