@@ -110,6 +110,7 @@ def _train(
         accelerator.print(f"{data.source} has only one image; a model can only reproduce it")
     seed_torch(derive_seed("initial weights", config.seed), accelerator.device)
     task = on_all_processes(accelerator, lambda: make_task(config, data), "building the networks")
+    validation = _make_validation(config, make_task, data, accelerator)
     _check_publisher(publisher, accelerator, task.index_file)
     with _only_training_in(run, accelerator), _trackers_finished(accelerator):
         checkpoint = on_all_processes(  # again, since another run may have changed it
@@ -118,7 +119,6 @@ def _train(
         if config.resume_from_checkpoint and checkpoint is None:
             accelerator.print(f"There is no checkpoint in {run}; training starts at step 0")
         _agree_on_start(config, accelerator, checkpoint, [data, *task.extra_datasets])
-        validation = _make_validation(config, make_task, data, accelerator)
         trainer = Trainer(config, task, data, accelerator, RunFolder(run), publisher, validation, on_evaluation)
         try:
             if checkpoint:

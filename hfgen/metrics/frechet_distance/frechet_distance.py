@@ -66,7 +66,8 @@ def frechet_distance(predictions: Tensor, references: Tensor) -> float:
                 f"the Fréchet distance in {features.shape[1]} features needs more than {features.shape[1]} "
                 f"{name}, not {len(features)}"
             )
-    metric = FrechetInceptionDistance(feature=_Features(predictions.shape[1])).set_dtype(torch.float64)
+    features = _Features(predictions.shape[1])
+    metric = FrechetInceptionDistance(feature=features, sync_on_compute=False).set_dtype(torch.float64)
     metric.update(references.double(), real=True)
     metric.update(predictions.double(), real=False)
     return max(0.0, metric.compute().item())

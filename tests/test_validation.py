@@ -1,0 +1,304 @@
+"""Evaluations while training: what they measure, that they change nothing else, and the best model that they keep."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY, TINY_GAN, TINY_JUDGE, TINY_TRANSLATION, TINY_VAE, finish, flags, hfgen, kill_when
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import hfgen as api
+from hfgen.api.calls import train_configured
+from hfgen.config import CycleGANConfig, DDPMConfig, GANConfig, VAEConfig
+from hfgen.families import families
+from hfgen.pipelines.loading import load
+from hfgen.runs.folder import METRICS_FILE, RUN_FILE, VALIDATION, VALIDATION_CURVES, RunFolder
+from hfgen.runs.record import EVALUATED, read_rows
+from hfgen.sampling.sample import sample
+from hfgen.training.run import train
+from hfgen.training.trainer import BEST_WEIGHTS
+from hfgen.training.validation import Validation, metric_of
+from hfgen.utils.errors import TrainingError, UserError
+
+HELD_OUT = {"train_split": "train", "validation_fraction": 0.2, "checkpointing_steps": 1000}
+SHORT = HELD_OUT | {"max_train_steps": 8}
+EVALUATING = {"evaluation_steps": 4, "evaluation_images": 100}
+CYCLEGAN = {
+    "dataset_name": "digits", "block_out_channels": [4, 8], "discriminator_block_out_channels": [4, 8],
+    "target_degradation": ["invert"], "train_batch_size": 16, "num_samples": 4, "mixed_precision": "no",
+}  # fmt: skip
+FAMILIES = {
+    "ddpm": (TINY | {"class_conditional": True}, "frechet_distance", "unet/diffusion_pytorch_model.safetensors"),
+    "vae": (TINY_VAE | {"prior": "mixture"}, "negative_elbo", "vae/diffusion_pytorch_model.safetensors"),
+    "gan": (TINY_GAN, "frechet_distance", "generator/diffusion_pytorch_model.safetensors"),
+    "translation": (TINY_TRANSLATION, "psnr", "generator/diffusion_pytorch_model.safetensors"),
+    "cyclegan": (CYCLEGAN, "loss/generators", "generator/diffusion_pytorch_model.safetensors"),
+    "classifier": (TINY_JUDGE | {"test_split": "test", "test_fraction": 0.2}, "accuracy", "model.safetensors"),
+}
+
+
+def evaluations(run) -> list[dict[str, float]]:
+    return [row for row in read_rows(run / METRICS_FILE) if any(name.startswith(EVALUATED) for name in row)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_evaluated_and_trains_as_without(family, tmp_path, capsys):
+    fields, metric, weights = FAMILIES[family]
+    plain = api.train(family, **(fields | SHORT), output_dir=tmp_path / "plain")
+    run = api.train(family, **(fields | SHORT | EVALUATING), output_dir=tmp_path / "evaluated")
+    assert (run / weights).read_bytes() == (plain / weights).read_bytes()
+    assert re.search(r"An evaluation takes about \d+\.\d s, every 4 steps", capsys.readouterr().out)
+    rows = evaluations(run)
+    assert [row["step"] for row in rows] == [4, 8]
+    assert all(row[f"{EVALUATED}{metric}"] == pytest.approx(row[f"{EVALUATED}{metric}"], abs=1e9) for row in rows)
+    assert [row for row in read_rows(plain / METRICS_FILE) if row["step"] == 8] == [
+        {name: value for name, value in rows[1].items() if not name.startswith(EVALUATED)}
+    ]
+    losses = [name for name in rows[0] if name.startswith(f"{EVALUATED}loss/")]
+    assert losses
+    assert all(name.replace("/loss/", "/train_loss/") in rows[0] for name in losses)
+    protocol = json.loads((run / VALIDATION).read_text())
+    assert (protocol["metric"], protocol["split"], protocol["validation_fraction"]) == (metric, "validation", 0.2)
+    assert (run / "figures" / VALIDATION_CURVES).is_file()
+    assert [path.name for path in run.best()] in (["best-000004"], ["best-000008"])
+    if family != "classifier":
+        load(str(run.best()[0]), trust_remote_code=True)
+
+
+def test_the_same_weights_are_evaluated_alike_and_on_held_out_images_only(tmp_path):
+    fields = TINY | SHORT | EVALUATING | {"prediction_type": "epsilon", "scheduler": "ddim"}
+    config = DDPMConfig(**fields, output_dir=str(tmp_path / "run"))
+    found = []
+    with pytest.raises(TrainingError, match="enough"):
+        train(config, task := families()["ddpm"].task_class(), on_evaluation=stop_after(1, found))
+    from accelerate import Accelerator
+
+    from hfgen.data.images import load_images
+
+    accelerator = Accelerator(cpu=True)
+    data = load_images("digits", split="train", **config.reading_options())
+    validation = Validation(config, task, data, accelerator)
+    networks = validation.train_task.modules
+    first, second = validation.evaluate(networks, 4), validation.evaluate(networks, 8)
+    assert first == second
+    assert validation.held_out.fingerprint == validation.protocol["held_out_sha256"] != data.fingerprint
+    assert len(validation.held_out) + len(data) == 1797
+    floor = validation.protocol["floors"]["frechet_distance"]
+    assert 0 < floor < first["frechet_distance"]
+    with torch.no_grad():
+        for parameter in networks["unet"].parameters():
+            parameter.zero_()
+    assert validation.evaluate(networks, 12)["loss/unet"] == pytest.approx(1.0, abs=0.05), "of ε² if 0 is predicted"
+    assert (found[0].step, set(found[0].metrics)) == (4, set(first))
+
+
+def stop_after(count, found):
+    def stop(evaluation):
+        found.append(evaluation)
+        if len(found) == count:
+            raise TrainingError("enough")
+
+    return stop
+
+
+def test_a_listener_stops_the_training_which_then_goes_on(tmp_path):
+    fields = TINY_VAE | SHORT | EVALUATING | {"checkpointing_steps": 2, "logging_steps": 1}
+    config = VAEConfig(**fields, output_dir=str(tmp_path / "run"))
+    task, found = families()["vae"].task_class(), []
+    with pytest.raises(TrainingError, match="enough"):
+        train(config, task, on_evaluation=stop_after(1, found))
+    config.resume_from_checkpoint = "latest"
+    run = RunFolder(train(config, task, on_evaluation=found.append))
+    assert [evaluation.step for evaluation in found] == [4, 4, 8]
+    assert found[0].metrics == found[1].metrics
+    assert found[0].seconds > 0
+    assert [row["step"] for row in evaluations(run)] == [4, 8]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_killed_run_has_the_same_evaluations_and_best_model(tmp_path, num_processes):
+    fields = TINY_VAE | HELD_OUT | {
+        "max_train_steps": 60, "evaluation_steps": 5, "evaluation_images": 100, "checkpointing_steps": 8,
+        "logging_steps": 1,
+    }  # fmt: skip
+    runs = [RunFolder(tmp_path / name) for name in ("whole", "broken")]
+    words = [["train", "vae", *flags(**fields), "--output_dir", str(run)] for run in runs]
+    finish(hfgen(*words[0], num_processes=num_processes))
+    process = hfgen(*words[1], num_processes=num_processes)
+    kill_when(process, lambda: (runs[1] / METRICS_FILE).exists() and len(read_rows(runs[1] / METRICS_FILE)) > 31)
+    process.communicate()
+    assert process.returncode != 0
+    finish(hfgen(*words[1], "--resume_from_checkpoint", "latest", num_processes=num_processes))
+    metrics = [(run / METRICS_FILE).read_bytes() for run in runs]
+    assert metrics[0] == metrics[1]
+    best = [run.best()[-1] for run in runs]
+    assert best[0].name == best[1].name
+    assert load_file(best[0] / BEST_WEIGHTS).keys() == load_file(best[1] / BEST_WEIGHTS).keys()
+    for name, tensor in load_file(best[0] / BEST_WEIGHTS).items():
+        assert load_file(best[1] / BEST_WEIGHTS)[name].equal(tensor), name
+    records = [json.loads((run / RUN_FILE).read_text()) for run in runs]
+    assert records[0]["best"] == records[1]["best"]
+    assert not [path for run in runs for path in run.path.rglob("outdated/*/checkpoints/best-*")]
+
+
+@pytest.fixture(scope="module")
+def overfitted(tmp_path_factory):
+    """A VAE of 30 images, trained long after its validation loss turned."""
+    fields = TINY_VAE | HELD_OUT | {
+        "max_train_samples": 30, "max_train_steps": 700, "evaluation_steps": 50, "evaluation_images": 300,
+        "load_best_model_at_end": True, "checkpointing_steps": 350, "report_to": ["tensorboard"],
+    }  # fmt: skip
+    from contextlib import redirect_stderr, redirect_stdout
+    from io import StringIO
+
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as errors:
+        run = api.train("vae", **fields, output_dir=tmp_path_factory.mktemp("overfitted") / "run")
+    return run, out.getvalue(), errors.getvalue()
+
+
+def test_overfitting_is_told_once_and_kept(overfitted):
+    run, _, errors = overfitted
+    record = json.loads((run / RUN_FILE).read_text())
+    told = re.findall(r"hfgen: warning at step \d+: (overfitting since step (\d+): .*)", errors)
+    assert len(told) == 1
+    assert int(told[0][1]) == record["best"]["step"] < 700
+    assert record["problems"] == [told[0][0]]
+    losses = {row["step"]: row["validation/loss/vae"] for row in evaluations(run)}
+    assert min(losses, key=losses.get) == record["best"]["step"]
+    assert "overfitting" in (run / "index.html").read_text()
+
+
+def test_the_best_model_is_that_of_the_run(overfitted):
+    run, out, _ = overfitted
+    step = json.loads((run / RUN_FILE).read_text())["model_step"]
+    assert f"The model of the run is the best one, of step {step}, not the last" in out
+    assert [path.name for path in run.best()] == [f"best-{step:06d}"]
+    weights = [folder / "vae/diffusion_pytorch_model.safetensors" for folder in (run, run.best()[-1])]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    last = load_file(run.checkpoints / "step-000700" / "vae/diffusion_pytorch_model.safetensors")
+    assert not all(last[name].equal(tensor) for name, tensor in load_file(weights[0]).items())
+    pipeline = load(str(run), trust_remote_code=True)
+    shown = torch.cat(list(sample(pipeline, num_images=4, seed=0, prior="normal")))
+    import PIL.Image
+
+    from hfgen.figures.grids import sample_grid
+
+    with PIL.Image.open(run.grids()[-1]) as picture:
+        assert picture.tobytes() == sample_grid(shown).convert(picture.mode).tobytes(), "the last grid shows it"
+
+
+def test_an_older_checkpoint_puts_later_best_models_away(overfitted, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(overfitted[0].path, copy)
+    step = int(RunFolder(copy).best()[-1].name.removeprefix("best-"))
+    assert step < 350, "which the checkpoint resumes"
+    shutil.copytree(RunFolder(copy).best()[-1], copy / "checkpoints" / "best-000600")
+    again = ["--config", str(copy / "config.yaml"), "--output_dir", str(copy), "--max_train_steps", "360"]
+    finish(hfgen("train", "vae", *again, "--resume_from_checkpoint", "step-000350"))
+    assert [path.name for path in RunFolder(copy).best()] == [f"best-{step:06d}"]
+    assert (copy / "outdated" / "1" / "checkpoints" / "best-000600").is_dir()
+    assert json.loads((copy / RUN_FILE).read_text())["best"]["step"] == step
+
+
+def test_trackers_get_the_evaluations(overfitted):
+    run = overfitted[0]
+    folder = next(run.path.rglob("events.out.tfevents*")).parent
+    found = EventAccumulator(str(folder), {"scalars": 0}).Reload()
+    sent = {event.step: event.value for event in found.Scalars("validation/negative_elbo")}
+    expected = {row["step"]: row["validation/negative_elbo"] for row in evaluations(run)}
+    assert sent == pytest.approx(expected, rel=1e-5)
+
+
+def make_validation(tmp_path, fields=TINY, **more) -> Validation:
+    from accelerate import Accelerator
+
+    from hfgen.data.images import load_images
+
+    config = DDPMConfig(**(fields | HELD_OUT | {"evaluation_images": 100} | more), output_dir=str(tmp_path / "run"))
+    data = load_images("digits", split="train", **config.reading_options())
+    return Validation(config, families()["ddpm"].task_class(), data, Accelerator(cpu=True))
+
+
+def test_evaluations_by_time_keep_to_their_share(tmp_path):
+    validation = make_validation(tmp_path, evaluation_seconds=10)
+    validation.seconds = 1.2
+    validation.plan(0.0)
+    assert "at most 3 % of the training time, so there is one about every 40 s, not 10 s" in validation.cost()
+    assert [validation.is_due(1, seconds) for seconds in (10, 39.9, 40)] == [False, False, True]
+    validation.note(0.6, 40.6)
+    assert validation.spent == 0.6
+    assert [validation.is_due(2, seconds) for seconds in (49.9, 50)] == [False, True], "1.2 of 50 s are below 3 %"
+    validation.note(2.4, 52.4)
+    assert [validation.is_due(3, seconds) for seconds in (179.9, 180.1)] == [False, True], (
+        "as (0.6 + 2.4 + 2.4) / 180 is 3 %"
+    )
+    validation.resume([], 3.0, 90.0)
+    assert [validation.is_due(3, seconds) for seconds in (179.9, 180.1)] == [False, True]
+
+
+def test_the_time_of_evaluations_is_recorded_and_part_of_the_training(tmp_path):
+    run = api.train("ddpm", **(TINY | HELD_OUT), max_train_seconds=3, evaluation_seconds=1, evaluation_share=0.5,
+                    evaluation_images=100, output_dir=tmp_path / "run")  # fmt: skip
+    record = json.loads((run / RUN_FILE).read_text())
+    *during, last = evaluations(run)
+    assert during
+    assert last["step"] == record["optimizer_steps"], "there is one at the end in any case"
+    assert 0 < record["evaluation_seconds"] < record["train_seconds"]
+    assert record["train_seconds"] < 6
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    (lambda out: DDPMConfig(**(TINY | EVALUATING), output_dir=out),
+     "digits has no split validation for evaluations while training; hold out a part of train with "
+     "--validation_fraction 0.05"),
+    (lambda out: DDPMConfig(**(TINY | HELD_OUT | EVALUATING | {"evaluation_images": 20}), output_dir=out),
+     "need more than 64 samples and held-out images each, not 20; raise evaluation_images"),
+    (lambda out: DDPMConfig(**(TINY | HELD_OUT | EVALUATING | {"validation_fraction": 0.01}), output_dir=out),
+     "each, not 20; raise validation_fraction"),
+    (lambda out: GANConfig(**(TINY_GAN | HELD_OUT | EVALUATING | {"resolution": 16}), output_dir=out),
+     "needs a judge, as its losses do not measure its samples; .* name it with --evaluation_judge"),
+    (lambda out: DDPMConfig(**(TINY | HELD_OUT | EVALUATING | {"evaluation_seconds": 1}), output_dir=out),
+     "set evaluation_seconds or evaluation_steps, not both"),
+    (lambda out: DDPMConfig(**(TINY | HELD_OUT | {"load_best_model_at_end": True}), output_dir=out),
+     "load_best_model_at_end needs evaluations"),
+    (lambda out: DDPMConfig(**(TINY | HELD_OUT | EVALUATING | {"evaluation_images": 1001}), output_dir=out),
+     "evaluation_images must be at most 1,000"),
+    (lambda out: DDPMConfig(**(TINY | HELD_OUT | {"evaluation_share": 1.5, "evaluation_seconds": 1}), output_dir=out),
+     "evaluation_share must be at most 1"),
+])  # fmt: skip
+def test_wrong_settings_are_refused_before_any_work(config, message, tmp_path):
+    out = str(tmp_path / "run")
+    with pytest.raises(UserError, match=message):
+        train_configured(config(out), ())
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_the_metric_depends_on_the_family_and_the_judge(tmp_path):
+    out = {"output_dir": str(tmp_path / "run")}
+    assert metric_of(DDPMConfig(**(TINY | HELD_OUT), **out)) == ("frechet_distance", False)
+    assert metric_of(DDPMConfig(**(TINY | HELD_OUT), resolution=16, **out)) == ("loss/unet", False)
+    assert metric_of(VAEConfig(**(TINY_VAE | HELD_OUT), **out)) == ("negative_elbo", False)
+    assert metric_of(CycleGANConfig(**(CYCLEGAN | HELD_OUT), **out)) == ("loss/generators", False)
+
+
+def test_a_loss_turns_if_it_rises_twice_while_that_of_training_images_falls():
+    def problems(held_out, training, higher_is_better=False):
+        history = [
+            {"step": number, "loss/unet": a, "train_loss/unet": b}
+            for number, (a, b) in enumerate(zip(held_out, training, strict=True))
+        ]
+        return Validation.problems(SimpleNamespace(history=history))
+
+    falling = [1.0, 0.9, 0.8, 0.7]
+    assert problems([1.0, 0.8, 0.82, 0.83], falling) == [
+        "overfitting since step 1: loss/unet of held-out images, 0.8 there, has risen, while that of training images "
+        "has fallen"
+    ]
+    assert not problems([1.0, 0.8, 0.79, 0.83], falling), "once"
+    assert not problems([1.0, 0.8, 0.803, 0.807], falling), "by less than a hundredth"
+    assert not problems([1.0, 0.8, 0.82, 0.83], [1.0, 0.7, 0.72, 0.73]), "both rise"
+    assert not problems([], [])
