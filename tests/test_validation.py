@@ -36,7 +36,7 @@ FAMILIES = {
     "vae": (TINY_VAE | {"prior": "mixture"}, "negative_elbo", "vae/diffusion_pytorch_model.safetensors"),
     "gan": (TINY_GAN, "frechet_distance", "generator/diffusion_pytorch_model.safetensors"),
     "translation": (TINY_TRANSLATION, "psnr", "generator/diffusion_pytorch_model.safetensors"),
-    "cyclegan": (CYCLEGAN, "loss/generators", "generator/diffusion_pytorch_model.safetensors"),
+    "cyclegan": (CYCLEGAN, "frechet_distance", "generator/diffusion_pytorch_model.safetensors"),
     "classifier": (TINY_JUDGE | {"test_split": "test", "test_fraction": 0.2}, "accuracy", "model.safetensors"),
 }
 
@@ -282,7 +282,8 @@ def test_the_metric_depends_on_the_family_and_the_judge(tmp_path):
     assert metric_of(DDPMConfig(**(TINY | HELD_OUT), **out)) == ("frechet_distance", False)
     assert metric_of(DDPMConfig(**(TINY | HELD_OUT), resolution=16, **out)) == ("loss/unet", False)
     assert metric_of(VAEConfig(**(TINY_VAE | HELD_OUT), **out)) == ("negative_elbo", False)
-    assert metric_of(CycleGANConfig(**(CYCLEGAN | HELD_OUT), **out)) == ("loss/generators", False)
+    assert metric_of(CycleGANConfig(**(CYCLEGAN | HELD_OUT), **out)) == ("frechet_distance", False)
+    assert metric_of(CycleGANConfig(**(CYCLEGAN | HELD_OUT), resolution=16, **out)) == ("loss/generators", False)
 
 
 def test_a_loss_turns_if_it_rises_twice_while_that_of_training_images_falls():

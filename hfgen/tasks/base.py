@@ -57,6 +57,7 @@ class Task:
 
     Attributes:
         config: The configuration.
+        data: The training images.
         modules: The networks to train, by name. The loop replaces each with its wrapper from `accelerate`, which
             `losses` must call; `save` and `preview` use the unwrapped networks.
         saved_modules: Names of the modules that `save` writes; `use_ema` applies to these.
@@ -69,6 +70,7 @@ class Task:
     """
 
     config: TrainingConfig
+    data: ImageData
     modules: dict[str, nn.Module]
     saved_modules: Set[str]
     index_file: str = DiffusionPipeline.config_name
@@ -103,6 +105,10 @@ class Task:
         """
         options = {"num_images": num_images, "seed": seed, "class_labels": class_labels}
         return torch.cat(list(sample(self.pipeline(), **options, **self.sampler())))
+
+    def reference(self) -> ImageData:
+        """Return the real images to compare the results of `sample` with; by default those of the task."""
+        return self.data
 
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Render the image saved during training: a sample grid, with a row per class of a class-conditional model."""

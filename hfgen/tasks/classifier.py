@@ -43,7 +43,7 @@ class ClassifierTask(Task):
     index_file = "config.json"
 
     def __init__(self, config: ClassifierConfig, data: ImageData):
-        self.config = config
+        self.config, self.data = config, data
         data.require_labels()
         channels, height, width = data.images.shape[1:]
         if config.random_shift >= min(height, width):

@@ -1,6 +1,7 @@
 """Unpaired image-to-image translation (CycleGAN, Zhu et al. 2017)."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import PIL.Image
@@ -20,6 +21,9 @@ from hfgen.tasks.base import Loss, Task
 from hfgen.tasks.image_to_image import make_patch_discriminator, make_translator
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed, seed_torch
+
+CPU = torch.device("cpu")
+TRANSLATED_TOGETHER = 250  # images per batch
 
 
 class Translations(NamedTuple):
@@ -122,8 +126,7 @@ class CycleGANTask(Task):
     """
 
     saved_modules = frozenset({"generators"})
-    generates = False
-    metric = "loss/generators"
+    loss_metric = "loss/generators"
 
     def __init__(self, config: CycleGANConfig, data: ImageData):
         self.config, self.data = config, data
@@ -174,6 +177,23 @@ class CycleGANTask(Task):
         return ImageTranslationPipeline(
             self.generators.there, self.generators.back, " ".join(self.config.target_degradation)
         )
+
+    @torch.no_grad()
+    def sample(self, num_images: int, seed: int, class_labels: Sequence[int] = ()) -> Tensor:
+        """Translate images of domain A, randomly chosen by the seed, to domain B, uint8 (N, C, H, W)."""
+        generator = torch.Generator().manual_seed(derive_seed("translated", seed))
+        chosen = torch.randint(len(self.data), (num_images,), generator=generator)
+        device = self.generators.there.device
+        parts = (self.data.images[part].to(device).float() / 127.5 - 1 for part in chosen.split(TRANSLATED_TOGETHER))
+        return torch.cat([to_uint8(self.generators.there(part).sample) for part in parts])
+
+    def reference(self) -> ImageData:
+        """Return the images of domain B, after their degradations, which are always the same."""
+        seed_torch(derive_seed("reference"), CPU)
+        indices = torch.arange(len(self.domain_b.data)).split(TRANSLATED_TOGETHER)
+        images = torch.cat([to_uint8(self.domain_b.take(part, CPU)) for part in indices])
+        fingerprint = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+        return ImageData(images, None, None, self.domain_b.data.source, fingerprint)
 
     @torch.no_grad()
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:

@@ -45,7 +45,7 @@ class DiffusionTask(Task):
     loss_metric = "loss/unet"
 
     def __init__(self, config: DDPMConfig, data: ImageData):
-        self.config = config
+        self.config, self.data = config, data
         if config.class_conditional:
             data.require_labels()
         self.label_names = data.label_names if config.class_conditional else []

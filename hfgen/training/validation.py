@@ -68,7 +68,8 @@ def metric_of(config: TrainingConfig) -> tuple[str, bool]:
     Raises:
         UserError: if there is none, or no held-out images.
     """
-    return _metric(families()[config.family].task_class(), find_judge(config.evaluation_judge, load_held_out(config)))
+    held_out, task = load_held_out(config), families()[config.family].task_class()
+    return _metric(task, find_judge(config.evaluation_judge, task(config, held_out).reference()))
 
 
 def _metric(task: Task | type[Task], judge: Judge | None) -> tuple[str, bool]:
@@ -114,12 +115,14 @@ class Validation:
         for task in (self.held_out_task, self.train_task):
             for module in task.modules.values():
                 module.to(accelerator.device).eval().requires_grad_(False)
-        judge = find_judge(config.evaluation_judge, self.held_out, str(accelerator.device))
+        reference = self.held_out_task.reference() if self.train_task.generates else self.held_out
+        judge = find_judge(config.evaluation_judge, reference, str(accelerator.device))
         self.metric, self.higher_is_better = _metric(self.train_task, judge)
         self.real = None
         if judge and self.train_task.generates:
-            self._check_numbers(judge)
-            self.real = RealStatistics(judge, self.held_out, data, cache_folder(config.cache_dir))
+            self._check_numbers(judge, len(reference))
+            real = self.train_task.reference()
+            self.real = RealStatistics(judge, reference, real, cache_folder(config.cache_dir))
         self.protocol = self._describe()
         self.history: list[dict[str, float]] = []
         self.spent = 0.0  # seconds of evaluations
@@ -127,10 +130,10 @@ class Validation:
         self.next_seconds = 0.0  # of training, until the next evaluation
         self.plan(0.0)
 
-    def _check_numbers(self, judge: Judge) -> None:
+    def _check_numbers(self, judge: Judge, held_out: int) -> None:
         for count, advice in (
             (self.config.evaluation_images, "raise evaluation_images"),
-            (len(self.held_out), "raise validation_fraction"),
+            (held_out, "raise validation_fraction"),
         ):
             if count <= judge.num_features:
                 raise UserError(
@@ -156,8 +159,8 @@ class Validation:
         judge = {}
         if self.real:
             extractor = self.real.extractor
-            chosen = self._chosen(self.train, self.config.evaluation_images)
-            floors = self.real.quick_measures(extractor.extract(self.train.images[chosen])[0])
+            chosen = self._chosen(self.real.train, self.config.evaluation_images)
+            floors = self.real.quick_measures(extractor.extract(self.real.train.images[chosen])[0])
             judge = {"judge": extractor.name, "judge_sha256": extractor.sha256, "floors": floors}
         return {
             "dataset": public_name(self.held_out.source),

@@ -33,7 +33,7 @@ class MaskedPixelsTask(Task):
         channels, height, width = data.images.shape[1:]
         if height != width:
             raise UserError(f"masked_pixels needs square images, not {height}×{width}; use --resolution")
-        self.config = config
+        self.config, self.data = config, data
         self.network = MaskedPixelsModel(
             height, channels, config.num_levels, config.hidden_channels, config.num_layers
         )
