@@ -334,6 +334,12 @@ def test_a_browser_sorts_and_filters_the_results(runs, tmp_path):
     record = json.loads((REPOSITORY / "model_cards" / "ddpm_mnist_cpu10min" / "evaluation.json").read_text())
     (runs / "other").mkdir()
     (runs / "other" / "evaluation.json").write_text(json.dumps(record))
+    for key in ("measures", "floors"):
+        record[key][EVIL] = record[key]["mnist_regnet"].copy()
+    record["measures"]["mnist"]["frechet_distance"]["value"] = 1
+    record["measures"]["mnist_regnet"] |= {"frechet_distance": {"value": 9, "std": 0.5}}
+    (runs / "second").mkdir()
+    (runs / "second" / "evaluation.json").write_text(json.dumps(record))
     script = """
       const all = selector => [...document.querySelectorAll(selector)];
       const textOf = id => document.getElementById(id).textContent;
@@ -357,6 +363,15 @@ def test_a_browser_sorts_and_filters_the_results(runs, tmp_path):
       set("family", "gan");
       found.gan = [shown(), lines(), textOf("legend"), textOf("count")];
       set("family", "");
+      const column = all("thead th").findIndex(head => head.textContent.startsWith("Fréchet distance"));
+      const columns = [1, column - 1, column];
+      const texts = row => columns.map(index => row.cells[index].textContent);
+      found.features = all("#features option").map(option => option.value);
+      found.spaces = found.features.map(space => {
+        set("features", space);
+        return all("tbody tr").filter(row => row.cells[column].dataset.value).map(texts);
+      });
+      set("features", "");
       set("data", "ylecun/mnist");
       found.mnist = shown();
       found.hidden = all("th").filter(head => head.hidden).map(head => head.textContent);
@@ -365,18 +380,26 @@ def test_a_browser_sorts_and_filters_the_results(runs, tmp_path):
     page = tmp_path / "results.html"
     hfgen.results(runs, output=page)
     found = browse(page, script, tmp_path / "profile")
-    names = ["ddpm", "gan", "translation", "classifier", "other", EVIL]
+    names = ["ddpm", "gan", "translation", "classifier", "other", "second", EVIL]
     for title in ("run", "parameters", "Fréchet distance"):
         assert sorted(found[title][0]) == sorted(names), title
     assert found["run"][0] == found["run"][1][::-1]
     assert found["run"][1][0] == "translation"
-    assert found["parameters"][0][-1] == found["parameters"][1][-1] == "other", "what has no value comes last"
-    assert found["parameters"][0][:-1] == found["parameters"][1][:-1][::-1]
-    assert found["Fréchet distance"][0][0] == "other"
+    assert [set(names[-2:]) for names in found["parameters"]] == [{"other", "second"}] * 2, "no value: last"
+    assert found["parameters"][0][:-2] == found["parameters"][1][:-2][::-1]
+    assert found["Fréchet distance"][0][0] == "second"
     assert found["both"] == 2
     assert "minutes" in found["axis"]
-    assert found["gan"] == [["gan"], 1, "gan", "1 of 6 runs"]
-    assert found["mnist"] == ["other"]
+    assert found["gan"] == [["gan"], 1, "gan", "1 of 7 runs"]
+    assert found["features"] == ["", EVIL, "mnist", "mnist_regnet"]
+    first = [["other", "mnist", "3.58 ± 0.04real 0.0109"], ["second", "mnist", "1 ± 0.04real 0.0109"]]
+    assert found["spaces"] == [
+        first,
+        [["second", EVIL, "1.4 ± 0.02real 0.0251"]],
+        first,
+        [["second", "mnist_regnet", "9 ± 0.5real 0.0251"], ["other", "mnist_regnet", "1.4 ± 0.02real 0.0251"]],
+    ], "rows stay sorted"
+    assert found["mnist"] == ["other", "second"]
     assert "parameters" in found["hidden"]
     assert "Fréchet distance" not in found["hidden"]
-    assert found["title"] == "Results of 6 runs"
+    assert found["title"] == "Results of 7 runs"

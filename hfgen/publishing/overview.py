@@ -54,7 +54,8 @@ def overview_page(folders: list[Path], place: Path) -> str:
         except UserError as error:
             print(f"hfgen: left out: {error}", file=sys.stderr)
     curves = [{"row": index, **row["curves"]} for index, row in enumerate(rows) if row["curves"]]
-    return render_report("overview.html", mark=MARK, rows=rows, curves=curves)
+    spaces = sorted({space for row in rows for space in (row["evaluation"] or {}).get("measures", ())})
+    return render_report("overview.html", mark=MARK, rows=rows, curves=curves, spaces=spaces)
 
 
 def _row(folder: Path, place: Path) -> dict[str, Any]:
