@@ -108,12 +108,12 @@ def test_members_within_the_error_of_the_difference_are_named_too(measured, tmp_
     for distance, name in enumerate(NAMES, 1):
         (folder / name / "analysis.json").unlink()
         record = json.loads((folder / name / "evaluation.json").read_text())
-        record["measures"]["digits_judge"]["frechet_distance"] = {"value": distance, "std": 0.8}
+        record["measures"]["digits_judge"]["frechet_distance"] = {"value": distance, "std": 0.5}
         (folder / name / "evaluation.json").write_text(json.dumps(record))
     write_page(folder)
     first, second = NAMES
     page = (folder / "sweep.md").read_text()
-    tie = f"{second} ties with it: the difference is within its standard deviation."
+    tie = f"{second} ties with it: the difference is within two of its standard deviations."
     assert page.splitlines()[2].startswith(f"{first} has the lowest Fréchet distance on the test images. {tie}")
     assert f"| [{first}]({first}) (best) |" in page
     assert f"| [{second}]({second}) (tie) |" in page

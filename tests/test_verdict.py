@@ -217,17 +217,17 @@ def test_settings_within_the_deviation_of_their_difference_tie():
     assert len(verdict(record)) == 1, "a record of an earlier version has no differences"
     for row in record["settings"]:
         value = row["frechet_distance"]["value"] - 1.3492
-        row["above_best"] = {"value": max(0, value), "std": 0.2 if value > 0.001 else 0.0}
+        row["above_best"] = {"value": max(0, value), "std": 0.1 if value > 0.001 else 0.0}
     best, ties = verdict(record)
     assert best.startswith("The best images come from dpmsolver_sde, 15 steps (Fréchet distance 1.35 ± 0.1")
-    assert ties == "A tie, within the standard deviation of the difference: dpmsolver_sde, 10 steps."
+    assert ties == "A tie, within two standard deviations of the difference: dpmsolver_sde, 10 steps."
     page = render_report("comparison.md", record=record, tolerance=0.05)
     assert page.count("(tie) |") == 1
     assert page.count("| best |") == 1
 
 
 def test_ties_need_deviations_and_share_a_rank(tmp_path):
-    one, near, far, unknown = ({"value": v, "std": s} for v, s in ((1.0, 0.1), (1.14, 0.1), (1.15, 0.1), (1.0, None)))
+    one, near, far, unknown = ({"value": v, "std": s} for v, s in ((1.0, 0.1), (1.28, 0.1), (1.29, 0.1), (1.0, None)))
     assert [tied(one, other) for other in (near, far, unknown)] == [True, False, False]
     record = record_of("model_cards", "ddpm_mnist", "evaluation.json")
     for name, metric in {"far": far, "near": near, "one": one}.items():

@@ -15,7 +15,7 @@ from hfgen.evaluation.generated import generate, labels_like
 from hfgen.evaluation.processes import together
 from hfgen.evaluation.real import check_size, default_output, load_references, name_of
 from hfgen.evaluation.report import render_report, save_record
-from hfgen.evaluation.verdict import sampler_text
+from hfgen.evaluation.verdict import is_tie, sampler_text
 from hfgen.families import GUIDANCE
 from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.figures.plots import curves_picture
@@ -36,8 +36,8 @@ from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers
 from hfgen.utils.progress import progress_bar
 
-TOLERANCE = 0.05  # a setting is as good as the best if its Fréchet distance exceeds the lowest by no more than this
-# fraction, or by no more than the standard error of the difference
+TOLERANCE = 0.05  # a setting is as good as the best if it ties with it, or exceeds the lowest Fréchet distance by no
+# more than this fraction
 SHOWN_IMAGES = 12
 TIMED_IMAGES = 50
 TIMINGS = 3  # per setting, interleaved with the others
@@ -203,7 +203,7 @@ def compare_with_best(rows: list[dict[str, Any]]) -> None:
 def cheapest(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the row with the fewest network evaluations that is as good as the best (see `compare_with_best`)."""
     best = min(map(_distance, rows))
-    good = [row for row in rows if row["above_best"]["value"] <= max(TOLERANCE * best, row["above_best"]["std"] or 0)]
+    good = [row for row in rows if is_tie(row) or row["above_best"]["value"] <= TOLERANCE * best]
     return min(good, key=lambda row: (row["network_evaluations"], _distance(row)))
 
 

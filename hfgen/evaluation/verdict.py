@@ -10,6 +10,7 @@ from hfgen.utils.markdown import accuracy_text, number, percent, with_error, wit
 
 WEAK_JUDGE = 2 / 3  # accuracy on real images below which a judge is unreliable
 FEW_IMAGES = 1000  # below it small differences are lost in the noise
+MARGIN = 2  # standard deviations of a difference within which two values count as equal
 CHANCE = 0.01  # probability that some class of a faultless model is called too rare or too frequent
 SHARES = (0.95, 0.9, 0.75, 0.5)  # of the value of real images: a metric has as many levels as it is below these
 RATIOS = (1, 3, 30)  # of the Fréchet distance to that of real images: as many levels as it is above these
@@ -90,9 +91,9 @@ def findings(record: dict[str, Any]) -> list[str]:
 
 
 def tied(one: dict[str, float | None], other: dict[str, float | None]) -> bool:
-    """Return whether metrics of two models differ by no more than the standard deviation of the difference."""
+    """Return whether metrics of two models differ by no more than two standard deviations of the difference."""
     stds = [metric["std"] for metric in (one, other)]
-    return None not in stds and abs(one["value"] - other["value"]) <= math.hypot(*stds)
+    return None not in stds and abs(one["value"] - other["value"]) <= MARGIN * math.hypot(*stds)
 
 
 def listed(parts: Iterable[str], shown: int = 6) -> str:
@@ -116,9 +117,9 @@ class _Space(NamedTuple):
         return value / floor if floor > 0 else math.inf if value > 0 else 1.0
 
     def is_real(self, metric: str) -> bool:
-        """Return whether a metric is that of real images, within twice its standard deviation."""
+        """Return whether a metric is that of real images, within two of its standard deviations."""
         measure = self.measures[metric]
-        return abs(measure["value"] - self.floor[metric]) <= 2 * (measure["std"] or 0)
+        return abs(measure["value"] - self.floor[metric]) <= MARGIN * (measure["std"] or 0)
 
     def level(self, metric: str) -> int:
         """Return how much worse than that of real images a metric is, from 0 (no worse) to 3 or 4."""
@@ -317,9 +318,9 @@ def _requested(record: dict[str, Any]) -> list[str]:
 
 
 def _order(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Compare accuracies; they are equal within twice the standard deviation of their difference."""
+    """Compare accuracies; they are equal within two standard deviations of their difference."""
     difference = one["accuracy"] - other["accuracy"]
-    if abs(difference) <= 2 * math.hypot(one["accuracy_std"], other["accuracy_std"]):
+    if abs(difference) <= MARGIN * math.hypot(one["accuracy_std"], other["accuracy_std"]):
         return "as often as"
     return "more often than" if difference > 0 else "less often than"
 
@@ -410,7 +411,7 @@ def _of_comparison(record: dict[str, Any]) -> list[str]:
         whose = f"{model}: the" if len(record["cheapest"]) > 1 else "The"
         said.append(f"{whose} best images come from {sampler_text(best)} ({distance}).")
         if ties := [sampler_text(row) for row in rows if row is not best and is_tie(row)]:
-            said.append(f"A tie, within the standard deviation of the difference: {listed(ties, shown=4)}.")
+            said.append(f"A tie, within two standard deviations of the difference: {listed(ties, shown=4)}.")
         if cheap["network_evaluations"] < best["network_evaluations"]:
             cost = f"{number(cheap['network_evaluations'])} network evaluations per image"
             said.append(f"The cheapest setting as good as the best is {sampler_text(cheap)}: {cost}.")
@@ -418,9 +419,9 @@ def _of_comparison(record: dict[str, Any]) -> list[str]:
 
 
 def is_tie(row: dict[str, Any]) -> bool:
-    """Return whether a setting of a comparison is within the standard deviation of its difference from the best."""
+    """Return whether a setting of a comparison is within two standard deviations of its difference from the best."""
     above = row.get("above_best", {"value": math.inf, "std": None})  # missing in records of earlier versions
-    return above["std"] is not None and above["value"] <= above["std"]
+    return above["std"] is not None and above["value"] <= MARGIN * above["std"]
 
 
 def sampler_text(sampler: dict[str, Any]) -> str:
