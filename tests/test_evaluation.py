@@ -74,6 +74,11 @@ def test_a_run_is_drawn_measured_and_reported(model_run, options, tmp_path):
     assert found["training"]["images_seen"] == 48
     page = (output / "evaluation.md").read_text()
     assert "| Fréchet distance |" in page
+    assert (protocol["training_images"], protocol["reference_images"]) == (899, 898)
+    assert (
+        "| real: training against test (40 images) "
+        "| real: training, half against half (40 images, only 450 reference images) |"
+    ) in page
     nearer = found["memorization"][judge]["generated"]
     share, chance = nearer["nearer_to_training"], nearer["nearer_to_training_std"]
     assert f"| {share:.1%} (by chance 50 % ± {chance:.1%}) |" in page

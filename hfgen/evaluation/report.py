@@ -120,12 +120,21 @@ def measure_title(protocol: dict[str, Any], name: str, measure: str) -> str:
     return MEASURES[measure][0] + (special if is_inception(protocol, name) else "")
 
 
+def fewer_references(protocol: dict[str, Any], floor: str) -> str:
+    """Return the number of reference images of a baseline, in words, if they are fewer than those of the model."""
+    training = protocol["training_images"]
+    count = training - training // 2
+    is_fewer = floor == "half_against_half" and count < protocol["reference_images"]
+    return f"only {count:,} reference images" if is_fewer else ""
+
+
 def render_report(template: str, **values: Any) -> str:
     """Render a page of records; its template may use the values and the names and functions below."""
     return render(
         template,
         measure_titles=MEASURES,
         floor_titles=FLOORS,
+        fewer_references=fewer_references,
         is_inception=is_inception,
         measure_title=measure_title,
         sampler_text=sampler_text,
