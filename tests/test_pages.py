@@ -328,6 +328,25 @@ def test_a_browser_shows_the_page_of_a_run(runs, tmp_path):
     assert found["wide"] <= 0, "a telephone need not scroll sideways"
 
 
+def test_the_metrics_in_three_feature_spaces_fit_into_a_browser_of_usual_width(runs, tmp_path):
+    record = json.loads(
+        (REPOSITORY / "model_cards" / "ddpm_conditional_mnist_cpu5min" / "evaluation.json").read_text()
+    )
+    names = {"fashion_mnist": "mnist", "fashion_mnist_regnet": "mnist_regnet", "dinov2-small-of-another": "mnist"}
+    for key in ("measures", "floors", "classes", "conditional", "judge_accuracy"):
+        record[key] = {name: record[key][original] for name, original in names.items()}
+    record["protocol"]["judges"] = dict.fromkeys(names, "0" * 64)
+    (runs / "ddpm" / "evaluation.json").write_text(json.dumps(record))
+    script = """
+      const boxes = [...document.querySelectorAll(".scroll")];
+      found.hidden = boxes.map(box => box.scrollWidth - box.clientWidth);
+      found.meaning = document.querySelector(".metrics tr").lastElementChild.clientWidth;
+    """
+    found = browse(write_page(runs / "ddpm"), script, tmp_path / "profile", "--window-size=1200,900")
+    assert found["hidden"] == [0, 0], "the metrics, and the files"
+    assert found["meaning"] > 200
+
+
 def test_a_browser_sorts_and_filters_the_results(runs, tmp_path):
     (runs / "vae").rename(runs / EVIL.replace("/", ""))
     write_page(runs / EVIL)
