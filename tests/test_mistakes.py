@@ -724,6 +724,10 @@ USE = [
         )
         for value in ("-1", "nan", "inf", "1e30")
     ),
+    *(
+        case(f"{command} {{all}}", "; the runs in it, newest first, are {all/one}", write("all/one/config.yaml", ""))
+        for command in ("sample --output {o.png}", "evaluate", "analyze", "compare-samplers")
+    ),
     case("evaluate", "name what to evaluate"),
     case("evaluate {ddpm} --images {p}", "both", pictures("p")),
     case("evaluate --images {p}", "--dataset_name", pictures("p")),
@@ -764,6 +768,10 @@ USE = [
 PUBLISHING = [
     case("push {no_such} --repo_id a/b --dry_run", "there is no folder {no_such}"),
     case("publish-all {no_such} --namespace a --dry_run", "there is no folder {no_such}"),
+    *(
+        case(f"{command} {{all}}", "; the runs in it, newest first, are {all/one}", write("all/one/run.json", "{}"))
+        for command in ("card", "push --repo_id a/b --dry_run")
+    ),
     case("push {ddpm} --repo_id x --dry_run", "x"),
     case("push {ddpm} --repo_id a/b/c --dry_run", "a/b/c"),
     case("push {ddpm} --repo_id 'a/b c' --dry_run", "a/b c"),

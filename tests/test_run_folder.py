@@ -17,6 +17,7 @@ import hfgen
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
 from hfgen.runs.checkpoints import MANIFEST, POSITION_FILE, _fingerprints, list_checkpoints
+from hfgen.runs.folder import suggest_runs
 from hfgen.runs.record import own_commit
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training import run as running
@@ -427,3 +428,13 @@ def test_the_commit_is_in_the_record_and_on_the_page(finished, tmp_path):
         commit = None if modified is None else {"sha": "0123456789ab", "modified": modified}
         (run / "run.json").write_text(json.dumps(record | {"hfgen_commit": commit}))
         assert f"hfgen {record['versions']['hfgen']}{text}, torch" in hfgen.card(run).read_text()
+
+
+def test_where_a_folder_of_runs_is_given_the_newest_are_suggested(tmp_path):
+    for age, name in enumerate(("e", "sweep/d", "c", "sweep/b", "a")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").touch()
+        os.utime(tmp_path / name / "config.yaml", (age, age))
+    first, second, third = (tmp_path / name for name in ("a", "sweep/b", "c"))
+    assert suggest_runs(tmp_path) == f"; the runs in it, newest first, are {first}, {second}, {third} and 2 others"
+    assert suggest_runs(tmp_path, "run.json") == ""

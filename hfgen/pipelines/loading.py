@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 
 from hfgen.pipelines.saving import own_class
 from hfgen.runs.checkpoints import newest_complete
+from hfgen.runs.folder import suggest_runs
 from hfgen.utils.devices import find_placement
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import INDEX, check_numbers, components_of, read_index, read_json
@@ -118,7 +119,10 @@ def _source(run_or_repo: str, revision: str | None) -> str:
         if not (folder / INDEX).exists():
             checkpoint = newest_complete(folder / "checkpoints")
             if checkpoint is None:
-                raise UserError(f"{folder} contains no pipeline (no {INDEX}) and no complete checkpoint of a run")
+                raise UserError(
+                    f"{folder} contains no pipeline (no {INDEX}) and no complete checkpoint of a run"
+                    + suggest_runs(folder)
+                )
             folder = checkpoint
         return str(folder)
     first, _, second = run_or_repo.partition("/")

@@ -13,7 +13,7 @@ from hfgen.families import model_of
 from hfgen.judges.judge import UPSCALE
 from hfgen.pipelines.loading import INDEX, require_folder
 from hfgen.publishing.licenses import data_license
-from hfgen.runs.folder import ANALYSIS, EVALUATION, RUN_FILE
+from hfgen.runs.folder import ANALYSIS, EVALUATION, RUN_FILE, suggest_runs
 from hfgen.runs.record import read_training
 from hfgen.utils.errors import UserError
 from hfgen.utils.privacy import public_text, public_value
@@ -43,7 +43,7 @@ def require_run(run: Path) -> str:
     require_folder(run)
     class_name = _class_name_of(run)
     if class_name is None or not own_file(run, RUN_FILE).is_file() or not own_file(run, CONFIG_FILE).is_file():
-        raise UserError(f"{run} holds no finished run of hfgen train")
+        raise UserError(f"{run} holds no finished run of hfgen train" + suggest_runs(run, RUN_FILE))
     if model_of(class_name) is None:
         raise UserError(f"{run} holds a {one_line(class_name)}, for which hfgen has no model card")
     return class_name

@@ -26,6 +26,8 @@ VALIDATION = "validation.json"  # the protocol of evaluations while training
 CURVES, CLASSES, ANIMATION, TIMELAPSE = "training_curves.png", "classes.png", "film.gif", "training.gif"  # in FIGURES
 VALIDATION_CURVES = "validation.png"  # likewise
 
+SUGGESTED_RUNS = 3  # are named where a folder of runs is given for a run
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -165,6 +167,19 @@ def run_fields(source: Path) -> dict[str, Any]:
     return RunFolder(source).fields() or (
         RunFolder(source.resolve().parents[1]).fields() if is_checkpoint(source) else {}
     )
+
+
+def suggest_runs(folder: Path, file: str = CONFIG_FILE) -> str:
+    """Return the end of a message that names runs below a folder, the newest first, or nothing.
+
+    Args:
+        folder: The folder, searched two levels deep.
+        file: A file that the runs have.
+    """
+    found = [path for pattern in (f"*/{file}", f"*/*/{file}") for path in folder.glob(pattern) if path.is_file()]
+    names = [str(path.parent) for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+    others = f" and {len(names) - SUGGESTED_RUNS} others" if len(names) > SUGGESTED_RUNS else ""
+    return f"; the runs in it, newest first, are {', '.join(names[:SUGGESTED_RUNS])}{others}" if names else ""
 
 
 def is_checkpoint(source: Path) -> bool:
