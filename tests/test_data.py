@@ -586,6 +586,21 @@ def test_a_stray_picture_beside_class_folders_is_named(load, tmp_path, capsys):
     assert capsys.readouterr().out == "", "one folder within another makes no classes"
 
 
+def test_folders_of_splits_without_class_folders_have_no_labels(load, tmp_path, capsys):
+    files = {f"train/{number}.png": picture(colour=number) for number in range(3)} | {"test/1.png": picture(colour=9)}
+    folder = image_folder(tmp_path / "set", files)
+    for split, colours in {"train": [0, 1, 2], "test": [9]}.items():
+        loaded = load(folder, split=split)
+        assert loaded.labels is None
+        assert loaded.images[:, 0, 0, 0].tolist() == colours
+    assert len(load(folder, validation_fraction=0.4)) == 2
+    assert "class" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="test and train are splits.* one sub-folder per class, as in train/cat/1.png"):
+        loaded.require_labels()
+    with pytest.raises(UserError, match="row 0 of .* has no label in column label"):
+        load(folder, label_column="label")
+
+
 def test_images_that_are_in_no_split_are_counted(load, tmp_path, capsys):
     names = ("ok", "train", "two\nlines", "__old", ".hidden")
     load(image_folder(tmp_path / "set", {f"{name}/{number}.png": picture() for name in names for number in range(2)}))

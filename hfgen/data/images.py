@@ -147,8 +147,9 @@ def load_images(
             if data := _open_cache(folder, source, split, say=True):
                 return data
             dataset = dataset or open_dataset(source, local, spec)
-            image_column, label_column = find_columns(dataset, source, image_column, label_column)
-            rows = Rows(dataset, source, local, image_column, label_column)
+            rows = Rows(dataset, source, local, *find_columns(dataset, source, image_column, label_column))
+            if label_column is None:
+                rows.drop_labels_of_splits()
             if part:
                 rows.take_part(parts, part)
             else:

@@ -154,11 +154,28 @@ class Rows:
                 "line breaks and names that begin with __; rename them to use their images"
             )
 
+    def drop_labels_of_splits(self) -> None:
+        """Drop the labels of an image folder such as `train/1.png, …, test/1.png`, which has no class folders.
+
+        `datasets` takes the names of the splits for classes there, and labels some of the splits by them.
+        """
+        from datasets.data_files import SPLIT_KEYWORDS
+
+        if not self.label_column or not self.is_image_folder():
+            return
+        names = self.dataset.features[self.label_column].names
+        if set(names) <= set().union(*SPLIT_KEYWORDS.values()):
+            self.label_column = None
+            self.unlabelled = (
+                f"its folders {' and '.join(names)} are splits and hold the images themselves; put the images of each "
+                "split into one sub-folder per class, as in train/cat/1.png"
+            )
+
     def explain_missing_labels(self) -> None:
         """Find the reason for missing labels; note it if it is surely a mistake."""
         import datasets
 
-        if self.label_column:
+        if self.label_column or self.unlabelled:
             return
         features = self.dataset.features
         named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
