@@ -384,9 +384,22 @@ def test_a_data_set_may_number_its_classes_in_another_order_than_the_judge(
         ({"judge": [], "num_images": 64}, "in the 64 features of these judges needs more than 64 images; images: 64"),
         ({"num_images": 400}, "num_images is 400, but .* has 300 images"),
         ({"images": "nope.npz"}, "there is no folder and no .npz file nope.npz"),
+        ({"judge": ["nope", "none"], "reference_split": "no"}, "3 problems:\n- .*nope.*\n- .*none.*\n- .*split no "),
+        (
+            {"resolution": 12, "num_images": 400, "reference_split": "train[:10]"},
+            "4 problems:\n- .* reference images: 10\n- the judge .*\n- .*digits.npz has 8×8.*\n- .*is 400",
+        ),
+        (
+            {"images": "unlabelled.npz", "num_images": 3, "classification_accuracy_score": True},
+            "2 problems:\n- .*images: 3\n- the classification accuracy score needs labels",
+        ),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_any_work(digits_file, options, tmp_path, fields, message):
+def test_what_cannot_be_measured_is_refused_before_any_work(
+    digits_file, options, tmp_path, monkeypatch, fields, message
+):
+    monkeypatch.chdir(tmp_path)
+    np.savez("unlabelled.npz", images=load_images("digits", max_samples=30).images[:, 0].numpy())
     config = {"images": str(digits_file), "dataset_name": "digits", "output_dir": str(tmp_path / "report")}
     with pytest.raises(UserError, match=message):
         evaluate(EvaluateConfig(**(config | options | fields)))

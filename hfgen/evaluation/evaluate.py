@@ -38,7 +38,7 @@ from hfgen.evaluation.real import (
 from hfgen.evaluation.report import PICTURES, RECORD, save_classifier_report, save_pictures, save_report
 from hfgen.evaluation.restoration import evaluate_translation
 from hfgen.figures.grids import save_arrays
-from hfgen.judges.judge import WEIGHTS, judges_numbers, load_judge
+from hfgen.judges.judge import WEIGHTS, Judge, judges_numbers, load_judge
 from hfgen.judges.pretrained import Inception
 from hfgen.judges.statistics import (
     KERNEL_SUBSET,
@@ -58,7 +58,7 @@ from hfgen.sampling.sample import check_sampling, default_sampler, image_shape_o
 from hfgen.tasks.classifier import ClassifierTask, load_test_images
 from hfgen.training.run import train as run_training
 from hfgen.utils.devices import find_placement
-from hfgen.utils.errors import UserError
+from hfgen.utils.errors import Problems, UserError
 from hfgen.utils.files import remove_leftovers
 from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed
@@ -103,7 +103,8 @@ def _evaluate(config: EvaluateConfig) -> Path:
             return evaluate_translation(pipeline, config)
     run, training = ({}, {}) if loaded else (run_fields(source), training_of(source))
     num_images = config.num_images or (len(loaded) if loaded else DEFAULT_NUM_IMAGES)
-    references = load_references(config, run, config.run_or_repo, num_images)
+    check_given = functools.partial(_check_given, config, loaded, num_images) if loaded else None
+    references = load_references(config, run, config.run_or_repo, num_images, check_given)
     if config.classification_accuracy_score and not references[0].extractor.label_names:
         raise UserError(
             "the classification accuracy score needs a judge, whose classes it uses; name one with --judge"
@@ -126,10 +127,6 @@ def _evaluate(config: EvaluateConfig) -> Path:
 def _load_images(
     config: EvaluateConfig, loaded: ImageData, num_images: int, reference: RealStatistics
 ) -> GeneratedImages:
-    check_size(loaded.images.shape[1:], config.images, reference.test)
-    sets = (loaded, reference.train, reference.test)
-    if config.classification_accuracy_score and any(data.labels is None for data in sets):
-        raise UserError("the classification accuracy score needs labels of both the images and the data set")
     expected, actual = (border_brightness(data.images) for data in (reference.test, loaded))
     if is_inverse(actual, expected):
         print(
@@ -137,8 +134,33 @@ def _load_images(
             f"{reference.test.source} {'bright' if expected > 0.5 else 'dark'}; --invert inverts the images",
             file=sys.stderr,
         )
-    name = Path(config.images).name + (", inverted" if config.invert else "")
+    name = _name_of_images(config)
     return load_generated(loaded, name, num_images, reference.extractor.label_names)
+
+
+def _name_of_images(config: EvaluateConfig) -> str:
+    return Path(config.images).name + (", inverted" if config.invert else "")
+
+
+def _check_given(
+    config: EvaluateConfig,
+    loaded: ImageData,
+    num_images: int,
+    test: ImageData,
+    train: ImageData,
+    judges: list[Judge],
+    problems: Problems,
+) -> None:
+    """Note why the given images cannot be evaluated."""
+    with problems.gathered():
+        check_size(loaded.images.shape[1:], config.images, test)
+    if num_images > len(loaded):
+        problems.add(f"num_images is {num_images}, but {_name_of_images(config)} has {len(loaded)} images")
+    if judges and loaded.labels is not None:
+        with problems.gathered():
+            judges_numbers(loaded.label_names, _name_of_images(config), judges[0].label_names)
+    if config.classification_accuracy_score and judges and any(d.labels is None for d in (loaded, train, test)):
+        problems.add("the classification accuracy score needs labels of both the images and the data set")
 
 
 def _generate_images(

@@ -56,10 +56,8 @@ def load_generated(data: ImageData, name: str, num_images: int, label_names: lis
             used. Labels are matched by name, or by index if the images' classes are named 0, 1, …
 
     Raises:
-        UserError: if there are fewer images, or the judges lack one of their classes.
+        UserError: if the judges lack one of their classes.
     """
-    if num_images > len(data):
-        raise UserError(f"num_images is {num_images}, but {name} has {len(data)} images")
     generator = torch.Generator().manual_seed(derive_seed("given images"))
     chosen = torch.randperm(len(data), generator=generator)[:num_images]
     labels = None

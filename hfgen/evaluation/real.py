@@ -4,6 +4,7 @@ import itertools
 import math
 import shlex
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hfgen.judges.pretrained import load_features, load_inception_extractor
 from hfgen.judges.statistics import NEIGHBOURS, RealStatistics
 from hfgen.runs.folder import RUN_FILE, is_checkpoint
 from hfgen.runs.record import read_training
-from hfgen.utils.errors import UserError
+from hfgen.utils.errors import Problems, UserError
 from hfgen.utils.untrusted import own_file
 
 REPORTED_TRAINING = ["device", "threads", "num_processes", "mixed_precision", "images_seen", "train_seconds"]
@@ -31,7 +32,11 @@ REPORTED_PACKAGES = ["hfgen", "torch", "diffusers", "transformers", "torchmetric
 
 
 def load_references(
-    options: MeasuringOptions, run: dict[str, Any], owner: str, num_images: int
+    options: MeasuringOptions,
+    run: dict[str, Any],
+    owner: str,
+    num_images: int,
+    check: Callable[[ImageData, ImageData, list[Judge], Problems], None] | None = None,
 ) -> list[RealStatistics]:
     """Load the real images and the feature extractors: those that are named, and the shipped judges that fit.
 
@@ -40,31 +45,47 @@ def load_references(
         run: Configuration of the model's run, or empty; it supplies what the options leave open.
         owner: The model, as the user named it.
         num_images: Number of generated images.
+        check: Notes further problems, given the test and training images and the judges.
 
     Returns:
         The statistics of the real images for each feature extractor, judges first.
 
     Raises:
-        UserError: if metrics cannot be computed with them.
+        UserError: if metrics cannot be computed with them; it has all the problems that are found at once.
     """
     dataset = options.dataset_name or data_source_of(run)
     if dataset is None:
         raise UserError(f"{owner} does not record its training data; set --dataset_name")
-    named = [load_judge(name, options.device) for name in options.judge]
-    pretrained: list[FeatureExtractor] = [load_features(name, options.device) for name in options.features]
-    pretrained += [load_inception_extractor(options.device)] if options.inception else []
-    test, train = (
-        load_real(options, run, dataset, split) for split in (options.reference_split, train_split_of(options, run))
-    )
+    problems = Problems()
+    named: list[Judge] = []
+    pretrained: list[FeatureExtractor] = []
+    real: list[ImageData] = []
+    for name in options.judge:
+        with problems.gathered():
+            named.append(load_judge(name, options.device))
+    for name in options.features:
+        with problems.gathered():
+            pretrained.append(load_features(name, options.device))
+    if options.inception:
+        with problems.gathered():
+            pretrained.append(load_inception_extractor(options.device))
+    for split in (options.reference_split, train_split_of(options, run)):
+        with problems.gathered():
+            real.append(load_real(options, run, dataset, split))
+    problems.raise_any()
+    test, train = real
     judges = named or judges_of(options, dataset, test)
     if not judges and not pretrained:
         known = ", ".join(["digits", *SHORT_NAMES])
         shipped = f" of {size_of(test.images.shape[1:])}" if shipped_judges_of(dataset) else f", only for {known}"
-        raise UserError(
+        problems.add(
             f"hfgen ships no judge for {dataset}{shipped}. "
             + _how_to_measure(options, run, dataset, [test, train], num_images)
         )
-    _check(num_images, judges, pretrained, test, train)
+    _check(num_images, judges, pretrained, test, train, problems)
+    if check:
+        check(test, train, judges, problems)
+    problems.raise_any()
     cache = cache_folder(options.cache_dir)
     references = [RealStatistics(extractor, test, train, cache) for extractor in (*judges, *pretrained)]
     warn_of_weak_judges({each.extractor.name: each.accuracy for each in references if each.accuracy})
@@ -240,32 +261,39 @@ def held_out_by(options: TestingOptions, run: dict[str, Any], dataset: str) -> d
 
 
 def _check(
-    num_images: int, judges: list[Judge], pretrained: list[FeatureExtractor], test: ImageData, train: ImageData
+    num_images: int,
+    judges: list[Judge],
+    pretrained: list[FeatureExtractor],
+    test: ImageData,
+    train: ImageData,
+    problems: Problems,
 ) -> None:
-    """Raise UserError if metrics cannot be computed with these feature extractors and images.
+    """Note why metrics cannot be computed with these feature extractors and images.
 
     A judge has to have fewer features than there are images, since a narrower one can be trained.
     """
     names = [extractor.name for extractor in (*judges, *pretrained)]
     if len(set(names)) < len(names):
-        raise UserError(f"judges and features must differ in the names of their folders: {', '.join(names)}")
+        problems.add(f"judges and features must differ in the names of their folders: {', '.join(names)}")
     needed = max([NEIGHBOURS, *(judge.num_features for judge in judges)])
-    for count, what in ((num_images, "images"), (len(test), "reference images"), (len(train), "training images")):
-        if count <= needed:
-            metrics = f"the Fréchet distance in the {needed} features of these judges" if judges else "an evaluation"
-            raise UserError(f"{metrics} needs more than {needed} images; {what}: {count}")
+    counts = {"images": num_images, "reference images": len(test), "training images": len(train)}
+    if few := [f"{what}: {count}" for what, count in counts.items() if count <= needed]:
+        metrics = f"the Fréchet distance in the {needed} features of these judges" if judges else "an evaluation"
+        problems.add(f"{metrics} needs more than {needed} images; {', '.join(few)}")
     for judge in judges:
         if tuple(test.images.shape[1:]) != judge.image_shape:
-            raise UserError(
+            problems.add(
                 f"the judge {judge.name} was trained on images of {size_of(judge.image_shape)}, but {test.source} has "
                 f"{size_of(test.images.shape[1:])}; use another --judge, or set --resolution and --channels"
             )
         if judge.label_names != judges[0].label_names:
-            raise UserError(f"the judges {judges[0].name} and {judge.name} have different classes")
+            problems.add(f"the judges {judges[0].name} and {judge.name} have different classes")
     for data in (test, train):
         if judges and data.labels is not None:
-            judges_numbers(data.label_names, data.source, judges[0].label_names)
-    check_size(train.images.shape[1:], f"the training split of {train.source}", test)
+            with problems.gathered():
+                judges_numbers(data.label_names, data.source, judges[0].label_names)
+    with problems.gathered():
+        check_size(train.images.shape[1:], f"the training split of {train.source}", test)
 
 
 def check_size(shape: tuple[int, int, int], what: str, test: ImageData) -> None:

@@ -1,8 +1,38 @@
 """Exceptions with which a command fails, and their exit statuses."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(Exception):
     """Invalid input from the user; the message names it and a valid alternative. Exit status 2."""
+
+
+class Problems:
+    """Gathers the messages of several checks, so that all are reported at once."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def add(self, message: str) -> None:
+        """Note a problem."""
+        self.messages.append(message)
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Note a UserError instead of raising it."""
+        try:
+            yield
+        except UserError as error:
+            self.add(str(error))
+
+    def raise_any(self) -> None:
+        """Raise UserError with what was noted, if there is anything."""
+        messages = list(dict.fromkeys(self.messages))
+        if len(messages) > 1:
+            raise UserError("\n- ".join([f"there are {len(messages)} problems:", *messages]))
+        if messages:
+            raise UserError(messages[0])
 
 
 class TrainingError(Exception):
