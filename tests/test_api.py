@@ -1,11 +1,15 @@
 """The Python API: what a command does is one call, with the same results and messages."""
 
 import dataclasses
+import errno
 import inspect
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +22,8 @@ from hfgen.cli.commands import CALLS
 from hfgen.cli.main import main
 from hfgen.config import TrainingConfig
 from hfgen.families import families
+from hfgen.utils.errors import UserError
+from hfgen.utils.files import check_output
 
 SMALL = TINY_VAE | {"max_train_steps": 5}
 
@@ -196,6 +202,53 @@ def test_a_mistake_is_an_exception_with_the_message_of_the_command(call, message
     with pytest.raises(hfgen.UserError, match=message.replace("?", r"\?")):
         call()
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("call", "fields"),
+    [
+        (hfgen.sample, {"output": "{}/images"}),
+        (hfgen.sample, {"output": "{}/grid.png"}),
+        (hfgen.edit, {"output": "{}", "input": str(REPOSITORY / "docs" / "images")}),
+        (hfgen.evaluate, {"output_dir": "{}"}),
+        (hfgen.analyze, {"output_dir": "{}/report"}),
+        (hfgen.compare_samplers, {"output_dir": "{}/report"}),
+        (hfgen.results, {"output": "{}/results.md"}),
+        (hfgen.card, {"gallery": "{}"}),
+    ],
+)
+def test_an_output_where_a_file_is_in_the_way_is_refused_before_any_work(call, fields, vae_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"{tmp_path}/file.* is a file"):
+        call(vae_run, **{name: text.format(tmp_path / "file") for name, text in fields.items()})
+
+
+def test_a_full_disk_is_told_in_one_message(vae_run, judge_run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = shutil.copytree(vae_run, tmp_path / "run")
+    evaluation = {"judge": judge_run, "reference_split": "train[80%:]", "output_dir": tmp_path / "report"}
+    monkeypatch.setattr("os.replace", full)
+    calls = {
+        tmp_path / "grid.png": lambda output: hfgen.sample(run, output=output),
+        tmp_path / "report": lambda _: hfgen.analyze(run, **evaluation, num_importance_samples=2, num_bound_images=4),
+        tmp_path / "all.html": lambda output: hfgen.results(run, output=output),
+        run: hfgen.card,
+    }
+    for output, call in calls.items():
+        with pytest.raises(UserError, match=f"^{output} cannot be written: No space left on device$"):
+            call(output)
+
+
+def test_a_folder_in_which_nothing_may_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    for place, is_folder in ((tmp_path, True), (tmp_path / "a.png", False), (tmp_path / "a" / "b", True)):
+        with pytest.raises(UserError, match=f"{place} cannot be written: {tmp_path} is read-only"):
+            check_output(place, is_folder=is_folder)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=r"folder\.png is a folder; choose another output"):
+        check_output(tmp_path / "folder.png", is_folder=False)
 
 
 def test_a_file_is_taken_and_fields_win_over_it(tmp_path):

@@ -1,5 +1,6 @@
 """The functions of the Python API; configurations are validated before heavy imports."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from hfgen.config.recipes import read_recipes
 from hfgen.config.training import defaults
 from hfgen.families import families, suggest_family
 from hfgen.utils.errors import UserError
+from hfgen.utils.files import check_output, writing
 
 if TYPE_CHECKING:
     import torch
@@ -129,10 +131,13 @@ def sample(run_or_repo: Name | SampleConfig, *, output: Name | None = None, **fi
     config, output = _with_output(SampleConfig, run_or_repo, output, fields, "hfgen sample")
     from hfgen.api.outputs import generate, warn_if_replaced
 
+    if output is not None:
+        check_output(output, is_folder=not output.suffix)
     result = generate(config)
     if output is not None:
         warn_if_replaced(output)
-        result.save(output)
+        with writing(output):
+            result.save(output)
         what = "The denoising of {} images is" if config.film else "{} images are"
         print(f"{what.format(config.num_images)} in {output}")
     return result
@@ -159,8 +164,10 @@ def edit(run_or_repo: Name | TranslateConfig, *, output: Name | None = None, **f
     from hfgen.sampling.edit import translate
 
     if output is not None:
+        check_output(output, is_folder=not output.suffix)
         warn_if_replaced(output)
-    edited = Edited(*translate(config, run_fields(Path(config.run_or_repo).expanduser()), output))
+    with writing(output) if output else contextlib.nullcontext():
+        edited = Edited(*translate(config, run_fields(Path(config.run_or_repo).expanduser()), output))
     if output is not None:
         print(f"{edited.count} image{'s are' if edited.count > 1 else ' is'} in {output}")
     for file, why in edited.unreadable.items():
@@ -221,9 +228,13 @@ def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Rep
     config = _configuration(CompareSamplersConfig, given, fields, "hfgen compare-samplers", "runs")
     from hfgen.api.outputs import Report
     from hfgen.evaluation.processes import is_main_process
+    from hfgen.evaluation.real import default_output
     from hfgen.evaluation.samplers import compare_samplers as compare
 
-    report = Report(compare(config))
+    output = Path(config.output_dir or default_output(config.runs[0]))
+    check_output(output, is_folder=True)
+    with writing(output):
+        report = Report(compare(config))
     if is_main_process():
         _print_verdict(report.record)
         _name_page("The comparison is in", report.page)
@@ -238,8 +249,10 @@ def results(*folders: Name | ResultsConfig, **fields: Any) -> Path:
     from hfgen.publishing.overview import overview_page
 
     output = Path(config.output)
+    check_output(output, is_folder=False)
     make = overview_page if output.suffix == ".html" else results_page
-    write_results(make, [Path(folder) for folder in config.folders], output)
+    with writing(output):
+        write_results(make, [Path(folder) for folder in config.folders], output)
     print(f"The results are in {output}")
     return output
 
@@ -254,10 +267,13 @@ def card(run: Name | CardConfig, **fields: Any) -> Path:
     require_folder(config.run)
     check_license(config.license)
     folder = gallery_folder(Path(config.gallery), Path(config.run)) if config.gallery else Path(config.run)
-    page = write_card(Path(config.run), folder, repo_id=config.repo_id, spdx_license=config.license)
+    check_output(folder, is_folder=True)
+    with writing(folder):
+        page = write_card(Path(config.run), folder, repo_id=config.repo_id, spdx_license=config.license)
     print(f"The model card is in {page}")
     if config.gallery:
-        print(f"The gallery is in {write_gallery(Path(config.gallery))}")
+        with writing(Path(config.gallery)):
+            print(f"The gallery is in {write_gallery(Path(config.gallery))}")
     _renew_page(page.parent)
     return page
 
@@ -379,20 +395,27 @@ def _reports(config: Any, write: Callable[[Any], Path], what: str) -> "Report | 
     """Write the report of a run, or of each run of a sweep and then the page of the sweep."""
     from hfgen.api.outputs import Report
     from hfgen.evaluation.processes import is_main_process
+    from hfgen.evaluation.real import default_output
     from hfgen.evaluation.sweep_report import write_page
     from hfgen.training.sweep import members_of
 
-    runs = members_of(config.run_or_repo) if config.run_or_repo else [None]
+    runs: list[Any] = members_of(config.run_or_repo) if config.run_or_repo else [None]
     if runs != [config.run_or_repo] and config.output_dir:
         raise UserError("the reports of a sweep are written to its runs' folders; leave output_dir out")
     reports = []
-    for run in runs:
-        reports.append(Report(write(dataclasses.replace(config, run_or_repo=run))))
+    outputs = [Path(config.output_dir or default_output(run)) for run in runs]
+    for output in outputs:
+        check_output(output, is_folder=True)
+    for run, output in zip(runs, outputs, strict=True):
+        with writing(output):
+            reports.append(Report(write(dataclasses.replace(config, run_or_repo=run))))
         if is_main_process():
             _print_verdict(reports[-1].record)
             _name_page(what, reports[-1].page)
     if runs == [config.run_or_repo]:
         return reports[0]
     if is_main_process():
-        write_page(Path(config.run_or_repo).expanduser())
+        folder = Path(config.run_or_repo).expanduser()
+        with writing(folder):
+            write_page(folder)
     return reports

@@ -11,12 +11,42 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
+from hfgen.utils.errors import UserError
+
 INCOMPLETE = ".incomplete-"
 
 
 def local_path(name: str) -> Path:
     """Return a path with `~` expanded, except for an unknown user."""
     return Path(os.path.expanduser(name))
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise UserError with one message where a file or folder cannot be written, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # of a connection, for instance
+            raise
+        raise UserError(f"{error.filename or path} cannot be written: {error.strerror}") from error
+
+
+def check_output(path: Path, *, is_folder: bool) -> None:
+    """Check that a file or a folder can be written, before the work of which it is the result.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    with writing(path):
+        there = next(place for place in (path, *path.parents) if place.exists())
+        if there == path and path.is_dir() != is_folder:
+            raise UserError(f"{path} is a {'file' if is_folder else 'folder'}; choose another output")
+        if there != path and not there.is_dir():
+            raise UserError(f"{path} cannot be written: {there} is a file")
+        folder = there if there.is_dir() else there.parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{path} cannot be written: {folder} is read-only")
 
 
 @contextlib.contextmanager
