@@ -1,8 +1,12 @@
 """Flags, files and recipes become a configuration, or one message and exit status 2."""
 
 import dataclasses
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -272,6 +276,17 @@ def test_recipes_open_with_command_cost_and_result_and_are_valid(path, capsys):
         assert re.match(r"(about )?[\d.]+ (s|min|h)\b.* on (one|two).* cores?\b.*: .", recipe.summary), recipe.summary
     else:
         assert recipe.summary == "not trained yet"
+
+
+@pytest.mark.parametrize(("command", "unbuffered"), [("recipes", ""), ("recipes", "1"), ("sample --help", "")])
+def test_a_reader_that_ends_first_is_no_error(command, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "hfgen", *command.split()]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_recipes_are_listed_by_data_set_and_family_with_judges_last(capsys):

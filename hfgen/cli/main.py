@@ -1,5 +1,6 @@
 """The command line; heavy imports are deferred to the commands."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -35,9 +36,25 @@ hfgen COMMAND --help shows details; hfgen --version prints the version. The docu
 docs of the repository, with a page per family."""
 
 
+READER_IS_GONE = 128 + 13  # the exit status of a program that SIGPIPE ends
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit status: 0 success, 1 failure or partial failure, 2 invalid input."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command line and return the exit status: 0 success, 1 failure or partial failure, 2 invalid input.
+
+    Where the reader of its output ends first, such as `head`, it ends too, silently.
+    """
+    try:
+        try:
+            return _status(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        return READER_IS_GONE
+
+
+def _status(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except UserError as error:
@@ -46,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         _print_error(error)
         return 128 + error.signal_number if isinstance(error, InterruptedTrainingError) else 1
+    except BrokenPipeError:
+        raise
     except (OSError, PublishingError) as error:
         _print_error(error)
         return 1

@@ -1,6 +1,7 @@
 """Atomic writing of files and folders."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # of a connection, for instance
+        if error.errno in (None, errno.EPIPE):  # of a connection, or of standard output
             raise
         raise UserError(f"{error.filename or path} cannot be written: {error.strerror}") from error
 
