@@ -274,8 +274,8 @@ def test_a_gallery_writes_over_pages_of_its_own_only(run, tmp_path, capsys, owne
         (["--repo_id", "a/b/c"], "a/b/c is not a Hub id"),
         (["--repo_id", "ada/not an id"], "Repo id must use alphanumeric chars"),
         (["--repo_id", "ada/--x"], "cannot be published"),
-        (["--license", "apache2"], '"license" must be one of the Hub identifiers, such as apache-2.0'),
-        (["--license", "mit\nx: y"], '"license" must be one of'),
+        (["--license", "apache2"], "an identifier of the Hub, not 'apache2'; did you mean apache-2.0?"),
+        (["--license", "mit\nx: y"], r"license must be an identifier of the Hub, not 'mit\nx: y'"),
     ],
 )
 def test_a_dry_run_refuses_the_addresses_that_a_push_refuses(run, capsys, monkeypatch, arguments, message):

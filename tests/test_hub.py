@@ -207,7 +207,10 @@ def test_a_dry_run_lists_and_sends_nothing(push, server):
         ({"token": "hf_wrong"}, "does not accept this token"),
         ({"token": "hf_reader"}, "may not write to ada/tiny: You don't have the rights"),
         ({"repo_id": "eve/tiny"}, "may not write to eve/tiny"),
-        ({"license": "apache2"}, '"license" must be one of'),
+        ({"license": "apache2"}, r"not 'apache2'; did you mean apache-2\.0\?"),
+        ({"license": "MIT"}, r"license must be an identifier of the Hub, not 'MIT'; did you mean mit\?"),
+        ({"license": "Apache 2.0"}, r"did you mean apache-2\.0\?"),
+        ({"license": "none"}, "not 'none'; such as apache-2.0, mit, cc-by-4.0 or other"),
         ({"repo_id": "tiny"}, "tiny is not a Hub id of the form user/name"),
         ({"repo_id": "ada/not an id"}, "ada/not an id cannot be published: .*Repo id must use alphanumeric chars"),
     ],
@@ -289,7 +292,7 @@ def test_an_upload_that_keeps_failing_says_how_to_do_it_later(push, server, run,
     [
         (["--namespace", "not an id"], "not an id/tiny cannot be published: .*Repo id must use alphanumeric chars"),
         (["--namespace", "ada/b"], "ada/b/tiny is not a Hub id of the form user/name"),
-        (["--namespace", "ada", "--license", "apache2"], '"license" must be one of the Hub identifiers, such as ap'),
+        (["--namespace", "ada", "--license", "apache2"], "license must be an identifier of the Hub, not 'apache2'"),
     ],
 )  # fmt: skip
 def test_all_ids_and_licences_are_checked_before_anything(ask, server, run, tmp_path, flags_, message, dry_run):
@@ -357,7 +360,7 @@ def test_a_push_that_fails_costs_nothing_of_a_training(ask, server, home):
     arguments = flags(**TINY, output_dir=run, max_train_steps=4, checkpointing_steps=2, push_to_hub=True,
                       hub_model_id="ada/unlucky", hub_strategy="every_save")  # fmt: skip
     assert "no token" in ask(arguments=["train", "ddpm", *arguments], token="")["output"]
-    assert "license" in ask(arguments=["train", "ddpm", *arguments, "--hub_license", "apache2"])["output"]
+    assert "did you mean mit?" in ask(arguments=["train", "ddpm", *arguments, "--hub_license", "MIT"])["output"]
     assert not run.exists()
     server.failures["POST .*/commit/"] = [500] * 9
     answer = ask(arguments=["train", "ddpm", *arguments])

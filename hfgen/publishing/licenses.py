@@ -42,10 +42,10 @@ def check_license(spdx_license: str) -> None:
         UserError: naming the invalid one and similar valid ones.
     """
     if spdx_license not in LICENSES:
-        near = difflib.get_close_matches(spdx_license, LICENSES, n=3) or ["apache-2.0", "mit", "cc-by-4.0", "other"]
-        raise UserError(
-            f'"license" must be one of the Hub identifiers, such as {", ".join(near)}, not {spdx_license!r}'
-        )
+        word = re.sub(r"[\s_]+", "-", spdx_license.strip().lower())
+        near = [word] if word in LICENSES else difflib.get_close_matches(word, LICENSES, n=3)
+        meant = f"did you mean {' or '.join(near)}?" if near else "such as apache-2.0, mit, cc-by-4.0 or other"
+        raise UserError(f"license must be an identifier of the Hub, not {spdx_license!r}; {meant}")
 
 
 def data_license(name: str) -> dict[str, str | None]:
