@@ -112,6 +112,10 @@ def test_judges_that_disagree_are_said_to(measure, tmp_path):
     assert sum(map(abs, np.subtract(one, two))) / 2 > 0.5
     assert "The judges disagree on the class of at least" in text
     assert not any(words in text for words in ("images of", "one class"))
+    advice = "Where the judges disagree, the numbers do not decide: look at the images."
+    assert verdict(record).count(advice) == 1
+    assert verdict(record).index(advice) > [" disagree on " in sentence for sentence in verdict(record)].index(True)
+    assert advice not in verdict(measure("by one", data.images)[0])
     measures = record["measures"]["second_judge"]
     measures["precision"]["value"] = record["floors"]["second_judge"]["train_against_test"]["precision"]
     text = " ".join(verdict(record))

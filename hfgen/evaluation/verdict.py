@@ -154,6 +154,8 @@ def _of_images(record: dict[str, Any]) -> list[str]:
         said = [*said, "There were too few real images to compare with, so the metrics cannot be judged."]
     is_unlike = any(space.level("precision") >= 3 for space in spaces)
     said = said + _classes(record, is_unlike) + _requested(record) + _score(record)
+    if any(" disagree on " in sentence for sentence in said):
+        said.append(f"Where {_those(spaces).lower()} disagree, the numbers do not decide: look at the images.")
     if record["memorization"] and not copied:
         said.append("There is no clear sign that training images are copied.")
     if (count := record["protocol"]["num_images"]) < FEW_IMAGES:
