@@ -172,7 +172,7 @@ def test_overfitting_is_told_once_and_kept(overfitted):
     assert "overfitting" in (run / "index.html").read_text()
 
 
-def test_the_best_model_is_that_of_the_run(overfitted):
+def test_the_best_model_is_that_of_the_run(overfitted, tmp_path):
     run, out, _ = overfitted
     step = json.loads((run / RUN_FILE).read_text())["model_step"]
     assert f"The model of the run is the best one, of step {step}, not the last" in out
@@ -181,6 +181,12 @@ def test_the_best_model_is_that_of_the_run(overfitted):
     assert weights[0].read_bytes() == weights[1].read_bytes()
     last = load_file(run.checkpoints / "step-000700" / "vae/diffusion_pytorch_model.safetensors")
     assert not all(last[name].equal(tensor) for name, tensor in load_file(weights[0]).items())
+    told = f"that of step {step}, the best of the evaluations while training"
+    assert told in (run / "index.html").read_text()
+    card = api.card(run, gallery=tmp_path / "gallery").read_text()
+    assert told in card
+    assert "](figures/validation.png)" in card
+    assert (tmp_path / "gallery" / run.path.name / "figures" / VALIDATION_CURVES).is_file()
     pipeline = load(str(run), trust_remote_code=True)
     shown = torch.cat(list(sample(pipeline, num_images=4, seed=0, prior="normal")))
     import PIL.Image

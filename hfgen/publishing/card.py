@@ -15,7 +15,7 @@ from hfgen.families import Model, own_sampler
 from hfgen.publishing.facts import read_run
 from hfgen.publishing.snippets import in_code, reproduction, tags_of
 from hfgen.runs.checkpoints import list_steps
-from hfgen.runs.folder import ANIMATION, CARD, CLASSES, CURVES, FIGURES, REPORTS, TIMELAPSE
+from hfgen.runs.folder import ANIMATION, CARD, CLASSES, CURVES, FIGURES, REPORTS, TIMELAPSE, VALIDATION_CURVES
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import TEMPLATES, authors_sections, linked_pictures, render, with_sections
@@ -147,7 +147,7 @@ def _pictures_of(run: Path) -> dict[str, str]:
     """Return the figures of a run's model card, by target name, with their names in the run."""
     samples = list_steps(own_file(run, "samples"), ".png")
     found = {f"{FIGURES}/{SAMPLES_PICTURE}": f"samples/{samples[-1].name}"} if samples else {}
-    names = [f"{FIGURES}/{name}" for name in (CURVES, CLASSES, ANIMATION, TIMELAPSE, *LATENTS)]
+    names = [f"{FIGURES}/{name}" for name in (CURVES, VALIDATION_CURVES, CLASSES, ANIMATION, TIMELAPSE, *LATENTS)]
     return found | {name: name for name in names if _is_there(run / name)}
 
 
