@@ -182,7 +182,9 @@ def test_the_best_model_is_that_of_the_run(overfitted, tmp_path):
     last = load_file(run.checkpoints / "step-000700" / "vae/diffusion_pytorch_model.safetensors")
     assert not all(last[name].equal(tensor) for name, tensor in load_file(weights[0]).items())
     told = f"that of step {step}, the best of the evaluations while training"
-    assert told in (run / "index.html").read_text()
+    page = (run / "index.html").read_text()
+    assert told in page
+    assert re.search(rf'after <span id="grid-step">{step}</span> steps', page)
     card = api.card(run, gallery=tmp_path / "gallery").read_text()
     assert told in card
     assert "](figures/validation.png)" in card

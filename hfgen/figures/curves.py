@@ -25,6 +25,7 @@ METRICS = {
 LINES = {
     "real": "real images", "fake": "generated images", "r1": "R1", "r2": "R2", "gradient_penalty": "WGAN-GP",
 }  # fmt: skip
+SAMPLED = ("frechet_distance", "precision", "recall")  # metrics of samples in evaluations while training
 EVALUATIONS = {
     "frechet_distance": "Fréchet distance", "precision": "precision", "recall": "recall",
     "negative_elbo": "−ELBO, nats", "psnr": "PSNR, dB", "accuracy": "accuracy",
@@ -133,7 +134,7 @@ def save_validation_curves(history: list[dict[str, float]], protocol: dict[str, 
             values = [*values, floors[name]]
         if f"train_{name}" in history[0]:
             axes.plot(steps, [row[f"train_{name}"] for row in history], color="gray", label="training images")
-        label = "samples" if name in floors else "held-out images"
+        label = "samples" if name in SAMPLED else "held-out images"
         axes.plot(steps, [row[name] for row in history], ".-", color=GENERATED, label=label)
         axes.plot(best["step"], best[name], "*", color="black", markersize=10, label="best model")
         if 0 < 10 * min(values) < max(values):

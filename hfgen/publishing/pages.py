@@ -94,7 +94,7 @@ def write_page(run: Path) -> Path:
                 for record in ({}, facts["evaluation"], facts["analysis"], comparison)
                 for problem in problems((record or {}) | {"training": facts["training"]})
             ),
-            grids=[{"step": step_of(grid), "file": f"samples/{grid.name}"} for grid in folder.grids()],
+            grids=_grids(folder, facts["training"]),
             pictures={
                 name: sorted(file.name for file in (run / name).glob("*.*") if file.suffix in (".png", ".gif"))
                 for name in (FIGURES, EVALUATION_PICTURES, ANALYSIS_PICTURES, COMPARISON_PICTURES)
@@ -108,6 +108,14 @@ def write_page(run: Path) -> Path:
     with complete_or_absent(run / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run / PAGE
+
+
+def _grids(folder: RunFolder, training: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the sample grids with their steps; the last one shows the model of the run, perhaps of an earlier step."""
+    grids = [{"step": step_of(grid), "file": f"samples/{grid.name}"} for grid in folder.grids()]
+    if grids and grids[-1]["step"] == training["optimizer_steps"]:
+        grids[-1]["step"] = training.get("model_step", training["optimizer_steps"])
+    return grids
 
 
 def family_of_run(class_name: str, fields: Iterable[str]) -> Family:
