@@ -1,6 +1,5 @@
 """An evaluation by several processes: the main one evaluates, and all of them sample."""
 
-import functools
 import itertools
 import json
 import os
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import DiffusionPipeline
 
 from hfgen.pipelines.loading import load
 from hfgen.sampling.sample import sample
-from hfgen.training.run import PATIENCE
+from hfgen.training.processes import is_shared, launched
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.progress import progress_bar
@@ -58,7 +56,7 @@ class SamplingJob:
         Raises:
             UserError: if one of them fails, naming it.
         """
-        _, rank, size = _launched()
+        _, rank, size = launched()
         error = None
         try:
             self._sample(pipeline or load(self.model, **self.loading), rank, size)
@@ -83,11 +81,6 @@ class SamplingJob:
                 with complete_or_absent(path) as temporary, open(temporary, "wb") as file:
                     np.save(file, images.numpy())
                 bar.update(min((end - first) * size, self.num_images - bar.n))  # the others are about as fast
-
-
-def is_shared() -> bool:
-    """Return whether a launcher started several processes (`accelerate launch`, `torchrun`)."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_main_process() -> bool:
@@ -146,7 +139,7 @@ def _tell(what: str = "", content: Any = None) -> tuple[str, Any]:
 
     The main process, whose end may close the store, waits until all have it.
     """
-    store, rank, size = _launched()
+    store, rank, size = launched()
     name = f"hfgen-{next(_messages)}"
     if rank == 0:
         store.set(name, json.dumps([what, content]))
@@ -159,15 +152,7 @@ def _tell(what: str = "", content: Any = None) -> tuple[str, Any]:
 
 def _gather(outcome: str | None) -> list[str | None]:
     """Return what each process has to say."""
-    store, rank, size = _launched()
+    store, rank, size = launched()
     name = f"hfgen-{next(_messages)}"
     store.set(f"{name}-{rank}", json.dumps(outcome))
     return [json.loads(store.get(f"{name}-{other}")) for other in range(size)]
-
-
-@functools.cache
-def _launched() -> tuple[torch.distributed.Store, int, int]:
-    """Return the store of the launcher, the rank of this process, and the number of processes."""
-    store, rank, size = next(torch.distributed.rendezvous("env://"))
-    store.set_timeout(PATIENCE)
-    return store, rank, size

@@ -1,12 +1,15 @@
 """Process state of a training, restored afterwards, and helpers for several processes."""
 
 import contextlib
+import functools
+import itertools
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +24,35 @@ T = TypeVar("T")
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")  # see NVIDIA's cuBLAS documentation
 
+PATIENCE = timedelta(hours=6)  # for other processes, which may decode or sample images
+
 _training = threading.Lock()
+_groups = itertools.count()
+
+
+def is_shared() -> bool:
+    """Return whether a launcher started several processes (`accelerate launch`, `torchrun`)."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@functools.cache
+def launched() -> tuple[torch.distributed.Store, int, int]:
+    """Return the store of the launcher, the rank of this process, and the number of processes."""
+    store, rank, size = next(torch.distributed.rendezvous("env://"))
+    store.set_timeout(PATIENCE)
+    return store, rank, size
+
+
+def own_group() -> dict[str, Any]:
+    """Return where the processes of a training form their group, as arguments of `init_process_group`.
+
+    The launcher's store keeps what an earlier group of these processes wrote there, so each has keys of its own.
+    """
+    if not is_shared():
+        return {}
+    store, rank, size = launched()
+    own = torch.distributed.PrefixStore(f"hfgen-training-{next(_groups)}", store)
+    return {"store": own, "rank": rank, "world_size": size}
 
 
 @contextlib.contextmanager

@@ -7,17 +7,15 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
 )
@@ -31,7 +29,7 @@ from hfgen.runs.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, 
 from hfgen.runs.folder import CHECKPOINTS, LOCK, RunFolder
 from hfgen.tasks.base import Task
 from hfgen.training.launcher import decide, refuse_distribution, refuse_sharding
-from hfgen.training.processes import as_found, on_all_processes, report_waiting
+from hfgen.training.processes import PATIENCE, as_found, on_all_processes, own_group, report_waiting
 from hfgen.training.publisher import Publisher
 from hfgen.training.trainer import Trainer
 from hfgen.training.validation import Evaluation, Validation
@@ -41,7 +39,6 @@ from hfgen.utils.files import local_path
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 NOWHERE = Publisher()
-PATIENCE = timedelta(hours=6)  # for other processes, which may decode or sample images
 
 
 def train(
@@ -366,15 +363,16 @@ def _make_accelerator(config: TrainingConfig) -> Accelerator:
     if config.mixed_precision == "fp16" and device != "cuda":
         raise UserError("mixed_precision fp16 needs a GPU; use bf16 or no")
     _refuse_another_state(config, device)
+    cpu = device == "cpu"  # needed to connect several CPU processes
+    PartialState(cpu=cpu, timeout=PATIENCE, **own_group())  # which the accelerator shares
     accelerator = Accelerator(
-        cpu=device == "cpu",  # needed to connect several CPU processes
+        cpu=cpu,
         mixed_precision=config.mixed_precision,
         # A plugin, since the environment overrides a number.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         dynamo_backend="inductor" if config.torch_compile else "no",
         log_with=config.report_to or None,
         project_dir=config.output_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     refuse_distribution(accelerator.distributed_type)
     return accelerator
@@ -383,7 +381,10 @@ def _make_accelerator(config: TrainingConfig) -> Accelerator:
 def _refuse_another_state(config: TrainingConfig, device: str) -> None:
     """Refuse to train if the caller's own `Accelerator` has other settings, since a process shares them."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise UserError("this process is already in a process group, but hfgen creates its own; destroy it first")
+        raise UserError(
+            "this process is already in a process group, its own or that of a training that failed, but hfgen creates "
+            "one for each training; destroy it first (torch.distributed.destroy_process_group)"
+        )
     if not AcceleratorState._shared_state:
         return
     theirs = AcceleratorState()
