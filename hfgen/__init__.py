@@ -7,7 +7,7 @@ from typing import Any
 _EXPORTS = {  # of the public names, imported on first access; `__init__.pyi` declares them for type checkers
     "hfgen.api.calls": (
         "analyze", "card", "compare_samplers", "edit", "evaluate", "load", "publish_all", "push", "recipes", "results",
-        "sample", "train",
+        "sample", "train", "tune",
     ),
     "hfgen.config": (
         "ClassifierConfig", "CycleGANConfig", "DDPMConfig", "GANConfig", "TranslationConfig", "VAEConfig",

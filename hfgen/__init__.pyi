@@ -10,6 +10,7 @@ from hfgen.api.calls import recipes as recipes
 from hfgen.api.calls import results as results
 from hfgen.api.calls import sample as sample
 from hfgen.api.calls import train as train
+from hfgen.api.calls import tune as tune
 from hfgen.config import ClassifierConfig as ClassifierConfig
 from hfgen.config import CycleGANConfig as CycleGANConfig
 from hfgen.config import DDPMConfig as DDPMConfig

@@ -117,6 +117,11 @@ def shrink(command: str) -> str:
         for family, flags in SHRUNK_FAMILIES.items():
             shrunk = flags if re.search(rf"train[ _]{family}", command) else shrunk
         return f"{command} {shrunk}"
+    if " tune " in command:
+        family = re.search(r"tune (\w+)", command)[1]
+        shrunk = SHRUNK_FAMILIES.get(family, SHRUNK_MODEL).replace("--max_train_steps 2 ", "")
+        held_out = "" if "digits" in command else "--validation_fraction 0.9"  # see below
+        return f"{command} {shrunk} {held_out} --num_trials 2 --trial_seconds 1 --num_test_images 140"
     if "evaluate" in command and "digits" in command:
         return command + " --num_images 300 --num_inference_steps 2"
     if "evaluate" in command:

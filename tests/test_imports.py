@@ -10,14 +10,16 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "hfgen"
-HEAVY = ["torch", "diffusers", "transformers", "evaluate", "accelerate", "datasets", "numpy", "matplotlib", "PIL"]
+HEAVY = [
+    "torch", "diffusers", "transformers", "evaluate", "accelerate", "datasets", "numpy", "matplotlib", "optuna", "PIL",
+]  # fmt: skip
 FAMILIES = ["ddpm", "vae", "gan", "translation", "cyclegan", "classifier"]
 TASKS = [family.replace("ddpm", "diffusion") for family in FAMILIES]
 
 # A module imports from its own room and from those before it.
 ROOMS = [
     "utils", "metrics", "models", "losses", "config", "runs", "data", "families", "pipelines", "figures", "judges",
-    "sampling", "tasks", "training", "evaluation", "publishing", "api", "cli", "__main__",
+    "sampling", "tasks", "training", "evaluation", "tuning", "publishing", "api", "cli", "__main__",
 ]  # fmt: skip
 
 
@@ -108,7 +110,15 @@ def test_the_loop_knows_no_family():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "ddpm", "--help"], ["evaluate", "--help"], ["push", "--help"], ["recipes"]]
+    "arguments",
+    [
+        ["--help"],
+        ["train", "ddpm", "--help"],
+        ["tune", "vae", "--help"],
+        ["evaluate", "--help"],
+        ["push", "--help"],
+        ["recipes"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments):
     code = (

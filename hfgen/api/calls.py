@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ from hfgen.config.commands import (
 from hfgen.config.parser import make_config, parse_config
 from hfgen.config.recipes import read_recipes
 from hfgen.config.training import defaults
-from hfgen.families import families, suggest_family
+from hfgen.config.tuning import tuning_config
+from hfgen.families import Family, families, suggest_family
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import check_output, writing
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-    from hfgen.api.outputs import Animation, Edited, Images, Report
+    from hfgen.api.outputs import Animation, Edited, Images, Report, Study
     from hfgen.runs.folder import RunFolder
 
 Name = str | PathLike[str]
@@ -59,11 +60,8 @@ def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunF
         config = make_config(type(family), fields, prog=f"hfgen train {family.family}", base=vars(family))
         usual = defaults(type(config))
         given = {name: value for name, value in config.to_dict().items() if value != usual[name]}
-    elif family in families():
-        config = make_config(families()[family].config, fields, prog=f"hfgen train {family}")
     else:
-        names = families()
-        raise UserError(f"there is no family {family}; there are {', '.join(names)}" + suggest_family(family))
+        config = make_config(_family(family).config, fields, prog=f"hfgen train {family}")
     from hfgen.runs.record import called_as, python_call
 
     with called_as(python_call(config.family, given)):
@@ -96,6 +94,43 @@ def train_configured(config: TrainingConfig, set_fields: Any) -> "RunFolder | li
     folder = train_members(config, parse, task, publisher_of(config))
     print(f"The runs of the sweep are compared in {write_page(folder)}")
     return [RunFolder(folder / name) for name in read_sweep(folder)["members"]]
+
+
+def tune(family: str, *, search: Mapping[str, Any] | Sequence[str], **fields: Any) -> "Study":
+    """Tune hyper-parameters, like `hfgen tune`; continue or join the study that is in the folder.
+
+    Args:
+        family: See `train`.
+        search: The fields to search: entries as in `hfgen tune FAMILY --help`, or a dictionary of fields and ranges
+            (`"1e-4..1e-2:log"`) or lists of values.
+        fields: Other configuration fields, as in `hfgen tune FAMILY --help`.
+
+    Returns:
+        The study.
+
+    Raises:
+        UserError: before any work, if the search space, the configuration or the data are invalid.
+        TrainingError: if no trial succeeded or the study had to stop; the message says how to continue.
+    """
+    entries = _entries(search) if isinstance(search, Mapping) else list(search)
+    fields = {"search": entries, **fields}
+    config = make_config(tuning_config(_family(family).config), fields, prog=f"hfgen tune {family}")
+    from hfgen.runs.record import called_as, python_call
+
+    with called_as(python_call(family, fields).replace("hfgen.train(", "hfgen.tune(", 1)):
+        return tune_configured(config)
+
+
+def tune_configured(config: Any) -> "Study":
+    """Tune from a configuration of `hfgen.config.tuning.tuning_config`; see `tune`."""
+    from hfgen.tuning.study import tune as run_study
+
+    path = run_study(config)
+    from hfgen.api.outputs import Study
+
+    study = Study(path)
+    print(f"The study is in {study.page}, its best configuration in {study.best_config}")
+    return study
 
 
 def load(
@@ -315,10 +350,13 @@ def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
     config = _configuration(PublishAllConfig, folder, fields, "hfgen publish-all", "folder")
     from hfgen.pipelines.loading import require_folder
     from hfgen.publishing import hub
-    from hfgen.runs.folder import RUN_FILE
+    from hfgen.runs.folder import RUN_FILE, is_trial
 
     require_folder(config.folder)
-    runs = [file.parent for file in sorted(Path(config.folder).rglob(RUN_FILE))]
+    found = [file.parent for file in sorted(Path(config.folder).rglob(RUN_FILE))]
+    runs = [run for run in found if not is_trial(run)]
+    if trials := len(found) - len(runs):
+        print(f"Trials of studies are left out ({trials}); hfgen push publishes a single one")
     if not runs:
         raise UserError(f"there is no finished run in {config.folder}; to publish a single run, use hfgen push")
     names = [run.name for run in runs]
@@ -340,6 +378,27 @@ def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
 def recipes() -> dict[str, str]:
     """Return the built-in configurations by name, each with a description."""
     return {name: recipe.about for name, recipe in read_recipes().items()}
+
+
+def _family(name: str) -> Family:
+    names = families()
+    if name not in names:
+        raise UserError(f"there is no family {name}; there are {', '.join(names)}" + suggest_family(name))
+    return names[name]
+
+
+def _entries(search: Mapping[str, Any]) -> list[str]:
+    """Write a search as on the command line."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return " ".join(map(text, value))
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return [
+        f"{name}={values if isinstance(values, str) else ','.join(map(text, values))}"
+        for name, values in search.items()
+    ]
 
 
 def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:

@@ -18,7 +18,7 @@ from hfgen.config.commands import SampleConfig
 from hfgen.figures.animations import FILM_FRAMES, STRIP_FRAMES, film_strip, save_film
 from hfgen.figures.grids import image_grid, sample_grid, save_arrays, save_images, save_picture, to_pil
 from hfgen.pipelines.loading import load
-from hfgen.runs.folder import run_fields
+from hfgen.runs.folder import RunFolder, run_fields
 from hfgen.sampling.sample import default_sampler, film, is_conditional, labels_of, sample
 
 
@@ -135,6 +135,35 @@ class Report:
             return f"![{match[1]}](data:image/png;base64,{picture})"
 
         return re.sub(r"!\[([^\]]*)\]\(([^)]+\.png)\)", inlined, text)
+
+
+@dataclass(frozen=True)
+class Study(Report):
+    """A study of hyper-parameters; its page is displayed in notebooks.
+
+    Attributes:
+        path: The record, `study.json`; its page is in the same folder.
+    """
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """All trials: number, state, value, searched fields (`params`), seconds of training, why it failed."""
+        return self.record["trials"]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best trial, or None if none has succeeded."""
+        return next((trial for trial in self.trials if trial["number"] == self.record["best"]), None)
+
+    @property
+    def best_config(self) -> Path:
+        """The best configuration, a YAML file that `config` takes."""
+        return self.path.with_name("best.yaml")
+
+    @property
+    def best_run(self) -> RunFolder | None:
+        """The run of the best trial, or None if it was trained in another folder."""
+        return RunFolder(self.path.parent / self.best["run"]) if self.best and self.best["run"] else None
 
 
 def generate(config: SampleConfig) -> Images | Animation:

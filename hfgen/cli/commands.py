@@ -18,6 +18,7 @@ from hfgen.config.commands import (
 from hfgen.config.parser import parse_config
 from hfgen.config.recipes import Recipe, read_recipes
 from hfgen.config.training import SHORT_NAMES
+from hfgen.config.tuning import tuning_config
 from hfgen.families import Family, families
 from hfgen.utils.errors import UserError
 
@@ -45,6 +46,11 @@ def run_train(family: Family, arguments: list[str]) -> None:
     config = parse_config(family.config, arguments, prog=f"hfgen train {family.name}")
     flags = {argument.removeprefix("--").partition("=")[0] for argument in arguments if argument.startswith("--")}
     calls.train_configured(config, flags)
+
+
+def run_tune(family: Family, arguments: list[str]) -> None:
+    """Tune the hyper-parameters of a family."""
+    calls.tune_configured(parse_config(tuning_config(family.config), arguments, prog=f"hfgen tune {family.name}"))
 
 
 def run_command(command: str, arguments: list[str]) -> int:

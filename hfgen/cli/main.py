@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import hfgen
-from hfgen.cli.commands import COMMANDS, run_command, run_train
+from hfgen.cli.commands import COMMANDS, run_command, run_train, run_tune
 from hfgen.config.fields import sections_of
 from hfgen.config.suggestions import suggestion
 from hfgen.families import families, suggest_family
@@ -21,6 +21,7 @@ Start here:
 
 Commands:
   train FAMILY            train a model: {families}
+  tune FAMILY             search hyper-parameters: trials of equal time, stopped early if they are poor
   sample RUN              sample images from a run, a checkpoint, a folder or a Hub id
   translate RUN           transform images: image-to-image translation, denoising, variations, inpainting, class change
   evaluate RUN            compute metrics of a model's samples, a classifier, or --images
@@ -34,6 +35,11 @@ Commands:
 
 hfgen COMMAND --help shows details; hfgen --version prints the version. The documentation is README.md and the folder
 docs of the repository, with a page per family."""
+
+EXAMPLES = {
+    "train": "hfgen train ddpm --config ddpm_digits_quickstart",
+    "tune": "hfgen tune vae --config vae_mnist_mlp_cpu20s --search learning_rate=1e-3..2e-2:log --trial_seconds 20",
+}
 
 
 READER_IS_GONE = 128 + 13  # the exit status of a program that SIGPIPE ends
@@ -77,11 +83,10 @@ def _usage() -> str:
     return USAGE.format(families=", ".join(families()))
 
 
-def _usage_of_train() -> str:
+def _usage_of(command: str) -> str:
     lines = [f"  {name:12} {sections_of(family.config)[''].splitlines()[0]}" for name, family in families().items()]
-    recipe = "hfgen train ddpm --config ddpm_digits_quickstart"
-    ends = f"hfgen train FAMILY --help shows the flags; hfgen recipes lists what can follow --config, as in\n{recipe}"
-    return "\n".join(["usage: hfgen train FAMILY [OPTIONS]\n", "families:", *lines, "", ends])
+    ends = f"hfgen {command} FAMILY --help shows the flags; hfgen recipes lists what can follow --config, as in"
+    return "\n".join([f"usage: hfgen {command} FAMILY [OPTIONS]\n", "families:", *lines, "", ends, EXAMPLES[command]])
 
 
 def _print_error(error: Exception) -> None:
@@ -98,15 +103,16 @@ def _run(arguments: list[str]) -> int:
             print(f"hfgen {hfgen.__version__}")
         case ["train", family, *rest] if family in families():
             run_train(families()[family], rest)
-        case ["train", "-h" | "--help"]:
-            print(_usage_of_train())
-        case ["train", *rest]:
+        case ["tune", family, *rest] if family in families():
+            run_tune(families()[family], rest)
+        case ["train" | "tune" as command, "-h" | "--help"]:
+            print(_usage_of(command))
+        case ["train" | "tune" as command, *rest]:
             near = suggest_family(rest[0]) if rest else ""
-            raise UserError(f"hfgen train needs a family first ({', '.join(families())}){near}")
+            raise UserError(f"hfgen {command} needs a family first ({', '.join(families())}){near}")
         case [command, *rest] if command in COMMANDS:
             return run_command(command, rest)
         case [command, *_]:
-            raise UserError(
-                f"there is no command {command}" + suggestion(command, ["train", *COMMANDS]) + "\n\n" + _usage()
-            )
+            near = suggestion(command, ["train", "tune", *COMMANDS])
+            raise UserError(f"there is no command {command}{near}\n\n{_usage()}")
     return 0

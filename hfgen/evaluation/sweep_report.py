@@ -46,7 +46,7 @@ ANALYSED = {
 def write_page(folder: Path) -> Path:
     """Rewrite the page of a sweep with the current results of its runs; return its path."""
     record = read_sweep(folder)
-    members = {name: _Member(folder / name, settings) for name, settings in record["members"].items()}
+    members = {name: Member(folder / name, settings) for name, settings in record["members"].items()}
     (folder / PICTURES).mkdir(exist_ok=True)
     pictures = {
         "curves": members_curves_picture({member.label: member.curves() for member in members.values()}),
@@ -74,13 +74,13 @@ def write_page(folder: Path) -> Path:
     return folder / PAGE
 
 
-def _best(members: dict[str, "_Member"]) -> dict[str, Any]:
+def _best(members: dict[str, "Member"]) -> dict[str, Any]:
     """Find the best run by a metric on the test images, else by the training loss, if they are comparable."""
     incomparable = []
     for title, metric in {
-        "lowest −ELBO": _Member.negative_elbo,
-        "lowest Fréchet distance": _Member.frechet_distance,
-        "highest accuracy": _Member.accuracy,
+        "lowest −ELBO": Member.negative_elbo,
+        "lowest Fréchet distance": Member.frechet_distance,
+        "highest accuracy": Member.accuracy,
     }.items():
         found = {name: metric(member) for name, member in members.items()}
         if None in found.values():
@@ -119,7 +119,7 @@ class _Measured(NamedTuple):
     std: float | None
 
 
-class _Member:
+class Member:
     """A finished run of a sweep.
 
     Args:
@@ -184,6 +184,11 @@ class _Member:
         cells["training"] = f"{self.training['optimizer_steps']:,} steps, {duration(self.training['train_seconds'])}"
         for name in self._shown():
             cells[name] = number(self.last(name))
+        return cells | self.measured()
+
+    def measured(self) -> dict[str, str]:
+        """Return its results on test images, by column title."""
+        cells = {}
         if found := self._read(ANALYSIS):
             cells |= {title: text(found) for title, text in ANALYSED.items()}
         found = self._read(EVALUATION)

@@ -18,6 +18,7 @@ EVALUATION, EVALUATION_PAGE, EVALUATION_PICTURES = "evaluation.json", "evaluatio
 ANALYSIS, ANALYSIS_PAGE, ANALYSIS_PICTURES = "analysis.json", "analysis.md", "analysis"
 COMPARISON, COMPARISON_PAGE, COMPARISON_PICTURES = "comparison.json", "comparison.md", "comparison"
 REPORTS = (EVALUATION, EVALUATION_PAGE, EVALUATION_PICTURES, ANALYSIS, ANALYSIS_PAGE, ANALYSIS_PICTURES)
+STUDY, TRIALS = "study.json", "trials"  # of `hfgen tune`: its record, and the folder of its runs
 CARD, PAGE, PAGE_MARK = "README.md", "index.html", '<meta name="generator" content="hfgen run">'
 RUN_FILE, METRICS_FILE, CLASSES_FILE, TIMES_FILE = "run.json", "metrics.jsonl", "classes.jsonl", "times.jsonl"
 ROWS = (METRICS_FILE, CLASSES_FILE, TIMES_FILE)  # files with a row per step or checkpoint
@@ -180,6 +181,11 @@ def suggest_runs(folder: Path, file: str = CONFIG_FILE) -> str:
     names = [str(path.parent) for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
     others = f" and {len(names) - SUGGESTED_RUNS} others" if len(names) > SUGGESTED_RUNS else ""
     return f"; the runs in it, newest first, are {', '.join(names[:SUGGESTED_RUNS])}{others}" if names else ""
+
+
+def is_trial(run: Path) -> bool:
+    """Tell a trial of `hfgen tune` from other runs."""
+    return run.resolve().parent.name == TRIALS and (run.resolve().parents[1] / STUDY).is_file()
 
 
 def is_checkpoint(source: Path) -> bool:

@@ -66,10 +66,27 @@ def metric_of(config: TrainingConfig) -> tuple[str, bool]:
     """Return the metric by which evaluations of a configuration choose, and whether higher is better.
 
     Raises:
-        UserError: if there is none, or no held-out images.
+        UserError: if there is none, or not enough held-out images.
     """
-    held_out, task = load_held_out(config), families()[config.family].task_class()
-    return _metric(task, find_judge(config.evaluation_judge, task(config, held_out).reference()))
+    task = families()[config.family].task_class()(config, load_held_out(config))
+    reference = task.reference()
+    judge = find_judge(config.evaluation_judge, reference)
+    if judge and task.generates:
+        _check_numbers(config, judge, len(reference))
+    return _metric(task, judge)
+
+
+def _check_numbers(config: TrainingConfig, judge: Judge, held_out: int) -> None:
+    """Check that samples and held-out images are more than the features of a judge."""
+    for count, advice in (
+        (config.evaluation_images, "raise evaluation_images"),
+        (held_out, "raise validation_fraction"),
+    ):
+        if count <= judge.num_features:
+            raise UserError(
+                f"evaluations in the {judge.num_features} features of the judge {judge.name} need more than "
+                f"{judge.num_features} samples and held-out images each, not {count}; {advice}"
+            )
 
 
 def _metric(task: Task | type[Task], judge: Judge | None) -> tuple[str, bool]:
@@ -120,7 +137,7 @@ class Validation:
         self.metric, self.higher_is_better = _metric(self.train_task, judge)
         self.real = None
         if judge and self.train_task.generates:
-            self._check_numbers(judge, len(reference))
+            _check_numbers(config, judge, len(reference))
             real = self.train_task.reference()
             self.real = RealStatistics(judge, reference, real, cache_folder(config.cache_dir))
         self.protocol = self._describe()
@@ -129,17 +146,6 @@ class Validation:
         self.seconds = self._predicted_seconds()  # of one evaluation
         self.next_seconds = 0.0  # of training, until the next evaluation
         self.plan(0.0)
-
-    def _check_numbers(self, judge: Judge, held_out: int) -> None:
-        for count, advice in (
-            (self.config.evaluation_images, "raise evaluation_images"),
-            (held_out, "raise validation_fraction"),
-        ):
-            if count <= judge.num_features:
-                raise UserError(
-                    f"evaluations in the {judge.num_features} features of the judge {judge.name} need more than "
-                    f"{judge.num_features} samples and held-out images each, not {count}; {advice}"
-                )
 
     def _predicted_seconds(self) -> float:
         """Predict the duration of an evaluation from parts of one, the first of which is not counted."""

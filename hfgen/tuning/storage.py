@@ -1,0 +1,69 @@
+"""Where a study is recorded: a journal file, or a database."""
+
+import logging
+import os
+from pathlib import Path
+
+import optuna
+from filelock import FileLock
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from hfgen.utils.errors import UserError, first_line
+
+
+class _Lock:
+    """A lock that is free as soon as its owner is dead. Optuna's own are freed after a time."""
+
+    def __init__(self, file: Path):
+        self.lock = FileLock(file)
+
+    def acquire(self) -> bool:
+        self.lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+def open_storage(place: str) -> BaseStorage:
+    """Open or create a storage.
+
+    Args:
+        place: The path of a file, or the URL of a database.
+
+    Raises:
+        UserError: if it cannot be used.
+    """
+    optuna.logging.set_verbosity(logging.WARNING)
+    try:
+        if "://" in place:
+            return RDBStorage(place)
+        file = Path(place).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{file}.lock")
+        with lock:
+            _remove_incomplete_line(file)
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=_Lock(file.with_name(f"{file.name}.lock"))))
+    except (ImportError, OSError, ValueError, SQLAlchemyError, StorageInternalError) as error:
+        why = first_line(error.__cause__ or error)
+        raise UserError(f"storage {public_name(place)} cannot be used: {why}") from error
+
+
+def public_name(place: str) -> str:
+    """Return the name of a storage without its password."""
+    if "://" not in place:
+        return place
+    try:
+        return make_url(place).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return place.partition("://")[0] + "://…"
+
+
+def _remove_incomplete_line(file: Path) -> None:
+    """Remove the end of a journal that a failure of the power left behind, which Optuna could not read."""
+    if file.is_file() and not (written := file.read_bytes()).endswith(b"\n"):
+        os.truncate(file, written.rfind(b"\n") + 1)
