@@ -56,6 +56,16 @@ MUTANTS = [
     Mutant("page of someone else", "PAGE_MARK in page.read_text", "True or page.read_text", "pages"),
     Mutant("escaping", 'select_autoescape(("html",), ', "select_autoescape((), ", "pages"),
     Mutant("rows after a step", 'row["step"] <= step]', 'row["step"] <= step + 1]', "engine resume"),
+    # tuning
+    Mutant("lock of a trial", "except Timeout:  # a living process has it\n                continue",
+           "except Timeout:  # a living process has it\n                pass", "tune"),
+    Mutant("trials of other disks", 'trial.user_attrs.get("folder") == self.record["folder"]', "True", "tune"),
+    Mutant("seed of a trial", 'derive_seed("tuning", self.config.seed, number)', 'derive_seed("tuning", number)',
+           "tune"),
+    Mutant("number of trials", "len(trials) < self.config.num_trials", "len(trials) <= self.config.num_trials",
+           "tune"),
+    Mutant("incomparable losses", 'metric.startswith("loss/") and name not in SAME_LOSS', "False", "tune"),
+    Mutant("cut journal", "            _remove_incomplete_line(file)", "            pass", "tune"),
     # files
     Mutant("flush", "            _flush_to_disk(written)", "            pass", "run_folder engine data"),
     Mutant("clean up", "    except BaseException:\n        remove(temporary)", "    except ValueError:\n        "
