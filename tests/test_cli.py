@@ -178,7 +178,8 @@ def test_help_of_a_training_has_the_groups_of_the_docstrings(capsys, monkeypatch
     monkeypatch.setenv("COLUMNS", "100")
     text = help_of("train ddpm", capsys)
     assert re.findall(r"^(\w.*):$", text, re.MULTILINE) == [
-        "Data", "Training length", "Optimizer", "Network", "Objective", "Sample grids", "Saving", "Publishing",
+        "Data", "Training length", "Optimizer", "Network", "Objective", "Sample grids",
+        "Evaluation while training", "Saving", "Publishing",
         "Hardware", "Configuration", "Examples",
     ]  # fmt: skip
     network = text.partition("\nNetwork:\n")[2].partition("\n\n")[0]

@@ -1,12 +1,15 @@
 """Evaluations while training: what they measure, that they change nothing else, and the best model that they keep."""
 
+import contextlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import TINY, TINY_GAN, TINY_JUDGE, TINY_TRANSLATION, TINY_VAE, finish, flags, hfgen, kill_when
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,11 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hfgen as api
 from hfgen.api.calls import train_configured
 from hfgen.config import CycleGANConfig, DDPMConfig, GANConfig, VAEConfig
+from hfgen.data.images import load_images
 from hfgen.families import families
 from hfgen.pipelines.loading import load
 from hfgen.runs.folder import METRICS_FILE, RUN_FILE, VALIDATION, VALIDATION_CURVES, RunFolder
 from hfgen.runs.record import EVALUATED, read_rows
 from hfgen.sampling.sample import sample
+from hfgen.training.processes import as_found
 from hfgen.training.run import train
 from hfgen.training.trainer import BEST_WEIGHTS
 from hfgen.training.validation import Validation, metric_of
@@ -69,31 +74,29 @@ def test_every_family_is_evaluated_and_trains_as_without(family, tmp_path, capsy
         load(str(run.best()[0]), trust_remote_code=True)
 
 
+@contextlib.contextmanager
+def validation_of(config) -> Iterator[Validation]:
+    with as_found():
+        data = load_images("digits", split="train", **config.reading_options())
+        yield Validation(config, families()[config.family].task_class(), data, Accelerator(cpu=True))
+
+
 def test_the_same_weights_are_evaluated_alike_and_on_held_out_images_only(tmp_path):
-    fields = TINY | SHORT | EVALUATING | {"prediction_type": "epsilon", "scheduler": "ddim"}
-    config = DDPMConfig(**fields, output_dir=str(tmp_path / "run"))
-    found = []
-    with pytest.raises(TrainingError, match="enough"):
-        train(config, task := families()["ddpm"].task_class(), on_evaluation=stop_after(1, found))
-    from accelerate import Accelerator
-
-    from hfgen.data.images import load_images
-
-    accelerator = Accelerator(cpu=True)
-    data = load_images("digits", split="train", **config.reading_options())
-    validation = Validation(config, task, data, accelerator)
-    networks = validation.train_task.modules
-    first, second = validation.evaluate(networks, 4), validation.evaluate(networks, 8)
-    assert first == second
-    assert validation.held_out.fingerprint == validation.protocol["held_out_sha256"] != data.fingerprint
-    assert len(validation.held_out) + len(data) == 1797
-    floor = validation.protocol["floors"]["frechet_distance"]
-    assert 0 < floor < first["frechet_distance"]
-    with torch.no_grad():
-        for parameter in networks["unet"].parameters():
-            parameter.zero_()
-    assert validation.evaluate(networks, 12)["loss/unet"] == pytest.approx(1.0, abs=0.05), "of ε² if 0 is predicted"
-    assert (found[0].step, set(found[0].metrics)) == (4, set(first))
+    fields = TINY | HELD_OUT | EVALUATING | {"prediction_type": "epsilon", "scheduler": "ddim"}
+    with validation_of(DDPMConfig(**fields, output_dir=str(tmp_path / "run"))) as validation:
+        networks = validation.train_task.modules
+        first, second = validation.evaluate(networks, 4), validation.evaluate(networks, 8)
+        assert first == second
+        held_out, data = validation.held_out, validation.train
+        assert held_out.fingerprint == validation.protocol["held_out_sha256"] != data.fingerprint
+        assert len(held_out) + len(data) == 1797
+        assert 0 < validation.protocol["floors"]["frechet_distance"] < first["frechet_distance"]
+        with torch.no_grad():
+            for parameter in networks["unet"].parameters():
+                parameter.zero_()
+        assert validation.evaluate(networks, 12)["loss/unet"] == pytest.approx(1.0, abs=0.05), (
+            "of ε² if 0 is predicted"
+        )
 
 
 def stop_after(count, found):
@@ -221,31 +224,20 @@ def test_trackers_get_the_evaluations(overfitted):
     assert sent == pytest.approx(expected, rel=1e-5)
 
 
-def make_validation(tmp_path, fields=TINY, **more) -> Validation:
-    from accelerate import Accelerator
-
-    from hfgen.data.images import load_images
-
-    config = DDPMConfig(**(fields | HELD_OUT | {"evaluation_images": 100} | more), output_dir=str(tmp_path / "run"))
-    data = load_images("digits", split="train", **config.reading_options())
-    return Validation(config, families()["ddpm"].task_class(), data, Accelerator(cpu=True))
-
-
 def test_evaluations_by_time_keep_to_their_share(tmp_path):
-    validation = make_validation(tmp_path, evaluation_seconds=10)
-    validation.seconds = 1.2
-    validation.plan(0.0)
-    assert "at most 3 % of the training time, so there is one about every 40 s, not 10 s" in validation.cost()
-    assert [validation.is_due(1, seconds) for seconds in (10, 39.9, 40)] == [False, False, True]
-    validation.note(0.6, 40.6)
-    assert validation.spent == 0.6
-    assert [validation.is_due(2, seconds) for seconds in (49.9, 50)] == [False, True], "1.2 of 50 s are below 3 %"
-    validation.note(2.4, 52.4)
-    assert [validation.is_due(3, seconds) for seconds in (179.9, 180.1)] == [False, True], (
-        "as (0.6 + 2.4 + 2.4) / 180 is 3 %"
-    )
-    validation.resume([], 3.0, 90.0)
-    assert [validation.is_due(3, seconds) for seconds in (179.9, 180.1)] == [False, True]
+    fields = TINY | HELD_OUT | {"evaluation_seconds": 10, "evaluation_images": 100}
+    with validation_of(DDPMConfig(**fields, output_dir=str(tmp_path / "run"))) as validation:
+        validation.seconds = 1.2
+        validation.plan(0.0)
+        assert "at most 3 % of the training time, so there is one about every 40 s, not 10 s" in validation.cost()
+        assert [validation.is_due(1, seconds) for seconds in (10, 39.9, 40)] == [False, False, True]
+        validation.note(0.6, 40.6)
+        assert validation.spent == 0.6
+        assert [validation.is_due(2, seconds) for seconds in (49.9, 50)] == [False, True], "1.2 of 50 s are below 3 %"
+        validation.note(2.4, 52.4)
+        assert [validation.is_due(3, seconds) for seconds in (179.9, 180.1)] == [False, True], "5.4 s of 180 s are 3 %"
+        validation.resume([], 3.0, 90.0)
+        assert [validation.is_due(3, seconds) for seconds in (179.9, 180.1)] == [False, True]
 
 
 def test_the_time_of_evaluations_is_recorded_and_part_of_the_training(tmp_path):

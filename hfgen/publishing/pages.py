@@ -111,7 +111,7 @@ def write_page(run: Path) -> Path:
 
 
 def _grids(folder: RunFolder, training: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the sample grids with their steps; the last one shows the model of the run, perhaps of an earlier step."""
+    """Return the sample grids with their steps; the last one shows the model of the run, which may be older."""
     grids = [{"step": step_of(grid), "file": f"samples/{grid.name}"} for grid in folder.grids()]
     if grids and grids[-1]["step"] == training["optimizer_steps"]:
         grids[-1]["step"] = training.get("model_step", training["optimizer_steps"])
