@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from hfgen.figures.plots import in_style, mathless_label, plain_ticks, to_picture
 
-COLOURS = {"complete": "tab:blue", "pruned": "tab:gray"}
+COLORS = {"complete": "tab:blue", "pruned": "tab:gray"}
 BEST = "tab:orange"
 COLUMNS = 3
 
@@ -32,7 +32,7 @@ def history_picture(trials: list[dict[str, Any]], title: str, higher_is_better: 
     """
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
-    for state, color in COLOURS.items():
+    for state, color in COLORS.items():
         shown = [trial for trial in trials if trial["state"] == state and trial["value"] is not None]
         axes.plot([t["number"] for t in shown], [t["value"] for t in shown], "o", color=color, label=state)
     for trial in trials:
@@ -74,11 +74,11 @@ def rungs_picture(
         if trial["state"] == "complete":
             points[seconds] = trial["value"]
         if points:
-            color = BEST if trial["number"] == best else COLOURS.get(trial["state"], "tab:red")
+            color = BEST if trial["number"] == best else COLORS.get(trial["state"], "tab:red")
             axes.plot(*zip(*points.items(), strict=True), "o-", markersize=3, linewidth=1, color=color)
     _fit(axes, [value for trial in trials for value in trial["rungs"].values()])
     axes.set(xlabel="seconds of training", title=f"{title} on held-out images")
-    names = {"best": BEST, "complete": COLOURS["complete"], "pruned": COLOURS["pruned"]}
+    names = {"best": BEST, "complete": COLORS["complete"], "pruned": COLORS["pruned"]}
     for name, color in names.items():
         axes.plot([], [], "o-", markersize=3, color=color, label=name)
     figure.legend(loc="outside lower center", ncols=3)
@@ -104,7 +104,7 @@ def fields_picture(
     shown = [trial for trial in trials if trial["value"] is not None]
     for axes, (name, is_logarithmic) in zip(places, logarithmic.items(), strict=False):
         for trial in shown:
-            color = BEST if trial["number"] == best else COLOURS.get(trial["state"], "tab:red")
+            color = BEST if trial["number"] == best else COLORS.get(trial["state"], "tab:red")
             value = trial["params"][name]
             axes.plot(mathless_label(value, 24) if isinstance(value, str) else value, trial["value"], "o", color=color)
         if is_logarithmic:
@@ -124,7 +124,7 @@ def importances_picture(importances: dict[str, float]) -> PIL.Image.Image:
     figure = Figure(figsize=(8, 0.8 + 0.35 * len(importances)))
     axes = figure.subplots()
     names = [mathless_label(name) for name in importances]
-    axes.barh(names[::-1], [100 * value for value in importances.values()][::-1], color=COLOURS["complete"])
+    axes.barh(names[::-1], [100 * value for value in importances.values()][::-1], color=COLORS["complete"])
     axes.set(xlabel="% of the variance between trials", xlim=(0, 100))
     axes.grid(axis="y", visible=False)
     return to_picture(figure)
