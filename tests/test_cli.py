@@ -304,3 +304,15 @@ def test_recipes_are_listed_by_data_set_and_family_with_judges_last(capsys):
     ]
     assert {name.split("_")[0] for name in marked} == {"ddpm", "vae", "gan", "cyclegan", "translation"}
     assert printed.count("not trained yet") == 4
+
+
+def test_recipes_of_a_family_or_a_data_set(capsys):
+    for words, expected in {
+        "vae": {(dataset, "vae") for dataset in ("mnist", "fashion_mnist", "cifar10")},
+        "digits": {("digits", "ddpm"), ("digits", "classifier")},
+        "gan mnist": {("mnist", "gan")},
+        "gan vae fashion_mnist": {("fashion_mnist", "gan"), ("fashion_mnist", "vae")},
+    }.items():
+        assert main(["recipes", *words.split()]) == 0
+        found = set(re.findall(r"^(\w+): hfgen train (\w+)$", capsys.readouterr().out, re.MULTILINE))
+        assert found == expected, words

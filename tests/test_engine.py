@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import PIL.Image
+import psutil
 import pytest
 import torch
 import yaml
@@ -17,7 +19,7 @@ from hfgen.figures.curves import save_class_shares
 from hfgen.runs.folder import RunFolder
 from hfgen.runs.record import add_row, forget_rows, read_rows
 from hfgen.tasks.base import Diagnosis, Loss, Task
-from hfgen.training.processes import SpeedWatch, as_found
+from hfgen.training.processes import OtherPrograms, SpeedWatch, as_found
 from hfgen.training.trainer import Trainer, endless_warmups, learning_rate_factor
 from hfgen.utils.errors import InterruptedTrainingError, TrainingError
 from hfgen.utils.seeds import derive_seed, seed_torch
@@ -477,3 +479,19 @@ def test_the_configuration_is_saved_resolved(make_trainer, tmp_path):
     assert saved["seed"] == 7
     assert saved["resume_from_checkpoint"] is None
     assert DDPMConfig(**saved).seed == 7
+
+
+def test_other_programs_are_told_if_they_leave_too_few_cores(monkeypatch):
+    now = {"wall": 0.0, "all": 0.0, "own": 0.0}
+    monkeypatch.setattr("hfgen.training.processes.time.monotonic", lambda: now["wall"])
+    monkeypatch.setattr("hfgen.training.processes.time.process_time", lambda: now["own"])
+    monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(user=now["all"], system=0.0))
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
+    others = OtherPrograms()
+    now |= {"wall": 2.0, "all": 4.0, "own": 2.0}
+    assert "other programs use 1.0 of the 2 cores. Training with 2 threads" in others.warning(threads=2)
+    assert others.warning(threads=1) is None
+    now |= {"all": 2.8}
+    assert others.warning(threads=2) is None, "0.4 of a core is little"
+    now |= {"wall": 0.2, "all": 0.4, "own": 0.0}
+    assert others.warning(threads=2) is None, "too short a time"

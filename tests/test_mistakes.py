@@ -257,7 +257,8 @@ COMMAND_LINE = [
     case("train autoencoder", "did you mean vae?"),
     case("train pix2pix", "did you mean translation?"),
     case("train judge", "did you mean classifier?"),
-    case("recipes mnist", "takes no arguments"),
+    case("recipes mnits", "not of mnits; did you mean mnist?"),
+    case("recipes pix2pix", "not of pix2pix; did you mean translation?"),
     case(f"{DDPM} --lerning_rate 1", "did you mean --learning_rate?"),
     case(f"{DDPM} --learning-rate=1", "did you mean --learning_rate?"),
     case(f"{DDPM} --lr 1e-3", "there is no flag --lr; did you mean --learning_rate?"),
@@ -516,6 +517,10 @@ DATA = [
 
 RUN_FOLDERS = [
     case(DDPM.replace("{new}", "{ddpm}"), "already holds a run"),
+    case(
+        "train vae --dataset_name digits --output_dir {ddpm} --resume_from_checkpoint latest",
+        "already holds a run of hfgen train ddpm; choose another --output_dir",
+    ),
     case(DDPM.replace("{new}", "{a}"), "is a file", write("a", "mine")),
     case(DDPM.replace("{new}", "{a}"), "not empty", write("a/README.md", "mine")),
     case(DDPM.replace("{new}", "{a}/b"), "cannot be used", write("a", "mine")),

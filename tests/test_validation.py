@@ -179,6 +179,9 @@ def test_the_best_model_is_that_of_the_run(overfitted, tmp_path):
     run, out, _ = overfitted
     step = json.loads((run / RUN_FILE).read_text())["model_step"]
     assert f"The model of the run is the best one, of step {step}, not the last" in out
+    best = next(row for row in evaluations(run) if row["step"] == step)["validation/negative_elbo"]
+    place = run.best()[-1]
+    assert f"The best evaluation: negative_elbo {best:.4g} after {step} steps; its model is in {place}\n" in out
     assert [path.name for path in run.best()] == [f"best-{step:06d}"]
     weights = [folder / "vae/diffusion_pytorch_model.safetensors" for folder in (run, run.best()[-1])]
     assert weights[0].read_bytes() == weights[1].read_bytes()

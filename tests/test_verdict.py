@@ -124,6 +124,30 @@ def test_judges_that_disagree_are_said_to(measure, tmp_path):
     assert "The networks disagree on how many of them look real" in " ".join(verdict(record))
 
 
+def test_variety_is_not_claimed_of_images_that_do_not_look_real(measure):
+    record, _ = measure("young", load_images("digits", split=OTHER).images)
+    measures, floor = record["measures"]["digits_judge"], record["floors"]["digits_judge"]["train_against_test"]
+    for metric, ratio in {"precision": 0.6, "recall": 1.0, "coverage": 1.0, "frechet_distance": 20}.items():
+        measures[metric] = {"value": ratio * floor[metric], "std": 0.0}
+    said = " ".join(verdict(record))
+    assert "The images are far from real ones" in said
+    assert "The recall of images that do not look real does not show that they are varied (recall " in said
+    assert "need not mean better" not in said
+    measures["frechet_distance"]["value"] = 40 * floor["frechet_distance"]
+    assert "At such distances, a smaller one need not mean better images." in " ".join(verdict(record))
+
+
+def test_judges_that_take_all_for_different_classes_disagree(measure, tmp_path):
+    second = train_classifier(tmp_path / "another_judge", seed=2, max_train_steps=100)
+    record, _ = measure("of one class", load_images("digits", split=OTHER).images, str(second))
+    for number, found in enumerate(record["classes"].values()):
+        found["shares"]["generated"] = [float(index == number) for index in range(10)]
+    said = verdict(record)
+    taken = "but the judges disagree on which (0 by digits_judge and 1 by another_judge)."
+    assert f"Nearly all of them are taken for one class, {taken}" in said
+    assert "Where the judges disagree, the numbers do not decide: look at the images." in said
+
+
 def test_the_requested_class_is_compared_with_real_images(measure):
     data = load_images("digits", split=OTHER)
     for name, labels, order in (("right", data.labels, "as"), ("wrong", (data.labels + 1) % 10, "less")):

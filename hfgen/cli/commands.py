@@ -17,9 +17,10 @@ from hfgen.config.commands import (
 )
 from hfgen.config.parser import parse_config
 from hfgen.config.recipes import Recipe, read_recipes
+from hfgen.config.suggestions import suggestion
 from hfgen.config.training import SHORT_NAMES
 from hfgen.config.tuning import tuning_config
-from hfgen.families import Family, families
+from hfgen.families import Family, families, suggest_family
 from hfgen.utils.errors import UserError
 
 CALLS = {  # command: API call, configuration, positional field
@@ -64,16 +65,35 @@ def run_command(command: str, arguments: list[str]) -> int:
 
 
 def _list_recipes(arguments: list[str]) -> None:
-    """Print the recipes by data set and family, classifiers last, each with its time and result."""
-    if arguments not in ([], ["-h"], ["--help"]):
-        raise UserError("hfgen recipes takes no arguments; it lists the built-in configurations for --config")
-    print(RECIPES_HEADER)
+    """Print the recipes by data set and family, classifiers last, each with its time and result.
+
+    Args:
+        arguments: Families and data sets to list; without a family all of them, and likewise without a data set.
+    """
     names, datasets = list(families()), ["digits", *SHORT_NAMES]
+    asked = [word for word in arguments if word not in ("-h", "--help")]
+    if unknown := next((word for word in asked if word not in (*names, *datasets)), None):
+        near = suggest_family(unknown) or suggestion(unknown, [*names, *datasets])
+        raise UserError(
+            f"hfgen recipes lists those of a family ({', '.join(names)}) or a data set ({', '.join(datasets)}), or "
+            f"all, not of {unknown}{near}"
+        )
+    print(RECIPES_HEADER)
 
     def place(recipe: Recipe) -> tuple[bool, int, int]:
         return recipe.family == "classifier", datasets.index(recipe.dataset), names.index(recipe.family)
 
-    recipes = sorted(read_recipes().values(), key=lambda r: (*place(r), not r.is_first, not r.is_trained))
+    def is_asked(recipe: Recipe) -> bool:
+        return all(
+            set(asked).isdisjoint(kinds) or kind in asked
+            for kind, kinds in (
+                (recipe.family, names),
+                (recipe.dataset, datasets),
+            )
+        )
+
+    chosen = filter(is_asked, read_recipes().values())
+    recipes = sorted(chosen, key=lambda r: (*place(r), not r.is_first, not r.is_trained))
     for _, group in itertools.groupby(recipes, key=place):
         for position, recipe in enumerate(group):
             if not position:

@@ -31,7 +31,8 @@ Commands:
   card RUN                write the model card for the Hub
   push RUN                publish a model on the Hub
   publish-all             publish all runs in a folder as a collection
-  recipes                 list the ready-made configurations for --config, with training times and results
+  recipes [WORD …]        list the ready-made configurations for --config, of a family or data set (WORD) or all, with
+                          training times and results
 
 hfgen COMMAND --help shows details; hfgen --version prints the version. The documentation is README.md and the folder
 docs of the repository, with a page per family."""

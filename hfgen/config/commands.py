@@ -488,7 +488,7 @@ class ResultsConfig:
     """
 
     folders: list[str] = field(default_factory=lambda: ["runs"])
-    output: str = "RESULTS.md"
+    output: str = "results.html"
 
     def __post_init__(self):
         """Validate the fields."""

@@ -194,7 +194,11 @@ def _closeness(spaces: list[_Space]) -> str:
     levels, numbers = _levels(spaces, "frechet_distance"), _numbers(spaces, "frechet_distance", "Fréchet distance")
     if _is_disputed(levels):
         return f"{_those(spaces)} disagree on how close the images are to real ones ({numbers})."
-    return f"The images {CLOSENESS[max(levels)]} ({numbers})."
+    level = max(levels)
+    if level == 2 and min(_levels(spaces, "precision")) >= 3:
+        level = 3
+    said = f"The images {CLOSENESS[level]} ({numbers})."
+    return said + " At such distances, a smaller one need not mean better images." * (min(levels) == 3)
 
 
 def _fidelity(spaces: list[_Space]) -> str:
@@ -214,6 +218,8 @@ def _variety(spaces: list[_Space]) -> str:
     levels, recall, coverage = _levels(spaces, "recall"), _numbers(spaces, "recall"), _numbers(spaces, "coverage")
     if _is_disputed(levels):
         return f"{_those(spaces)} disagree on how varied they are ({recall}; {coverage})."
+    if max(levels) < 2 and min(_levels(spaces, "precision")) >= 3:
+        return f"The recall of images that do not look real does not show that they are varied ({recall}; {coverage})."
     text, is_edge = VARIETY[max(levels)], all(space.is_at_the_edge() for space in spaces)
     if max(_levels(spaces, "coverage")) < 2:
         return f"{text} ({recall}; {coverage})."
@@ -259,8 +265,10 @@ def _classes(record: dict[str, Any], is_unlike: bool) -> list[str]:
     tops = {judge: max(zip(found["generated"], names, strict=True)) for judge, found in shares.items()}
     if all(top > 0.9 and max(shares[judge]["real"]) < 0.5 for judge, (top, _) in tops.items()):
         each = dict.fromkeys(name for _, name in tops.values())
-        taken = [f"{name} by {judge}" for judge, (_, name) in tops.items()] if len(each) > 1 else each
-        return [f"Nearly all of them are taken for one class ({listed(taken)})."]
+        if len(each) == 1:
+            return [f"Nearly all of them are taken for one class ({listed(each)})."]
+        taken = listed(f"{name} by {judge}" for judge, (_, name) in tops.items())
+        return [f"Nearly all of them are taken for one class, but the judges disagree on which ({taken})."]
     pairs = list(itertools.combinations(shares.values(), 2))
     apart, usual = (max((_apart(*pair, kind) for pair in pairs), default=0.0) for kind in ("generated", "real"))
     doubt = f"The judges disagree on the class of at least {_share(apart)} of them"
@@ -399,7 +407,8 @@ def _of_analysis(record: dict[str, Any]) -> list[str]:
     gain = number(bounds["negative_elbo"]["value"] - bound["value"])
     return [
         *said,
-        f"The importance-weighted bound is {with_error(bound)} nats per image, {gain} tighter than the ELBO.",
+        f"The importance-weighted bound is {with_error(bound)} nats per image (lower is better), {gain} tighter than "
+        "the ELBO.",
     ]
 
 

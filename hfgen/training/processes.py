@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -25,6 +26,9 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")  # see NVIDIA's cuBLAS documentation
 
 PATIENCE = timedelta(hours=6)  # for other processes, which may decode or sample images
+
+SHORTEST_WINDOW = 0.3  # seconds in which the use of cores is measured
+ENOUGH = 0.75  # of a core for each thread of a training
 
 _training = threading.Lock()
 _groups = itertools.count()
@@ -220,4 +224,28 @@ class SpeedWatch:
         return (
             f"training has become slow: {speed:.3g} steps per second, down from {self.best:.3g}. Another program may "
             "be using the CPU or GPU"
+        )
+
+
+class OtherPrograms:
+    """Measures how many cores other programs use, from now on."""
+
+    def __init__(self):
+        self.before = self._state()
+
+    @staticmethod
+    def _state() -> tuple[float, float, float]:
+        """Return the wall-clock seconds, and the seconds of all cores that any program and this process used."""
+        times = psutil.cpu_times()
+        return time.monotonic(), times.user + times.system, time.process_time()
+
+    def warning(self, threads: int) -> str | None:
+        """Return a message if they leave too little for some threads of this process, which wait for each other."""
+        seconds, used, own = (now - before for now, before in zip(self._state(), self.before, strict=True))
+        others, cores = (used - own) / max(seconds, 1e-3), psutil.cpu_count()
+        if threads < 2 or seconds < SHORTEST_WINDOW or cores - others > ENOUGH * threads:
+            return None
+        return (
+            f"other programs use {others:.1f} of the {cores} cores. Training with {threads} threads, which wait for "
+            "each other in every step, may then be many times slower than with one (OMP_NUM_THREADS=1)"
         )

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ from accelerate.utils import (
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from hfgen.config.training import CONFIG_FILE, TrainingConfig, changed_fields, read_fields
+from hfgen.config.training import CONFIG_FILE, TrainingConfig, changed_fields, defaults, read_fields
 from hfgen.data.images import ImageData, load_images
 from hfgen.data.sources import placed_folder, placed_source
+from hfgen.families import families
 from hfgen.runs.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, read_position
 from hfgen.runs.folder import CHECKPOINTS, LOCK, RunFolder
 from hfgen.tasks.base import Task
 from hfgen.training.launcher import decide, refuse_distribution, refuse_sharding
-from hfgen.training.processes import PATIENCE, as_found, on_all_processes, own_group, report_waiting
+from hfgen.training.processes import PATIENCE, OtherPrograms, as_found, on_all_processes, own_group, report_waiting
 from hfgen.training.publisher import Publisher
 from hfgen.training.trainer import Trainer
 from hfgen.training.validation import Evaluation, Validation
@@ -39,6 +41,7 @@ from hfgen.utils.files import local_path
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 NOWHERE = Publisher()
+SHOWN_CHANGES = 5  # differences of configurations in a message
 
 
 def train(
@@ -94,7 +97,7 @@ def _train(
         torch_compile=settings.torch_compile,
         **placed_fields(config, config.to_dict()),
     )
-    run = local_path(config.output_dir)
+    run, others = local_path(config.output_dir), OtherPrograms()
     with _usable(run):
         _check_run_folder(config, run)
     accelerator = _make_accelerator(config)
@@ -124,6 +127,9 @@ def _train(
                 accelerator.print(f"{run} is finished; increase --max_train_steps or --num_train_epochs to train on")
             else:
                 trainer.prepare_run_folder()
+                alone_on_cpu = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+                if alone_on_cpu and (busy := others.warning(torch.get_num_threads())):
+                    accelerator.print(f"hfgen: warning: {busy}", file=sys.stderr)
                 trainer.run_loop()
                 trainer.finish()
         except (OSError, SafetensorError) as error:  # usually a full disk; on one process, so wait for no other
@@ -332,16 +338,19 @@ def _check_run_folder(
                 f"{', …' * (len(others) > 3)}); choose a new or empty folder"
             )
         return None
+    before = read_fields(saved)
+    if (family := _family_of(before)) not in (config.family, None):
+        raise UserError(f"{run} already holds a run of hfgen train {family}; choose another --output_dir")
     if config.resume_from_checkpoint is None:
         raise UserError(
             f"{run} already holds a run; continue it with --resume_from_checkpoint latest, "
             "or choose another --output_dir"
         )
-    before = read_fields(saved)
     if changed := changed_fields(config, before | placed_fields(config, before)):
+        more = f"; and {len(changed) - SHOWN_CHANGES} more" if len(changed) > SHOWN_CHANGES else ""
         raise UserError(
-            f"cannot resume {run} with another configuration ({'; '.join(changed)}); use its own, --config {saved}, "
-            "or start a new run in another --output_dir"
+            f"cannot resume {run} with another configuration ({'; '.join(changed[:SHOWN_CHANGES])}{more}); use its "
+            f"own, --config {saved}, or start a new run in another --output_dir"
         )
     checkpoint = find_checkpoint(run / CHECKPOINTS, config.resume_from_checkpoint, report)
     trained = read_position(checkpoint).get("config") if checkpoint else None  # missing in older checkpoints
@@ -351,6 +360,13 @@ def _check_run_folder(
             "undo the change, or start a new run in another --output_dir"
         )
     return checkpoint
+
+
+def _family_of(fields: Mapping[str, Any]) -> str | None:
+    """Return the family whose configuration has most of the fields of a run, and fewest others; None for a tie."""
+    differing = {name: len(defaults(family.config).keys() ^ fields.keys()) for name, family in families().items()}
+    first, second = sorted(differing, key=differing.get)[:2]
+    return first if differing[first] < differing[second] else None
 
 
 def _make_accelerator(config: TrainingConfig) -> Accelerator:

@@ -377,7 +377,7 @@ class Trainer:
     def _show(self, bar: tqdm, latest: dict[str, float], seconds: float) -> None:
         images_per_second = self.step * self.batches.images_per_step / seconds
         losses = {name: f"{loss:.4f}" for name, loss in losses_of(latest).items()}
-        shown = ("loss/", self.validation.metric) if self.validation else ()
+        shown = self._shown_metrics()
         evaluated = {f"val {name}": f"{value:.4g}" for name, value in self.evaluated.items() if name.startswith(shown)}
         progress = {"step": self.step, "images/s": f"{images_per_second:.0f}"}
         bar.set_postfix(losses | evaluated | progress, refresh=False)
@@ -387,6 +387,13 @@ class Trainer:
             speed = {"images_per_second": steps * self.batches.images_per_step / max(elapsed, 1e-3)}
             self.accelerator.log(latest | self.untracked | speed, step=self.step)
             self.tracked, self.untracked = (self.step, seconds), {}
+
+    def _shown_metrics(self) -> tuple[str, ...]:
+        """Return the beginnings of the names of metrics of evaluations that the progress bar shows."""
+        if not self.validation:
+            return ()
+        metric = self.validation.metric
+        return (metric, "loss/") if metric == "frechet_distance" else (metric,)
 
     @contextlib.contextmanager
     def _published_weights(self) -> Iterator[None]:
@@ -469,6 +476,7 @@ class Trainer:
         seconds = self.seconds()
         if self.validation:
             self._evaluate_last()
+            self._tell_best()
         self.save_checkpoint()
         is_best = self.config.load_best_model_at_end and self._load_best()
         if is_best or not self._preview_file().exists():
@@ -498,6 +506,13 @@ class Trainer:
             add_row(self.run / METRICS_FILE, row | self._evaluate())
             if self.config.report_to:
                 self.accelerator.log(self.untracked, step=self.step)
+
+    def _tell_best(self) -> None:
+        """Print which evaluation was the best, and where its model is."""
+        metric, best = self.validation.metric, self.validation.best()
+        place = f"its model is in {self.run.best()[-1]}" if self.run.best() else "its model was not kept"
+        found = f"{metric} {best[metric]:.4g} after {best['step']:,} steps"
+        self.accelerator.print(f"The best evaluation: {found}; {place}")
 
     def _load_best(self) -> bool:
         """Load the best model into the networks and their averages, if it is not the last one; say which it is."""

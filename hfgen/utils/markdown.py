@@ -59,7 +59,9 @@ def with_error(found: dict[str, float]) -> str:
 
 def duration(seconds: float) -> str:
     """Format a duration in minutes, or in seconds if it is short."""
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.{0 if seconds >= 600 else 1}f} min".replace(".0 ", " ")
 
 
 def accuracy_text(found: dict[str, Any]) -> str:
