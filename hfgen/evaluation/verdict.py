@@ -194,11 +194,10 @@ def _closeness(spaces: list[_Space]) -> str:
     levels, numbers = _levels(spaces, "frechet_distance"), _numbers(spaces, "frechet_distance", "Fréchet distance")
     if _is_disputed(levels):
         return f"{_those(spaces)} disagree on how close the images are to real ones ({numbers})."
-    level = max(levels)
-    if level == 2 and min(_levels(spaces, "precision")) >= 3:
-        level = 3
-    said = f"The images {CLOSENESS[level]} ({numbers})."
-    return said + " At such distances, a smaller one need not mean better images." * (min(levels) == 3)
+    level, is_unreal = max(levels), min(_levels(spaces, "precision")) >= 3
+    said = f"The images {CLOSENESS[3 if is_unreal and level == 2 else level]} ({numbers})."
+    is_beyond = is_unreal and min(levels) == 3
+    return said + " At such distances, a smaller one need not mean better images." * is_beyond
 
 
 def _fidelity(spaces: list[_Space]) -> str:
