@@ -106,6 +106,9 @@ def test_splits_and_slices(load, save_parquet):
     assert len(load(folder)) == 10
     assert len(load(folder, split="test")) == 4
     assert len(load(folder, split="train[:30%]")) == 3
+    assert load(folder).splits == load(folder, split="train[:30%]").splits == ("test", "train")
+    assert load(folder, validation_fraction=0.2).splits == ("test", "train", "validation")
+    assert load("digits").splits == ("train",)
     with pytest.raises(UserError, match="cannot open split valid"):
         load(folder, split="valid")
 

@@ -5,6 +5,7 @@ import html.parser
 import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -116,10 +117,30 @@ def test_training_names_page_picture_and_next_commands(tmp_path, capsys):
     assert main(["train", "vae", *flags(**fields, output_dir=tmp_path / "run", sweep="seed=1,2")]) == 0
     run, printed = tmp_path / "run" / "run-seed_1", capsys.readouterr().out
     picture = run / "samples" / "step-000003.png"
-    following = f"hfgen sample {run}, hfgen evaluate {run}, hfgen analyze {run}"
+    flag = "--reference_split 'train[:80%]'"
+    following = f"hfgen sample {run}, hfgen evaluate {run} {flag}, hfgen analyze {run} {flag}"
     assert f"The run is in {run}; newest picture: {picture}; next: {following}\n" in printed
+    assert "no split test, so these commands measure on the split train[:80%]; training with test_fraction" in printed
     assert f"The page of the run is {run / 'index.html'}\n" in printed
     assert (tmp_path / "run" / "run-seed_2" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("held_out", "split"), [("test", None), ("validation", "validation"), (None, "train")], ids=str
+)
+def test_the_commands_to_go_on_with_work_whatever_is_held_out(held_out, split, tmp_path, capsys):
+    fields = TINY_VAE | {"train_split": "train", "max_train_steps": 3, "num_mixture_components": 1}
+    fields |= {f"{held_out}_fraction": 0.2} if held_out else {}
+    run = hfgen.train("vae", **fields, output_dir=tmp_path / "run")
+    hfgen.card(run)
+    (command,) = re.findall(r"hfgen evaluate [^,\n]*", capsys.readouterr().out)
+    flag = f" --reference_split {split}" if split else ""
+    assert command == f"hfgen evaluate {run}{flag}"
+    page, card = (run / "index.html").read_text(), (run / "README.md").read_text()
+    assert f"<p>Not evaluated yet: <code>{command}</code>" in page
+    assert f"Not evaluated yet; run `hfgen evaluate RUN{flag}`" in card
+    assert [("compares with training images" in text) for text in (page, card)] == [split == "train"] * 2
+    assert main([*shlex.split(command)[1:], "--num_images", "300"]) == 0
 
 
 def test_times_stand_beside_the_metrics_and_are_forgotten_with_them(vae_run, tmp_path):

@@ -45,7 +45,9 @@ class CycleGANConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "cyclegan"
-    next_commands: ClassVar[tuple[str, ...]] = ("hfgen translate {run} --input IMAGES", "hfgen evaluate {run}")
+    next_commands: ClassVar[tuple[str, ...]] = (
+        "hfgen translate {run} --input IMAGES", "hfgen evaluate {run}{reference}",
+    )  # fmt: skip
     dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name", "target_dataset_name")
     folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir", "target_data_dir")
 

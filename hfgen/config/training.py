@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -169,7 +169,7 @@ class TrainingConfig:
     """
 
     family: ClassVar[str]
-    next_commands: ClassVar[tuple[str, ...]] = ("hfgen sample {run}", "hfgen evaluate {run}")  # for a finished run
+    next_commands: ClassVar[tuple[str, ...]] = ("hfgen sample {run}", "hfgen evaluate {run}{reference}")
     dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name",)  # fields that name data sets
     folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir",)  # fields that name image folders
     warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps",)  # fields that count warm-up steps
@@ -304,9 +304,26 @@ class TrainingConfig:
         return {name: getattr(self, name) for name in names} | {"held_out_of": self.train_split}
 
     @classmethod
-    def commands_for(cls, run: Path) -> list[str]:
-        """Return the commands to go on with, for a finished run."""
-        return [command.format(run=shlex.quote(str(run))) for command in cls.next_commands]
+    def commands_for(cls, run: Path, reference_split: str | None = None) -> list[str]:
+        """Return the commands to go on with, for a finished run.
+
+        Args:
+            run: The run.
+            reference_split: The split to measure it on, if that is not `test`.
+        """
+        reference = f" --reference_split {shlex.quote(reference_split)}" if reference_split else ""
+        return [command.format(run=shlex.quote(str(run)), reference=reference) for command in cls.next_commands]
+
+    def reference_split(self, splits: Collection[str]) -> str | None:
+        """Return the split on which to measure the model, or None if the default, `test`, can be loaded.
+
+        Args:
+            splits: The splits that can be loaded; empty if unknown.
+        """
+        is_measured = any("{reference}" in command for command in self.next_commands)
+        if not is_measured or not splits or "test" in splits:
+            return None
+        return "validation" if "validation" in splits else self.train_split
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain YAML types."""

@@ -49,7 +49,9 @@ class TranslationConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "translation"
-    next_commands: ClassVar[tuple[str, ...]] = ("hfgen translate {run} --input IMAGES", "hfgen evaluate {run}")
+    next_commands: ClassVar[tuple[str, ...]] = (
+        "hfgen translate {run} --input IMAGES", "hfgen evaluate {run}{reference}",
+    )  # fmt: skip
     folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir", "input_data_dir")
 
     checkpointing_steps: int = 1000

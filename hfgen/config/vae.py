@@ -58,7 +58,9 @@ class VAEConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "vae"
-    next_commands: ClassVar[tuple[str, ...]] = ("hfgen sample {run}", "hfgen evaluate {run}", "hfgen analyze {run}")
+    next_commands: ClassVar[tuple[str, ...]] = (
+        "hfgen sample {run}", "hfgen evaluate {run}{reference}", "hfgen analyze {run}{reference}",
+    )  # fmt: skip
     warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps", "kl_warmup_steps")
 
     max_grad_norm: float = 1000.0  # gradients of losses summed over pixels have norms of about 100

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from hfgen.data.decoding import OwnFiles, open_picture, to_array
 from hfgen.data.rows import Parts, Rows, column, find_columns
-from hfgen.data.sources import file_states, local_copy, open_dataset
+from hfgen.data.sources import file_states, local_copy, open_dataset, split_names
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent, local_path, remove, remove_leftovers
 
 WAIT_SECONDS = 10  # for another process, before a message is printed
 
-_CACHE_FORMAT = 4  # increase when the decoding rules, or the contents of the cache, change
+_CACHE_FORMAT = 5  # increase when the decoding rules, or the contents of the cache, change
 _DECODE_CHUNK = 1024  # images decoded before they are written
 _DECODE_BYTES = 2**28  # memory limit of a chunk, if the resolution is known beforehand
 
@@ -43,6 +43,7 @@ class ImageData:
         fingerprint: SHA-256 of (C, H, W) and the pixels.
         unlabelled: The reason for missing labels, if known.
         split: The split of the data set.
+        splits: Names of the splits that can be loaded, held-out parts included; empty if unknown.
     """
 
     images: Tensor
@@ -52,6 +53,7 @@ class ImageData:
     fingerprint: str
     unlabelled: str = ""
     split: str = "train"
+    splits: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -164,7 +166,8 @@ def load_images(
             remove_leftovers(cache, folder.name)
             with complete_or_absent(folder) as temporary:
                 temporary.mkdir()
-                _decode(rows, resolution, channels, on_bad_image, temporary)
+                splits = sorted(split_names(source, local, dataset) | parts.names())
+                _decode(rows, splits, resolution, channels, on_bad_image, temporary)
     except OSError as error:
         raise UserError(
             f"the decoded images of {source} cannot be cached in {cache} ({error.strerror or error}); free some space "
@@ -197,7 +200,9 @@ def _lock(path: Path, source: str) -> Iterator[None]:
         lock.release()
 
 
-def _decode(rows: Rows, resolution: int | None, channels: int | None, on_bad_image: str, folder: Path) -> None:
+def _decode(
+    rows: Rows, splits: list[str], resolution: int | None, channels: int | None, on_bad_image: str, folder: Path
+) -> None:
     """Decode all rows into `folder`: pixels as raw bytes, labels as an array, metadata as JSON (written last)."""
     import datasets
 
@@ -275,7 +280,7 @@ def _decode(rows: Rows, resolution: int | None, channels: int | None, on_bad_ima
     states = {name: [*_size_and_time(folder / name), sha256] for name, sha256 in files.items()}
     record = {
         "shape": [len(kept), *shape], "label_names": names, "notes": notes, "unlabelled": rows.unlabelled,
-        "fingerprint": files["images.bin"], "files": states,
+        "fingerprint": files["images.bin"], "files": states, "splits": splits,
     }  # fmt: skip
     (folder / "data.json").write_text(json.dumps({"record": record, "sha256": _sha256_of_record(record)}))
 
@@ -310,7 +315,7 @@ def _open_cache(folder: Path, source: str, split: str, say: bool = False) -> Ima
     for note in record["notes"]:
         print(f"{source}: {note}")
     names, fingerprint = record["label_names"], record["fingerprint"]
-    return ImageData(images, labels, names, source, fingerprint, record["unlabelled"], split)
+    return ImageData(images, labels, names, source, fingerprint, record["unlabelled"], split, tuple(record["splits"]))
 
 
 def _check_file(path: Path, size: int, time: int, sha256: str, prefix: str) -> None:

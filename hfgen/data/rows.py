@@ -23,13 +23,21 @@ class Parts:
     validation_fraction: float
     test_fraction: float
 
+    def names(self) -> set[str]:
+        """Return the names of the held-out parts."""
+        return {name for name, fraction in self.fractions().items() if fraction}
+
+    def fractions(self) -> dict[str, float]:
+        """Return the held-out fractions by name."""
+        return {"validation": self.validation_fraction, "test": self.test_fraction}
+
     def named(self, split: str) -> str | None:
         """Return the part that a split name refers to, or None if it refers to a split of the data set itself.
 
         Raises:
             UserError: for a slice that overlaps several parts.
         """
-        held_out = {"validation": self.validation_fraction, "test": self.test_fraction}
+        held_out = self.fractions()
         if not any(held_out.values()):
             return None
         if _whole(self.held_out_of) != self.held_out_of or self.held_out_of in held_out:
@@ -90,7 +98,7 @@ class Rows:
         Raises:
             UserError: if the data set already has such a split, or too few images.
         """
-        fractions = {"validation": parts.validation_fraction, "test": parts.test_fraction}
+        fractions = parts.fractions()
         own = split_names(self.source, self.local, self.dataset)
         if double := [name for name, fraction in fractions.items() if fraction and name in own]:
             raise UserError(f"{self.source} already has a split {double[0]}; leave out {double[0]}_fraction")

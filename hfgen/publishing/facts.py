@@ -85,6 +85,7 @@ def read_run(run: Path) -> dict[str, Any]:
         "data": names[0],
         "data_licenses": [data_license(name) for name in dict.fromkeys(names)],
         "training": training,
+        "reference_split": one_line(training["reference_split"]) if training.get("reference_split") else None,
         **reports,
         **network,
     }

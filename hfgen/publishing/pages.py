@@ -86,7 +86,7 @@ def write_page(run: Path) -> Path:
             description=card_text(facts, model, block="description"),
             use=card_text(facts, model, block="use").strip(),
             model=model,
-            commands=family.config.commands_for(run),
+            commands=family.config.commands_for(run, facts["reference_split"]),
             sampler=own_sampler(facts["class_name"], facts["config"]),
             comparison=comparison,
             warnings=dict.fromkeys(

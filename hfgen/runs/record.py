@@ -201,10 +201,12 @@ def describe_run(
     problems: list[str],
     commit: dict[str, Any] | None,
     evaluations: dict[str, Any],
+    reference_split: str | None,
 ) -> None:
     """Write `run.json`: command, versions, hardware, time and memory of a finished training, and its problems.
 
-    With evaluations while training also their time, the best of them, and the step of the saved model.
+    With evaluations while training also their time, the best of them, and the step of the saved model. The reference
+    split is the one on which to measure the model, or None for `test`.
     """
     record = {
         "command": command,
@@ -223,6 +225,7 @@ def describe_run(
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
         **({"hfgen_commit": commit} if commit else {}),
         **evaluations,
+        "reference_split": reference_split,
         "problems": problems,
     }
     with complete_or_absent(path) as temporary:

@@ -143,7 +143,11 @@ def _train(
             raise
         trainer.release()
     picture = "".join(f"; newest picture: {grid}" for grid in RunFolder(run).grids()[-1:])
-    accelerator.print(f"The run is in {run}{picture}; next: {', '.join(config.commands_for(run))}")
+    split = trainer.reference_split()
+    accelerator.print(f"The run is in {run}{picture}; next: {', '.join(config.commands_for(run, split))}")
+    if split:
+        why = "; training with test_fraction 0.2 holds some images out" if split == config.train_split else ""
+        accelerator.print(f"There is no split test, so these commands measure on the split {split}{why}")
     if accelerator.is_main_process:
         publisher.publish(run)
     return run

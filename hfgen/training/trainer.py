@@ -493,6 +493,7 @@ class Trainer:
                 self.problems,
                 self.commit,
                 self._evaluations(is_best),
+                self.reference_split(),
             )
             self._save_figures()
             # The run folder itself is the model folder.
@@ -582,6 +583,10 @@ class Trainer:
 
     def _sources(self) -> list[ImageData]:
         return [self.data, *self.task.extra_datasets]
+
+    def reference_split(self) -> str | None:
+        """Return the split on which to measure the model, or None if all training data have a split `test`."""
+        return self.config.reference_split(set.intersection(*(set(images.splits) for images in self._sources())))
 
     def _fingerprint(self) -> str:
         return "+".join(images.fingerprint for images in self._sources())

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ _templates.filters |= {
     "number": number,
     "percent": percent,
     "plain": plain,
+    "quoted": shlex.quote,
     "percent_if_known": percent_if_known,
     "with_commas": with_commas,
     "with_error": with_error,
