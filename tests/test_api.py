@@ -190,6 +190,14 @@ def test_a_classes_may_be_asked_for_by_number_or_name(gan_run):
         (lambda: hfgen.train(hfgen.VAEConfig(**SMALL, output_dir="x"), lr=1), "there is no field lr; did you mean"),
         (lambda: hfgen.sample(hfgen.SampleConfig(run_or_repo="x"), seed="1.5"), "a whole number, not 1.5"),
         (lambda: hfgen.train("vae", dataset_name="digits"), "output_dir is missing"),
+        (lambda: hfgen.train(None), "name a family (ddpm, .*not None"),
+        (lambda: hfgen.train(3), "name a family (ddpm, .*not 3"),
+        (lambda: hfgen.train(hfgen.VAEConfig), "such as hfgen.VAEConfig(…), not the class VAEConfig"),
+        (lambda: hfgen.VAEConfig(max_train_steps="q"), "max_train_steps must be a whole number, not q"),
+        (lambda: hfgen.VAEConfig(dataset_name=["digits"]), "dataset_name must be text, not ['digits']"),
+        (lambda: hfgen.SampleConfig(run_or_repo="x", num_images=[]), "num_images must be a whole number, not []"),
+        (lambda: hfgen.train("vae", device="cuda"), "no field device: a training uses this machine's GPU"),
+        (lambda: hfgen.train("vae", dtype="bfloat16"), "no field dtype; did you mean mixed_precision?"),
         (lambda: hfgen.train("vae", config="vae_mnist_miip"), "no such recipe"),
         (lambda: hfgen.sample("nowhere/at/all"), "there is no folder nowhere/at/all"),
         (lambda: hfgen.sample("x", num_images=0), "num_images must be positive, not 0"),
@@ -199,7 +207,7 @@ def test_a_classes_may_be_asked_for_by_number_or_name(gan_run):
 )  # fmt: skip
 def test_a_mistake_is_an_exception_with_the_message_of_the_command(call, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(hfgen.UserError, match=message.replace("?", r"\?")):
+    with pytest.raises(hfgen.UserError, match=re.sub(r"[?()\[\]]", r"\\\g<0>", message)):
         call()
     assert not [*tmp_path.iterdir()]
 

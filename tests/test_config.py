@@ -37,7 +37,7 @@ STRENGTHS = {  # whose effect is seen in the losses
     "psnr_weight", "ssim_weight", "adversarial_weight", "cycle_weight", "identity_weight",
 }  # fmt: skip
 MAY_BE_NEGATIVE = {"guidance_scale"}  # away from the class
-MAY_BE_HUGE = LENGTHS | STRENGTHS | {"seed", "truncation", "tile_size"}
+MAY_BE_HUGE = LENGTHS | STRENGTHS | {"evaluation_seconds", "evaluation_steps", "seed", "truncation", "tile_size"}
 ASKED_OF_THE_MODEL = {"noise_std", "strength", "guidance_interval"}  # which knows what it can do
 
 

@@ -262,6 +262,8 @@ COMMAND_LINE = [
     case(f"{DDPM} --lerning_rate 1", "did you mean --learning_rate?"),
     case(f"{DDPM} --learning-rate=1", "did you mean --learning_rate?"),
     case(f"{DDPM} --lr 1e-3", "there is no flag --lr; did you mean --learning_rate?"),
+    case(f"{DDPM} --device cuda:1", "there is no flag --device: a training uses this machine's GPU"),
+    case(f"{DDPM} --dtype bfloat16", "there is no flag --dtype; did you mean --mixed_precision?"),
     case(f"{DDPM} --epochs 3", "there is no flag --epochs; did you mean --num_train_epochs?"),
     case(f"{DDPM} --batch-size 3", "there is no flag --batch-size; did you mean --train_batch_size?"),
     case(f"{DDPM} --lr_schedule cosine", "did you mean --lr_scheduler?"),

@@ -74,6 +74,8 @@ def test_a_misspelt_scheduler_gets_a_suggestion():
         make_scheduler("foo", make_pipeline().scheduler, 4)
     with pytest.raises(UserError, match=r"no scheduler unipcc; did you mean unipc\? Compatible with this .*ddim"):
         make_scheduler("unipcc", make_pipeline().scheduler, 4)
+    with pytest.raises(UserError, match=r"did you mean dpmsolver\?"):
+        make_scheduler("dpm", make_pipeline().scheduler, 4)
 
 
 def test_a_scheduler_that_takes_the_prediction_for_another_kind_is_found_out():

@@ -27,6 +27,7 @@ from hfgen.config.tuning import tuning_config
 from hfgen.families import Family, families, suggest_family
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import check_output, writing
+from hfgen.utils.untrusted import shown
 
 if TYPE_CHECKING:
     import torch
@@ -380,8 +381,14 @@ def recipes() -> dict[str, str]:
     return {name: recipe.about for name, recipe in read_recipes().items()}
 
 
-def _family(name: str) -> Family:
+def _family(name: Any) -> Family:
     names = families()
+    if not isinstance(name, str):
+        given = f"the class {name.__name__}" if isinstance(name, type) else shown(name)
+        raise UserError(
+            f"name a family ({', '.join(names)}), or pass hfgen.train a configuration such as hfgen.VAEConfig(…), "
+            f"not {given}"
+        )
     if name not in names:
         raise UserError(f"there is no family {name}; there are {', '.join(names)}" + suggest_family(name))
     return names[name]

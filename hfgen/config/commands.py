@@ -492,6 +492,7 @@ class ResultsConfig:
 
     def __post_init__(self):
         """Validate the fields."""
+        require_values(self)
         if Path(self.output).suffix not in (".md", ".html"):
             raise UserError(f"output must end in .md or .html, not {self.output}")
 

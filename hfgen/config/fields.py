@@ -1,6 +1,7 @@
 """The fields of a configuration: their types and defaults by its dataclass, their help by its docstrings."""
 
 import dataclasses
+import functools
 import inspect
 import numbers
 import os
@@ -93,6 +94,7 @@ class Field:
         return _text(value) if self.kind is str else value
 
 
+@functools.cache
 def fields_of(config_class: type) -> dict[str, Field]:
     """Return the fields of a configuration by name, in the order of its help.
 

@@ -8,7 +8,7 @@ import textwrap
 from typing import Any, NoReturn
 
 from hfgen.config.fields import Field, fields_of, sections_of
-from hfgen.config.suggestions import OTHER_WORDS, suggestion
+from hfgen.config.suggestions import field_suggestion
 from hfgen.utils.errors import UserError
 
 HELP_WIDTH = 110  # columns at most
@@ -37,7 +37,7 @@ def read_flags(config_class: type, arguments: list[str], *, prog: str, positiona
         if not argument.startswith("--"):
             continue
         if name not in flags:
-            raise UserError(f"there is no flag --{name}" + suggestion(name, sorted(flags), "--", OTHER_WORDS))
+            raise UserError(f"there is no flag --{name}" + field_suggestion(name, sorted(flags), "--"))
         switch = name if name in switches else name.removeprefix("no_")
         if switch in switches and (assigns or following.lower() in TRUTHS):
             raise UserError(f"--{name} takes no value, not {value or following}; write --{switch} or --no_{switch}")

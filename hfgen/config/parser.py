@@ -10,7 +10,7 @@ import yaml
 from hfgen.config.fields import Field, fields_of
 from hfgen.config.flags import read_flags
 from hfgen.config.recipes import RECIPES, read_recipes
-from hfgen.config.suggestions import OTHER_WORDS, suggestion
+from hfgen.config.suggestions import field_suggestion, suggestion
 from hfgen.config.training import CONFIG_FILE
 from hfgen.utils.errors import UserError
 
@@ -54,7 +54,7 @@ def make_config(
     fields, chosen = fields_of(config_class), dict(base)
     if unknown := values.keys() - fields.keys() - {"config"}:
         name = min(unknown)
-        raise UserError(f"there is no field {name}" + suggestion(name, fields, other_words=OTHER_WORDS))
+        raise UserError(f"there is no field {name}" + field_suggestion(name, fields))
     if (file := values.get("config")) is not None:
         chosen |= _read_file(str(file), config_class, fields, prog)
     chosen |= {name: _read(fields[name], value) for name, value in values.items() if name != "config"}
@@ -86,9 +86,7 @@ def _read_file(file: str, config_class: type, fields: Mapping[str, Field], prog:
         values["output_dir"] = folder
     for key, value in values.items():
         if key not in fields:
-            raise UserError(
-                f"{file} has an unknown field {key}" + suggestion(str(key), fields, other_words=OTHER_WORDS)
-            )
+            raise UserError(f"{file} has an unknown field {key}" + field_suggestion(str(key), fields))
         field = fields[key]
         if value is None and not field.is_optional:
             raise UserError(f"{file}: {key} must have a value, not null; leave the line out for the default")

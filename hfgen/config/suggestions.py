@@ -56,9 +56,30 @@ OTHER_WORDS = {  # for fields, in other tools; of several fields the first that 
     "report_to": "logger tracker",
     "repo_id": "repo hub_id",
     "hub_model_id": "repo repo_id hub_id",
-    "mixed_precision": "precision amp fp16 bf16",
+    "mixed_precision": "precision amp fp16 bf16 dtype",
     "torch_compile": "compile",
 }
+
+
+OTHER_VALUES = {"dpmsolver": "dpm dpm++ dpmpp dpm_solver"}  # likewise for values
+DEVICE_WORDS = {"device", "devices", "gpu", "gpus", "num_gpus", "cuda", "cpu"}
+
+
+def field_suggestion(word: str, fields: Iterable[str], prefix: str = "") -> str:
+    """Return the end of a message on an unknown field, or nothing; a training has no field for its device.
+
+    Args:
+        word: The unknown field.
+        fields: The fields of the command.
+        prefix: What stands before fields, `--` for flags.
+    """
+    fields = list(fields)
+    if word in DEVICE_WORDS and "mixed_precision" in fields:
+        return (
+            ": a training uses this machine's GPU if there is one; the environment variables CUDA_VISIBLE_DEVICES=1 "
+            "and ACCELERATE_USE_CPU=1 choose another GPU and the CPU, and accelerate launch several GPUs"
+        )
+    return suggestion(word, fields, prefix, OTHER_WORDS)
 
 
 def suggestion(

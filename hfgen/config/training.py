@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
+from hfgen.config.fields import fields_of
 from hfgen.utils.errors import UserError
 
 CONFIG_FILE = "config.yaml"  # in the run's folder
@@ -239,6 +240,7 @@ class TrainingConfig:
         Raises:
             UserError: naming the field, its value and a valid one.
         """
+        require_values(self)
         for name in (*self.dataset_fields, *self.folder_fields):
             if (value := getattr(self, name)) is not None and not value.strip():
                 raise UserError(f"{name} must not be empty; leave it out, or name a data set or folder")
@@ -251,7 +253,6 @@ class TrainingConfig:
             raise UserError("output_dir is missing: name a folder for the run, for instance --output_dir runs/first")
         if self.push_to_hub and not self.hub_model_id:
             raise UserError("push_to_hub needs the Hub id to publish under, for instance --hub_model_id user/name")
-        require_values(self)
         self._require("positive", [
             "max_train_samples", "num_train_epochs", "max_train_steps", "max_train_seconds", "learning_rate",
             "adam_epsilon", "max_grad_norm", "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
@@ -357,17 +358,19 @@ def require(options: Any, kind: str, names: Iterable[str], at_most: float = math
 
 
 def require_values(options: Any) -> None:
-    """Check that all numbers are finite, and that only fields with the default None are None.
+    """Give all values the types of their fields (see `Field.read`); check that all numbers are finite.
 
     Raises:
-        UserError: naming the field.
+        UserError: naming the field, also if it is None and that is not its default.
     """
+    types = fields_of(type(options))
     for each in dataclasses.fields(options):
         if getattr(options, each.name) is None and each.default is not None:
             raise UserError(f"{each.name} must have a value")
         for number in _values(options, each.name):
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{each.name} must be a finite number, not {number}")
+        setattr(options, each.name, types[each.name].read(getattr(options, each.name)))
 
 
 def _values(options: Any, name: str) -> list[Any]:

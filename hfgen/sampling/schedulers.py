@@ -1,6 +1,5 @@
 """Compatible diffusers schedulers of a diffusion model, and denoising with one of them."""
 
-import difflib
 from collections.abc import Callable, Iterator
 
 import diffusers
@@ -10,6 +9,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hfgen.config.suggestions import OTHER_VALUES, suggestion
 from hfgen.losses.diffusion import (
     FLOW_PREDICTION,
     FLOW_SCHEDULERS,
@@ -66,9 +66,9 @@ def make_scheduler(name: str, own: SchedulerMixin, num_inference_steps: int) -> 
         UserError: listing the compatible schedulers, if this one does not exist or is not compatible.
     """
     if name not in SHORT_NAMES and not hasattr(diffusers, name):
-        near = difflib.get_close_matches(name, SHORT_NAMES, n=1)
+        near = suggestion(name, SHORT_NAMES, other_words=OTHER_VALUES) or "."
         raise UserError(
-            f"there is no scheduler {name}{f'; did you mean {near[0]}?' if near else '.'} Compatible with this model: "
+            f"there is no scheduler {name}{near} Compatible with this model: "
             + ", ".join(suitable_schedulers(own, num_inference_steps))
         )
     scheduler = _from_config(name, own)

@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 
 from hfgen.config.fields import Field, fields_of
-from hfgen.config.suggestions import OTHER_WORDS, suggestion
+from hfgen.config.suggestions import field_suggestion
 from hfgen.config.training import TrainingConfig
 from hfgen.evaluation.sweep_report import SAME_LOSS
 from hfgen.utils.errors import UserError
@@ -100,7 +100,7 @@ class SearchSpace:
             if not equals or not name or not text:
                 raise UserError(f"a search entry must be a field and its values, {EXAMPLE}, not {entry}")
             if name not in fields:
-                raise UserError(f"search: there is no field {name}" + suggestion(name, fields, "", OTHER_WORDS))
+                raise UserError(f"search: there is no field {name}" + field_suggestion(name, fields))
             if name in self.parameters:
                 raise UserError(f"search has {name} twice")
             if fields[name].group in FIXED_GROUPS and name not in NOT_FIXED:
