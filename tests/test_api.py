@@ -9,9 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import diffusers
+import PIL.Image
 import pytest
 import torch
 from conftest import REPOSITORY, TINY, TINY_VAE, flags
@@ -166,6 +169,39 @@ def test_edited_images_are_returned(translation_run, tmp_path, vae_run):
     assert edited._repr_png_().startswith(b"\x89PNG")
     written = hfgen.edit(translation_run, input=tmp_path / "given.npz", output=tmp_path / "folder")
     assert (written.count, written.images, len([*(tmp_path / "folder").iterdir()])) == (2, [], 2)
+
+
+@pytest.mark.parametrize("family", ["vae", "gan", "ddpm"])
+def test_threads_share_a_loaded_pipeline_and_draw_what_one_call_does(family, vae_run, gan_run, conditional_run):
+    runs = {"vae": vae_run, "gan": gan_run, "ddpm": conditional_run("v_prediction")}
+    fields = {"num_images": 3, **({"num_inference_steps": 4} if family == "ddpm" else {})}
+    expected = [hfgen.sample(runs[family], seed=seed, **fields).images for seed in range(4)]
+    pipeline = hfgen.load(runs[family])
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda seed: hfgen.sample(pipeline, seed=seed, **fields).images, range(4)))
+    assert all(map(torch.equal, drawn, expected))
+
+
+def test_loaded_pipelines_of_hfgen_and_diffusers_draw_with_the_sampler_of_their_run(tmp_path):
+    fields = TINY | {"max_train_steps": 1, "num_inference_steps": 3, "scheduler": "ddim"}
+    run = hfgen.train("ddpm", **fields, output_dir=tmp_path / "run")
+    expected = hfgen.sample(run, num_images=2).images
+    for pipeline in (hfgen.load(run), diffusers.DDPMPipeline.from_pretrained(run)):
+        assert torch.equal(hfgen.sample(pipeline, num_images=2).images, expected)
+    with pytest.raises(UserError, match=r"loaded already: dtype belongs to hfgen\.load"):
+        hfgen.sample(pipeline, dtype="bfloat16")
+    pipeline.__class__ = type("Copy", (type(pipeline),), {"__module__": "diffusers_modules.local.copy"})
+    with pytest.raises(UserError, match=r"code that came with the model; load it with hfgen\.load"):
+        hfgen.sample(pipeline)
+
+
+def test_a_loaded_pipeline_edits(translation_run, tmp_path):
+    PIL.Image.new("L", (8, 8), 99).save(tmp_path / "given.png")
+    edited = [
+        hfgen.edit(model, input=tmp_path / "given.png").images[0]
+        for model in (translation_run, hfgen.load(translation_run))
+    ]
+    assert torch.equal(*edited)
 
 
 def test_a_classes_may_be_asked_for_by_number_or_name(gan_run):

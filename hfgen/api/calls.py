@@ -14,6 +14,7 @@ from hfgen.config.commands import (
     CardConfig,
     CompareSamplersConfig,
     EvaluateConfig,
+    Options,
     PublishAllConfig,
     PushConfig,
     ResultsConfig,
@@ -150,11 +151,14 @@ def load(
     )
 
 
-def sample(run_or_repo: Name | SampleConfig, *, output: Name | None = None, **fields: Any) -> "Images | Animation":
+def sample(
+    run_or_repo: "Name | DiffusionPipeline | SampleConfig", *, output: Name | None = None, **fields: Any
+) -> "Images | Animation":
     """Sample images from a trained model, like `hfgen sample`.
 
     Args:
-        run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id; or a configuration.
+        run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id; or a loaded pipeline, which stays on its
+            device; or a configuration.
         output: Output file or folder, as in `hfgen sample --help`; by default nothing is written.
         fields: Other configuration fields, as in `hfgen sample --help`.
 
@@ -164,12 +168,13 @@ def sample(run_or_repo: Name | SampleConfig, *, output: Name | None = None, **fi
     Raises:
         UserError: if the options do not fit the model.
     """
-    config, output = _with_output(SampleConfig, run_or_repo, output, fields, "hfgen sample")
+    model, pipeline = _loaded(run_or_repo, fields)
+    config, output = _with_output(SampleConfig, model, output, fields, "hfgen sample")
     from hfgen.api.outputs import generate, warn_if_replaced
 
     if output is not None:
         check_output(output, is_folder=not output.suffix)
-    result = generate(config)
+    result = generate(config, pipeline)
     if output is not None:
         warn_if_replaced(output)
         with writing(output):
@@ -179,12 +184,14 @@ def sample(run_or_repo: Name | SampleConfig, *, output: Name | None = None, **fi
     return result
 
 
-def edit(run_or_repo: Name | TranslateConfig, *, output: Name | None = None, **fields: Any) -> "Edited":
+def edit(
+    run_or_repo: "Name | DiffusionPipeline | TranslateConfig", *, output: Name | None = None, **fields: Any
+) -> "Edited":
     """Transform images, like `hfgen translate`.
 
     Args:
         run_or_repo: An image-to-image model or a diffusion model: a run, a checkpoint, any pipeline folder, or a Hub
-            id; or a configuration.
+            id; or a loaded pipeline, which stays on its device; or a configuration.
         output: Output file or folder, as in `hfgen translate --help`; by default nothing is written.
         fields: Other configuration fields, as in `hfgen translate --help`: `input`, `task` and so on.
 
@@ -194,7 +201,8 @@ def edit(run_or_repo: Name | TranslateConfig, *, output: Name | None = None, **f
     Raises:
         UserError: if the options do not fit the model or the images, or the output is invalid.
     """
-    config, output = _with_output(TranslateConfig, run_or_repo, output, fields, "hfgen translate")
+    model, pipeline = _loaded(run_or_repo, fields)
+    config, output = _with_output(TranslateConfig, model, output, fields, "hfgen translate")
     from hfgen.api.outputs import Edited, warn_if_replaced
     from hfgen.runs.folder import run_fields
     from hfgen.sampling.edit import translate
@@ -203,7 +211,7 @@ def edit(run_or_repo: Name | TranslateConfig, *, output: Name | None = None, **f
         check_output(output, is_folder=not output.suffix)
         warn_if_replaced(output)
     with writing(output) if output else contextlib.nullcontext():
-        edited = Edited(*translate(config, run_fields(Path(config.run_or_repo).expanduser()), output))
+        edited = Edited(*translate(config, run_fields(Path(config.run_or_repo).expanduser()), output, pipeline))
     if output is not None:
         print(f"{edited.count} image{'s are' if edited.count > 1 else ' is'} in {output}")
     for file, why in edited.unreadable.items():
@@ -392,6 +400,22 @@ def _family(name: Any) -> Family:
     if name not in names:
         raise UserError(f"there is no family {name}; there are {', '.join(names)}" + suggest_family(name))
     return names[name]
+
+
+def _loaded(given: Any, fields: Mapping[str, Any]) -> "tuple[Any, DiffusionPipeline | None]":
+    """Return what names a model, and the pipeline if a loaded one was given.
+
+    Raises:
+        UserError: for a pipeline whose class is a copy that came with the model, or with fields that concern loading.
+    """
+    diffusers = sys.modules.get("diffusers")  # imported wherever there is a pipeline
+    if diffusers is None or not isinstance(given, diffusers.DiffusionPipeline):
+        return given, None
+    if type(given).__module__.startswith("diffusers_modules."):
+        raise UserError("the class of this pipeline is code that came with the model; load it with hfgen.load")
+    if unused := sorted(Options.__annotations__.keys() & fields.keys()):
+        raise UserError(f"the pipeline is loaded already: {unused[0]} belongs to hfgen.load")
+    return given.name_or_path or type(given).__name__, given
 
 
 def _entries(search: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from hfgen.config.commands import SampleConfig
@@ -166,13 +167,17 @@ class Study(Report):
         return RunFolder(self.path.parent / self.best["run"]) if self.best and self.best["run"] else None
 
 
-def generate(config: SampleConfig) -> Images | Animation:
+def generate(config: SampleConfig, loaded: DiffusionPipeline | None) -> Images | Animation:
     """Sample images, or their denoising process, from a configuration.
+
+    Args:
+        config: The configuration.
+        loaded: The model, if it is loaded already.
 
     Raises:
         UserError: if the options do not fit the model.
     """
-    pipeline: Any = load(config.run_or_repo, **config.loading_options())
+    pipeline: Any = load(config.run_or_repo, **config.loading_options()) if loaded is None else loaded
     options = default_sampler(pipeline, run_fields(Path(config.run_or_repo).expanduser())) | config.given_sampler()
     options |= {name: getattr(config, name) for name in ("num_images", "class_labels", "seed")}
     if config.negative_class_labels:

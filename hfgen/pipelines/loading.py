@@ -67,6 +67,7 @@ def load(
         own = own_class(*pipeline) if isinstance(pipeline, list) else None
         if own and issubclass(own, DiffusionPipeline):
             loaded = _assemble(own, source, revision, index)
+            loaded.register_to_config(_name_or_path=source)  # as `from_pretrained` does
         else:
             loaded = _load_stock(run_or_repo, source, revision, index, trust_remote_code)
     except (OSError, httpx2.HTTPError) as error:

@@ -46,7 +46,7 @@ class Translated(NamedTuple):
 
 
 def translate(
-    config: TranslateConfig, run: Mapping[str, Any], output: Path | None
+    config: TranslateConfig, run: Mapping[str, Any], output: Path | None, pipeline: DiffusionPipeline | None = None
 ) -> tuple[int, list[Tensor], dict[Path, str]]:
     """Change images and write them: a picture (.png, given above results), arrays (.npz), or a folder of pictures.
 
@@ -57,6 +57,7 @@ def translate(
         config: What to do.
         run: The fields of the model's run, empty where there is none.
         output: Where to write the results, if anywhere; `config.output` is not looked at.
+        pipeline: The model, if it is loaded already.
 
     Returns:
         How many results there are; the results themselves, uint8 (C, H, W), but for those in a folder; the files that
@@ -65,7 +66,7 @@ def translate(
     Raises:
         UserError: if the model or the output format does not support these images or options.
     """
-    loaded = load(config.run_or_repo, **config.loading_options())
+    loaded = load(config.run_or_repo, **config.loading_options()) if pipeline is None else pipeline
     if decodes(loaded):
         family = family_of(type(loaded).__name__).name.upper()
         raise UserError(
