@@ -93,8 +93,8 @@ MUTANTS = [
     # devices and processes
     Mutant("missing device", "if device.type != own.type or (device.index or 0) >= count:", "if False:", "devices"),
     Mutant("images of hardware", '[] if pipeline.device.type == "cpu" else [pipeline.device.type]', "[]", "devices"),
-    Mutant("a process's batches", "for batch in self.batches[rank::size]:", "for batch in self.batches[::size]:",
-           "evaluation"),
+    Mutant("a process's batches", "for first, end in self.batches[rank::size]:",
+           "for first, end in self.batches[::size]:", "evaluation"),
     Mutant("gaps", "num_images, *(number for number in saved if number > first)]", "num_images]", "evaluation"),
     # publishing
     Mutant("precision of a grid", 'AUTOCAST.get(training["mixed_precision"])', "None", "hub"),

@@ -26,7 +26,7 @@ from hfgen.cli.main import main
 from hfgen.config import TrainingConfig
 from hfgen.families import families
 from hfgen.utils.errors import UserError
-from hfgen.utils.files import check_output
+from hfgen.utils.files import check_output, complete_or_absent, writing
 
 SMALL = TINY_VAE | {"max_train_steps": 5}
 
@@ -195,6 +195,16 @@ def test_loaded_pipelines_of_hfgen_and_diffusers_draw_with_the_sampler_of_their_
         hfgen.sample(pipeline)
 
 
+def test_a_sweep_may_be_a_dictionary_and_messages_of_calls_name_fields(tmp_path):
+    fields = {name: value for name, value in SMALL.items() if name not in ("latent_dim", "hidden_sizes")}
+    fields |= {"output_dir": tmp_path / "runs"}
+    runs = hfgen.train("vae", **fields, sweep={"latent_dim": [2, 3], "hidden_sizes": [[8, 8]]})
+    assert [run.fields()["latent_dim"] for run in runs] == [2, 3]
+    assert {tuple(run.fields()["hidden_sizes"]) for run in runs} == {(8, 8)}
+    with pytest.raises(UserError, match="continue it with resume_from_checkpoint='latest', or"):
+        hfgen.train("vae", config=runs[0].config)
+
+
 def test_a_loaded_pipeline_edits(translation_run, tmp_path):
     PIL.Image.new("L", (8, 8), 99).save(tmp_path / "given.png")
     edited = [
@@ -202,6 +212,13 @@ def test_a_loaded_pipeline_edits(translation_run, tmp_path):
         for model in (translation_run, hfgen.load(translation_run))
     ]
     assert torch.equal(*edited)
+
+
+def test_an_output_that_cannot_be_written_is_named_without_its_temporary_name(tmp_path):
+    output = tmp_path / "page.html"
+    message = f"^{output} cannot be written: No such file"
+    with pytest.raises(UserError, match=message), writing(output), complete_or_absent(output) as temporary:
+        (temporary / "x").touch()
 
 
 def test_a_classes_may_be_asked_for_by_number_or_name(gan_run):
@@ -238,6 +255,7 @@ def test_a_classes_may_be_asked_for_by_number_or_name(gan_run):
         (lambda: hfgen.sample("nowhere/at/all"), "there is no folder nowhere/at/all"),
         (lambda: hfgen.sample("x", num_images=0), "num_images must be positive, not 0"),
         (lambda: hfgen.edit("x", input="nowhere.png"), "there is no image, folder or .npz file nowhere.png"),
+        (lambda: hfgen.results("nowhere"), "there is no folder nowhere"),
         (lambda: hfgen.push("nowhere", repo_id="ada/x", dry_run=True), "there is no folder nowhere"),
     ],
 )  # fmt: skip

@@ -316,3 +316,14 @@ def test_recipes_of_a_family_or_a_data_set(capsys):
         assert main(["recipes", *words.split()]) == 0
         found = set(re.findall(r"^(\w+): hfgen train (\w+)$", capsys.readouterr().out, re.MULTILINE))
         assert found == expected, words
+
+
+def test_only_the_main_process_of_a_launcher_samples(vae_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    output = tmp_path / "made.png"
+    for rank in ("1", "0"):
+        assert not output.exists()
+        monkeypatch.setenv("RANK", rank)
+        assert main(["sample", str(vae_run), "--num_images", "1", "--output", str(output)]) == 0
+    assert output.exists()
+    assert capsys.readouterr().err == "hfgen: sample runs in one of the 2 processes; the others end\n"

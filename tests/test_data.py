@@ -183,9 +183,9 @@ def test_broken_images_are_named_or_skipped(load, tmp_path, save_parquet, capsys
     loaded = load(folder, on_bad_image="skip")
     assert loaded.images[:, 0, 0, 0].tolist() == [200, 1]
     assert loaded.labels.tolist() == [0, 1]
-    assert "skipped 1 images" in capsys.readouterr().out
+    assert "skipped 1 images" in capsys.readouterr().err
     load(folder, on_bad_image="skip")
-    assert "skipped 1 images" in capsys.readouterr().out, "also when it comes from the cache"
+    assert "skipped 1 images" in capsys.readouterr().err, "also when it comes from the cache"
 
     truncated = io.BytesIO()
     picture(size=(40, 40)).save(truncated, "PNG")
@@ -394,7 +394,7 @@ def test_links_in_a_folder_of_pictures_are_followed_and_mentioned(load, tmp_path
     (folder / "c.png").symlink_to(folder / "b.png")
     assert load(folder).images[:, 0, 0, 0].tolist() == [77, 5, 5]
     assert f"1 images are links out of the folder; {folder / 'a.png'} points to {elsewhere / 'a.png'}" in (
-        capsys.readouterr().out
+        capsys.readouterr().err
     )
     (tmp_path / "shortcut").symlink_to(folder)
     assert len(load(tmp_path / "shortcut")) == 3, "the folder itself may be a link"
@@ -470,9 +470,9 @@ def test_a_damaged_cache_is_named_and_made_anew(load, tmp_path, capsys, name, ch
     again = load("digits", max_samples=20)
     assert again.images.equal(pixels)
     assert again.labels.equal(whole.labels)
-    assert re.search(rf"digits: the decoded images in {cached(tmp_path)} are damaged \(.+\)", capsys.readouterr().out)
+    assert re.search(rf"digits: the decoded images in {cached(tmp_path)} are damaged \(.+\)", capsys.readouterr().err)
     load("digits", max_samples=20)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_absurd_numbers_in_a_cache_are_not_believed(load, tmp_path, capsys):
@@ -481,7 +481,7 @@ def test_absurd_numbers_in_a_cache_are_not_believed(load, tmp_path, capsys):
     record["record"]["shape"][0] = 10**12
     file.write_text(json.dumps(record))
     assert len(load("digits", max_samples=20)) == 20
-    assert "data.json was changed" in capsys.readouterr().out
+    assert "data.json was changed" in capsys.readouterr().err
 
 
 def test_a_copied_cache_is_read_once_more_and_then_trusted(load, tmp_path, monkeypatch, capsys):
@@ -492,7 +492,7 @@ def test_a_copied_cache_is_read_once_more_and_then_trusted(load, tmp_path, monke
         load("digits", max_samples=20)
         patch.setattr(data, "_sha256_of", lambda *_: pytest.fail("read again"))
         load("digits", max_samples=20)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_a_cache_that_can_only_be_read_is_used_and_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -549,7 +549,7 @@ def test_waiting_for_another_process_is_mentioned(load, tmp_path, monkeypatch, c
         with other:
             waiting = pool.submit(load, "digits", max_samples=20)
             time.sleep(0.6)
-            said = capsys.readouterr().out
+            said = capsys.readouterr().err
             assert "waiting for another process to decode these images" in said
             assert f"delete {lock}" in said
             assert not waiting.done()
@@ -582,11 +582,11 @@ def test_a_stray_picture_beside_class_folders_is_named(load, tmp_path, capsys):
         loaded = load(folder)
         assert loaded.labels is None
         said = r"1 of 7 images are outside the class folders \(such as cover\.png\), so `datasets` drops"
-        assert re.search(said, capsys.readouterr().out)
+        assert re.search(said, capsys.readouterr().err)
     with pytest.raises(UserError, match=said):
         loaded.require_labels()
     load(image_folder(tmp_path / "plain", {"1.png": picture(), "x/2.png": picture(), "x/3.png": picture()}))
-    assert capsys.readouterr().out == "", "one folder within another makes no classes"
+    assert "hfgen:" not in capsys.readouterr().err, "one folder within another makes no classes"
 
 
 def test_folders_of_splits_without_class_folders_have_no_labels(load, tmp_path, capsys):
@@ -597,7 +597,7 @@ def test_folders_of_splits_without_class_folders_have_no_labels(load, tmp_path, 
         assert loaded.labels is None
         assert loaded.images[:, 0, 0, 0].tolist() == colours
     assert len(load(folder, validation_fraction=0.4)) == 2
-    assert "class" not in capsys.readouterr().out
+    assert "class" not in capsys.readouterr().err
     with pytest.raises(UserError, match="test and train are splits.* one sub-folder per class, as in train/cat/1.png"):
         loaded.require_labels()
     with pytest.raises(UserError, match="row 0 of .* has no label in column label"):
@@ -607,13 +607,13 @@ def test_folders_of_splits_without_class_folders_have_no_labels(load, tmp_path, 
 def test_images_that_are_in_no_split_are_counted(load, tmp_path, capsys):
     names = ("ok", "train", "two\nlines", "__old", ".hidden")
     load(image_folder(tmp_path / "set", {f"{name}/{number}.png": picture() for name in names for number in range(2)}))
-    assert "only 2 of the 8 images in the folder are read" in capsys.readouterr().out
+    assert "only 2 of the 8 images in the folder are read" in capsys.readouterr().err
     load(
         image_folder(
             tmp_path / "splits", {f"{name}/{kind}/1.png": picture() for name in ("train", "test") for kind in "ab"}
         )
     )
-    assert capsys.readouterr().out == ""
+    assert "hfgen:" not in capsys.readouterr().err
 
 
 def test_whole_numbers_that_are_no_class_labels_are_mentioned(load, save_parquet):
@@ -721,7 +721,7 @@ def test_one_image_is_mentioned(tmp_path, capsys):
     folder = image_folder(tmp_path / "set", {"1.png": picture(size=(8, 8))})
     run = TINY | {"dataset_name": None, "train_data_dir": str(folder), "max_train_steps": 1, "sample_steps": [5]}
     train(DDPMConfig(**run, output_dir=str(tmp_path / "run")), DiffusionTask)
-    assert "has only one image; a model can only reproduce it" in capsys.readouterr().out
+    assert "has only one image; a model can only reproduce it" in capsys.readouterr().err
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train_data_dir"] == str(folder)
 
 

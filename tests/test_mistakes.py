@@ -521,7 +521,7 @@ RUN_FOLDERS = [
     case(DDPM.replace("{new}", "{ddpm}"), "already holds a run"),
     case(
         "train vae --dataset_name digits --output_dir {ddpm} --resume_from_checkpoint latest",
-        "already holds a run of hfgen train ddpm; choose another --output_dir",
+        "already holds a run of hfgen train ddpm; choose another output_dir",
     ),
     case(DDPM.replace("{new}", "{a}"), "is a file", write("a", "mine")),
     case(DDPM.replace("{new}", "{a}"), "not empty", write("a/README.md", "mine")),

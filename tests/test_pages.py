@@ -132,7 +132,7 @@ def test_the_commands_to_go_on_with_work_whatever_is_held_out(held_out, split, t
     fields = TINY_VAE | {"train_split": "train", "max_train_steps": 3, "num_mixture_components": 1}
     fields |= {f"{held_out}_fraction": 0.2} if held_out else {}
     run = hfgen.train("vae", **fields, output_dir=tmp_path / "run")
-    hfgen.card(run)
+    hfgen.card(run, repo_id="ada/own", license="mit")
     (command,) = re.findall(r"hfgen evaluate [^,\n]*", capsys.readouterr().out)
     flag = f" --reference_split {split}" if split else ""
     assert command == f"hfgen evaluate {run}{flag}"
@@ -140,7 +140,13 @@ def test_the_commands_to_go_on_with_work_whatever_is_held_out(held_out, split, t
     assert f"<p>Not evaluated yet: <code>{command}</code>" in page
     assert f"Not evaluated yet; run `hfgen evaluate RUN{flag}`" in card
     assert [("compares with training images" in text) for text in (page, card)] == [split == "train"] * 2
+    assert '"KL divergence, nats": {"": ' in page, "a panel of one line has no further name"
     assert main([*shlex.split(command)[1:], "--num_images", "300"]) == 0
+    renewed = (run / "README.md").read_text()
+    assert f"The model card {run / 'README.md'} is renewed" in capsys.readouterr().out
+    assert "Not evaluated yet" not in renewed
+    assert "license: mit" in renewed
+    assert 'from_pretrained("ada/own"' in renewed
 
 
 def test_times_stand_beside_the_metrics_and_are_forgotten_with_them(vae_run, tmp_path):
@@ -259,7 +265,7 @@ def test_the_suffix_decides_what_results_writes(runs, tmp_path, capsys):
         with pytest.raises(UserError, match=message):
             hfgen.results(runs, output=output)
     with pytest.raises(UserError, match="there is no finished run"):
-        hfgen.results(tmp_path / "nothing", output=tmp_path / "none.html")
+        hfgen.results(runs / "vae" / "samples", output=tmp_path / "none.html")
 
 
 def test_a_training_of_no_time_has_no_speed(runs, tmp_path):

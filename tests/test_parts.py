@@ -134,7 +134,7 @@ def test_classes_that_are_too_small_for_a_part_are_named(load, tmp_path, capsys)
         for number in range(count):
             PIL.Image.new("L", (4, 4)).save(tmp_path / "set" / name / f"{number}.png")
     load(tmp_path / "set", **FRACTIONS)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "the test part has no images of one, as there are too few" in said
     assert "the validation part has no images of one, two, as there are too few" in said
     (tmp_path / "single").mkdir()
@@ -154,12 +154,12 @@ def test_a_slice_that_loses_classes_is_refused(load, folder):
 
 def test_images_in_order_that_lose_classes_or_may_are_mentioned(load, folder, tmp_path, capsys):
     assert len(load(folder, max_samples=25)) == 25
-    assert "the first 25 images, which are used, have none of owls" in capsys.readouterr().out
+    assert "the first 25 images, which are used, have none of owls" in capsys.readouterr().err
     for _ in range(2):
         load(folder / "cats", split="train[:50%]")
-        assert "without labels, it is unknown whether they are representative" in capsys.readouterr().out
+        assert "without labels, it is unknown whether they are representative" in capsys.readouterr().err
     load("digits", max_samples=100), load(folder / "cats"), load(folder / "cats", test_fraction=0.5)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_model_judge_and_evaluation_have_the_same_parts_whatever_their_seeds(load, folder, tmp_path):

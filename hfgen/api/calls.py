@@ -47,7 +47,7 @@ def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunF
         family: `ddpm`, `vae`, `gan`, `translation`, `cyclegan`, `classifier` or a family of another package; or a
             configuration, such as `hfgen.VAEConfig(...)`.
         fields: Configuration fields, as in `hfgen train FAMILY --help`; `config` is a recipe or a YAML file with
-            values for the other fields.
+            values for the other fields; `sweep` may be a dictionary of fields and lists of values.
 
     Returns:
         The run folder, or a list of them for a sweep.
@@ -57,6 +57,8 @@ def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunF
         TrainingError: if training had to stop; the message says how to continue.
         PublishingError: with `push_to_hub`, if the finished run could not be published.
     """
+    if isinstance(sweep := fields.get("sweep"), Mapping):
+        fields["sweep"] = _entries(sweep)
     given: Mapping[str, Any] = fields
     if isinstance(family, TrainingConfig):
         config = make_config(type(family), fields, prog=f"hfgen train {family.family}", base=vars(family))
@@ -290,8 +292,11 @@ def results(*folders: Name | ResultsConfig, **fields: Any) -> Path:
     given = folders[0] if folders and isinstance(folders[0], ResultsConfig) else folders or None
     config = _configuration(ResultsConfig, given, fields, "hfgen results", "folders")
     from hfgen.evaluation.results import results_page, write_results
+    from hfgen.pipelines.loading import require_folder
     from hfgen.publishing.overview import overview_page
 
+    for folder in config.folders:
+        require_folder(folder)
     output = Path(config.output)
     check_output(output, is_folder=False)
     make = overview_page if output.suffix == ".html" else results_page
@@ -419,7 +424,7 @@ def _loaded(given: Any, fields: Mapping[str, Any]) -> "tuple[Any, DiffusionPipel
 
 
 def _entries(search: Mapping[str, Any]) -> list[str]:
-    """Write a search as on the command line."""
+    """Write a search or a sweep as on the command line."""
 
     def text(value: Any) -> str:
         if isinstance(value, list | tuple):
@@ -463,10 +468,21 @@ def _with_output(
 
 
 def _name_page(what: str, page: Path) -> None:
-    """Print where a report and its pictures are, and renew the page of the run that it is part of."""
+    """Print where a report and its pictures are, and renew the card and the page of the run that it is part of."""
     pictures = page.with_suffix("")
     print(f"{what} {page}" + (f", its pictures in {pictures}" if pictures.is_dir() else ""))
+    _renew_card(page.parent)
     _renew_page(page.parent)
+
+
+def _renew_card(run: Path) -> None:
+    from hfgen.publishing.card import renew_card
+
+    try:
+        if card := renew_card(run):
+            print(f"The model card {card} is renewed")
+    except (UserError, OSError) as error:
+        print(f"hfgen: the model card of {run} was not renewed: {error}", file=sys.stderr)
 
 
 def _print_verdict(record: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """The commands: parse the configuration, then call the Python API."""
 
 import itertools
+import os
+import sys
 import textwrap
 
 from hfgen.api import calls
@@ -34,6 +36,7 @@ CALLS = {  # command: API call, configuration, positional field
     "push": (calls.push, PushConfig, "run"),
     "publish-all": (calls.publish_all, PublishAllConfig, "folder"),
 }
+ON_ALL_PROCESSES = {"evaluate", "compare-samplers"}  # of a launcher; other commands run on the main one
 COMMANDS = (*CALLS, "recipes")
 RECIPES_HEADER = """Start here: hfgen train ddpm --config ddpm_digits_quickstart (two and a half minutes, no download)
 
@@ -60,6 +63,10 @@ def run_command(command: str, arguments: list[str]) -> int:
         _list_recipes(arguments)
         return 0
     call, config_class, positional = CALLS[command]
+    if command not in ON_ALL_PROCESSES and (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        if os.environ.get("RANK", "0") != "0":
+            return 0
+        print(f"hfgen: {command} runs in one of the {size} processes; the others end", file=sys.stderr)
     done = call(parse_config(config_class, arguments, prog=f"hfgen {command}", positional=positional))
     return 1 if command == "translate" and done.unreadable else 0
 

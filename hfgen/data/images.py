@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -189,9 +190,9 @@ def _lock(path: Path, source: str) -> Iterator[None]:
         lock.acquire(timeout=WAIT_SECONDS)
     except Timeout:
         print(
-            f"{source}: waiting for another process to decode these images. If there is none (it may have been killed "
-            f"on another machine), delete {path}",
-            flush=True,
+            f"hfgen: {source}: waiting for another process to decode these images. If there is none (it may have been "
+            f"killed on another machine), delete {path}",
+            file=sys.stderr,
         )
         lock.acquire()
     try:
@@ -310,10 +311,11 @@ def _open_cache(folder: Path, source: str, split: str, say: bool = False) -> Ima
             images = torch.from_numpy(np.memmap(folder / "images.bin", np.uint8, mode="r", shape=shape))
     except (OSError, ValueError, KeyError, TypeError) as error:
         if say:
-            print(f"{source}: the decoded images in {folder} are damaged ({first_line(error)}) and will be recreated")
+            reason = f"are damaged ({first_line(error)}) and will be recreated"
+            print(f"hfgen: {source}: the decoded images in {folder} {reason}", file=sys.stderr)
         return None
     for note in record["notes"]:
-        print(f"{source}: {note}")
+        print(f"hfgen: {source}: {note}", file=sys.stderr)
     names, fingerprint = record["label_names"], record["fingerprint"]
     return ImageData(images, labels, names, source, fingerprint, record["unlabelled"], split, tuple(record["splits"]))
 

@@ -34,11 +34,11 @@ EARLY = 20  # axes fit the values after the first 20th of a training
 
 
 def panel_and_line(metric: str) -> tuple[str, str]:
-    """Return the title of the panel of a metric in `metrics.jsonl`, and the name of its line there."""
+    """Return the title of the panel of a metric in `metrics.jsonl`, and the name of its line there, or nothing."""
     first, _, last = metric.partition("/")
     if first in METRICS:
         return METRICS[first], NETWORKS.get(last, last)
-    return METRICS.get(last, last), LINES.get(last, last)
+    return METRICS.get(last, last), LINES.get(last, "")
 
 
 def _name(axes: Axes, metric: str) -> None:

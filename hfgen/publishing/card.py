@@ -13,9 +13,20 @@ from jinja2 import UndefinedError
 from hfgen.evaluation.report import measure_title, render_report, sha256_in
 from hfgen.families import Model, own_sampler
 from hfgen.publishing.facts import read_run
+from hfgen.publishing.licenses import check_license
 from hfgen.publishing.snippets import in_code, reproduction, tags_of
 from hfgen.runs.checkpoints import list_steps
-from hfgen.runs.folder import ANIMATION, CARD, CLASSES, CURVES, FIGURES, REPORTS, TIMELAPSE, VALIDATION_CURVES
+from hfgen.runs.folder import (
+    ANIMATION,
+    CARD,
+    CLASSES,
+    CURVES,
+    FIGURES,
+    REPORTS,
+    RUN_FILE,
+    TIMELAPSE,
+    VALIDATION_CURVES,
+)
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import TEMPLATES, authors_sections, linked_pictures, render, with_sections
@@ -82,6 +93,24 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     if sections:
         print(f"Sections that hfgen did not write stay in the model card: {', '.join(map(one_line, sections))}")
     return folder / CARD
+
+
+def renew_card(run: Path) -> Path | None:
+    """Write the model card of a finished run again if hfgen wrote one there, for the same Hub id and licence.
+
+    Returns:
+        The path of the model card, or None if there is none.
+
+    Raises:
+        UserError: see `write_card`.
+    """
+    page = run / CARD
+    if not (run / RUN_FILE).is_file() or not page.is_file() or not _is_page(page):
+        return None
+    card = ModelCard.load(page)
+    named = re.search(r'from_pretrained\("([A-Za-z0-9._-]+/[A-Za-z0-9._-]+)"', card.text)
+    check_license(str(card.data.license))
+    return write_card(run, run, repo_id=named and named[1], spdx_license=card.data.license)
 
 
 def _id_of(run: Path, hub_model_id: object) -> str:

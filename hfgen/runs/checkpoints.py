@@ -11,6 +11,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from hfgen.runs.record import options_text
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent, remove
 
@@ -171,7 +172,7 @@ def read_position(checkpoint: Path) -> dict[str, Any]:
 def unusable(checkpoint: Path) -> str:
     """Return the message that training cannot resume from a checkpoint, with an alternative."""
     before = [p.name for p in list_checkpoints(checkpoint.parent) if step_of(p) < step_of(checkpoint)]
-    advice = f"--resume_from_checkpoint {before[-1]}" if before else "a new run in another --output_dir"
+    advice = options_text({"resume_from_checkpoint": before[-1]}) if before else "a new run in another output_dir"
     return f"cannot resume from {checkpoint}, whose state is damaged; try {advice}"
 
 

@@ -157,6 +157,20 @@ def this_command() -> str:
     return _call.get() or command_line
 
 
+def options_text(options: Mapping[str, str]) -> str:
+    """Write fields for a message: as the Python call that is running takes them, or else as flags."""
+    if _call.get():
+        return ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items())
+
+
+def training_call(family: str, options: Mapping[str, str]) -> str:
+    """Write a training for a message: as a Python call if one is running, or else as a command."""
+    if _call.get():
+        return f"{PYTHON_CALL}{family!r}, {options_text(options)})"
+    return f"hfgen train {family} {options_text(options)}"
+
+
 def python_call(family: str, fields: Mapping[str, Any]) -> str:
     """Write a call of `hfgen.train`, without private fields and local paths."""
 

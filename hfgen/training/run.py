@@ -29,6 +29,7 @@ from hfgen.data.sources import placed_folder, placed_source
 from hfgen.families import families
 from hfgen.runs.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, read_position
 from hfgen.runs.folder import CHECKPOINTS, LOCK, RunFolder
+from hfgen.runs.record import options_text
 from hfgen.tasks.base import Task
 from hfgen.training.launcher import decide, refuse_distribution, refuse_sharding
 from hfgen.training.processes import PATIENCE, OtherPrograms, as_found, on_all_processes, own_group, report_waiting
@@ -107,7 +108,7 @@ def _train(
     forget_peak_memory(accelerator.device)
     data = on_all_processes(accelerator, lambda: _load_data(config), "reading the images")
     if len(data) == 1:
-        accelerator.print(f"{data.source} has only one image; a model can only reproduce it")
+        accelerator.print(f"hfgen: {data.source} has only one image; a model can only reproduce it", file=sys.stderr)
     seed_torch(derive_seed("initial weights", config.seed), accelerator.device)
     task = on_all_processes(accelerator, lambda: make_task(config, data), "building the networks")
     validation = _make_validation(config, make_task, data, accelerator)
@@ -124,7 +125,7 @@ def _train(
             if checkpoint:
                 trainer.resume(checkpoint)
             if trainer.is_finished():
-                accelerator.print(f"{run} is finished; increase --max_train_steps or --num_train_epochs to train on")
+                accelerator.print(f"{run} is finished; increase max_train_steps or num_train_epochs to train on")
             else:
                 trainer.prepare_run_folder()
                 alone_on_cpu = accelerator.device.type == "cpu" and accelerator.num_processes == 1
@@ -344,17 +345,18 @@ def _check_run_folder(
         return None
     before = read_fields(saved)
     if (family := _family_of(before)) not in (config.family, None):
-        raise UserError(f"{run} already holds a run of hfgen train {family}; choose another --output_dir")
+        raise UserError(f"{run} already holds a run of hfgen train {family}; choose another output_dir")
     if config.resume_from_checkpoint is None:
         raise UserError(
-            f"{run} already holds a run; continue it with --resume_from_checkpoint latest, "
-            "or choose another --output_dir"
+            f"{run} already holds a run; continue it with {options_text({'resume_from_checkpoint': 'latest'})}, "
+            "or choose another output_dir"
         )
     if changed := changed_fields(config, before | placed_fields(config, before)):
         more = f"; and {len(changed) - SHOWN_CHANGES} more" if len(changed) > SHOWN_CHANGES else ""
+        own = options_text({"config": str(saved)})
         raise UserError(
             f"cannot resume {run} with another configuration ({'; '.join(changed[:SHOWN_CHANGES])}{more}); use its "
-            f"own, --config {saved}, or start a new run in another --output_dir"
+            f"own, {own}, or start a new run in another output_dir"
         )
     checkpoint = find_checkpoint(run / CHECKPOINTS, config.resume_from_checkpoint, report)
     trained = read_position(checkpoint).get("config") if checkpoint else None  # missing in older checkpoints

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import math
-import shlex
 import signal
 import sys
 import threading
@@ -64,9 +63,11 @@ from hfgen.runs.record import (
     describe_run,
     forget_rows,
     losses_of,
+    options_text,
     own_commit,
     read_rows,
     this_command,
+    training_call,
 )
 from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.training.optimizers import Muon
@@ -358,10 +359,10 @@ class Trainer:
         family = families().get(self.config.family)
         if not family or type(self.task) is not family.task_class():
             return "Continue with the same call and resume_from_checkpoint='latest'"
-        options = f"--config {shlex.quote(str(self.run.config))} --resume_from_checkpoint latest"
+        options = {"config": str(self.run.config), "resume_from_checkpoint": "latest"}
         if self.accelerator.num_processes > 1:
-            return f"Continue with the same launcher, number of processes and script, and {options}"
-        return f"Continue with: hfgen train {self.config.family} {options}"
+            return f"Continue with the same launcher, number of processes and script, and {options_text(options)}"
+        return f"Continue with: {training_call(self.config.family, options)}"
 
     def _progress_bar(self) -> tqdm:
         main = self.accelerator.is_main_process

@@ -30,7 +30,8 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (None, errno.EPIPE):  # of a connection, or of standard output
             raise
-        raise UserError(f"{error.filename or path} cannot be written: {error.strerror}") from error
+        place = path if error.filename is None or INCOMPLETE in str(error.filename) else error.filename
+        raise UserError(f"{place} cannot be written: {error.strerror}") from error
 
 
 def check_output(path: Path, *, is_folder: bool) -> None:
