@@ -190,6 +190,7 @@ def test_a_named_pipe_does_not_hang_publishing(run, capsys, name):
         ("evaluation.md", "is not a text file"),
         ("vae/x.bin", "is not a safetensors file and cannot be published"),
         ("vae/id_rsa", "is not a safetensors file and cannot be published"),
+        ("vae/diffusers.py", "is code of no installed family of models and cannot be published"),
     ],
 )
 def test_a_file_must_be_what_its_name_says(run, capsys, name, message):
@@ -198,6 +199,27 @@ def test_a_file_must_be_what_its_name_says(run, capsys, name, message):
     error = capsys.readouterr().err
     assert f"{run / name} {message}" in error
     assert SECRET not in error
+
+
+@pytest.mark.parametrize("name", ["pipeline_hfgen_vae.py", "vae/modeling_hfgen_vae.py"])
+def test_code_that_was_edited_in_a_run_is_not_published(run, tmp_path, capsys, name):
+    original = (run / name).read_bytes()
+    hub.export(run, tmp_path / "whole", repo_id="ada/x", spdx_license="mit")
+    assert "warning" not in capsys.readouterr().err
+    for number, change in enumerate((lambda file: file.write_text(SECRET), Path.unlink)):
+        change(run / name)
+        hub.export(run, tmp_path / str(number), repo_id="ada/x", spdx_license="mit")
+        assert f"warning: {run / name} is missing, edited or of another version" in capsys.readouterr().err
+        assert (tmp_path / str(number) / name).read_bytes() == original
+
+
+@pytest.mark.parametrize(("part", "file"), [("_class_name", "evil.py"), ("vae", "vae/evil.py")])
+def test_code_of_no_family_is_not_published(run, capsys, part, file):
+    index = json.loads((run / "model_index.json").read_text())
+    (run / "model_index.json").write_text(json.dumps(index | {part: ["evil", index[part][1]]}))
+    (run / file).write_text(SECRET)
+    assert dry_push(run) == 2
+    assert f"{run / file} is code of no installed family of models" in capsys.readouterr().err
 
 
 def test_a_huge_page_is_not_read(run, capsys):

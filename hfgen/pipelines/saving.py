@@ -4,11 +4,14 @@ import importlib
 import inspect
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from hfgen.families import families
+from hfgen.utils.untrusted import components_of
 
 LIBRARIES = {"diffusers", "transformers"}  # whose classes load without a file beside the weights
 PLACES = [Path(__file__).parents[1] / name for name in ("models", "pipelines")]
@@ -30,6 +33,15 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
             shutil.copyfile(file, place / file.name)
             index[name] = [file.stem, type(part).__name__]
     index_file.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def code_files(index: Mapping[str, Any]) -> dict[Path, Path]:
+    """Return the code that belongs to the model of an index: relative paths in its folder, and the installed files."""
+    places = {Path(name): value for name, value in components_of(index).items() if value[0]}
+    if isinstance(index["_class_name"], list):
+        places[Path()] = index["_class_name"]
+    own = {place / f"{module}.py": own_class(module, name) for place, (module, name) in places.items()}
+    return {path: Path(inspect.getfile(found)) for path, found in own.items() if found}
 
 
 def own_class(module: str, name: str) -> type | None:

@@ -1,9 +1,11 @@
 """Publish on the Hub: export a run and push it."""
 
 import contextlib
+import filecmp
 import functools
 import json
 import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from huggingface_hub.utils import get_token, validate_repo_id
 
 from hfgen.config import TrainingConfig
 from hfgen.pipelines.loading import INDEX
+from hfgen.pipelines.saving import code_files
 from hfgen.publishing.card import copy_whole, write_card
 from hfgen.publishing.facts import require_run
 from hfgen.publishing.licenses import check_license
@@ -54,8 +57,8 @@ def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
     """Export the files to publish of a finished run: model, model card with figures, evaluation.
 
     Raises:
-        UserError: if there is no finished run, its model is not in safetensors, or a file is a symbolic link or
-            does not fit its name.
+        UserError: if there is no finished run, its model is not in safetensors, it comes with code of no
+            installed family, or a file is a symbolic link or does not fit its name.
     """
     require_run(run)
     _copy_model(run, folder)  # first, since it refuses more
@@ -67,31 +70,41 @@ def index_file_of(folder: Path) -> str:
     return INDEX if (folder / INDEX).is_file() else CLASSIFIER_FILES[0]
 
 
-def _model_files(source: Path) -> list[Path]:
-    """List the relative paths of a model's files: safetensors, JSON, and the remote code in the index."""
+def _model_files(source: Path) -> dict[Path, Path]:
+    """List a model's files, by relative path: its safetensors and JSON, and the installed files of its classes.
+
+    The copies of these files in the folder may be of another version, or edited. As in `load`, they do not count.
+    """
     if index_file_of(source) != INDEX:
-        return [own_file(source, name).relative_to(source) for name in CLASSIFIER_FILES]
+        return {Path(name): own_file(source, name) for name in CLASSIFIER_FILES}
     index = read_index(own_file(source, INDEX))
-    modules = {name: value[0] for name, value in components_of(index).items() if value[0]}
-    code = {Path(part, f"{module}.py") for part, module in modules.items()}
-    files = [Path(INDEX)]
-    for part in modules:
+    names = [Path(INDEX)]
+    for part in (name for name, value in components_of(index).items() if value[0]):
         found = sorted(own_file(source, part).rglob("*"))
-        files += [path.relative_to(source) for path in found if path.is_symlink() or not path.is_dir()]
+        names += [path.relative_to(source) for path in found if path.is_symlink() or not path.is_dir()]
     if isinstance(index["_class_name"], list):
-        files.append(Path(f"{index['_class_name'][0]}.py"))
-        code.add(files[-1])
-    for file in files:
-        own_file(source, file)
-    if others := [file for file in files if file.suffix not in {".json", ".safetensors"} and file not in code]:
-        raise UserError(f"{source / others[0]} is not a safetensors file and cannot be published")
-    return files
+        names.append(Path(f"{index['_class_name'][0]}.py"))
+    files = {name: own_file(source, name) for name in names}
+    code = code_files(index)
+    for name, file in files.items():
+        if file.suffix == ".py" and name not in code:
+            raise UserError(f"{file} is code of no installed family of models and cannot be published")
+        if file.suffix not in {".json", ".safetensors", ".py"}:
+            raise UserError(f"{file} is not a safetensors file and cannot be published")
+    for name, installed in code.items():
+        copy = own_file(source, name)
+        if not copy.is_file() or not filecmp.cmp(copy, installed, shallow=False):
+            print(
+                f"hfgen: warning: {copy} is missing, edited or of another version; the installed file is published",
+                file=sys.stderr,
+            )
+    return files | code
 
 
 def _copy_model(source: Path, folder: Path) -> None:
-    for file in _model_files(source):
-        check_content(source / file)
-        copy_whole(source / file, folder / file)
+    for name, file in _model_files(source).items():
+        check_content(file)
+        copy_whole(file, folder / name)
 
 
 def push(
