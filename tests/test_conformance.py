@@ -245,6 +245,33 @@ def test_a_saved_pipeline_is_loaded_by_its_class_by_diffusers_and_by_hfgen(case,
 
 
 @pytest.mark.parametrize("case", SAVED, indirect=True)
+def test_a_pipeline_is_saved_whole_by_itself_and_again_by_diffusers_alone(case, tmp_path, without_hfgen):
+    expected = case.draw().images
+    first, second = tmp_path / "first", tmp_path / "second"
+    case.pipeline.save_pretrained(first)
+    without_hfgen.python(
+        "from diffusers import DiffusionPipeline\n"
+        "load = DiffusionPipeline.from_pretrained\n"
+        f"load({str(first)!r}, trust_remote_code=True).save_pretrained({str(second)!r})\n"
+        f"load({str(second)!r}, trust_remote_code=True)"
+    )
+    files = [{path.relative_to(folder) for path in folder.rglob("*.*")} for folder in (first, second)]
+    assert files[0] == files[1]
+    assert all(
+        (first / name).read_bytes() == (second / name).read_bytes() for name in files[0] if name.suffix == ".py"
+    )
+    assert np.array_equal(case.draw(quiet(hfgen.load(str(second)))).images, expected)
+
+
+def test_a_compiled_network_is_saved_with_its_own_code(tmp_path):
+    pipeline = PIPELINES["VAE"][0]()
+    pipeline.vae = torch.compile(pipeline.vae)
+    pipeline.save_pretrained(tmp_path)
+    assert [path.name for path in (tmp_path / "vae").glob("*.py")] == ["modeling_hfgen_vae.py"]
+    assert isinstance(hfgen.load(str(tmp_path)).vae, VAEModel)
+
+
+@pytest.mark.parametrize("case", SAVED, indirect=True)
 def test_hfgen_needs_nothing_of_the_files_that_an_older_version_saved_with_the_weights(case, tmp_path):
     expected = case.draw().images
     save_pipeline(case.pipeline, tmp_path)
@@ -263,7 +290,9 @@ def test_half_precision_is_saved_as_a_variant_and_loaded(case, tmp_path, message
     case.pipeline.save_pretrained(tmp_path, variant="fp16", safe_serialization=True)
     files = [file.name for file in tmp_path.rglob("*.safetensors")]
     assert files == ["diffusion_pytorch_model.fp16.safetensors"] * len(networks(case.pipeline))
-    loaded = quiet(type(case.pipeline).from_pretrained(tmp_path, variant="fp16", dtype=torch.float16))
+    loaded = quiet(
+        type(case.pipeline).from_pretrained(tmp_path, variant="fp16", dtype=torch.float16, trust_remote_code=True)
+    )
     assert {network.dtype for network in networks(loaded)} == {torch.float16}
     assert np.array_equal(case.draw(loaded).images, case.draw().images)
     assert not messages

@@ -868,7 +868,10 @@ def test_code_of_a_component_is_named_too(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     index = json.loads((copy / "model_index.json").read_text()) | {"unet": ["own_unet", "OwnModel"]}
     (copy / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"would run on this machine: unet/own_unet\.py"):
+    with pytest.raises(UserError, match=r"needs code that it does not contain: own_unet\. If these modules"):
+        hfgen.load(str(copy))
+    (copy / "unet" / "own_unet.py").touch()
+    with pytest.raises(UserError, match=r"would run on this machine: unet/own_unet\.py\. Read it"):
         hfgen.load(str(copy))
 
 

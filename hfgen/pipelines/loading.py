@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -161,11 +162,11 @@ def _load_stock(
 ) -> DiffusionPipeline:
     """Load a pipeline of a diffusers class, or of remote code if that is trusted."""
     safely = {"use_safetensors": True, "trust_remote_code": trust_remote_code}
-    _refuse_code(run_or_repo, source, index, trust_remote_code)
+    _refuse_code(run_or_repo, source, revision, index, trust_remote_code)
     if not Path(source).is_dir():
         with _explained(run_or_repo):
             source = str(DiffusionPipeline.download(source, revision=revision, **safely))
-        _refuse_code(run_or_repo, source, index, trust_remote_code)
+        _refuse_code(run_or_repo, source, revision, index, trust_remote_code)
     for name, (library, class_name) in components_of(index).items():
         if library in LIBRARIES and not isinstance(getattr(importlib.import_module(library), class_name, None), type):
             raise UserError(f"{run_or_repo}: {library} has no class {class_name}, the class of its {name}")
@@ -190,23 +191,38 @@ def _explained(what: str) -> Iterator[None]:
         raise UserError(f"cannot load a pipeline from {what}: {reason}") from error
 
 
-def _refuse_code(run_or_repo: str, source: str, index: dict[str, object], trusted: bool) -> None:
-    if not trusted and (files := _code_files(source, index)):
+def _refuse_code(run_or_repo: str, source: str, revision: str | None, index: dict[str, object], trusted: bool) -> None:
+    """Refuse a pipeline with classes that are not in diffusers or transformers, unless its code is trusted."""
+    if trusted or not (files := _code_files(source, index)):
+        return
+    if there := [file for file in files if _has(source, revision, file)]:
         raise UserError(
-            f"{run_or_repo} comes with its own code, which would run on this machine: {', '.join(files)}. Read it, "
+            f"{run_or_repo} comes with its own code, which would run on this machine: {', '.join(there)}. Read it, "
             "and if you trust it, set trust_remote_code"
         )
+    raise UserError(
+        f"{run_or_repo} needs code that it does not contain: {', '.join(files.values())}. If these modules are "
+        "installed and you trust them, set trust_remote_code"
+    )
 
 
-def _code_files(source: str, index: dict[str, object]) -> list[str]:
-    """List the Python files that loading would run: those of classes outside diffusers and transformers."""
+def _code_files(source: str, index: dict[str, object]) -> dict[str, str]:
+    """List the Python files that loading would run, with their modules: those of classes of no known library."""
     pipeline = index["_class_name"]
-    files = [f"{pipeline[0]}.py"] if isinstance(pipeline, list) else []
+    files = {f"{pipeline[0]}.py": pipeline[0]} if isinstance(pipeline, list) else {}
     for name, (library, _) in components_of(index).items():
         known = library is None or library in LIBRARIES or hasattr(diffusers.pipelines, library)
         if not known or Path(source, name, f"{library}.py").exists():
-            files.append(f"{name}/{library}.py")
+            files[f"{name}/{library}.py"] = library
     return files
+
+
+def _has(source: str, revision: str | None, name: str) -> bool:
+    """Return whether a folder or a Hub repo has a file."""
+    try:
+        return _fetch(source, revision, name).is_file()
+    except EntryNotFoundError:
+        return False
 
 
 def _assemble(

@@ -4,8 +4,12 @@ This file is saved with the weights and depends only on torch, diffusers and the
 """
 
 import inspect
+import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,6 +125,12 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         names = id2label or {number: str(number) for number in range(unet.config.num_class_embeds - 1)}
         id2label = {int(number): name for number, name in names.items()}
         self.register_to_config(id2label=id2label, learnt_no_class=learnt_no_class)
+
+    # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.save_config
+    def save_config(self, save_directory: str | os.PathLike) -> None:
+        """Save `model_index.json` and the code that it names; `save_pretrained` calls this."""
+        super().save_config(save_directory)
+        save_code(self, save_directory)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -268,3 +278,21 @@ def plain_labels(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:
     if isinstance(class_labels, list | tuple):
         return [plain_labels(label) for label in class_labels]
     return class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
+
+
+# Copied from hfgen.pipelines.pipeline_hfgen_vae.save_code
+def save_code(pipeline: DiffusionPipeline, folder: str | os.PathLike) -> None:
+    """Complete a saved pipeline by the files of its classes that are not in diffusers or transformers.
+
+    For such a class, diffusers saves the name of the module it was imported from, which is missing elsewhere. So
+    its file is copied to where diffusers looks for remote code, and named instead.
+    """
+    index_file = Path(folder, pipeline.config_name)
+    index = json.loads(index_file.read_text())
+    for name, part in {"_class_name": pipeline, **pipeline.components}.items():
+        part_class = type(getattr(part, "_orig_mod", part))  # of a compiled network
+        if part is not None and part_class.__module__.partition(".")[0] not in ("diffusers", "transformers"):
+            file = Path(inspect.getfile(part_class))
+            shutil.copyfile(file, Path(folder, "" if part is pipeline else name, file.name))
+            index[name] = [file.stem, part_class.__name__]
+    index_file.write_text(json.dumps(index, indent=2) + "\n")

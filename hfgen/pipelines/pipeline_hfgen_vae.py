@@ -3,8 +3,13 @@
 This file is saved with the weights and depends only on torch, diffusers and their dependencies.
 """
 
+import inspect
+import json
 import math
+import os
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -54,6 +59,11 @@ class VAEPipeline(DiffusionPipeline):
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
         """Reuse the components of another pipeline. diffusers cannot resolve their classes, defined in other files."""
         return super().from_pipe(pipeline, **pipeline.components | kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike) -> None:
+        """Save `model_index.json` and the code that it names; `save_pretrained` calls this."""
+        super().save_config(save_directory)
+        save_code(self, save_directory)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -352,6 +362,23 @@ def image_to_tensor(image: PIL.Image.Image | np.ndarray | Tensor, mode: str) -> 
         wrong = pixels.min() if pixels.min() < 0 else pixels.max()
         raise ValueError(f"integer pixels must be in [0, 255], not {wrong:g}")
     return pixels / 255
+
+
+def save_code(pipeline: DiffusionPipeline, folder: str | os.PathLike) -> None:
+    """Complete a saved pipeline by the files of its classes that are not in diffusers or transformers.
+
+    For such a class, diffusers saves the name of the module it was imported from, which is missing elsewhere. So
+    its file is copied to where diffusers looks for remote code, and named instead.
+    """
+    index_file = Path(folder, pipeline.config_name)
+    index = json.loads(index_file.read_text())
+    for name, part in {"_class_name": pipeline, **pipeline.components}.items():
+        part_class = type(getattr(part, "_orig_mod", part))  # of a compiled network
+        if part is not None and part_class.__module__.partition(".")[0] not in ("diffusers", "transformers"):
+            file = Path(inspect.getfile(part_class))
+            shutil.copyfile(file, Path(folder, "" if part is pipeline else name, file.name))
+            index[name] = [file.stem, part_class.__name__]
+    index_file.write_text(json.dumps(index, indent=2) + "\n")
 
 
 def plain_labels(class_labels: ClassLabels) -> ClassLabel | list[ClassLabel]:

@@ -2,8 +2,6 @@
 
 import importlib
 import inspect
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,28 +9,16 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from hfgen.families import families
+from hfgen.pipelines.pipeline_hfgen_vae import save_code
 from hfgen.utils.untrusted import components_of
 
-LIBRARIES = {"diffusers", "transformers"}  # whose classes load without a file beside the weights
 PLACES = [Path(__file__).parents[1] / name for name in ("models", "pipelines")]
 
 
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Save a pipeline in safetensors, so that diffusers can load it without hfgen.
-
-    For a class that is not diffusers' own, `save_pretrained` records the module it was imported from, which is missing
-    elsewhere. Therefore its file is copied to where diffusers looks for remote code, and recorded instead.
-    """
+    """Save a pipeline in safetensors and with the code of its classes, so that diffusers loads it without hfgen."""
     pipeline.save_pretrained(folder, safe_serialization=True)
-    index_file = folder / pipeline.config_name
-    index = json.loads(index_file.read_text())
-    for name, part in {"_class_name": pipeline, **pipeline.components}.items():
-        if part is not None and type(part).__module__.partition(".")[0] not in LIBRARIES:
-            file = Path(inspect.getfile(type(part)))
-            place = folder if part is pipeline else folder / name
-            shutil.copyfile(file, place / file.name)
-            index[name] = [file.stem, type(part).__name__]
-    index_file.write_text(json.dumps(index, indent=2) + "\n")
+    save_code(pipeline, folder)
 
 
 def code_files(index: Mapping[str, Any]) -> dict[Path, Path]:
