@@ -9,12 +9,15 @@ _EXPORTS = {  # of the public names, imported on first access; `__init__.pyi` de
         "analyze", "card", "compare_samplers", "edit", "evaluate", "load", "publish_all", "push", "recipes", "results",
         "sample", "train", "tune",
     ),
+    "hfgen.api.outputs": ("Animation", "Edited", "Images", "Report", "Study"),
     "hfgen.config": (
         "ClassifierConfig", "CycleGANConfig", "DDPMConfig", "GANConfig", "TranslationConfig", "VAEConfig",
     ),
     "hfgen.config.commands": (
-        "AnalyzeConfig", "CompareSamplersConfig", "EvaluateConfig", "SampleConfig", "TranslateConfig",
+        "AnalyzeConfig", "CardConfig", "CompareSamplersConfig", "EvaluateConfig", "PublishAllConfig", "PushConfig",
+        "ResultsConfig", "SampleConfig", "TranslateConfig",
     ),
+    "hfgen.runs.folder": ("RunFolder",),
     "hfgen.utils.errors": ("PublishingError", "TrainingError", "UserError"),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -11,6 +11,11 @@ from hfgen.api.calls import results as results
 from hfgen.api.calls import sample as sample
 from hfgen.api.calls import train as train
 from hfgen.api.calls import tune as tune
+from hfgen.api.outputs import Animation as Animation
+from hfgen.api.outputs import Edited as Edited
+from hfgen.api.outputs import Images as Images
+from hfgen.api.outputs import Report as Report
+from hfgen.api.outputs import Study as Study
 from hfgen.config import ClassifierConfig as ClassifierConfig
 from hfgen.config import CycleGANConfig as CycleGANConfig
 from hfgen.config import DDPMConfig as DDPMConfig
@@ -18,10 +23,15 @@ from hfgen.config import GANConfig as GANConfig
 from hfgen.config import TranslationConfig as TranslationConfig
 from hfgen.config import VAEConfig as VAEConfig
 from hfgen.config.commands import AnalyzeConfig as AnalyzeConfig
+from hfgen.config.commands import CardConfig as CardConfig
 from hfgen.config.commands import CompareSamplersConfig as CompareSamplersConfig
 from hfgen.config.commands import EvaluateConfig as EvaluateConfig
+from hfgen.config.commands import PublishAllConfig as PublishAllConfig
+from hfgen.config.commands import PushConfig as PushConfig
+from hfgen.config.commands import ResultsConfig as ResultsConfig
 from hfgen.config.commands import SampleConfig as SampleConfig
 from hfgen.config.commands import TranslateConfig as TranslateConfig
+from hfgen.runs.folder import RunFolder as RunFolder
 from hfgen.utils.errors import PublishingError as PublishingError
 from hfgen.utils.errors import TrainingError as TrainingError
 from hfgen.utils.errors import UserError as UserError

@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +47,51 @@ def test_the_names_are_those_of_the_stub_and_of_the_commands():
 def test_importing_it_imports_nothing_heavy():
     code = "import sys, hfgen; assert not {'torch', 'diffusers', 'numpy', 'yaml'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TYPED = """
+from pathlib import Path
+from typing import Any, assert_type
+
+assert_type(run, hfgen.RunFolder)
+assert_type(images, hfgen.Images)
+assert_type(edited, hfgen.Edited)
+assert_type(hfgen.train(hfgen.VAEConfig(dataset_name="digits", output_dir="runs/vae")), hfgen.RunFolder)
+assert_type(hfgen.train("vae", sweep=["latent_dim=2,4"], output_dir="runs/sweep"), list[hfgen.RunFolder])
+assert_type(hfgen.sample(hfgen.SampleConfig(run_or_repo="runs/vae")), hfgen.Images)
+assert_type(hfgen.sample(run, film=True, output=Path("film.gif")), hfgen.Animation)
+assert_type(hfgen.sample(run, film=bool(run)), hfgen.Images | hfgen.Animation)
+assert_type(hfgen.tune("vae", search={"latent_dim": [2, 4]}).best_run, hfgen.RunFolder | None)
+reports = hfgen.evaluate("runs/sweep")
+assert isinstance(reports, list)
+for report in reports:
+    print(report.page)
+hfgen.push(hfgen.PushConfig(run="runs/vae", repo_id="ada/vae"), dry_run=True)
+report.recrod
+"""
+
+
+def test_a_script_of_the_docs_has_types_where_hfgen_is_installed_editable(tmp_path):
+    pytest.importorskip("mypy", reason="only the environment of developers has it")
+    project, place = tmp_path / "project", tmp_path / "environment"
+    shutil.copytree(REPOSITORY / "hfgen", project / "hfgen", ignore=shutil.ignore_patterns("*.safetensors"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, project)
+    build = "from setuptools.build_meta import build_editable; build_editable('.')"
+    subprocess.run([sys.executable, "-c", build], cwd=project, check=True, capture_output=True)
+    venv.create(place)
+    python = place / "bin" / "python"
+    site = subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True).strip()
+    with zipfile.ZipFile(next(project.glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    page = (REPOSITORY / "docs" / "python.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "script.py").write_text("".join(snippets) + TYPED)
+    (tmp_path / "mypy.ini").write_text("[mypy]\n")
+    command = [sys.executable, "-m", "mypy", "--python-executable", python, "script.py"]
+    errors = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
+    assert len(errors) == 2, errors
+    assert 'Item "Report" of "Report | Any" has no attribute "recrod"' in errors[0]
 
 
 def test_a_call_trains_and_draws_what_the_command_does(tmp_path, capsys):

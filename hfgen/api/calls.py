@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from hfgen.config import TrainingConfig
 from hfgen.config.commands import (
@@ -32,12 +32,21 @@ from hfgen.utils.untrusted import shown
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
 
     from hfgen.api.outputs import Animation, Edited, Images, Report, Study
     from hfgen.runs.folder import RunFolder
 
 Name = str | PathLike[str]
+
+
+@overload
+def train(family: str | TrainingConfig, *, sweep: None = None, **fields: Any) -> "RunFolder": ...
+
+
+@overload
+def train(
+    family: str | TrainingConfig, *, sweep: Mapping[str, Any] | Sequence[str], **fields: Any
+) -> "list[RunFolder]": ...
 
 
 def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunFolder]":
@@ -144,13 +153,39 @@ def load(
     trust_remote_code: bool = False,
     device: "str | torch.device" = "cpu",
     dtype: "str | torch.dtype" = "float32",
-) -> "DiffusionPipeline":
-    """Load a pipeline; see `hfgen.pipelines.loading.load`."""
+) -> Any:
+    """Load a pipeline, whose class depends on the model; see `hfgen.pipelines.loading.load`."""
     from hfgen.pipelines.loading import load as load_pipeline
 
     return load_pipeline(
         str(run_or_repo), revision=revision, trust_remote_code=trust_remote_code, device=device, dtype=dtype
     )
+
+
+@overload
+def sample(
+    run_or_repo: "Name | DiffusionPipeline | SampleConfig",
+    *,
+    output: Name | None = None,
+    film: Literal[False] = False,
+    **fields: Any,
+) -> "Images": ...
+
+
+@overload
+def sample(
+    run_or_repo: "Name | DiffusionPipeline | SampleConfig",
+    *,
+    output: Name | None = None,
+    film: Literal[True],
+    **fields: Any,
+) -> "Animation": ...
+
+
+@overload
+def sample(
+    run_or_repo: "Name | DiffusionPipeline | SampleConfig", *, output: Name | None = None, film: bool, **fields: Any
+) -> "Images | Animation": ...
 
 
 def sample(
@@ -221,7 +256,7 @@ def edit(
     return edited
 
 
-def evaluate(run_or_repo: Name | EvaluateConfig | None = None, **fields: Any) -> "Report | list[Report]":
+def evaluate(run_or_repo: Name | EvaluateConfig | None = None, **fields: Any) -> "Report | Any":
     """Evaluate a model's samples, a classifier or given images, like `hfgen evaluate`.
 
     Args:
@@ -230,7 +265,7 @@ def evaluate(run_or_repo: Name | EvaluateConfig | None = None, **fields: Any) ->
         fields: Other configuration fields, as in `hfgen evaluate --help`.
 
     Returns:
-        The report, or a list of them for a sweep.
+        The report, or a list of them for a sweep (typed as Any, since only the folder shows which).
 
     Raises:
         UserError: before sampling, if model, data, judges or number of images do not fit.
@@ -241,7 +276,7 @@ def evaluate(run_or_repo: Name | EvaluateConfig | None = None, **fields: Any) ->
     return _reports(config, evaluate_run, "The evaluation is in")
 
 
-def analyze(run_or_repo: Name | AnalyzeConfig, **fields: Any) -> "Report | list[Report]":
+def analyze(run_or_repo: Name | AnalyzeConfig, **fields: Any) -> "Report | Any":
     """Analyse a VAE, like `hfgen analyze`.
 
     Args:
@@ -249,7 +284,7 @@ def analyze(run_or_repo: Name | AnalyzeConfig, **fields: Any) -> "Report | list[
         fields: Other configuration fields, as in `hfgen analyze --help`.
 
     Returns:
-        The report, or a list of them for a sweep.
+        The report, or a list of them for a sweep (typed as Any, since only the folder shows which).
 
     Raises:
         UserError: if it is not a VAE, or the data do not fit.
