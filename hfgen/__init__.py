@@ -18,7 +18,7 @@ _EXPORTS = {  # of the public names, imported on first access; `__init__.pyi` de
         "ResultsConfig", "SampleConfig", "TranslateConfig",
     ),
     "hfgen.runs.folder": ("RunFolder",),
-    "hfgen.utils.errors": ("PublishingError", "TrainingError", "UserError"),
+    "hfgen.utils.errors": ("InterruptedTrainingError", "PublishingError", "TrainingError", "UserError"),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = [*_MODULES]

@@ -32,6 +32,7 @@ from hfgen.config.commands import ResultsConfig as ResultsConfig
 from hfgen.config.commands import SampleConfig as SampleConfig
 from hfgen.config.commands import TranslateConfig as TranslateConfig
 from hfgen.runs.folder import RunFolder as RunFolder
+from hfgen.utils.errors import InterruptedTrainingError as InterruptedTrainingError
 from hfgen.utils.errors import PublishingError as PublishingError
 from hfgen.utils.errors import TrainingError as TrainingError
 from hfgen.utils.errors import UserError as UserError

@@ -345,12 +345,14 @@ def stops_by(number):
     return Stops()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_saves_at_once_and_then_does_what_it_did_before(make_trainer, tmp_path, number):
     before = signal.getsignal(number)
     trainer = make_trainer(stops_by(number), max_train_steps=40, logging_steps=1000, checkpointing_steps=1000)
-    with pytest.raises(InterruptedTrainingError, match=f"stopped by {number.name} after step 3, which is saved"):
+    message = f"stopped by {number.name} after step 3, which is saved"
+    with pytest.raises(InterruptedTrainingError, match=message) as raised:
         trainer.run_loop()
+    assert isinstance(raised.value, KeyboardInterrupt), "which no handler of errors takes for one"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
     assert signal.getsignal(number) is before
 

@@ -64,6 +64,7 @@ def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunF
     Raises:
         UserError: before any work, if the configuration or data are invalid.
         TrainingError: if training had to stop; the message says how to continue.
+        InterruptedTrainingError: likewise, by Ctrl-C or another signal.
         PublishingError: with `push_to_hub`, if the finished run could not be published.
     """
     if isinstance(sweep := fields.get("sweep"), Mapping):
@@ -124,6 +125,7 @@ def tune(family: str, *, search: Mapping[str, Any] | Sequence[str], **fields: An
     Raises:
         UserError: before any work, if the search space, the configuration or the data are invalid.
         TrainingError: if no trial succeeded or the study had to stop; the message says how to continue.
+        InterruptedTrainingError: likewise, by Ctrl-C or another signal.
     """
     entries = _entries(search) if isinstance(search, Mapping) else list(search)
     fields = {"search": entries, **fields}

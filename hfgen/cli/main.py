@@ -67,12 +67,12 @@ def _status(arguments: list[str]) -> int:
     except UserError as error:
         _print_error(error)
         return 2
-    except TrainingError as error:
+    except InterruptedTrainingError as error:
         _print_error(error)
-        return 128 + error.signal_number if isinstance(error, InterruptedTrainingError) else 1
+        return 128 + error.signal_number
     except BrokenPipeError:
         raise
-    except (OSError, PublishingError) as error:
+    except (OSError, PublishingError, TrainingError) as error:
         _print_error(error)
         return 1
     except KeyboardInterrupt:
@@ -90,7 +90,7 @@ def _usage_of(command: str) -> str:
     return "\n".join([f"usage: hfgen {command} FAMILY [OPTIONS]\n", "families:", *lines, "", ends, EXAMPLES[command]])
 
 
-def _print_error(error: Exception) -> None:
+def _print_error(error: BaseException) -> None:
     """Print a message with control characters escaped, since it may have names from untrusted files."""
     text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(error))
     print(f"hfgen: {text}", file=sys.stderr)

@@ -37,7 +37,7 @@ from hfgen.training.publisher import Publisher
 from hfgen.training.trainer import Trainer
 from hfgen.training.validation import Evaluation, Validation
 from hfgen.utils.devices import forget_peak_memory, training_device
-from hfgen.utils.errors import PublishingError, TrainingError, UserError, first_line
+from hfgen.utils.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError, first_line
 from hfgen.utils.files import local_path
 from hfgen.utils.seeds import derive_seed, seed_torch
 
@@ -74,8 +74,9 @@ def train(
 
     Raises:
         UserError: before any work, if the configuration, the data or the folder do not fit.
-        TrainingError: if a loss is not finite, the disk is full, another process ended, or a signal was received; the
-            message says what was saved and how to continue.
+        TrainingError: if a loss is not finite, the disk is full, or another process ended; the message says what was
+            saved and how to continue.
+        InterruptedTrainingError: likewise, if a signal was received.
         PublishingError: if the finished run could not be published.
     """
     with as_found(deterministic=config.deterministic):
@@ -135,7 +136,7 @@ def _train(
                 trainer.finish()
         except (OSError, SafetensorError) as error:  # usually a full disk; on one process, so wait for no other
             raise TrainingError(f"{error}. Training stopped. {trainer.how_to_continue()}") from error
-        except TrainingError:
+        except (TrainingError, InterruptedTrainingError):
             trainer.release()
             raise
         except RuntimeError as error:

@@ -72,7 +72,8 @@ def tune(config: Any) -> Path:
 
     Raises:
         UserError: before any work, if the search space, the configuration, the data or the folder do not fit.
-        TrainingError: if no trial succeeded, the disk is full, the storage was lost, or a signal was received.
+        TrainingError: if no trial succeeded, the disk is full, or the storage was lost.
+        InterruptedTrainingError: if a signal was received.
     """
     study = Study(config)
     with _storage_errors(config):
@@ -320,7 +321,7 @@ class Study:
             value = _finite(self.metric, _last(run / METRICS_FILE, f"{EVALUATED}{self.metric}"))
         except PrunedTrial as stop:
             state, why = TrialState.PRUNED, str(stop)
-        except (InterruptedTrainingError, KeyboardInterrupt) as stop:
+        except KeyboardInterrupt as stop:
             number_of_signal = getattr(stop, "signal_number", signal.SIGINT)
             raise InterruptedTrainingError(
                 f"stopped by {signal.Signals(number_of_signal).name} in trial {number}. Continue the study with the "

@@ -39,8 +39,11 @@ class TrainingError(Exception):
     """Training had to stop (divergence, full disk); the message says how to continue. Exit status 1."""
 
 
-class InterruptedTrainingError(TrainingError):
-    """Training was stopped by a signal, and the run was saved. Exit status 128 + the signal's number."""
+class InterruptedTrainingError(KeyboardInterrupt):
+    """Training was stopped by a signal, and the run was saved. Exit status 128 + the signal's number.
+
+    It is no `TrainingError`, so that code that goes on with another training after an error stops at Ctrl-C.
+    """
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
