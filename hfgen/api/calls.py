@@ -32,6 +32,7 @@ from hfgen.utils.untrusted import shown
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import DiffusionPipeline
 
     from hfgen.api.outputs import Animation, Edited, Images, Report, Study
     from hfgen.runs.folder import RunFolder
