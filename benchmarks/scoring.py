@@ -41,17 +41,16 @@ def main() -> None:
             reference.floors(len(images))
         statistics_seconds = time.monotonic() - started
         for _ in range(options.rounds):
-            parts = dict.fromkeys(["features", "measures", "memorization", "neighbours"], 0.0)
+            parts = dict.fromkeys(["features", "measures", "neighbours", "memorization"], 0.0)
             for reference in references:
                 marks = [time.monotonic()]
                 features, _ = reference.extractor.extract(images)
                 marks.append(time.monotonic())
                 reference.measures(features)
                 marks.append(time.monotonic())
-                reference.memorization(features)
+                distances, _ = nearest(features, reference.features(train))
                 marks.append(time.monotonic())
-                if reference is references[0]:
-                    nearest(features, reference.features(train))
+                reference.memorization(features, distances)
                 marks.append(time.monotonic())
                 for name, start, end in zip(parts, marks, marks[1:], strict=False):
                     parts[name] += end - start

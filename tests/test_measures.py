@@ -84,11 +84,17 @@ def test_deviations_need_enough_samples(reference):
 
 def test_copies_of_training_images_are_noticed(reference):
     honest = reference.features(load_images("digits", split="train[:50%]"))
-    found = reference.memorization(torch.cat([honest[:300], reference.features(reference.train)[:300]]))["generated"]
+    train = reference.features(reference.train)
+
+    def memorization(features):
+        return reference.memorization(features, nearest(features, train)[0])["generated"]
+
+    found = memorization(torch.cat([honest[:300], train[:300]]))
     assert found["gap"] == pytest.approx(0, abs=5 * found["gap_std"]), "as many copies of either set"
-    copied = reference.memorization(reference.features(reference.train)[:300])["generated"]
+    copied = memorization(train[:300])
     assert copied["gap"] > 4 * copied["gap_std"]
     assert copied["nearer_to_training"] > 0.9
+    assert (found["closer_than_unseen"], copied["closer_than_unseen"]) == (pytest.approx(0.5, abs=0.03), 1)
 
 
 def test_statistics_are_kept_by_judge_and_data(reference, monkeypatch):
@@ -117,7 +123,7 @@ def test_the_deviation_of_nearer_to_training_is_that_over_choices_of_the_real_im
     found = []
     for _ in range(60):
         train, test = real[torch.randperm(400, generator=generator)].chunk(2)
-        found.append(Halves(train, test, tmp_path).memorization(samples)["generated"])
+        found.append(Halves(train, test, tmp_path).memorization(samples, nearest(samples, train)[0])["generated"])
     shares = torch.tensor([one["nearer_to_training"] for one in found])
     stated = torch.tensor([one["nearer_to_training_std"] for one in found])
     assert shares.mean() == pytest.approx(0.5, abs=3 * shares.std().item() / 60**0.5)
@@ -134,6 +140,9 @@ class Halves(Drawn):
 
     def features(self, data):
         return data
+
+    def _close(self):
+        return 0.0
 
 
 def test_a_small_recall_has_no_deviation(tmp_path):

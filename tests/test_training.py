@@ -44,6 +44,25 @@ def test_the_loss_falls(run):
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
+def test_a_training_within_its_warmup_is_a_problem(tmp_path, capsys):
+    run = run_training(output_dir=str(tmp_path / "run"), max_train_seconds=0.3, lr_warmup_steps=100_000)
+    (problem,) = json.loads((run / "run.json").read_text())["problems"]
+    assert problem.startswith("lr_warmup_steps 100,000 is more than the ")
+    assert problem in capsys.readouterr().err
+
+
+def test_another_number_of_threads_is_told_on_resuming(tmp_path, capsys):
+    fields = {"output_dir": str(tmp_path / "run"), "num_samples": 1}
+    run_training(**fields, max_train_steps=1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        run_training(**fields, max_train_steps=2, resume_from_checkpoint="latest")
+    finally:
+        torch.set_num_threads(threads)
+    assert f"The run had {threads} threads and continues with {threads + 1}: sums" in capsys.readouterr().out
+
+
 def test_a_run_folder_is_complete(run):
     assert {path.name for path in run.iterdir() if path.name != ".lock"} == {
         "model_index.json", "unet", "scheduler", "config.yaml", "metrics.jsonl", "times.jsonl", "run.json",

@@ -17,7 +17,8 @@ from hfgen.evaluation.evaluate import evaluate
 from hfgen.evaluation.real import training_of
 from hfgen.evaluation.report import render_report, save_report
 from hfgen.evaluation.results import results_page
-from hfgen.evaluation.verdict import findings, listed, problems, tied, verdict
+from hfgen.evaluation.verdict import findings, judges_disagree, listed, problems, tied, verdict
+from hfgen.publishing.overview import overview_page
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from corruptions import blur, duplicates, noise
@@ -120,6 +121,11 @@ def test_judges_that_disagree_are_said_to(measure, tmp_path):
     measures["precision"]["value"] = record["floors"]["second_judge"]["train_against_test"]["precision"]
     text = " ".join(verdict(record))
     assert "The judges disagree on how many of them look real (precision 0.60 by digits_judge and" in text
+    assert judges_disagree(record)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "evaluation.json").write_text(json.dumps(record))
+    assert "| [two](two) † |" in results_page([tmp_path], tmp_path)
+    assert "judges disagree: look at the images" in overview_page([tmp_path], tmp_path)
     record["classes"].pop("second_judge")  # what has no classes is no judge
     assert "The networks disagree on how many of them look real" in " ".join(verdict(record))
 
@@ -153,6 +159,26 @@ def test_the_requested_class_is_compared_with_real_images(measure):
     for name, labels, order in (("right", data.labels, "as"), ("wrong", (data.labels + 1) % 10, "less")):
         record, _ = measure(name, data.images, labels=labels)
         assert f"They show the requested class {order} often" in " ".join(verdict(record))
+
+
+def test_copies_of_reference_images_show_nothing(measure):
+    record, _ = measure("leaked", load_images("digits", split="train[:40%]").images[:300])
+    said = verdict(record)[0]
+    assert said.startswith(
+        "Exact copies of reference images make up 300 of the 300 images, so the metrics do not show"
+    )
+
+
+def test_slightly_changed_copies_are_noticed_among_few(measure):
+    """Also where the gap and the proportion do not show them, as for few images and a large training set."""
+    record, page = measure("changed", noise(load_images("digits", split=TRAIN).images[:300], None, 0.02))
+    (found,) = record["memorization"].values()
+    assert found["generated"]["closer_than_unseen"] > 0.9
+    assert "of the images are closer to one of all training images than 99 % of the test images are" in page
+    found["generated"] |= {"gap": 0.0, "nearer_to_training": 0.5}
+    assert "of the images are closer to a training image than 99% of unseen images are." in " ".join(verdict(record))
+    found["generated"]["closer_than_unseen"] = 0.05
+    assert "There is no clear sign that training images are copied." in verdict(record)
 
 
 def test_problems_stand_at_the_top(measure, tmp_path):

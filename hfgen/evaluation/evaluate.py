@@ -58,7 +58,7 @@ from hfgen.sampling.sample import check_sampling, default_sampler, image_shape_o
 from hfgen.tasks.classifier import ClassifierTask, load_test_images
 from hfgen.training.run import train as run_training
 from hfgen.utils.devices import find_placement
-from hfgen.utils.errors import Problems, UserError
+from hfgen.utils.errors import InterruptedTrainingError, Problems, UserError
 from hfgen.utils.files import remove_leftovers
 from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed
@@ -233,21 +233,22 @@ def _measure(
         },
         "measures": {}, "floors": {}, "memorization": {}, "classes": {}, "conditional": {},
         "judge_accuracy": {}, "copies_of_training_images": count_in(train, generated.images),
+        "copies_of_reference_images": count_in(test, generated.images),
     }  # fmt: skip
     for reference in progress_bar(references, desc="measuring", unit="feature space"):
         extractor = reference.extractor
         features, logits = extractor.extract(generated.images)
         record["measures"][extractor.name] = reference.measures(features)
         record["floors"][extractor.name] = reference.floors(len(features))
+        distances, numbers = nearest(features, reference.features(train))
         if reference.is_unseen:
-            record["memorization"][extractor.name] = reference.memorization(features)
+            record["memorization"][extractor.name] = reference.memorization(features, distances)
         if logits is not None:
             _measure_classes(record, reference, features, logits, generated.labels)
         if isinstance(extractor, Inception):
             sets = {"generated": features, "real": reference.features(test)}
             record["inception_score"] = {name: extractor.score(found) for name, found in sets.items()}
         if reference is references[0]:
-            distances, numbers = nearest(features, reference.features(train))
             classes = torch.zeros(len(features), dtype=torch.long) if logits is None else logits.argmax(1)
             closest = smallest_of_each_class(distances, classes, SHOWN_NEIGHBOURS)
             pairs = generated.images[closest], train.images[numbers[closest]]
@@ -305,6 +306,11 @@ def _classification_accuracy_score(generated: GeneratedImages, reference: RealSt
         "real": (train.images[chosen], reference.labels(train)[chosen]),
     }
     results: dict[str, Any] = {"optimizer_steps": SCORE_STEPS}
+    print(
+        f"Training two classifiers of {SCORE_STEPS:,} steps for the classification accuracy score, on the generated "
+        "images and on as many real ones",
+        file=sys.stderr,
+    )
     label_names = np.array(reference.extractor.label_names)
     with tempfile.TemporaryDirectory() as folder:
         save_arrays(test.images, Path(folder, "test.npz"), labels=test_labels.numpy(), label_names=label_names)
@@ -321,8 +327,12 @@ def _classification_accuracy_score(generated: GeneratedImages, reference: RealSt
                 checkpointing_steps=SCORE_STEPS,
                 cache_dir=folder,
             )
-            with contextlib.redirect_stdout(io.StringIO()):  # it names temporary folders
-                judge = load_judge(str(run_training(fields, ClassifierTask)))
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # it names temporary folders
+                    judge = load_judge(str(run_training(fields, ClassifierTask)))
+            except InterruptedTrainingError as error:
+                told = "stopped; the same command uses the sampled images again"
+                raise InterruptedTrainingError(told, error.signal_number) from error
             predicted = judge.extract(test.images)[1].argmax(1)
             results[name] = {
                 "training_images": len(images),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfgen.evaluation.verdict import findings, is_tie, problems, sampler_text
+from hfgen.evaluation.verdict import findings, is_tie, judges_disagree, problems, sampler_text
 from hfgen.figures.grids import comparison_grid, image_grid, save_picture
 from hfgen.figures.plots import class_shares_picture, features_picture, measures_picture
 from hfgen.runs.folder import EVALUATION as RECORD
@@ -140,6 +140,7 @@ def render_report(template: str, **values: Any) -> str:
         sampler_text=sampler_text,
         problems=problems,
         findings=findings,
+        judges_disagree=judges_disagree,
         is_tie=is_tie,
         similarity_texts=similarity_texts,
         class_accuracy_text=class_accuracy_text,

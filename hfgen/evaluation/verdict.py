@@ -11,6 +11,7 @@ from hfgen.utils.markdown import accuracy_text, number, percent, with_error, wit
 WEAK_JUDGE = 2 / 3  # accuracy on real images below which a judge is unreliable
 FEW_IMAGES = 1000  # below it small differences are lost in the noise
 MARGIN = 2  # standard deviations of a difference within which two values count as equal
+COPIED = 0.2  # proportion of images closer to training images than unseen ones are, above which they seem copied
 CHANCE = 0.01  # probability that some class of a faultless model is called too rare or too frequent
 SHARES = (0.95, 0.9, 0.75, 0.5)  # of the value of real images: a metric has as many levels as it is below these
 RATIOS = (1, 3, 30)  # of the Fréchet distance to that of real images: as many levels as it is above these
@@ -90,6 +91,11 @@ def findings(record: dict[str, Any]) -> list[str]:
     return next((describe(record) for key, describe in kinds.items() if key in record), [])
 
 
+def judges_disagree(record: dict[str, Any]) -> bool:
+    """Return whether the feature spaces of an `evaluation.json` disagree on how good its images are."""
+    return any(" disagree on how " in sentence for sentence in findings(record))
+
+
 def tied(one: dict[str, float | None], other: dict[str, float | None]) -> bool:
     """Return whether metrics of two models differ by no more than two standard deviations of the difference."""
     stds = [metric["std"] for metric in (one, other)]
@@ -166,10 +172,16 @@ def _of_images(record: dict[str, Any]) -> list[str]:
 def _copied(record: dict[str, Any]) -> list[str]:
     """Tell whether training images are copied: then both the gap and the proportion nearer to them are raised."""
     said, protocol = [], record["protocol"]
+    if copies := record.get("copies_of_reference_images"):  # missing in records of earlier versions
+        said.append(
+            f"Exact copies of reference images make up {copies:,} of the {protocol['num_images']:,} images, so the "
+            "metrics do not show how good a model is."
+        )
     if copies := record["copies_of_training_images"]:
         also = protocol["reference_images_in_training"]
         real = f", as are {also:,} of the {protocol['reference_images']:,} reference images" if also else ""
-        said = [f"Exact copies of training images make up {copies:,} of the {protocol['num_images']:,} images{real}."]
+        count = f"{copies:,} of the {protocol['num_images']:,}"
+        said.append(f"Exact copies of training images make up {count} images{real}.")
     for sets in record["memorization"].values():
         if not (found := sets.get("generated")) or (std := found.get("nearer_to_training_std")) is None:
             continue  # of too few images, or a record of an earlier version
@@ -183,7 +195,15 @@ def _copied(record: dict[str, Any]) -> list[str]:
                 f"any unseen one (by chance 50% ± {percent(std, 0)}), and the memorisation gap is {gap}.",
                 "Good values below therefore do not show that the model makes new images.",
             ]
-            break
+            return said
+    found = [sets.get("generated", {}) for sets in record["memorization"].values()]
+    closer = min((one.get("closer_than_unseen", 0.0) for one in found), default=0.0)  # newer than some records
+    if closer > COPIED and not said:
+        said = [
+            f"Training images seem to be copied: {_share(closer)} of the images are closer to a training image than "
+            "99% of unseen images are.",
+            "Good values below therefore do not show that the model makes new images.",
+        ]
     return said
 
 

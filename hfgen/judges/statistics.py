@@ -37,6 +37,7 @@ GROUPS = 10  # of samples, for the standard deviations
 MEMORIZATION_SAMPLES = 4000  # of generated and real images each, at most
 LEAST_RECALL = 0.1  # below it no standard deviation is reported
 DISTANCES_AT_A_TIME = 50_000_000  # held in memory
+CLOSE = 0.01  # quantile of the distances of test images to training images
 OVERLAP = 0.01  # fraction of the test images in the training set above which they count as seen
 _VERSION = 2  # of the cache; increase when a metric changes
 
@@ -193,11 +194,12 @@ class RealStatistics:
             temporary.write_text(json.dumps(floors))
         return floors
 
-    def memorization(self, features: Tensor) -> dict[str, dict[str, float]]:
+    def memorization(self, features: Tensor, distances: Tensor) -> dict[str, dict[str, float]]:
         """Compare the distances of samples to training images and to equally many test images.
 
         Args:
             features: (N, D); the first `MEMORIZATION_SAMPLES` of them are used.
+            distances: From each of the features to its nearest training image, (N,).
 
         Returns:
             For the samples (`generated`), and, if there are enough, for other training images in their place (`real`):
@@ -205,7 +207,8 @@ class RealStatistics:
             nearest real image is a training image, and its standard deviation under the null hypothesis. Under it,
             each real image is a training image with probability ½. If the real image h is the nearest of c_h of N
             samples, the standard deviation is ½ √(Σ c_h²) / N: the fewer real images are nearest to many samples, the
-            larger.
+            larger. For the samples also the proportion that is closer to a training image (of all) than 99 % of the
+            test images are (`closer_than_unseen`).
         """
         generator = torch.Generator().manual_seed(derive_seed("memorization"))
         test, train = self.features(self.test), self.features(self.train)
@@ -227,7 +230,19 @@ class RealStatistics:
                     "nearer_to_training": nearer.double().mean().item(),
                     "nearer_to_training_std": 0.5 * counts.norm().item() / len(samples),
                 }
+        if "generated" in results:
+            results["generated"]["closer_than_unseen"] = (distances < self._close()).double().mean().item()
         return results
+
+    def _close(self) -> float:
+        """Return the distance to the nearest training image that 99 % of the test images exceed."""
+        test, train = self.test.fingerprint[:16], self.train.fingerprint[:16]
+
+        def compute() -> dict[str, Tensor]:
+            return {"distances": nearest(self.features(self.test), self.features(self.train))[0]}
+
+        distances = self._cached(f"nearest-{test}-{train}", compute)["distances"]
+        return torch.quantile(distances, CLOSE).item()
 
     def _cached(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         path = self._cache_file(f"{name}.safetensors")

@@ -479,6 +479,8 @@ class Trainer:
             self._evaluate_last()
             self._tell_best()
         self.save_checkpoint()
+        if not self.max_steps:  # with them it was told at the beginning
+            self._report([*self.problems, *endless_warmups(self.config, self.step)])
         is_best = self.config.load_best_model_at_end and self._load_best()
         if is_best or not self._preview_file().exists():
             self.save_preview()
@@ -576,6 +578,7 @@ class Trainer:
             "seconds": self.seconds(),
             "evaluation_seconds": self.validation.spent if self.validation else 0.0,
             "num_processes": self.accelerator.num_processes,
+            "threads": torch.get_num_threads(),
             "scaler": scaler.state_dict() if scaler else None,
             "data": self._fingerprint(),
             "classes": [_digest_of_classes(images) for images in self._sources()],
@@ -628,6 +631,13 @@ class Trainer:
             self.accelerator.print(
                 f"The run had {position['num_processes']} processes and continues with "
                 f"{self.accelerator.num_processes}: batches and noise differ from those of an uninterrupted run"
+            )
+        threads = torch.get_num_threads()
+        before = position.get("threads", threads)  # missing in older checkpoints
+        if self.accelerator.device.type == "cpu" and before != threads:
+            self.accelerator.print(
+                f"The run had {before} threads and continues with {threads}: sums have another order, so the weights "
+                "differ in their last bits from those of an uninterrupted run"
             )
         self.accelerator.print(f"Resuming {self.run} from {checkpoint.name}")
 
