@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +22,11 @@ from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
 from hfgen.pipelines.loading import load
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.training.publisher import Publisher
 from hfgen.training.run import train
 from hfgen.training.trackers import start_trackers, track_picture
 from hfgen.training.trainer import STATE_FILE
-from hfgen.utils.errors import UserError
+from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError
 
 
 def run_training(**fields) -> Path:
@@ -76,6 +78,15 @@ def test_a_run_folder_is_complete(run):
     assert (record["optimizer_steps"], record["images_seen"]) == (90, 90 * 16)
     assert record["images_per_second"] > 0
     assert not [path for path in run.rglob("*") if path.suffix in {".bin", ".pt", ".pkl", ".ckpt", ".pth"}]
+
+
+@pytest.mark.parametrize("error", [TrainingError("diverged"), InterruptedTrainingError("stopped", signal.SIGTERM)])
+def test_a_training_that_stops_waits_for_its_uploads(tmp_path, error):
+    publisher = mock.Mock(Publisher, **{"start.side_effect": error})
+    config = DDPMConfig(**TINY | {"output_dir": str(tmp_path), "max_train_steps": 2, "checkpointing_steps": 1})
+    with pytest.raises(type(error), match=str(error)):
+        train(config, DiffusionTask, publisher)
+    publisher.wait.assert_called_once()
 
 
 def test_diffusers_alone_loads_a_run_and_a_checkpoint(run, without_hfgen):

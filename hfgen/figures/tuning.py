@@ -100,7 +100,7 @@ def fields_picture(
     columns = min(COLUMNS, len(logarithmic))
     rows = math.ceil(len(logarithmic) / columns)
     figure = Figure(figsize=(3.6 * columns + 0.4, 3.2 * rows))
-    places = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    places = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     shown = [trial for trial in trials if trial["value"] is not None]
     for axes, (name, is_logarithmic) in zip(places, logarithmic.items(), strict=False):
         for trial in shown:
@@ -109,9 +109,10 @@ def fields_picture(
             axes.plot(mathless_label(value, 24) if isinstance(value, str) else value, trial["value"], "o", color=color)
         if is_logarithmic:
             axes.set_xscale("log")
+            plain_ticks(axes.xaxis)
         axes.margins(x=0.15)
         axes.set_xlabel(mathless_label(name))
-    for axes in list(places):
+    for axes in places[len(logarithmic) :]:
         axes.set_visible(False)
     _fit(figure.axes[0], [trial["value"] for trial in shown])
     figure.supylabel(title, fontsize=9)

@@ -22,7 +22,7 @@ from hfgen.runs.record import public_command
 from hfgen.tuning.search_space import SearchSpace
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.markdown import json_text, number
+from hfgen.utils.markdown import json_text
 from hfgen.utils.privacy import public_text
 from hfgen.utils.untrusted import read_json
 
@@ -169,7 +169,7 @@ def _write_best(
     }
     done = sum(trial["state"] != "running" for trial in record["trials"])
     text = (
-        f"# Trial {best['number']}, the best of {done} of a study: {record['metric']} {number(best['value'])}\n"
+        f"# Trial {best['number']}, the best of {done} of a study: {record['metric']} {best['value']:.5g}\n"
         f"# on held-out images after {record['trial_seconds']:g} s of training.\n"
         f"# Command: hfgen train {record['family']} --config {BEST} --output_dir NAME\n"
     )

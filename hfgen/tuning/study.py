@@ -33,7 +33,6 @@ from hfgen.tuning.search_space import SearchSpace
 from hfgen.tuning.storage import open_storage, public_name
 from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError, first_line
 from hfgen.utils.files import complete_or_absent, local_path
-from hfgen.utils.markdown import number as number_text
 from hfgen.utils.seeds import derive_seed
 
 JOURNAL = "journal.log"
@@ -361,7 +360,7 @@ class Study:
             trial.set_user_attr("reason", why)
         trial.set_user_attr("seconds", _last(run / TIMES_FILE, "seconds") or 0.0)
         told = self.study.tell(trial, value, state)
-        result = f"{self.metric} {number_text(told.value)}" if told.value is not None else "no result"
+        result = f"{self.metric} {told.value:.4g}" if told.value is not None else "no result"
         print(f"Trial {trial.number}: {result}" + (f", {why}" if why else ""))
 
     def _write_report(self) -> None:
