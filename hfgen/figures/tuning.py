@@ -6,6 +6,7 @@ from typing import Any
 import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from hfgen.figures.plots import in_style, mathless_label, plain_ticks, to_picture
 
@@ -78,11 +79,15 @@ def rungs_picture(
             axes.plot(*zip(*points.items(), strict=True), "o-", markersize=3, linewidth=1, color=color)
     _fit(axes, [value for trial in trials for value in trial["rungs"].values()])
     axes.set(xlabel="seconds of training", title=f"{title} on held-out images")
-    names = {"best": BEST, "complete": COLORS["complete"], "pruned": COLORS["pruned"]}
-    for name, color in names.items():
-        axes.plot([], [], "o-", markersize=3, color=color, label=name)
-    figure.legend(loc="outside lower center", ncols=3)
+    _add_legend(figure, "o-")
     return to_picture(figure)
+
+
+def _add_legend(figure: Figure, marker: str) -> None:
+    """Name the colors of best, complete and pruned trials."""
+    names = {"best": BEST, "complete": COLORS["complete"], "pruned": COLORS["pruned"]}
+    lines = [Line2D([], [], color=color, marker=marker[0], linestyle=marker[1:] or "none") for color in names.values()]
+    figure.legend(lines, names, loc="outside lower center", ncols=3)
 
 
 @in_style
@@ -116,6 +121,8 @@ def fields_picture(
         axes.set_visible(False)
     _fit(figure.axes[0], [trial["value"] for trial in shown])
     figure.supylabel(title, fontsize=9)
+    figure.suptitle(f"{title} of the trials on held-out images, by field", x=0.01, ha="left")
+    _add_legend(figure, "o")
     return to_picture(figure)
 
 
