@@ -263,6 +263,7 @@ def test_a_pipeline_is_saved_whole_by_itself_and_again_by_diffusers_alone(case, 
     assert np.array_equal(case.draw(quiet(hfgen.load(str(second)))).images, expected)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of torch.compile itself
 def test_a_compiled_network_is_saved_with_its_own_code(tmp_path):
     pipeline = PIPELINES["VAE"][0]()
     pipeline.vae = torch.compile(pipeline.vae)

@@ -365,7 +365,8 @@ def test_a_judge_that_errs_on_real_images_is_named(judge_run, digits):
 
 
 def test_nothing_is_counted_where_there_is_no_judge(digits):
-    diagnosis = GANTask(config(dataset_name="someones/digits"), digits).diagnose()
+    others = dataclasses.replace(digits, source="someones/digits")
+    diagnosis = GANTask(config(dataset_name="someones/digits"), others).diagnose()
     assert not diagnosis.problems
     assert not diagnosis.class_shares
     assert GANTask(config(), digits).diagnose().class_shares, "by the shipped judge of the digits"

@@ -432,5 +432,5 @@ def _text(value: Any) -> str:
 
 def _free_memory() -> None:
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
