@@ -126,7 +126,7 @@ def test_a_listener_stops_the_training_which_then_goes_on(tmp_path):
 def test_a_killed_run_has_the_same_evaluations_and_best_model(tmp_path, num_processes):
     fields = TINY_VAE | HELD_OUT | {
         "max_train_steps": 60, "evaluation_steps": 5, "evaluation_images": 100, "checkpointing_steps": 8,
-        "logging_steps": 1,
+        "logging_steps": 1, "load_best_model_at_end": True,
     }  # fmt: skip
     runs = [RunFolder(tmp_path / name) for name in ("whole", "broken")]
     words = [["train", "vae", *flags(**fields), "--output_dir", str(run)] for run in runs]

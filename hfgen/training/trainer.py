@@ -481,7 +481,7 @@ class Trainer:
         self.save_checkpoint()
         if not self.max_steps:  # with them it was told at the beginning
             self._report([*self.problems, *endless_warmups(self.config, self.step)])
-        is_best = self.config.load_best_model_at_end and self._load_best()
+        is_best = self.validation is not None and self.config.load_best_model_at_end and self._load_best()
         if is_best or not self._preview_file().exists():
             self.save_preview()
         if self.accelerator.is_main_process:
