@@ -36,7 +36,7 @@ from hfgen.sampling.sample import check_sampling
 from hfgen.training.sweep import parse_sweep
 from hfgen.utils import markdown
 from hfgen.utils.errors import UserError
-from hfgen.utils.privacy import public_text
+from hfgen.utils.privacy import public_text, without_password
 
 SECRET = "not for anybody"
 BAD_NAME = "a|b\n# Heading\n```\n<script>x</script> [link](javascript:x) $\\bad{$ `c` **bold**\x1b[31m\u202e"
@@ -351,6 +351,21 @@ def test_a_missing_folder_is_said_with_what_is_beside_it(run, capsys, command):
 )
 def test_a_path_becomes_its_last_name(given, public):
     assert public_text(given) == public
+
+
+@pytest.mark.parametrize(
+    ("given", "public"),
+    [
+        ("postgresql+psycopg://ada:secret@host:5432/db", "postgresql+psycopg://ada:***@host:5432/db"),
+        ("--storage=mysql://ada:se/cr:et@2@host/db", "--storage=mysql://ada:***@host/db"),
+        ("postgresql://host/db?user=ada&password=secret&x=1", "postgresql://host/db?user=ada&password=***&x=1"),
+        ("postgresql://ada@host:5432/db", "postgresql://ada@host:5432/db"),
+        ("https://huggingface.co/ada/x", "https://huggingface.co/ada/x"),
+        ("lr=1e-4..1e-2:log", "lr=1e-4..1e-2:log"),
+    ],
+)
+def test_a_password_in_a_url_is_masked(given, public):
+    assert without_password(given) == without_password(public) == public
 
 
 PRIVATE = [

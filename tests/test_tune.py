@@ -490,7 +490,7 @@ def postgresql(tmp_path_factory):
     settings = f"-p {port} -k {place} -c listen_addresses=127.0.0.1 -c fsync=off"
     command("pg_ctl", "--wait", "--log", str(place / "log"), "--options", settings, "--pgdata", data, "start")
     try:
-        yield f"postgresql+psycopg://ada@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg://ada:secret@127.0.0.1:{port}/postgres"
     finally:
         command("pg_ctl", "--wait", "--mode", "immediate", "--pgdata", data, "stop")
         shutil.rmtree(place)
@@ -512,6 +512,29 @@ def test_processes_with_folders_of_their_own_share_a_database(postgresql, tmp_pa
     trials = json.loads((tmp_path / "a" / "study.json").read_text())["trials"]
     assert {trial["state"] for trial in trials} == {"complete"}
     assert [trial["number"] for trial in trials] in (list(range(4)), list(range(5)))
+    assert "postgresql+psycopg://ada:***@127.0.0.1" in (tmp_path / "a" / "study.md").read_text()
+    assert not any("secret" in printed for printed in [*outputs, output])
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or b"secret" not in file.read_bytes(), file
+
+
+def test_a_password_is_in_no_file_and_no_message(tmp_path, pretend, monkeypatch, capsys):
+    storage = f"sqlite:///file:{tmp_path}/study.db?uri=true&password=secret"  # which SQLite ignores
+    pretend(lambda config: [InterruptedTrainingError("stopped", signal.SIGTERM)])
+    with pytest.raises(InterruptedTrainingError, match=r"same command: hfgen.tune\(.*password=\*\*\*'") as error:
+        run(tmp_path / "a", storage=storage)
+    options = flags(**TINY, trial_seconds=1, storage=storage, output_dir=tmp_path / "b")
+    monkeypatch.setattr(sys, "argv", ["hfgen", "tune", "vae", *options, "--search", "learning_rate=1e-3..1e-1:log"])
+    assert main() == 128 + signal.SIGTERM
+    printed = capsys.readouterr()
+    assert re.search(r"same command: hfgen tune vae .*password=\*\*\*' --output_dir", printed.err)
+    assert "secret" not in f"{error.value}{printed}"
+    pretend(lambda config: [1.0])
+    run(tmp_path / "a", storage=storage, num_trials=1)
+    assert "password=***" in (tmp_path / "a" / "study.md").read_text()
+    for folder in ("a", "b"):
+        for file in (tmp_path / folder).rglob("*"):
+            assert file.is_dir() or b"secret" not in file.read_bytes(), file
 
 
 def test_a_trial_that_is_killed_again_and_again_fails(tmp_path, pretend):

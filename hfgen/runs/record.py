@@ -22,7 +22,7 @@ from hfgen.config.training import NOT_SHOWN
 from hfgen.utils.devices import device_name, peak_memory_bytes
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.privacy import public_text, public_value
+from hfgen.utils.privacy import public_text, public_value, without_password
 from hfgen.utils.untrusted import read_json, shown
 
 RECORDED_PACKAGES = [
@@ -152,8 +152,9 @@ def called_as(call: str) -> Iterator[None]:
 
 
 def this_command() -> str:
-    """Return the Python call that is running, or else the command line of this process."""
-    command_line = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "hfgen"), *sys.argv[1:]])
+    """Return the Python call that is running, or else the command line of this process, without passwords."""
+    program, *words = sys.argv
+    command_line = shlex.join([Path(program).name.replace("__main__.py", "hfgen"), *map(without_password, words)])
     return _call.get() or command_line
 
 
@@ -172,12 +173,13 @@ def training_call(family: str, options: Mapping[str, str]) -> str:
 
 
 def python_call(family: str, fields: Mapping[str, Any]) -> str:
-    """Write a call of `hfgen.train`, without private fields and local paths."""
+    """Write a call of `hfgen.train`, without private fields, local paths and passwords."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [plain(entry) for entry in value]
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+        text = os.fspath(value) if isinstance(value, os.PathLike) else value
+        return without_password(text) if isinstance(text, str) else text
 
     shown_fields = {name: value for name, value in fields.items() if name not in NOT_SHOWN - {"output_dir"}}
     arguments = [f"{name}={public_value(plain(value))!r}" for name, value in shown_fields.items()]

@@ -9,10 +9,10 @@ from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from hfgen.utils.errors import UserError, first_line
+from hfgen.utils.privacy import without_password
 
 
 class _Lock:
@@ -50,17 +50,7 @@ def open_storage(place: str) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(file), lock_obj=_Lock(file.with_name(f"{file.name}.lock"))))
     except (ImportError, OSError, ValueError, SQLAlchemyError, StorageInternalError) as error:
         why = first_line(error.__cause__ or error)
-        raise UserError(f"storage {public_name(place)} cannot be used: {why}") from error
-
-
-def public_name(place: str) -> str:
-    """Return the name of a storage without its password."""
-    if "://" not in place:
-        return place
-    try:
-        return make_url(place).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return place.partition("://")[0] + "://…"
+        raise UserError(f"storage {without_password(place)} cannot be used: {why}") from error
 
 
 def _remove_incomplete_line(file: Path) -> None:

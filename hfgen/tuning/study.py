@@ -30,9 +30,10 @@ from hfgen.training.run import train
 from hfgen.training.validation import Evaluation, metric_of
 from hfgen.tuning.report import measure_on_test_images, read_study, write_report
 from hfgen.tuning.search_space import SearchSpace
-from hfgen.tuning.storage import open_storage, public_name
+from hfgen.tuning.storage import open_storage
 from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError, first_line
 from hfgen.utils.files import complete_or_absent, local_path
+from hfgen.utils.privacy import without_password
 from hfgen.utils.seeds import derive_seed
 
 JOURNAL = "journal.log"
@@ -86,7 +87,7 @@ def _storage_errors(config: Any) -> Iterator[None]:
         yield
     except StorageInternalError as error:
         raise TrainingError(
-            f"storage {public_name(config.storage)} was lost: {first_line(error.__cause__ or error)}. "
+            f"storage {without_password(config.storage)} was lost: {first_line(error.__cause__ or error)}. "
             f"Continue the study with the same command: {this_command()}"
         ) from error
 

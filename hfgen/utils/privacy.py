@@ -1,10 +1,17 @@
-"""Removal of local paths from texts."""
+"""Removal of local paths and passwords from texts."""
 
 import re
 from typing import Any
 
 # Start of a path on any system: /a, \\a, C:\a, ~, file:; not inside a word or URL.
 PLACE = re.compile(r"(?<![^\s=:;,\"'`|(\[{@<>])(file:|[A-Za-z]:[\\/]|[\\/]{1,2}(?=[^\s\\/])|~)(?<!://)")
+
+PASSWORD = re.compile(r"(://[^:/]*:).*(?=@)|([?&]password=)[^&]*")  # in a URL
+
+
+def without_password(text: str) -> str:
+    """Mask the password in a URL, such as that of a database."""
+    return PASSWORD.sub(r"\1\2***", text)
 
 
 def public_value(value: Any) -> Any:
