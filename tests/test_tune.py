@@ -21,6 +21,7 @@ from optuna.exceptions import StorageInternalError
 import hfgen as package
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig, VAEConfig
+from hfgen.runs.record import read_training
 from hfgen.training.validation import Evaluation
 from hfgen.tuning import study as module
 from hfgen.tuning.search_space import SearchSpace
@@ -212,6 +213,15 @@ def test_the_page_shows_what_was_found(study):
         assert np.array(PIL.Image.open(study.path.parent / "study" / f"{name}.png")).std() > 5
     assert str(study.path.parent.parent) not in page
     assert "data:image/png;base64" in study._repr_markdown_()
+
+
+def test_the_pages_show_the_python_call(study):
+    study, _, fields = study
+    search = ["learning_rate=0.01,1e+30", "hidden_sizes=16,24 16"]
+    shown = {"search": search, "num_trials": 5, "trial_seconds": 0.6, "output_dir": "digits", **fields}
+    command = f"hfgen.tune('vae', {', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+    assert f"Command: `{command}`\n" in study.page.read_text()
+    assert read_training(study.best_run / "run.json")["command"] == command
 
 
 def test_the_best_configuration_trains(study, tmp_path):

@@ -79,7 +79,7 @@ def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunF
         config = make_config(_family(family).config, fields, prog=f"hfgen train {family}")
     from hfgen.runs.record import called_as, python_call
 
-    with called_as(python_call(config.family, given)):
+    with called_as(python_call("train", config.family, given)):
         return train_configured(config, set_fields=fields.keys())
 
 
@@ -133,7 +133,7 @@ def tune(family: str, *, search: Mapping[str, Any] | Sequence[str], **fields: An
     config = make_config(tuning_config(_family(family).config), fields, prog=f"hfgen tune {family}")
     from hfgen.runs.record import called_as, python_call
 
-    with called_as(python_call(family, fields).replace("hfgen.train(", "hfgen.tune(", 1)):
+    with called_as(python_call("tune", family, fields)):
         return tune_configured(config)
 
 

@@ -36,7 +36,7 @@ RECORDED_PACKAGES = [
 ]
 
 
-PYTHON_CALL = "hfgen.train("
+PYTHON_CALLS = ("hfgen.train(", "hfgen.tune(")
 EVALUATED = "validation/"  # prefix of the metrics of evaluations while training, which some rows have
 
 
@@ -168,12 +168,12 @@ def options_text(options: Mapping[str, str]) -> str:
 def training_call(family: str, options: Mapping[str, str]) -> str:
     """Write a training for a message: as a Python call if one is running, or else as a command."""
     if _call.get():
-        return f"{PYTHON_CALL}{family!r}, {options_text(options)})"
+        return f"hfgen.train({family!r}, {options_text(options)})"
     return f"hfgen train {family} {options_text(options)}"
 
 
-def python_call(family: str, fields: Mapping[str, Any]) -> str:
-    """Write a call of `hfgen.train`, without private fields, local paths and passwords."""
+def python_call(function: str, family: str, fields: Mapping[str, Any]) -> str:
+    """Write a call of `train` or `tune`, without private fields, local paths and passwords."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -183,7 +183,7 @@ def python_call(family: str, fields: Mapping[str, Any]) -> str:
 
     shown_fields = {name: value for name, value in fields.items() if name not in NOT_SHOWN - {"output_dir"}}
     arguments = [f"{name}={public_value(plain(value))!r}" for name, value in shown_fields.items()]
-    return f"{PYTHON_CALL}{', '.join([repr(family), *arguments])})"
+    return f"hfgen.{function}({', '.join([repr(family), *arguments])})"
 
 
 def own_commit(root: Path = Path(__file__).parents[2]) -> dict[str, Any] | None:
@@ -284,7 +284,7 @@ def public_command(command: str) -> str:
     Raises:
         ValueError: for an unclosed quotation.
     """
-    if command.startswith(PYTHON_CALL):
+    if command.startswith(PYTHON_CALLS):
         return public_text(command)
     words: list[str] = []
     left_out = False
