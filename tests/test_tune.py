@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 import yaml
 from conftest import finish, flags, hfgen, kill_when
+from forked import Forked
 from optuna.exceptions import StorageInternalError
 
 import hfgen as package
@@ -442,6 +443,22 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
     trials = json.loads((tmp_path / "study.json").read_text())["trials"]
     assert [(trial["number"], trial["state"]) for trial in trials] == [(n, "complete") for n in range(3)]
     assert (tmp_path / "trials" / "0001" / "config.yaml").read_text() == before
+
+
+def test_a_study_that_is_killed_while_it_is_created_can_be_started_again(tmp_path, pretend):
+    script, folder = tmp_path / "script.py", tmp_path / "study"
+    script.write_text(
+        "import os, signal, sys\nfrom pathlib import Path\nfrom hfgen.cli.main import main\n"
+        "def replace(old, new, replace=os.replace):\n"
+        "    if Path(new).name == 'study.json':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    replace(old, new)\n"
+        "os.replace = replace\nmain(sys.argv[1:])\n"
+    )
+    finish(Forked(str(script), *arguments(folder)), -signal.SIGKILL)
+    assert len([*folder.glob(".incomplete-*-study.json")]) == 1
+    pretend(lambda config: [1.0])
+    assert len(run(folder, num_trials=1).trials) == 1
 
 
 def test_two_processes_share_a_study_in_a_folder(tmp_path):

@@ -32,7 +32,7 @@ from hfgen.tuning.report import measure_on_test_images, read_study, write_report
 from hfgen.tuning.search_space import SearchSpace
 from hfgen.tuning.storage import open_storage
 from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError, first_line
-from hfgen.utils.files import complete_or_absent, local_path
+from hfgen.utils.files import INCOMPLETE, complete_or_absent, local_path
 from hfgen.utils.privacy import without_password
 from hfgen.utils.seeds import derive_seed
 
@@ -188,7 +188,7 @@ class Study:
         if self.folder.is_file():
             raise UserError(f"output_dir {self.folder} is a file; name a folder")
         others = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        if others := sorted(name for name in others if not name.startswith((LOCK, JOURNAL))):
+        if others := sorted(name for name in others if not name.startswith((LOCK, JOURNAL, INCOMPLETE))):
             what = "a run" if CONFIG_FILE in others else f"no study ({', '.join(others[:3])})"
             raise UserError(f"output_dir {self.folder} is not empty and holds {what}; name a new or empty folder")
         return None
