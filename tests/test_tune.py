@@ -399,6 +399,21 @@ def test_a_tenth_is_held_out_unless_it_is_set(tmp_path, pretend, capsys):
     assert run(tmp_path / "b", num_trials=1, validation_fraction=0.2).best["value"] == 0.2
 
 
+def test_a_validation_split_of_the_data_selects_and_must_be_readable(tmp_path, pretend, capsys):
+    folder = tmp_path / "data"
+    for split in ("train", "validation", "test"):
+        (folder / split).mkdir(parents=True)
+        for number in range(20):
+            PIL.Image.new("L", (8, 8), number).save(folder / split / f"{number}.png")
+    data = {"dataset_name": str(folder), "validation_fraction": 0.0, "test_fraction": 0.0, "num_trials": 1}
+    pretend(lambda config: [1.0 + config.validation_fraction])
+    assert run(tmp_path / "a", **data).best["value"] == 1.0
+    assert "A tenth of each class is held out" not in capsys.readouterr().out
+    (folder / "validation" / "7.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="7.png of .* cannot be read as an image"):
+        run(tmp_path / "b", **data)
+
+
 def test_several_processes_of_one_training_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="start the same command several times"):

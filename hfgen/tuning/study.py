@@ -172,7 +172,9 @@ class Study:
         if not self.base.validation_fraction:
             try:
                 load_images(source, split="validation", **self.base.reading_options())
-            except UserError:
+            except UserError as error:
+                if "cannot open split" not in str(error):
+                    raise
                 self.base = dataclasses.replace(self.base, validation_fraction=VALIDATION_FRACTION)
         for split in (self.base.train_split, getattr(self.base, "test_split", "test")):
             load_images(source, split=split, **self.base.reading_options())
