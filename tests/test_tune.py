@@ -414,6 +414,21 @@ def test_a_validation_split_of_the_data_selects_and_must_be_readable(tmp_path, p
         run(tmp_path / "b", **data)
 
 
+def test_a_study_is_not_continued_with_other_images(tmp_path, pretend):
+    for name, seed in (("a", 0), ("copy", 0), ("b", 1)):
+        images = np.random.default_rng(seed).integers(0, 256, (60, 8, 8), np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images)
+    pretend(lambda config: [1.0])
+    shared = {"storage": str(tmp_path / "shared.log"), "study_name": "both", "num_trials": 2}
+    run(tmp_path / "first", dataset_name=tmp_path / "a.npz", **shared)
+    with pytest.raises(UserError, match="the training and held-out and test images are not those with which the study"):
+        run(tmp_path / "second", dataset_name=tmp_path / "b.npz", **shared)
+    with pytest.raises(UserError, match=r"was begun otherwise \(validation_fraction: 0.1 → 0.2\); continue it"):
+        run(tmp_path / "third", dataset_name=tmp_path / "a.npz", validation_fraction=0.2, **shared)
+    assert not [*tmp_path.glob("*/trials/0002")]
+    assert len(run(tmp_path / "second", dataset_name=tmp_path / "copy.npz", **shared | {"num_trials": 3}).trials) == 3
+
+
 def test_several_processes_of_one_training_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="start the same command several times"):

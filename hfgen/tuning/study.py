@@ -176,8 +176,15 @@ class Study:
                 if "cannot open split" not in str(error):
                     raise
                 self.base = dataclasses.replace(self.base, validation_fraction=VALIDATION_FRACTION)
-        for split in (self.base.train_split, getattr(self.base, "test_split", "test")):
-            load_images(source, split=split, **self.base.reading_options())
+        splits = {
+            "training": self.base.train_split,
+            "held-out": "validation",
+            "test": getattr(self.base, "test_split", "test"),
+        }
+        self.images = {
+            name: load_images(source, split=split, **self.base.reading_options()).fingerprint
+            for name, split in splits.items()
+        }
 
     def _read_folder(self) -> dict[str, Any] | None:
         """Return the record of the study in the folder, if there is one.
@@ -220,12 +227,13 @@ class Study:
             "num_rungs": config.num_rungs,
             "evaluation_images": config.evaluation_images,
             "evaluation_judge": config.evaluation_judge,
+            "images": self.images,
             "fields": self.base.to_dict() | {"output_dir": None},
         }
-        if (earlier := study.user_attrs.get(DEFINITION)) is None:
+        if DEFINITION not in study.user_attrs:
             study.set_user_attr(DEFINITION, definition)
-            return study
-        names = [name for name in definition if name != "fields" and definition[name] != earlier[name]]
+        earlier = study.user_attrs[DEFINITION]  # another process may have been first
+        names = [n for n in definition if n not in ("images", "fields") and definition[n] != earlier[n]]
         changed = [f"{name}: {earlier[name]} → {definition[name]}" for name in names]
         if definition["family"] == earlier["family"]:
             changed += changed_fields(self.base, earlier["fields"])
@@ -233,6 +241,11 @@ class Study:
             raise UserError(
                 f"the study {study.study_name} was begun otherwise ({'; '.join(changed)}); continue it as it was, or "
                 "begin another in a new --output_dir"
+            )
+        if others := [name for name, fingerprint in self.images.items() if fingerprint != earlier["images"][name]]:
+            raise UserError(
+                f"the {' and '.join(others)} images are not those with which the study {study.study_name} was begun; "
+                "continue it with the same images, or begin another in a new --output_dir"
             )
         return study
 
