@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import psycopg
 import pytest
 import yaml
 from conftest import finish, flags, hfgen, kill_when
@@ -573,6 +575,22 @@ def test_processes_with_folders_of_their_own_share_a_database(postgresql, tmp_pa
     assert not any("secret" in printed for printed in [*outputs, output])
     for file in tmp_path.rglob("*"):
         assert file.is_dir() or b"secret" not in file.read_bytes(), file
+
+
+def test_machines_that_start_together_share_an_empty_database(postgresql, tmp_path):
+    with psycopg.connect(postgresql.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE empty")
+    empty = postgresql.replace("/postgres", "/empty")
+    with psycopg.connect(empty.replace("+psycopg", "")) as connection:
+        connection.execute("LOCK TABLE pg_class IN SHARE MODE")  # so that both find no tables and wait to create them
+        shared = {"storage": empty, "study_name": "together"}
+        processes = [hfgen(*arguments(tmp_path / name, 3, **shared)) for name in ("a", "b")]
+        deadline = time.monotonic() + 120
+        while connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0] < 2:
+            assert time.monotonic() < deadline, "they never waited"
+            time.sleep(0.01)
+    began = [re.findall(r"^Trial (\d+) of 3:", finish(process), re.M) for process in processes]
+    assert sorted(began[0] + began[1]) in (list("012"), list("0123"))
 
 
 def test_a_password_is_in_no_file_and_no_message(tmp_path, pretend, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Where a study is recorded: a journal file, or a database."""
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -13,6 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.privacy import without_password
+
+RACES = 2  # lost at most, with others that prepare the same empty database: for the tables, and for their version
 
 
 class _Lock:
@@ -41,7 +44,7 @@ def open_storage(place: str) -> BaseStorage:
     optuna.logging.set_verbosity(logging.WARNING)
     try:
         if "://" in place:
-            return RDBStorage(place)
+            return _open_database(place)
         file = Path(place).expanduser()
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{file}.lock")
@@ -51,6 +54,14 @@ def open_storage(place: str) -> BaseStorage:
     except (ImportError, OSError, ValueError, SQLAlchemyError, StorageInternalError) as error:
         why = first_line(error.__cause__ or error)
         raise UserError(f"storage {without_password(place)} cannot be used: {why}") from error
+
+
+def _open_database(url: str) -> RDBStorage:
+    """Open a database; if it is empty, Optuna prepares it, which fails where another process is doing so."""
+    for _ in range(RACES):
+        with contextlib.suppress(SQLAlchemyError):
+            return RDBStorage(url)
+    return RDBStorage(url)
 
 
 def _remove_incomplete_line(file: Path) -> None:
