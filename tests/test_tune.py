@@ -386,6 +386,13 @@ def test_a_signal_stops_the_study_and_the_trial_goes_on_later(tmp_path, pretend)
     assert [trial["state"] for trial in run(tmp_path, num_trials=2).trials] == ["complete"] * 2
 
 
+def test_none_is_a_value_to_search(tmp_path, pretend):
+    pretend(lambda config: [2.0 if config.decoder_hidden_sizes is None else 1.0])
+    study = run(tmp_path, num_trials=5, search={"decoder_hidden_sizes": [None, [64]]}, sampler="random")
+    values = {trial["params"]["decoder_hidden_sizes"]: trial["value"] for trial in study.trials}
+    assert values == {"null": 2.0, "64": 1.0}
+
+
 def test_a_starting_configuration_outside_of_the_space_is_reported(tmp_path, pretend, capsys):
     pretend(lambda config: [config.learning_rate])
     study = run(tmp_path, num_trials=2, learning_rate=0.5)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -467,7 +468,7 @@ def _entries(search: Mapping[str, Any]) -> list[str]:
     def text(value: Any) -> str:
         if isinstance(value, list | tuple):
             return " ".join(map(text, value))
-        return str(value).lower() if isinstance(value, bool) else str(value)
+        return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
     return [
         f"{name}={values if isinstance(values, str) else ','.join(map(text, values))}"
