@@ -82,6 +82,7 @@ def test_values_have_the_types_of_their_fields():
         ("train_split=train,test", "train_split cannot be searched: trials have the same data"),
         ("max_train_steps=10,20", "max_train_steps cannot be searched"),
         ("pixel_distribution=bernoulli,gaussian", "it changes what the −ELBO, which selects, is of"),
+        ("class_conditional=true,false", "it changes what the −ELBO, which selects, is of"),
     ],
 )
 def test_a_wrong_search_is_one_message_before_any_work(search, message, tmp_path, capsys):
@@ -281,7 +282,7 @@ def pretend(monkeypatch):
                 for name, written in (("metrics.jsonl", rows), ("times.jsonl", times)):
                     (run / name).write_text("".join(json.dumps(row) + "\n" for row in written))
                 at = config.max_train_seconds * rung / len(values)
-                on_evaluation(Evaluation(rung, at, {"negative_elbo": value}))
+                on_evaluation(Evaluation(rung, at, 0.25, {"negative_elbo": value}))
 
         monkeypatch.setattr(module, "train", train)
         monkeypatch.setattr(module, "measure_on_test_images", lambda *arguments: None)
@@ -304,7 +305,7 @@ def test_poor_trials_are_stopped_early(pruner, expected, tmp_path, pretend):
     for trial in pruned:
         assert trial["value"] > study.best["value"]
         assert len(trial["rungs"]) < 4
-        assert trial["seconds"] < 1
+        assert trial["seconds"] == len(trial["rungs"]) / 4 + 0.25, "until its last evaluation, and with that"
     assert all(len(trial["rungs"]) == 3 for trial in study.trials if trial["state"] == "complete")
 
 

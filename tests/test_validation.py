@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,11 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import hfgen as api
 from hfgen.api.calls import train_configured
-from hfgen.config import CycleGANConfig, DDPMConfig, GANConfig, VAEConfig
+from hfgen.config import ClassifierConfig, CycleGANConfig, DDPMConfig, GANConfig, VAEConfig
 from hfgen.data.images import load_images
 from hfgen.families import families
 from hfgen.pipelines.loading import load
-from hfgen.runs.folder import METRICS_FILE, RUN_FILE, VALIDATION, VALIDATION_CURVES, RunFolder
+from hfgen.runs.folder import METRICS_FILE, RUN_FILE, TIMES_FILE, VALIDATION, VALIDATION_CURVES, RunFolder
 from hfgen.runs.record import EVALUATED, read_rows
 from hfgen.sampling.sample import sample
 from hfgen.training.processes import as_found
@@ -59,7 +60,7 @@ def test_every_family_is_evaluated_and_trains_as_without(family, tmp_path, capsy
     assert re.search(r"An evaluation takes about \d+\.\d s, every 4 steps", capsys.readouterr().out)
     rows = evaluations(run)
     assert [row["step"] for row in rows] == [4, 8]
-    assert all(row[f"{EVALUATED}{metric}"] == pytest.approx(row[f"{EVALUATED}{metric}"], abs=1e9) for row in rows)
+    assert all(math.isfinite(row[f"{EVALUATED}{metric}"]) for row in rows)
     assert [row for row in read_rows(plain / METRICS_FILE) if row["step"] == 8] == [
         {name: value for name, value in rows[1].items() if not name.startswith(EVALUATED)}
     ]
@@ -99,6 +100,44 @@ def test_the_same_weights_are_evaluated_alike_and_on_held_out_images_only(tmp_pa
         )
 
 
+def test_metrics_are_means_over_images_whatever_the_batch_size_of_the_training(tmp_path):
+    fields = TINY_JUDGE | HELD_OUT | {"test_split": "test", "test_fraction": 0.2, "evaluation_steps": 4}
+    config = ClassifierConfig(**(fields | {"train_batch_size": 50}), output_dir=str(tmp_path / "run"))
+    with validation_of(config) as validation:
+        (network,), count = validation.train_task.modules.values(), 100
+        found = validation._losses(count, 0)
+        chosen = validation._chosen(validation.held_out, count)
+        images, labels = validation.held_out.images[chosen], validation.held_out.labels[chosen]
+        logits = network(images.float() / 127.5 - 1).logits
+        assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-9)
+        assert found["loss/classifier"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
+    fields = TINY | HELD_OUT | EVALUATING
+    with validation_of(DDPMConfig(**fields, output_dir=str(tmp_path / "run"))) as validation:
+        found = validation._losses(100, 0)
+    config = DDPMConfig(**(fields | {"train_batch_size": 7}), output_dir=str(tmp_path / "run"))
+    with validation_of(config) as validation:
+        assert validation._losses(100, 0) == pytest.approx(found, rel=1e-5), "the same noise"
+
+
+def test_the_predicted_time_has_all_parts_of_an_evaluation(tmp_path, monkeypatch):
+    fields = TINY | HELD_OUT | EVALUATING
+    with validation_of(DDPMConfig(**fields, output_dir=str(tmp_path / "run"))) as validation:
+        clock = SimpleNamespace(now=0.0)
+
+        def taking(seconds):
+            def work(*arguments):
+                clock.now += seconds(*arguments)
+
+            return work
+
+        monkeypatch.setattr("time.monotonic", lambda: clock.now)
+        monkeypatch.setattr(validation, "_losses", taking(lambda count, step: 0.01 * count))
+        monkeypatch.setattr(validation, "_sample", taking(lambda count: 5 + 0.1 * count))
+        monkeypatch.setattr(validation, "_floors", taking(lambda: 30))
+        monkeypatch.setattr(validation.train_task, "save", taking(lambda folder: 200))
+        assert validation._predicted_seconds() == pytest.approx(200 + 30 + (5 + 10) + 1)
+
+
 def stop_after(count, found):
     def stop(evaluation):
         found.append(evaluation)
@@ -120,6 +159,26 @@ def test_a_listener_stops_the_training_which_then_goes_on(tmp_path):
     assert found[0].metrics == found[1].metrics
     assert found[0].seconds > 0
     assert [row["step"] for row in evaluations(run)] == [4, 8]
+    *_, times = read_rows(run / TIMES_FILE)
+    assert times["seconds"] <= found[-1].seconds + 0.001, "the last evaluation is not part of the training"
+    (run / RUN_FILE).unlink()
+    train(config, task)
+    *_, times = read_rows(run / TIMES_FILE)
+    assert round(times["seconds"], 1) == json.loads((run / RUN_FILE).read_text())["train_seconds"]
+    config.evaluation_images = 120
+    with pytest.raises(UserError, match="evaluation_images: 100 → 120"):
+        train(config, task)
+
+
+def test_the_best_model_at_the_end_has_its_own_discriminator(tmp_path, monkeypatch):
+    monkeypatch.setattr(Validation, "best", lambda validation: validation.history[0])
+    fields = TINY_GAN | SHORT | EVALUATING | {"save_discriminator": True, "load_best_model_at_end": True}
+    run = api.train("gan", **fields, output_dir=tmp_path / "run")
+    for name in ("generator", "discriminator"):
+        weights = [
+            load_file(place / name / "diffusion_pytorch_model.safetensors") for place in (run.path, run.best()[0])
+        ]
+        assert all(weights[1][key].equal(tensor) for key, tensor in weights[0].items()), name
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -179,6 +238,7 @@ def test_the_best_model_is_that_of_the_run(overfitted, tmp_path):
     run, out, _ = overfitted
     step = json.loads((run / RUN_FILE).read_text())["model_step"]
     assert f"The model of the run is the best one, of step {step}, not the last" in out
+    assert "measure on the split validation, by which the best model was chosen; training with test_fraction" in out
     best = next(row for row in evaluations(run) if row["step"] == step)["validation/negative_elbo"]
     place = run.best()[-1]
     assert f"The best evaluation: negative_elbo {best:.4g} after {step} steps; its model is in {place}\n" in out

@@ -44,8 +44,6 @@ CHANGEABLE_ON_RESUME = {
     "cache_dir",
     "checkpointing_steps",
     "checkpoints_total_limit",
-    "evaluation_images",
-    "evaluation_judge",
     "evaluation_seconds",
     "evaluation_share",
     "evaluation_steps",

@@ -147,7 +147,8 @@ def save_validation_curves(history: list[dict[str, float]], protocol: dict[str, 
         axes.legend()
     figure.supxlabel("optimizer steps", fontsize=9)
     samples = f"; samples in the features of the judge {mathless_label(protocol['judge'])}" if floors else ""
-    title = f"Evaluations while training, with {protocol['num_images']:,} images of the split {protocol['split']}"
+    count = min(protocol["num_images"], protocol["held_out_images"])
+    title = f"Evaluations while training, with {count:,} images of the split {protocol['split']}"
     figure.suptitle(title + samples, x=0.01, ha="left")
     with complete_or_absent(path) as temporary:
         figure.savefig(temporary, format="png")

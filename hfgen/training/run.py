@@ -148,7 +148,11 @@ def _train(
     split = trainer.reference_split()
     accelerator.print(f"The run is in {run}{picture}; next: {', '.join(config.commands_for(run, split))}")
     if split:
-        why = "; training with test_fraction 0.2 holds some images out" if split == config.train_split else ""
+        why = ""
+        if split == config.train_split:
+            why = "; training with test_fraction 0.2 holds some images out"
+        elif config.load_best_model_at_end:
+            why = ", by which the best model was chosen; training with test_fraction 0.2 holds other images out"
         accelerator.print(f"There is no split test, so these commands measure on the split {split}{why}")
     if accelerator.is_main_process:
         publisher.publish(run)

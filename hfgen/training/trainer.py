@@ -81,7 +81,7 @@ from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 STATE_FILE = "training_state.safetensors"
-BEST_WEIGHTS = "best_weights.safetensors"  # of the saved modules, beside the best model
+BEST_WEIGHTS = "best_weights.safetensors"  # of all modules, beside the best model
 PREVIEW_SEED = 0
 AGREEMENT_SECONDS = 3  # between synchronisations of stop signals across processes
 
@@ -218,7 +218,7 @@ class Trainer:
             while (progress := self._progress(seconds)) < 1:
                 values = self._optimizer_step(progress)
                 self.step += 1
-                if self.validation and self.validation.is_due(self.step, self._clock()) and _is_finite(values):
+                if self._is_evaluation_due() and _is_finite(values):
                     values |= self._evaluate()
                     speed.begin(self.step)
                 self.metrics.add(self.step, values)
@@ -244,6 +244,12 @@ class Trainer:
                         message = f"stopped by {name} after step {self.step}, which is saved. {self.how_to_continue()}"
                         raise InterruptedTrainingError(message, stop_signal)
                     speed.begin(self.step)
+
+    def _is_evaluation_due(self) -> bool:
+        """Return whether to evaluate now; the evaluation at the end is outside of the training time."""
+        if self.validation is None or self._progress(self._clock()) >= 1:
+            return False
+        return self.validation.is_due(self.step, self._clock())
 
     def _is_preview_epoch(self) -> bool:
         epochs = self.config.save_images_epochs
@@ -419,19 +425,20 @@ class Trainer:
             metrics = validation.evaluate(self.unwrapped, self.step)
             if (best := validation.best()) and best["step"] == self.step:
                 save_best(self.run.checkpoints, self.step, self._save_best)
-        validation.note(time.monotonic() - started, self.seconds())
+        took = time.monotonic() - started
+        validation.note(took, self.seconds())
         self._report(list(dict.fromkeys([*self.problems, *validation.problems()])))
         self.evaluated = metrics
         self.untracked = {f"{EVALUATED}{name}": value for name, value in metrics.items()}
-        self.on_evaluation(Evaluation(self.step, seconds, metrics))
+        self.on_evaluation(Evaluation(self.step, seconds, took, metrics))
         return dict(self.untracked)
 
     def _save_best(self, folder: Path) -> None:
         self.task.save(folder)
         weights = {
             f"{name}.{key}": tensor.contiguous()
-            for name in self.task.saved_modules
-            for key, tensor in self.unwrapped[name].state_dict().items()
+            for name, module in self.unwrapped.items()
+            for key, tensor in module.state_dict().items()
         }
         save_file(weights, folder / BEST_WEIGHTS)
 
@@ -475,6 +482,8 @@ class Trainer:
     def finish(self) -> None:
         """Write the final outputs: model, samples, curves, run record."""
         seconds = self.seconds()
+        if self.accelerator.is_main_process:  # later than that of the last step, if it was resumed there
+            add_row(self.run / TIMES_FILE, {"step": self.step, "seconds": round(seconds, 3)})
         if self.validation:
             self._evaluate_last()
             self._tell_best()
@@ -504,7 +513,7 @@ class Trainer:
                 self._save_model(temporary)
 
     def _evaluate_last(self) -> None:
-        """Evaluate at the end, unless it was due there anyway, and add the metrics to the row of the last step."""
+        """Evaluate at the end, unless that was done before a resume, and add the metrics to the row of the step."""
         *_, row = read_rows(self.run / METRICS_FILE)
         if not any(name.startswith(EVALUATED) for name in row):
             add_row(self.run / METRICS_FILE, row | self._evaluate())
@@ -524,8 +533,8 @@ class Trainer:
         if best is None or step_of(best) == self.step:
             return False
         weights = load_file(best / BEST_WEIGHTS)
-        for name in self.task.saved_modules:
-            prefix, module = f"{name}.", self.unwrapped[name]
+        for name, module in self.unwrapped.items():
+            prefix = f"{name}."
             own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
             module.load_state_dict(own)
             if name in self.ema_models:

@@ -1,9 +1,11 @@
 """Evaluation of a model while it trains: losses on held-out images, and samples in the feature space of a judge."""
 
 import math
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +27,8 @@ from hfgen.utils.seeds import derive_seed, seed_torch
 
 SPLIT = "validation"
 HIGHER_IS_BETTER = {"accuracy", "psnr", "ssim", "precision", "recall", "density", "coverage"}
-TIMED_IMAGES = 32  # sampled to predict the duration of an evaluation
+BATCH_SIZE = 64  # not that of the training, so that losses of trainings with other batch sizes compare
+TIMED_IMAGES = 32  # to predict the duration of an evaluation
 TURNED = 0.01  # relative rise of a validation loss above its minimum that counts as overfitting
 TURNED_FOR = 2  # evaluations in a row
 
@@ -36,11 +39,13 @@ class Evaluation(NamedTuple):
     Attributes:
         step: Optimizer steps before it.
         seconds: Seconds of training before it.
+        took: Seconds of the evaluation itself.
         metrics: Metrics by name, without the prefix that they have in `metrics.jsonl`.
     """
 
     step: int
     seconds: float
+    took: float
     metrics: Mapping[str, float]
 
 
@@ -148,26 +153,25 @@ class Validation:
         self.plan(0.0)
 
     def _predicted_seconds(self) -> float:
-        """Predict the duration of an evaluation from parts of one, the first of which is not counted."""
-        for _ in range(2):
-            started = time.monotonic()
-            parts = self._losses(TIMED_IMAGES, 0)
-            after_losses = time.monotonic()
-            if self.real:
-                self._sample(TIMED_IMAGES)
-            ended = time.monotonic()
-        del parts
-        losses = (after_losses - started) * self.config.evaluation_images / TIMED_IMAGES
-        return losses + (ended - after_losses) * self.config.evaluation_images / TIMED_IMAGES
+        """Predict the duration of an evaluation after which the model is kept, from its parts."""
+        count = self.config.evaluation_images
+        self._losses(TIMED_IMAGES, 0)  # slower than later ones
+        seconds = _seconds_of(lambda: self._losses(TIMED_IMAGES, 0)) * count / TIMED_IMAGES
+        with tempfile.TemporaryDirectory() as folder:
+            seconds += _seconds_of(lambda: self.train_task.save(Path(folder)))
+        if self.real:
+            self._sample(1)
+            one, several = (_seconds_of(lambda n=number: self._sample(n)) for number in (1, TIMED_IMAGES))
+            seconds += one + max(0.0, several - one) * (count - 1) / (TIMED_IMAGES - 1)
+            seconds += _seconds_of(self._floors)
+        return seconds
 
     def _describe(self) -> dict[str, Any]:
         """Return the protocol of the evaluations, and the metrics of as many training images as a baseline."""
         judge = {}
         if self.real:
             extractor = self.real.extractor
-            chosen = self._chosen(self.real.train, self.config.evaluation_images)
-            floors = self.real.quick_measures(extractor.extract(self.real.train.images[chosen])[0])
-            judge = {"judge": extractor.name, "judge_sha256": extractor.sha256, "floors": floors}
+            judge = {"judge": extractor.name, "judge_sha256": extractor.sha256, "floors": self._floors()}
         return {
             "dataset": public_name(self.held_out.source),
             "split": SPLIT,
@@ -178,6 +182,11 @@ class Validation:
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
         } | judge
+
+    def _floors(self) -> dict[str, float]:
+        """Return the metrics of as many training images as are sampled."""
+        chosen = self._chosen(self.real.train, self.config.evaluation_images)
+        return self.real.quick_measures(self.real.extractor.extract(self.real.train.images[chosen])[0])
 
     def cost(self) -> str:
         """Describe the duration of the evaluations, and how often they run."""
@@ -258,7 +267,7 @@ class Validation:
     def _means(self, task: Task, data: ImageData, count: int, step: int) -> dict[str, float]:
         sums: defaultdict[str, float] = defaultdict(float)
         indices = self._chosen(data, min(count, len(self.held_out)))
-        for number, part in enumerate(indices.split(self.config.train_batch_size)):
+        for number, part in enumerate(indices.split(BATCH_SIZE)):
             seed_torch(derive_seed("validation", self.config.seed, number), self.accelerator.device)
             images = data.images[part].to(self.accelerator.device).float() / 127.5 - 1
             labels = None if data.labels is None else data.labels[part].to(self.accelerator.device)
@@ -293,3 +302,9 @@ class Validation:
                     f"{losses[lowest]:.4g} there, has risen, while that of training images has fallen"
                 )
         return found
+
+
+def _seconds_of(work: Callable[[], Any]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started

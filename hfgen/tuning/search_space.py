@@ -18,7 +18,7 @@ EXAMPLE = "such as learning_rate=1e-4..1e-2:log or optimizer=adamw,muon"
 MOST_CORNERS = 2000  # of which each is tried
 FIXED_GROUPS = {"Data", "Training length", "Evaluation while training", "Saving", "Publishing"}
 NOT_FIXED = {"random_flip", "random_shift", "random_erase", "train_batch_size", "gradient_accumulation_steps"}
-CHANGES_LIKELIHOOD = {"pixel_distribution", "binarization"}
+CHANGES_LIKELIHOOD = {"pixel_distribution", "binarization", "class_conditional"}
 
 
 @dataclass(frozen=True)

@@ -316,7 +316,7 @@ class Study:
         if deaths := self._count_deaths(frozen, trial, run):
             self._end(trial, run, TrialState.FAIL, why=f"its process was killed {deaths} times at the same step")
             return
-        reported = set(frozen.intermediate_values)
+        reported, seconds = set(frozen.intermediate_values), 0.0  # of training, until the last report
 
         def report(evaluation: Evaluation) -> None:
             value = _finite(self.metric, evaluation.metrics[self.metric])
@@ -325,6 +325,8 @@ class Study:
                 if rung not in reported:
                     trial.report(value, rung)
                     reported.add(rung)
+                nonlocal seconds
+                seconds = evaluation.seconds + evaluation.took
                 if trial.should_prune():
                     raise PrunedTrial(f"stopped early after {evaluation.seconds:.0f} s")
 
@@ -352,7 +354,7 @@ class Study:
             if frozen.user_attrs["is_start"] and isinstance(error, UserError):
                 raise
             state, why = TrialState.FAIL, first_line(error)
-        self._end(trial, run, state, value, why)
+        self._end(trial, run, state, value, why, seconds)
 
     def _count_deaths(self, frozen: FrozenTrial, trial: Trial, run: Path) -> int:
         """Return how often the process of a trial was killed since its last checkpoint, if this is too often, or 0.
@@ -368,13 +370,19 @@ class Study:
         return 0
 
     def _end(
-        self, trial: Trial, run: Path, state: TrialState, value: float | None = None, why: str | None = None
+        self,
+        trial: Trial,
+        run: Path,
+        state: TrialState,
+        value: float | None = None,
+        why: str | None = None,
+        seconds: float = 0.0,
     ) -> None:
-        """Record how a trial ended."""
+        """Record how a trial ended, after at least so many seconds of training."""
         if state == TrialState.FAIL:
             _free_memory()
             trial.set_user_attr("reason", why)
-        trial.set_user_attr("seconds", _last(run / TIMES_FILE, "seconds") or 0.0)
+        trial.set_user_attr("seconds", max(seconds, _last(run / TIMES_FILE, "seconds") or 0.0))
         told = self.study.tell(trial, value, state)
         result = f"{self.metric} {told.value:.4g}" if told.value is not None else "no result"
         print(f"Trial {trial.number}: {result}" + (f", {why}" if why else ""))
