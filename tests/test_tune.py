@@ -373,6 +373,17 @@ def test_a_full_disk_stops_the_study_and_loses_no_trial(tmp_path, pretend):
     assert [trial["state"] for trial in run(tmp_path, num_trials=3).trials] == ["complete"] * 3
 
 
+def test_the_page_says_why_the_best_trial_was_not_measured(tmp_path, pretend, monkeypatch):
+    pretend(lambda config: [1.0])
+    shared = {"storage": str(tmp_path / "shared.log"), "study_name": "both"}
+    monkeypatch.setattr(module, "measure_on_test_images", lambda *arguments: "no judge fits the images")
+    page = run(tmp_path / "a", num_trials=1, **shared).page.read_text()
+    assert "Trial 0 was not measured completely on test images: no judge fits the images." in page
+    pretend(lambda config: [2.0])
+    page = run(tmp_path / "b", num_trials=2, **shared).page.read_text()
+    assert "Trial 0 was not measured completely on test images: it was trained in another folder; repeat the" in page
+
+
 def test_a_mistake_in_the_starting_configuration_is_raised(tmp_path, pretend):
     pretend(lambda config: [UserError("the judge does not fit")])
     with pytest.raises(UserError, match="the judge does not fit"):
@@ -431,7 +442,9 @@ def test_a_study_is_not_continued_with_other_images(tmp_path, pretend):
     pretend(lambda config: [1.0])
     shared = {"storage": str(tmp_path / "shared.log"), "study_name": "both", "num_trials": 2}
     run(tmp_path / "first", dataset_name=tmp_path / "a.npz", **shared)
-    with pytest.raises(UserError, match="the training and held-out and test images are not those with which the study"):
+    with pytest.raises(
+        UserError, match="the training and held-out and test images are not those with which the study"
+    ):
         run(tmp_path / "second", dataset_name=tmp_path / "b.npz", **shared)
     with pytest.raises(UserError, match=r"was begun otherwise \(validation_fraction: 0.1 → 0.2\); continue it"):
         run(tmp_path / "third", dataset_name=tmp_path / "a.npz", validation_fraction=0.2, **shared)
