@@ -53,7 +53,7 @@ class GANConfig(TrainingConfig):
         save_discriminator: Include the discriminator in the saved pipeline. Checkpoints always have it.
 
     Examples:
-        hfgen train gan --config gan_mnist_cpu10min
+        hfgen train gan --config gan_mnist_tuned
         hfgen train gan --train_data_dir my_pictures --resolution 32 --augmentation shift erase --output_dir runs/mine
     """
 
