@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
@@ -29,7 +31,7 @@ from hfgen.training.processes import as_found
 from hfgen.training.run import train
 from hfgen.training.trainer import BEST_WEIGHTS
 from hfgen.training.validation import Validation, metric_of
-from hfgen.utils.errors import TrainingError, UserError
+from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError
 
 HELD_OUT = {"train_split": "train", "validation_fraction": 0.2, "checkpointing_steps": 1000}
 SHORT = HELD_OUT | {"max_train_steps": 8}
@@ -169,6 +171,57 @@ def test_a_listener_stops_the_training_which_then_goes_on(tmp_path):
         train(config, task)
 
 
+def test_an_evaluation_that_cannot_end_in_time_is_left_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(Validation, "_predicted_seconds", lambda validation: 100.0)
+    run = api.train("vae", **(TINY_VAE | HELD_OUT | EVALUATING), max_train_seconds=1, output_dir=tmp_path / "run")
+    assert [row["step"] for row in evaluations(run)] == [read_rows(run / METRICS_FILE)[-1]["step"]]
+
+
+def test_a_training_that_is_stopped_in_its_last_evaluation_is_saved(tmp_path, monkeypatch):
+    def stop(validation, networks, step):
+        raise KeyboardInterrupt
+
+    fields = TINY_VAE | SHORT | EVALUATING | {"evaluation_steps": 8, "output_dir": tmp_path / "run"}
+    monkeypatch.setattr(Validation, "evaluate", stop)
+    with pytest.raises(InterruptedTrainingError, match=r"after step 8, the last one. .*hfgen.train\('vae"):
+        api.train("vae", **fields)
+    monkeypatch.undo()
+    run = api.train("vae", **fields, resume_from_checkpoint="latest")
+    assert [row["step"] for row in evaluations(run)] == [8]
+    plain = api.train("vae", **(TINY_VAE | SHORT), output_dir=tmp_path / "plain")
+    weights = "vae/diffusion_pytorch_model.safetensors"
+    assert (run / weights).read_bytes() == (plain / weights).read_bytes()
+
+
+def test_evaluations_with_other_images_are_refused_on_resuming(tmp_path):
+    for split, seed in (("train", 0), ("validation", 1), ("test", 2)):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for number, image in enumerate(np.random.default_rng(seed).integers(0, 256, (100, 8, 8), np.uint8)):
+            PIL.Image.fromarray(image).save(tmp_path / "data" / split / f"{number}.png")
+    fields = TINY_VAE | EVALUATING | {
+        "dataset_name": str(tmp_path / "data"), "train_split": "train", "output_dir": tmp_path / "run",
+        "class_conditional": False,
+    }  # fmt: skip
+    api.train("vae", **fields | {"max_train_steps": 8})
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "data" / "validation" / "7.png")
+    more = fields | {"max_train_steps": 12, "resume_from_checkpoint": "latest"}
+    with pytest.raises(
+        UserError, match="not compare with the earlier ones, which had other held-out images; leave out"
+    ):
+        api.train("vae", **more)
+    api.train("vae", **more | {"evaluation_steps": None})
+
+
+def test_a_damaged_best_model_is_named(overfitted, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(overfitted[0].path, copy)
+    (copy / RUN_FILE).unlink()
+    weights = RunFolder(copy).best()[-1] / BEST_WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match="best-.*best_weights.safetensors cannot be read .* Without .*best-"):
+        api.train("vae", config=copy / "config.yaml", output_dir=copy, resume_from_checkpoint="latest")
+
+
 def test_the_best_model_at_the_end_has_its_own_discriminator(tmp_path, monkeypatch):
     monkeypatch.setattr(Validation, "best", lambda validation: validation.history[0])
     fields = TINY_GAN | SHORT | EVALUATING | {"save_discriminator": True, "load_best_model_at_end": True}
@@ -256,7 +309,6 @@ def test_the_best_model_is_that_of_the_run(overfitted, tmp_path):
     assert (tmp_path / "gallery" / run.path.name / "figures" / VALIDATION_CURVES).is_file()
     pipeline = load(str(run), trust_remote_code=True)
     shown = torch.cat(list(sample(pipeline, num_images=4, seed=0, prior="normal")))
-    import PIL.Image
 
     from hfgen.figures.grids import sample_grid
 
@@ -291,7 +343,15 @@ def test_evaluations_by_time_keep_to_their_share(tmp_path):
     with validation_of(DDPMConfig(**fields, output_dir=str(tmp_path / "run"))) as validation:
         validation.seconds = 1.2
         validation.plan(0.0)
-        assert "at most 3 % of the training time, so there is one about every 40 s, not 10 s" in validation.cost()
+        assert validation.cost() == (
+            "An evaluation takes about 1.2 s; evaluations take at most 3 % of the training time (evaluation_share), "
+            "so there is one about every 40 s, not 10 s"
+        )
+        validation.config.max_train_seconds = 41
+        assert validation.cost().endswith("not 10 s. The training is shorter, so the only one is at its end")
+        validation.config.max_train_seconds, validation.config.evaluation_share = 42, 1.0
+        assert validation.cost() == "An evaluation takes about 1.2 s, every 10 s"
+        validation.config.evaluation_share = 0.03
         assert [validation.is_due(1, seconds) for seconds in (10, 39.9, 40)] == [False, False, True]
         validation.note(0.6, 40.6)
         assert validation.spent == 0.6

@@ -133,10 +133,10 @@ def save_validation_curves(history: list[dict[str, float]], protocol: dict[str, 
             axes.axhline(floors[name], color=REAL, linestyle="--", label="real images")
             values = [*values, floors[name]]
         if f"train_{name}" in history[0]:
-            axes.plot(steps, [row[f"train_{name}"] for row in history], color="gray", label="training images")
+            axes.plot(steps, [row[f"train_{name}"] for row in history], ".-", color="gray", label="training images")
         label = "samples" if name in SAMPLED else "held-out images"
         axes.plot(steps, [row[name] for row in history], ".-", color=GENERATED, label=label)
-        axes.plot(best["step"], best[name], "*", color="black", markersize=10, label="best model")
+        axes.plot(best["step"], best[name], "*", color="black", fillstyle="none", markersize=12, label="best model")
         if 0 < 10 * min(values) < max(values):
             axes.set_yscale("log")
             plain_ticks(axes.yaxis)

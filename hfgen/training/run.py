@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -133,7 +134,11 @@ def _train(
                 if alone_on_cpu and (busy := others.warning(torch.get_num_threads())):
                     accelerator.print(f"hfgen: warning: {busy}", file=sys.stderr)
                 trainer.run_loop()
-                trainer.finish()
+                try:
+                    trainer.finish()
+                except KeyboardInterrupt as stop:
+                    message = f"stopped after step {trainer.step}, the last one. {trainer.how_to_continue()}"
+                    raise InterruptedTrainingError(message, signal.SIGINT) from stop
         except (OSError, SafetensorError) as error:  # usually a full disk; on one process, so wait for no other
             raise TrainingError(f"{error}. Training stopped. {trainer.how_to_continue()}") from error
         except (TrainingError, InterruptedTrainingError):

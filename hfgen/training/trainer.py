@@ -246,8 +246,8 @@ class Trainer:
                     speed.begin(self.step)
 
     def _is_evaluation_due(self) -> bool:
-        """Return whether to evaluate now; the evaluation at the end is outside of the training time."""
-        if self.validation is None or self._progress(self._clock()) >= 1:
+        """Return whether to evaluate now, not if it could not end in time: the one at the end has time of its own."""
+        if self.validation is None or self._progress(self._clock() + self.validation.seconds) >= 1:
             return False
         return self.validation.is_due(self.step, self._clock())
 
@@ -484,10 +484,10 @@ class Trainer:
         seconds = self.seconds()
         if self.accelerator.is_main_process:  # later than that of the last step, if it was resumed there
             add_row(self.run / TIMES_FILE, {"step": self.step, "seconds": round(seconds, 3)})
+        self.save_checkpoint()
         if self.validation:
             self._evaluate_last()
             self._tell_best()
-        self.save_checkpoint()
         if not self.max_steps:  # with them it was told at the beginning
             self._report([*self.problems, *endless_warmups(self.config, self.step)])
         is_best = self.validation is not None and self.config.load_best_model_at_end and self._load_best()
@@ -516,6 +516,7 @@ class Trainer:
         """Evaluate at the end, unless that was done before a resume, and add the metrics to the row of the step."""
         *_, row = read_rows(self.run / METRICS_FILE)
         if not any(name.startswith(EVALUATED) for name in row):
+            tqdm.write(f"The last evaluation takes about {self.validation.seconds:.0f} s", file=sys.stderr)
             add_row(self.run / METRICS_FILE, row | self._evaluate())
             if self.config.report_to:
                 self.accelerator.log(self.untracked, step=self.step)
@@ -532,7 +533,13 @@ class Trainer:
         best = self.run.best()[-1] if self.run.best() else None
         if best is None or step_of(best) == self.step:
             return False
-        weights = load_file(best / BEST_WEIGHTS)
+        try:
+            weights = load_file(best / BEST_WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{best / BEST_WEIGHTS} cannot be read ({first_line(error)}). Without {best}, the last model becomes "
+                f"that of the run. {self.how_to_continue()}"
+            ) from error
         for name, module in self.unwrapped.items():
             prefix = f"{name}."
             own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
@@ -604,6 +611,22 @@ class Trainer:
     def _fingerprint(self) -> str:
         return "+".join(images.fingerprint for images in self._sources())
 
+    def _check_protocol(self) -> None:
+        """Check that evaluations compare with those before the resume, if there were any.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        if not (self.run / VALIDATION).is_file():
+            return
+        earlier, now = json.loads((self.run / VALIDATION).read_text()), self.validation.protocol
+        names = {"held_out_sha256": "held-out images", "judge_sha256": "judge", "metric": "metric"}
+        if changed := [text for name, text in names.items() if earlier.get(name) != now.get(name)]:
+            raise UserError(
+                f"cannot resume {self.run}: its evaluations would not compare with the earlier ones, which had "
+                f"other {' and '.join(changed)}; leave out evaluation_seconds and evaluation_steps, or train anew"
+            )
+
     def resume(self, checkpoint: Path) -> None:
         """Resume from a checkpoint.
 
@@ -629,6 +652,7 @@ class Trainer:
         self.tracked = self.agreed
         self.command = position["command"]
         if self.validation:
+            self._check_protocol()
             rows = [row for row in read_rows(self.run / METRICS_FILE) if row["step"] <= self.step]
             self.validation.resume(rows, position.get("evaluation_seconds", 0.0), self.seconds_before)
         for ema_model in self.ema_models.values():

@@ -28,6 +28,7 @@ from hfgen.utils.seeds import derive_seed, seed_torch
 SPLIT = "validation"
 HIGHER_IS_BETTER = {"accuracy", "psnr", "ssim", "precision", "recall", "density", "coverage"}
 BATCH_SIZE = 64  # not that of the training, so that losses of trainings with other batch sizes compare
+ONLY_AT_THE_END = ". The training is shorter, so the only one is at its end"
 TIMED_IMAGES = 32  # to predict the duration of an evaluation
 TURNED = 0.01  # relative rise of a validation loss above its minimum that counts as overfitting
 TURNED_FOR = 2  # evaluations in a row
@@ -190,15 +191,20 @@ class Validation:
 
     def cost(self) -> str:
         """Describe the duration of the evaluations, and how often they run."""
+        config = self.config
         text = f"An evaluation takes about {self.seconds:.1f} s"
-        if self.config.evaluation_steps:
-            return f"{text}, every {self.config.evaluation_steps:,} steps"
-        interval = max(self.config.evaluation_seconds, self.seconds / self.config.evaluation_share)
-        longer = f", not {self.config.evaluation_seconds:g} s" if interval > self.config.evaluation_seconds else ""
-        return (
-            f"{text}; evaluations take at most {100 * self.config.evaluation_share:g} % of the training time, so "
-            f"there is one about every {interval:.0f} s{longer}"
-        )
+        if config.evaluation_steps:
+            only = config.max_train_steps and config.evaluation_steps >= config.max_train_steps
+            return f"{text}, every {config.evaluation_steps:,} steps" + ONLY_AT_THE_END * bool(only)
+        interval = max(config.evaluation_seconds, self.seconds / config.evaluation_share)
+        if interval > config.evaluation_seconds:
+            limit = f"at most {100 * config.evaluation_share:g} % of the training time (evaluation_share)"
+            text += f"; evaluations take {limit}, so there is one about every {interval:.0f} s"
+            text += f", not {config.evaluation_seconds:g} s"
+        else:
+            text += f", every {interval:g} s"
+        only = config.max_train_seconds and interval + self.seconds >= config.max_train_seconds
+        return text + ONLY_AT_THE_END * bool(only)
 
     def resume(self, rows: list[dict[str, float]], spent: float, seconds: float) -> None:
         """Continue after the evaluations in rows of `metrics.jsonl`.

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import yaml
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -64,7 +65,8 @@ def measure_on_test_images(run: Path, config: TrainingConfig, num_images: int) -
             analyze(AnalyzeConfig(run_or_repo=str(run), **bounds))
         if "hfgen evaluate" in commands and not (run / EVALUATION).is_file():
             judge = [config.evaluation_judge] if config.evaluation_judge else []
-            evaluate(EvaluateConfig(run_or_repo=str(run), num_images=num_images, judge=judge))
+            options = {} if config.family == "classifier" else {"num_images": num_images, "judge": judge}
+            evaluate(EvaluateConfig(run_or_repo=str(run), **options))
     except UserError as error:
         print(f"hfgen: {run} was not measured completely on test images: {error}")
         return first_line(error)
@@ -149,8 +151,9 @@ def _importances(study: optuna.Study, complete: list[dict[str, Any]]) -> dict[st
     if len({trial["value"] for trial in complete}) < 2:
         return {}
     try:
-        found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    except RuntimeError:  # the trees of fANOVA see no variance
+        with np.errstate(over="ignore"):
+            found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    except (RuntimeError, ValueError):  # the trees of fANOVA see no variance, or values beyond float32
         return {}
     return {name: float(value) for name, value in found.items()}
 

@@ -118,7 +118,9 @@ class SearchSpace:
         """
         for name in self.parameters:
             if metric == "negative_elbo" and name in CHANGES_LIKELIHOOD:
-                raise UserError(f"{name} cannot be searched: it changes what the −ELBO, which selects, is of")
+                raise UserError(
+                    f"{name} cannot be searched: its values have different −ELBOs, which select the best trial"
+                )
             if metric.startswith("loss/") and name not in SAME_LOSS:
                 raise UserError(
                     f"{name} cannot be searched: it may change the loss function, and {metric} selects the best trial"

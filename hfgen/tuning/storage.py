@@ -21,11 +21,13 @@ RACES = 2  # lost at most, with others that prepare the same empty database: for
 class _Lock:
     """A lock that is free as soon as its owner is dead. Optuna's own are freed after a time."""
 
-    def __init__(self, file: Path):
-        self.lock = FileLock(file)
+    def __init__(self, journal: Path):
+        self.journal = journal
+        self.lock = FileLock(journal.with_name(f"{journal.name}.lock"))
 
     def acquire(self) -> bool:
         self.lock.acquire()
+        _remove_incomplete_line(self.journal)  # of another process, whose disk was full
         return True
 
     def release(self) -> None:
@@ -50,7 +52,7 @@ def open_storage(place: str) -> BaseStorage:
         lock = FileLock(f"{file}.lock")
         with lock:
             _remove_incomplete_line(file)
-        return JournalStorage(JournalFileBackend(str(file), lock_obj=_Lock(file.with_name(f"{file.name}.lock"))))
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=_Lock(file)))
     except (ImportError, OSError, ValueError, SQLAlchemyError, StorageInternalError) as error:
         why = first_line(error.__cause__ or error)
         raise UserError(f"storage {without_password(place)} cannot be used: {why}") from error
@@ -65,6 +67,11 @@ def _open_database(url: str) -> RDBStorage:
 
 
 def _remove_incomplete_line(file: Path) -> None:
-    """Remove the end of a journal that a failure of the power left behind, which Optuna could not read."""
-    if file.is_file() and not (written := file.read_bytes()).endswith(b"\n"):
-        os.truncate(file, written.rfind(b"\n") + 1)
+    """Remove the end of a journal that a power failure or a full disk left behind, which Optuna could not read."""
+    if not file.is_file() or not file.stat().st_size:
+        return
+    with open(file, "rb") as journal:
+        journal.seek(-1, os.SEEK_END)
+        is_complete = journal.read() == b"\n"
+    if not is_complete:
+        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)

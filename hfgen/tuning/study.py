@@ -1,5 +1,6 @@
 """`hfgen tune`: a study of trials, each a training of the same wall-clock time, shared by processes and machines."""
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -8,7 +9,6 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def tune(config: Any) -> Path:
         return study.finish()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _storage_errors(config: Any) -> Iterator[None]:
     try:
         yield
@@ -181,10 +181,18 @@ class Study:
             "held-out": "validation",
             "test": getattr(self.base, "test_split", "test"),
         }
-        self.images = {
-            name: load_images(source, split=split, **self.base.reading_options()).fingerprint
-            for name, split in splits.items()
-        }
+        try:
+            self.images = {
+                name: load_images(source, split=split, **self.base.reading_options()).fingerprint
+                for name, split in splits.items()
+            }
+        except UserError as error:
+            if f"cannot open split {splits['test']}" not in str(error):
+                raise
+            raise UserError(
+                f"{source} has no split {splits['test']}, on which the best trial is measured in the end; hold out a "
+                f"part of {self.base.train_split} with --test_fraction 0.2"
+            ) from error
 
     def _read_folder(self) -> dict[str, Any] | None:
         """Return the record of the study in the folder, if there is one.
@@ -339,6 +347,7 @@ class Study:
         except PrunedTrial as stop:
             state, why = TrialState.PRUNED, str(stop)
         except KeyboardInterrupt as stop:
+            trial.set_user_attr("begun", None)  # it was not killed
             number_of_signal = getattr(stop, "signal_number", signal.SIGINT)
             raise InterruptedTrainingError(
                 f"stopped by {signal.Signals(number_of_signal).name} in trial {number}. Continue the study with the "
@@ -347,6 +356,8 @@ class Study:
             ) from stop
         except FAILURES as error:
             if isinstance(error.__cause__, OSError | SafetensorError):  # a full disk is no fault of the trial
+                with contextlib.suppress(OSError):  # of the same disk
+                    trial.set_user_attr("begun", None)
                 raise TrainingError(
                     f"trial {number}: {first_line(error.__cause__)}. Continue the study with the same command: "
                     f"{this_command()}"
@@ -432,7 +443,9 @@ class Study:
                 if problem := measure_on_test_images(run, self.base, self.config.num_test_images):
                     problems[str(number)] = problem
             elif run:
-                problems[str(number)] = "it was trained in another folder; repeat the command there"
+                problems[str(number)] = (
+                    "its run is not in this folder; if it was trained elsewhere, repeat the command there"
+                )
         self._report(problems)
 
 
