@@ -91,7 +91,8 @@ class VariantTask(DiffusionTask):
 
     def __init__(self, config: DDPMConfig, data, unet_fields: dict, unshuffle: bool):
         first = F.pixel_unshuffle(data.images[:1], 2) if unshuffle else data.images[:1]
-        super().__init__(config, dataclasses.replace(data, images=first))  # whose shape is all it looks at
+        super().__init__(config, dataclasses.replace(data, images=first))  # of whose shape the network is
+        self.data = data
         fields = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
         self.unet = UNet2DModel(**(fields | unet_fields))
         self.network = Unshuffled(self.unet) if unshuffle else self.unet
@@ -135,7 +136,7 @@ def measure(name: str, fields: dict, options, train_images, test_images, folder:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         task.network(torch.zeros(1, *train_images.images.shape[1:]), torch.zeros(1))
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.accelerator.is_available())
-    trainer = Trainer(config, task, train_images, accelerator, RunFolder(folder))
+    trainer = Trainer(config, task, accelerator, RunFolder(folder))
     trainer.prepare_run_folder()
     trainer.started = time.monotonic()
     trainer.run_loop()

@@ -42,7 +42,7 @@ def measure(recipe: str, dataset_name: str, steps: int) -> dict[str, float]:
         config = dataclasses.replace(config, max_train_seconds=None, max_train_steps=WARM_UP_STEPS, sample_steps=[])
         data = load_images(dataset_name)
         accelerator = Accelerator(cpu=True, mixed_precision=config.mixed_precision)
-        trainer = Trainer(config, DiffusionTask(config, data), data, accelerator, RunFolder(Path(folder)))
+        trainer = Trainer(config, DiffusionTask(config, data), accelerator, RunFolder(Path(folder)))
         trainer.prepare_run_folder()
         trainer.run_loop()
         trainer.max_steps += steps

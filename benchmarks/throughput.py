@@ -44,7 +44,7 @@ def make_hfgen(config: DDPMConfig, data, folder: Path):
     AcceleratorState._reset_state()
     task = DiffusionTask(config, data)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    trainer = Trainer(config, task, data, accelerator, RunFolder(folder))
+    trainer = Trainer(config, task, accelerator, RunFolder(folder))
     trainer.prepare_run_folder()
 
     def run(steps: int) -> None:

@@ -93,6 +93,9 @@ BUILT_IN = (
             "ClassConditionalDiffusionPipeline": Model(
                 "denoise", "unet", (*DIFFUSION, *GUIDANCE), "card_class_conditional.md", tags=("class-conditional",)
             ),
+            "ClusterConditionalDiffusionPipeline": Model(
+                "denoise", "unet", (*DIFFUSION, *GUIDANCE), "card_cluster_conditional.md", tags=("unconditional",)
+            ),
         },
         synonyms="diffusion flow rectified_flow flow_matching ddim score unet",
     ),

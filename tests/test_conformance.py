@@ -36,6 +36,7 @@ from hfgen.models.modeling_hfgen_gan import (
 from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
+from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
@@ -85,6 +86,12 @@ PIPELINES: dict[str, tuple[Callable[[], DiffusionPipeline], Callable[[list[int]]
             unet(num_class_embeds=4), FlowMatchEulerDiscreteScheduler(), NAMES, learnt_no_class=False
         ),
         lambda indices: {"class_labels": CLASSES[indices], "num_inference_steps": 2},
+    ),
+    "diffusion of clusters": (
+        lambda: ClusterConditionalDiffusionPipeline(
+            unet(num_class_embeds=4), DDPMScheduler(), {0: 0.5, 1: 0.3, 2: 0.2}
+        ),
+        lambda indices: {"batch_size": len(indices), "num_inference_steps": 2},
     ),
     "editing": (
         lambda: DiffusionEditingPipeline(unet(), DDIMScheduler(prediction_type="v_prediction")),

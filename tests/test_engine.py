@@ -64,9 +64,8 @@ def make_trainer(tmp_path):
         images = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1)
         accelerator = Accelerator(gradient_accumulation_steps=config.gradient_accumulation_steps)
         accelerator.scaler = scaler
-        trainer = Trainer(
-            config, task, ImageData(images, None, None, "test", "fingerprint"), accelerator, RunFolder(tmp_path)
-        )
+        task.data = ImageData(images, None, None, "test", "fingerprint")
+        trainer = Trainer(config, task, accelerator, RunFolder(tmp_path))
         trainer.prepare_run_folder()
         return trainer
 

@@ -108,9 +108,9 @@ config = DDPMConfig(
     **PROPORTIONAL,
 )
 images = torch.arange(0, 96, 3, dtype=torch.uint8).view(-1, 1, 1, 1)
-data = ImageData(images, None, None, "test", "fingerprint")
 task = Game()
-trainer = Trainer(config, task, data, accelerator, RunFolder(Path(folder)))
+task.data = ImageData(images, None, None, "test", "fingerprint")
+trainer = Trainer(config, task, accelerator, RunFolder(Path(folder)))
 trainer.prepare_run_folder()
 trainer.run_loop()
 weights = torch.cat([module.weight.detach().flatten() for module in trainer.unwrapped.values()])

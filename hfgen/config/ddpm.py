@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import MAX_DEPTH, MAX_GUIDANCE, MAX_TIMESTEPS, MAX_WIDTH, TrainingConfig
+from hfgen.config.training import MAX_CLUSTERS, MAX_DEPTH, MAX_GUIDANCE, MAX_TIMESTEPS, MAX_WIDTH, TrainingConfig
 from hfgen.utils.errors import UserError
 
 
@@ -23,6 +23,9 @@ class DDPMConfig(TrainingConfig):
         norm_num_groups: Groups of the group norms; must divide each entry of block_out_channels.
         dropout: Dropout probability in the residual blocks.
         class_conditional: Condition the network on class labels.
+        num_clusters: Condition the network on this many clusters of the training images, found by k-means, so that
+            images without labels can be guided (Adaloglou et al. 2025, arXiv 2403.00570). Samples are unconditional:
+            each is of a random cluster.
 
         > Objective
         prediction_type: Prediction target of the network: `epsilon` (the noise), `sample` (the image x₀),
@@ -44,7 +47,7 @@ class DDPMConfig(TrainingConfig):
         num_inference_steps: Denoising steps of the sample grids rendered during training; `num_train_timesteps` steps
             of the scheduler ddpm are ancestral sampling (Ho et al. 2020, algorithm 2).
         scheduler: diffusers scheduler of those grids (see `hfgen sample --help`).
-        guidance_scale: Classifier-free guidance scale of those grids, if the model is class-conditional; 1 disables
+        guidance_scale: Classifier-free guidance scale of those grids, if the model has classes or clusters; 1 disables
             guidance.
         guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
             (Kynkäänniemi et al. 2024).
@@ -64,6 +67,7 @@ class DDPMConfig(TrainingConfig):
     norm_num_groups: int = 8
     dropout: float = 0.0
     class_conditional: bool = False
+    num_clusters: int | None = None
     class_dropout_prob: float = 0.1
     num_train_timesteps: int = 1000
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
@@ -84,13 +88,18 @@ class DDPMConfig(TrainingConfig):
         super().__post_init__()
         self._require("positive", ["block_out_channels", "attention_head_dim", "norm_num_groups"], at_most=MAX_WIDTH)
         self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
+        self._require("positive", ["num_clusters"], at_most=MAX_CLUSTERS)
         self._require("positive", ["num_train_timesteps", "num_inference_steps"], at_most=MAX_TIMESTEPS)
         self._require("positive", ["snr_gamma"])
         self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
         if abs(self.guidance_scale) > 1000:
             raise UserError(f"guidance_scale must be at most 1,000, not {self.guidance_scale:g}")
-        if self.class_conditional and self.class_dropout_prob == 0 and self.guidance_scale != 1:
+        if self.class_conditional and self.num_clusters:
+            raise UserError("the network is conditioned on classes or clusters: set class_conditional or num_clusters")
+        if self.num_clusters == 1:
+            raise UserError("num_clusters must be 2 or more, not 1")
+        if (self.class_conditional or self.num_clusters) and self.class_dropout_prob == 0 and self.guidance_scale != 1:
             raise UserError(
                 "classifier-free guidance needs an unconditional model: set class_dropout_prob above 0, or "
                 f"guidance_scale to 1, not {self.guidance_scale:g}"

@@ -19,9 +19,10 @@ from filelock import FileLock, Timeout
 from huggingface_hub import constants
 from torch import Tensor
 
+from hfgen.config.training import TrainingConfig
 from hfgen.data.decoding import OwnFiles, open_picture, to_array
 from hfgen.data.rows import Parts, Rows, column, find_columns
-from hfgen.data.sources import file_states, local_copy, open_dataset, split_names
+from hfgen.data.sources import file_states, local_copy, open_dataset, placed_folder, split_names
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent, local_path, remove, remove_leftovers
 
@@ -175,6 +176,16 @@ def load_images(
             "or name another folder with --cache_dir"
         ) from error
     return _open_cache(folder, source, split)
+
+
+def load_training_images(config: TrainingConfig) -> ImageData:
+    """Load the training images of a configuration; see `load_images`."""
+    return load_images(
+        config.dataset_name or placed_folder(config.train_data_dir),
+        split=config.train_split,
+        max_samples=config.max_train_samples,
+        **config.reading_options(),
+    )
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:

@@ -28,6 +28,7 @@ from hfgen.sampling.sample import (
     default_sampler,
     image_shape_of,
     is_conditional,
+    is_guided,
     network_of,
     require_diffusion,
     sample,
@@ -105,7 +106,7 @@ class _Model:
 def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     pipeline = load(run, **config.loading_options())
     require_diffusion(pipeline)
-    if (config.guidance_scale or config.guidance_interval) and not is_conditional(pipeline):
+    if (config.guidance_scale or config.guidance_interval) and not is_guided(pipeline):
         raise UserError(f"{run} is unconditional, so guidance does not apply")
     return _Model(name_of(run), run, pipeline, run_fields(Path(run).expanduser()))
 

@@ -104,8 +104,9 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _network(run: Path, class_name: str) -> dict[str, Any]:
-    """Return the parameter count, image size and channels, and class names."""
+    """Return the parameter count, image size and channels, class names, and proportions of clusters."""
     labels: list[str] = []
+    cluster_shares: list[float] = []
     try:
         model = model_of(class_name)
         if model.use != "classify":
@@ -115,7 +116,9 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
             height, width = (size, size) if isinstance(size, int) else size
             parts = [network, "inverse_generator"] if own_file(run, "inverse_generator").is_dir() else [network]
             weights = [own_file(run, f"{part}/diffusion_pytorch_model.safetensors") for part in parts]
-            labels = list(read_index(run / INDEX).get("id2label", {}).values())
+            index = read_index(run / INDEX)
+            labels = list(index.get("id2label", {}).values())
+            cluster_shares = [float(share) for share in index.get("cluster_shares", {}).values()]
         else:
             size = read_json(own_file(run, "preprocessor_config.json"))["size"]
             channels = read_json(own_file(run, "config.json"))["num_channels"]
@@ -133,6 +136,7 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
         "channels": channels,
         "shape": [channels, height, width],
         "labels": labels,
+        "cluster_shares": cluster_shares,
     }
 
 

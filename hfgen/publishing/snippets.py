@@ -9,7 +9,9 @@ from diffusers import SchedulerMixin
 
 from hfgen.families import own_sampler
 from hfgen.losses.diffusion import FLOW_PREDICTION, FLOW_SCHEDULERS
+from hfgen.sampling.sample import clusters_of
 from hfgen.sampling.schedulers import FLOW_SOLVERS, SETTINGS, SHORT_NAMES
+from hfgen.utils.seeds import derive_seed
 from hfgen.utils.untrusted import is_word
 
 AGAIN = 4  # images of the sample grid that a card's code makes again
@@ -25,7 +27,8 @@ def tags_of(facts: dict[str, Any]) -> list[str]:
         tags += ["rectified-flow"] if config.get("prediction_type") == FLOW_PREDICTION else ["ddpm", "diffusion"]
     elif facts["labels"] and facts["kind"].use == "decode":
         tags.append("class-conditional")
-    if facts["class_name"] == "ClassConditionalDiffusionPipeline" and config["class_dropout_prob"] > 0:
+    guided = ("ClassConditionalDiffusionPipeline", "ClusterConditionalDiffusionPipeline")
+    if facts["class_name"] in guided and config["class_dropout_prob"] > 0:
         tags.append("classifier-free-guidance")
     return tags
 
@@ -68,6 +71,9 @@ def reproduction(facts: dict[str, Any]) -> dict[str, Any] | None:
         case "ClassConditionalDiffusionPipeline":
             labels = facts["labels"]
             again["arguments"] = {"class_labels": [labels[index % len(labels)] for index in range(count)]}
+        case "ClusterConditionalDiffusionPipeline":
+            seeds = (derive_seed("image", 0, index) for index in range(count))
+            again["arguments"] = {"batch_size": count, "clusters": clusters_of(facts["cluster_shares"], seeds)}
         case "VAEPipeline" | "GANPipeline":
             again["arguments"] = {"batch_size": count}
         case _:

@@ -21,7 +21,7 @@ from hfgen.figures.grids import comparison_grid, save_arrays, save_picture, to_p
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline
-from hfgen.sampling.sample import decodes, image_shape_of, require_diffusion, to_uint8, with_hint
+from hfgen.sampling.sample import decodes, image_shape_of, is_conditional, require_diffusion, to_uint8, with_hint
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import local_path
 from hfgen.utils.seeds import derive_seed
@@ -240,6 +240,8 @@ def _by_diffusion(
         raise UserError(f"{unused[0]} needs an image-to-image model, and {config.run_or_repo} is a diffusion model")
     if config.task is None:
         raise UserError("a diffusion model needs --task: denoise, vary, inpaint or change_class")
+    if not is_conditional(loaded) and (config.task == "change_class" or config.class_labels):
+        raise UserError("this model is unconditional: it has no classes")
     pipeline = editing_pipeline(loaded)
     channels, height, width = image_shape_of(loaded)
     resolution = height if height == width and config.noise_std is None else None

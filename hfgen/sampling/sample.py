@@ -12,6 +12,7 @@ from hfgen.config.vae import PRIORS
 from hfgen.families import GUIDANCE, family_of, model_of, own_sampler
 from hfgen.losses.diffusion import FLOW_SCHEDULERS
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
+from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.sampling.schedulers import denoising_states, make_scheduler
@@ -19,11 +20,17 @@ from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
 LARGEST_GUIDANCE = 1000  # in amount; beyond, float32 makes nothing but noise of it
+GUIDED = (ClassConditionalDiffusionPipeline, ClusterConditionalDiffusionPipeline)
 
 
 def is_conditional(pipeline: DiffusionPipeline) -> bool:
     """Return whether a pipeline is class-conditional."""
     return bool(getattr(pipeline, "labels", {}))
+
+
+def is_guided(pipeline: DiffusionPipeline) -> bool:
+    """Return whether a pipeline takes classifier-free guidance."""
+    return isinstance(pipeline, GUIDED)
 
 
 def decodes(pipeline: DiffusionPipeline) -> bool:
@@ -56,8 +63,7 @@ def require_diffusion(pipeline: DiffusionPipeline) -> None:
         raise UserError(f"a {family} generates images in one step, so it has no denoising to film, compare or edit")
     parts = pipeline.components
     drawable = parts.keys() == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
-    conditional = isinstance(pipeline, ClassConditionalDiffusionPipeline)
-    if not drawable or bool(parts["unet"].config.num_class_embeds) != conditional:
+    if not drawable or bool(parts["unet"].config.num_class_embeds) != is_guided(pipeline):
         raise UserError(f"{type(pipeline).__name__} is not a pixel-space diffusion model that hfgen supports")
     scheduler = parts["scheduler"]
     is_diffusion = hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config
@@ -105,7 +111,8 @@ def sample(
     """Sample images in batches; image i depends on (seed, i) only, not on its batch.
 
     Args:
-        pipeline: A `DDPMPipeline`, `ClassConditionalDiffusionPipeline`, `VAEPipeline` or `GANPipeline`.
+        pipeline: A `DDPMPipeline`, `ClassConditionalDiffusionPipeline`, `ClusterConditionalDiffusionPipeline`,
+            `VAEPipeline` or `GANPipeline`.
         num_images: Number of images.
         seed: Random seed, zero or more.
         batch_size: Images per batch.
@@ -163,6 +170,13 @@ def labels_of(pipeline: DiffusionPipeline, class_labels: Sequence[str | int], nu
     return [known[i % len(known)] for i in numbers]
 
 
+def clusters_of(cluster_shares: Sequence[float], seeds: Iterable[int]) -> list[int]:
+    """Return the random clusters of images by their seeds, in proportion to the sizes of the clusters."""
+    shares = torch.tensor(cluster_shares, dtype=torch.float64)
+    generators = (torch.Generator().manual_seed(derive_seed("cluster", seed)) for seed in seeds)
+    return [int(torch.multinomial(shares, 1, generator=generator)) for generator in generators]
+
+
 def with_hint(message: str, class_labels: Sequence[str | int]) -> str:
     """Return a message about classes, with a hint if they are separated by commas."""
     joined = next((label for label in class_labels if "," in str(label)), None)
@@ -208,33 +222,37 @@ def _check_denoising(
         raise UserError(f"guidance_scale must be a number of at most {LARGEST_GUIDANCE}, not {scale}")
     if unknown := guidance.keys() - set(GUIDANCE):
         raise UserError(f"a diffusion model has no {', '.join(sorted(unknown))}")
-    if is_conditional(pipeline):
+    if not is_conditional(pipeline) and (
+        class_labels or negative_class_labels or (guidance and not is_guided(pipeline))
+    ):
+        what = "class_labels do" if is_guided(pipeline) else "class_labels and guidance do"
+        raise UserError(f"this model is unconditional: {what} not apply (train with --class_conditional)")
+    if is_guided(pipeline):
         numbers = range(max(len(class_labels), len(negative_class_labels), 1))
         try:
-            _guided(pipeline, class_labels, negative_class_labels, guidance, numbers)
+            _guided(pipeline, class_labels, negative_class_labels, guidance, numbers, [0] * len(numbers))
         except ValueError as error:
             raise UserError(with_hint(str(error), [*class_labels, *negative_class_labels])) from error
-    elif class_labels or negative_class_labels or guidance:
-        raise UserError(
-            "this model is unconditional: class_labels and guidance do not apply (train with --class_conditional)"
-        )
     return make_scheduler(scheduler, pipeline.scheduler, num_inference_steps)
 
 
 def _guided(
-    pipeline: ClassConditionalDiffusionPipeline,
+    pipeline: ClassConditionalDiffusionPipeline | ClusterConditionalDiffusionPipeline,
     class_labels: Sequence[str | int],
     negative_class_labels: Sequence[str | int],
     guidance: dict[str, Any],
     numbers: range,
+    seeds: list[int],
 ) -> GuidedModel:
-    """Return the guided model for the images with these indices."""
+    """Return the guided model for the images with these indices and seeds."""
+    if not is_conditional(pipeline):
+        return pipeline.guided(clusters_of([*pipeline.config.cluster_shares.values()], seeds), **guidance)
     negatives = labels_of(pipeline, negative_class_labels, numbers) if negative_class_labels else None
     return pipeline.guided(labels_of(pipeline, class_labels, numbers), negative_class_labels=negatives, **guidance)
 
 
 def _denoise(
-    pipeline: DDPMPipeline | ClassConditionalDiffusionPipeline,
+    pipeline: DDPMPipeline | ClassConditionalDiffusionPipeline | ClusterConditionalDiffusionPipeline,
     solver: SchedulerMixin,
     class_labels: Sequence[str | int],
     sampler: dict[str, Any],
@@ -243,9 +261,10 @@ def _denoise(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the denoising states of the images with these indices; see `denoising_states`."""
     model = functools.partial(_predict, pipeline.unet)
-    if is_conditional(pipeline):
+    if is_guided(pipeline):
         guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}
-        model = _guided(pipeline, class_labels, sampler.get("negative_class_labels", ()), guidance, numbers)
+        negatives = sampler.get("negative_class_labels", ())
+        model = _guided(pipeline, class_labels, negatives, guidance, numbers, seeds)
     shape = (1, *image_shape_of(pipeline))
     return denoising_states(model, solver, sampler["num_inference_steps"], shape, seeds, pipeline.device)
 

@@ -15,11 +15,13 @@ from diffusers import (
 from torch import nn
 
 from hfgen.config import DDPMConfig
-from hfgen.data.images import ImageData
+from hfgen.data.clusters import with_clusters
+from hfgen.data.images import ImageData, load_training_images
 from hfgen.data.loader import Batch
 from hfgen.figures.animations import save_film
 from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, diffusion_target, loss_weights, sample_timesteps
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
+from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
 from hfgen.runs.folder import ANIMATION
 from hfgen.sampling.sample import check_sampling, film
 from hfgen.sampling.schedulers import make_scheduler
@@ -34,7 +36,7 @@ class DiffusionTask(Task):
 
     Args:
         config: Network, noise schedule, prediction type.
-        data: The training images, with labels if the model is class-conditional.
+        data: The images, with labels if the model is class-conditional.
 
     Raises:
         UserError: if the network does not fit the images, labels are missing, or the preview's scheduler or guidance
@@ -45,10 +47,14 @@ class DiffusionTask(Task):
     loss_metric = "loss/unet"
 
     def __init__(self, config: DDPMConfig, data: ImageData):
+        if config.num_clusters:
+            training = data if data.split == config.train_split else load_training_images(config)
+            data = with_clusters(data, training, config.num_clusters, config.seed)
         self.config, self.data = config, data
-        if config.class_conditional:
+        self.is_conditional = config.class_conditional or config.num_clusters is not None
+        if self.is_conditional:
             data.require_labels()
-        self.label_names = data.label_names if config.class_conditional else []
+        self.label_names = data.label_names if self.is_conditional else []
         self.unet = make_unet(config, tuple(data.images.shape[1:]), len(self.label_names))
         self.scheduler = make_noise_schedule(config)
         check_sampling(self.pipeline(), **self.sampler())  # fail now, not at the first preview
@@ -61,7 +67,7 @@ class DiffusionTask(Task):
         timesteps = sample_timesteps(config.timestep_sampling, self.scheduler, len(images))
         alpha, sigma = (level.to(images.device) for level in alpha_sigma(self.scheduler, timesteps))
         classes = {}
-        if config.class_conditional:
+        if self.is_conditional:
             dropped = torch.rand(len(images), device=images.device) < config.class_dropout_prob
             classes = {"class_labels": torch.where(dropped, len(self.label_names), batch.labels)}
         x = alpha * images + sigma * noise
@@ -72,12 +78,16 @@ class DiffusionTask(Task):
 
     def pipeline(self) -> DiffusionPipeline:
         """Return the pipeline, which loads with diffusers alone."""
+        if not self.is_conditional:
+            return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
+        # so that the pipeline samples well by default
+        solver = make_scheduler(self.config.scheduler, self.scheduler, self.config.num_inference_steps)
         if self.config.class_conditional:
-            # so that the pipeline samples well by default
-            solver = make_scheduler(self.config.scheduler, self.scheduler, self.config.num_inference_steps)
             names = dict(enumerate(self.label_names))
             return ClassConditionalDiffusionPipeline(self.unet, solver, names, self.config.class_dropout_prob > 0)
-        return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
+        sizes = self.data.labels.bincount(minlength=self.config.num_clusters)
+        shares = dict(enumerate((sizes.double() / len(self.data)).tolist()))
+        return ClusterConditionalDiffusionPipeline(self.unet, solver, shares, self.config.guidance_scale)
 
     def save_figures(self, folder: Path) -> None:
         """Save an animation of the denoising process."""

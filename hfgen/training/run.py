@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from hfgen.config.training import CONFIG_FILE, TrainingConfig, changed_fields, defaults, read_fields
-from hfgen.data.images import ImageData, load_images
+from hfgen.data.images import ImageData, load_training_images
 from hfgen.data.sources import placed_folder, placed_source
 from hfgen.families import families
 from hfgen.runs.checkpoints import MANIFEST, find_checkpoint, list_checkpoints, read_position
@@ -122,7 +122,7 @@ def _train(
         if config.resume_from_checkpoint and checkpoint is None:
             accelerator.print(f"There is no checkpoint in {run}; training starts at step 0")
         _agree_on_start(config, accelerator, checkpoint, [data, *task.extra_datasets])
-        trainer = Trainer(config, task, data, accelerator, RunFolder(run), publisher, validation, on_evaluation)
+        trainer = Trainer(config, task, accelerator, RunFolder(run), publisher, validation, on_evaluation)
         try:
             if checkpoint:
                 trainer.resume(checkpoint)
@@ -183,12 +183,7 @@ def _load_data(config: TrainingConfig) -> ImageData:
     """Load the images; of several processes on a machine one decodes them while the others wait for its lock."""
     if config.train_data_dir and not Path(config.train_data_dir).is_dir():
         raise UserError(f"there is no folder {config.train_data_dir} (train_data_dir)")
-    return load_images(
-        config.dataset_name or config.train_data_dir,
-        split=config.train_split,
-        max_samples=config.max_train_samples,
-        **config.reading_options(),
-    )
+    return load_training_images(config)
 
 
 def _agree_on_start(

@@ -114,7 +114,6 @@ class Trainer:
 
     config: TrainingConfig
     task: Task
-    data: ImageData
     accelerator: Accelerator
     run: RunFolder
     publisher: Publisher = field(default_factory=Publisher)
@@ -135,7 +134,7 @@ class Trainer:
         self.evaluated: dict[str, float] = {}  # the last evaluation, for the progress bar
         self.untracked: dict[str, float] = {}  # the last evaluation, until it is sent to trackers
         self.batches = ImageBatches(
-            self.data,
+            task.data,
             train_batch_size=config.images_per_batch,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             num_processes=accelerator.num_processes,
@@ -602,7 +601,7 @@ class Trainer:
         }
 
     def _sources(self) -> list[ImageData]:
-        return [self.data, *self.task.extra_datasets]
+        return [self.task.data, *self.task.extra_datasets]
 
     def reference_split(self) -> str | None:
         """Return the split on which to measure the model, or None if all training data have a split `test`."""

@@ -132,9 +132,9 @@ class Validation:
         data: ImageData,
         accelerator: Accelerator,
     ):
-        self.config, self.accelerator, self.train = config, accelerator, data
-        self.held_out = load_held_out(config)
-        self.held_out_task, self.train_task = make_task(config, self.held_out), make_task(config, data)
+        self.config, self.accelerator = config, accelerator
+        self.held_out_task, self.train_task = make_task(config, load_held_out(config)), make_task(config, data)
+        self.held_out, self.train = self.held_out_task.data, self.train_task.data
         for task in (self.held_out_task, self.train_task):
             for module in task.modules.values():
                 module.to(accelerator.device).eval().requires_grad_(False)
