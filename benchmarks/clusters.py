@@ -1,10 +1,10 @@
 """Clusters in the place of labels, for diffusion without labels: how many, and how much guidance.
 
-    python benchmarks/clusters.py --dataset_name mnist --seconds 300 --num_clusters 0 10 30 100
+    OMP_NUM_THREADS=1 python benchmarks/clusters.py --dataset_name mnist --seconds 400 --num_clusters 0 30 100
 
 Each model is trained for as many seconds, with the settings of the class-conditional recipe and the same seed, and
 measured with each guidance scale; 0 clusters are an unconditional model. The record is
-benchmarks/results/clusters_NAME.json, with a table in Markdown beside it.
+benchmarks/results/clusters_NAME.json, with a table in Markdown beside it; further models are added to it.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def page(dataset_name: str, record: dict[str, Any]) -> str:
     lines = [
         f"# Diffusion of {dataset_name} without labels, by the number of clusters",
         "",
-        f"{record['threads']} threads with {record['vector_instructions']}; `benchmarks/clusters.py`. 0 clusters are an "
+        f"CPU cores: {record['threads']} ({record['vector_instructions']}). By `benchmarks/clusters.py`. 0 clusters are an "
         "unconditional model. Lower Fréchet distances are better.",
         "",
         "| clusters | guidance | seed | training (s) | steps | judge | Fréchet distance (real images) | precision | "

@@ -16,15 +16,14 @@ from hfgen.data.clusters import with_clusters
 from hfgen.data.images import ImageData, load_images
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
-from hfgen.sampling.sample import clusters_of, is_conditional, is_guided
+from hfgen.sampling.sample import clusters_of, default_sampler, is_conditional, is_guided, sample
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.utils.errors import UserError
-from hfgen.utils.seeds import derive_seed
 
 FIELDS = CONDITIONAL | {
     "max_train_steps": 120,
     "class_conditional": False, "num_clusters": 12, "train_split": "train", "test_fraction": 0.2,
-    "validation_fraction": 0.2, "guidance_scale": 2.0,
+    "validation_fraction": 0.2, "guidance_scale": 1.7,
 }  # fmt: skip
 CODE_FILE = "pipeline_hfgen_cluster_conditional_diffusion.py"
 
@@ -101,6 +100,48 @@ def test_labels_of_the_batch_are_clusters_of_its_images(run):
         assert task.data.labels.equal(with_clusters(images, data, 12, 0).labels)
 
 
+def test_images_without_labels_are_trained_on_and_evaluated(tmp_path):
+    with np.load(np_digits(tmp_path)) as file:
+        assert "labels" not in file
+    fields = FIELDS | {"dataset_name": str(tmp_path / "digits.npz"), "train_split": "train", "max_train_steps": 4}
+    run = hfgen.train("ddpm", **fields, evaluation_steps=2, evaluation_images=100, output_dir=tmp_path / "run")
+    assert (run / "model_index.json").is_file()
+
+
+def np_digits(folder: Path) -> Path:
+    np.savez(folder / "digits.npz", images=load_images("digits").images[:, 0].numpy())
+    return folder / "digits.npz"
+
+
+def test_the_loop_is_given_clusters_in_the_place_of_labels(tmp_path, monkeypatch):
+    given, losses = [], DiffusionTask.losses
+
+    def spy(task, batch):
+        given.append(batch.labels.equal(task.data.labels[batch.indices]))
+        assert len(task.data.label_names) == 12
+        return losses(task, batch)
+
+    monkeypatch.setattr(DiffusionTask, "losses", spy)
+    hfgen.train("ddpm", **FIELDS | {"max_train_steps": 2}, output_dir=tmp_path / "run")
+    assert given == [True] * 2
+
+
+def test_the_guidance_of_the_pipeline_is_that_of_its_training(run):
+    assert default_sampler(load(str(run)), {})["guidance_scale"] == 1.7
+
+
+def test_shares_that_are_not_of_the_clusters_are_refused(run):
+    pipeline = load(str(run))
+    shares = pipeline.config.cluster_shares
+    parts = {"unet": pipeline.unet, "scheduler": pipeline.scheduler}
+    text = {str(number): shares[number] for number in sorted(shares, key=str)}  # as a JSON file may sort them
+    assert [*ClusterConditionalDiffusionPipeline(**parts, cluster_shares=text).config.cluster_shares.items()] == [
+        *shares.items()
+    ]
+    with pytest.raises(ValueError, match="cluster_shares must have the clusters 0 to 11 of the network"):
+        ClusterConditionalDiffusionPipeline(**parts, cluster_shares={0: 0.5, 1: 0.5})
+
+
 def test_guided_clusters_are_better_than_none(run, tmp_path):
     """It is what they are for; the class is not told, so that no accuracy is measured."""
     found = {}
@@ -160,7 +201,7 @@ def test_a_wrong_call_of_the_pipeline_is_refused(run, options, message):
         ({"class_conditional": True}, "conditioned on classes or clusters: set class_conditional or num_clusters"),
         ({"num_clusters": 1}, "num_clusters must be 2 or more, not 1"),
         ({"num_clusters": 100, "max_train_samples": 90}, "at most the number of training images, 90, not 100"),
-        ({"class_dropout_prob": 0.0}, "guidance needs an unconditional model"),
+        ({"class_dropout_prob": 0.0}, "num_clusters needs class_dropout_prob above 0"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(fields, message, tmp_path):
@@ -180,7 +221,9 @@ def test_classes_do_not_apply(run, tmp_path):
     assert len(hfgen.edit(run, input=str(tmp_path / "digit.png"), task="vary", num_inference_steps=2).images) == 1
 
 
-def test_an_image_has_the_cluster_of_its_own_seed():
-    shares = [0.2, 0.5, 0.1, 0.2]
-    seeds = [derive_seed("image", 0, index) for index in range(50)]
-    assert clusters_of(shares, seeds)[30:] == clusters_of(shares, seeds[30:])
+def test_an_image_depends_on_its_own_seed_only(run):
+    options = {"num_inference_steps": 2, "scheduler": "ddim", "guidance_scale": 2.0}
+    pipeline = load(str(run))
+    together = torch.cat(list(sample(pipeline, num_images=8, batch_size=3, **options)))
+    later = torch.cat(list(sample(pipeline, num_images=3, first_image=5, batch_size=3, **options)))
+    assert (together[5:].int() - later.int()).abs().max() <= 1

@@ -397,6 +397,7 @@ def own_start(alone, tmp_path, monkeypatch, other):
         ),
         ({"state": "other"}, "their checkpoints step-000010 differ; copy the run folder"),
         ({"images": ["other"]}, r"process 1 \(on b\) has different images from process 0"),
+        ({"classes": ["other"]}, r"process 1 \(on b\) has different labels or clusters from process 0"),
         ({"config": {"seed": 1}}, r"processes 0 and 1 have different configurations \(seed 0 and 1\)"),
     ],
 )

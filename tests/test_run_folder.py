@@ -309,7 +309,7 @@ def test_labels_and_names_of_classes_that_changed_are_noticed(tmp_path, capsys, 
     assert train(tmp_path / "run", **fields) == 0
     parquet(data, labels, names)
     assert train(tmp_path / "run", *RESUME, **fields | {"max_train_steps": 3}) == 2
-    assert "the labels or the names of the classes" in capsys.readouterr().err
+    assert "the labels, clusters or names of the classes" in capsys.readouterr().err
 
 
 def test_data_that_was_moved_is_resumed_with_and_other_data_is_not(tmp_path, capsys):

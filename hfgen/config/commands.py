@@ -63,8 +63,8 @@ class SamplerOptions(Options):
         num_inference_steps: Denoising steps of a diffusion model (default: as in the run).
         scheduler: ddpm, ddim, deis, dpmsolver, dpmsolver_sde, euler, euler_a, heun, pndm, unipc, for a flow also
             flow_euler and flow_heun, or the class name of any compatible diffusers scheduler (default: as in the run).
-        guidance_scale: Classifier-free guidance scale of a class-conditional diffusion model. 1 disables guidance;
-            larger values trade diversity for class fidelity (default: as in the run).
+        guidance_scale: Classifier-free guidance scale of a diffusion model with classes or clusters. 1 disables
+            guidance; larger values trade diversity for fidelity (default: as in the run).
         guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
             (default: as in the run).
         prior: Distribution of a VAE's latents: `normal`, the prior N(0, I), or `mixture`, the Gaussian mixture fitted
@@ -425,8 +425,8 @@ class CompareSamplersConfig(MeasuringOptions):
         > Sampler
         scheduler: Schedulers to compare, each with every number of steps, or with its own, as in `ddpm:1000`.
         num_inference_steps: Numbers of denoising steps to compare.
-        guidance_scale: Guidance scales to compare, for a class-conditional model; by default that of its own sample
-            grids.
+        guidance_scale: Guidance scales to compare, for a model with classes or clusters; by default that of its own
+            sample grids.
         guidance_interval: See `hfgen sample --help`; by default as in the run's own sample grids.
 
         > Report

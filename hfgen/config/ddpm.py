@@ -99,7 +99,11 @@ class DDPMConfig(TrainingConfig):
             raise UserError("the network is conditioned on classes or clusters: set class_conditional or num_clusters")
         if self.num_clusters == 1:
             raise UserError("num_clusters must be 2 or more, not 1")
-        if (self.class_conditional or self.num_clusters) and self.class_dropout_prob == 0 and self.guidance_scale != 1:
+        if self.num_clusters and self.class_dropout_prob == 0:
+            raise UserError(
+                "num_clusters needs class_dropout_prob above 0: guidance and editing use the network without a cluster"
+            )
+        if self.class_conditional and self.class_dropout_prob == 0 and self.guidance_scale != 1:
             raise UserError(
                 "classifier-free guidance needs an unconditional model: set class_dropout_prob above 0, or "
                 f"guidance_scale to 1, not {self.guidance_scale:g}"

@@ -50,7 +50,7 @@ def _kmeans(training: ImageData, num_clusters: int, seed: int) -> KMeans:
     key = training.fingerprint, num_clusters, seed
     if key not in _fitted:
         generator = torch.Generator().manual_seed(derive_seed("clusters", seed))
-        chosen = torch.randperm(len(training), generator=generator)[: max(FITTED_IMAGES, num_clusters)]
+        chosen = torch.randperm(len(training), generator=generator)[:FITTED_IMAGES]
         kmeans = KMeans(num_clusters, n_init=1, random_state=derive_seed("k-means", seed) % 2**32)
         _fitted.clear()
         _fitted[key] = kmeans.fit(_reduced(training.images[chosen]))

@@ -125,7 +125,10 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         count = unet.config.num_class_embeds - 1
-        shares = {int(n): share for n, share in (cluster_shares or dict.fromkeys(range(count), 1 / count)).items()}
+        given = {int(n): share for n, share in (cluster_shares or dict.fromkeys(range(count), 1 / count)).items()}
+        if given.keys() != set(range(count)):
+            raise ValueError(f"cluster_shares must have the clusters 0 to {count - 1} of the network")
+        shares = {number: given[number] for number in range(count)}  # JSON may have them in another order
         self.register_to_config(cluster_shares=shares, guidance_scale=guidance_scale)
 
     # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.save_config
@@ -140,7 +143,8 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         """Draw random clusters in proportion to their sizes, with one generator for all or one per image."""
         shares = torch.tensor([*self.config.cluster_shares.values()], dtype=torch.float64)
         if isinstance(generator, list):
-            return [int(torch.multinomial(shares, 1, generator=each)) for each in generator]
+            return [self.draw_clusters(1, each)[0] for each in generator]
+        shares = shares.to(generator.device if generator else "cpu")
         return torch.multinomial(shares, num_images, replacement=True, generator=generator).tolist()
 
     def guided(

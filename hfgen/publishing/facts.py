@@ -118,7 +118,8 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
             weights = [own_file(run, f"{part}/diffusion_pytorch_model.safetensors") for part in parts]
             index = read_index(run / INDEX)
             labels = list(index.get("id2label", {}).values())
-            cluster_shares = [float(share) for share in index.get("cluster_shares", {}).values()]
+            shares = dict(index.get("cluster_shares", {}))
+            cluster_shares = [float(shares[number]) for number in sorted(shares, key=int)]
         else:
             size = read_json(own_file(run, "preprocessor_config.json"))["size"]
             channels = read_json(own_file(run, "config.json"))["num_channels"]

@@ -77,13 +77,15 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
     Args:
         pipeline: The pipeline of the run.
         run: The run's configuration. For missing fields, a VAE and a GAN use the option saved with the pipeline, a
-            diffusion model the default scheduler, steps and guidance.
+            model with clusters its guidance scale, and diffusion models the default scheduler, steps and guidance.
     """
     saved = {}
     if decodes(pipeline):
         saved = {name: pipeline.config[name] for name in model_of(type(pipeline).__name__).sampler}
     elif is_conditional(pipeline) and not pipeline.config.learnt_no_class:
         saved["guidance_scale"] = 1.0
+    elif is_guided(pipeline) and not is_conditional(pipeline):
+        saved["guidance_scale"] = pipeline.config.guidance_scale
     return own_sampler(type(pipeline).__name__, saved | run)
 
 

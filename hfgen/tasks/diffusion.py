@@ -32,7 +32,7 @@ FILM_IMAGES, FILM_FRAMES = 4, 20  # keeps the file below 0.5 MB
 
 
 class DiffusionTask(Task):
-    """A diffusion model: `UNet2DModel`, a diffusers scheduler, and `DDPMPipeline` if unconditional.
+    """A diffusion model: `UNet2DModel`, a diffusers scheduler, and `DDPMPipeline` if without classes and clusters.
 
     Args:
         config: Network, noise schedule, prediction type.
@@ -51,10 +51,9 @@ class DiffusionTask(Task):
             training = data if data.split == config.train_split else load_training_images(config)
             data = with_clusters(data, training, config.num_clusters, config.seed)
         self.config, self.data = config, data
-        self.is_conditional = config.class_conditional or config.num_clusters is not None
-        if self.is_conditional:
+        if config.class_conditional:
             data.require_labels()
-        self.label_names = data.label_names if self.is_conditional else []
+        self.label_names = data.label_names if config.class_conditional or config.num_clusters else []
         self.unet = make_unet(config, tuple(data.images.shape[1:]), len(self.label_names))
         self.scheduler = make_noise_schedule(config)
         check_sampling(self.pipeline(), **self.sampler())  # fail now, not at the first preview
@@ -67,7 +66,7 @@ class DiffusionTask(Task):
         timesteps = sample_timesteps(config.timestep_sampling, self.scheduler, len(images))
         alpha, sigma = (level.to(images.device) for level in alpha_sigma(self.scheduler, timesteps))
         classes = {}
-        if self.is_conditional:
+        if self.label_names:
             dropped = torch.rand(len(images), device=images.device) < config.class_dropout_prob
             classes = {"class_labels": torch.where(dropped, len(self.label_names), batch.labels)}
         x = alpha * images + sigma * noise
@@ -78,7 +77,7 @@ class DiffusionTask(Task):
 
     def pipeline(self) -> DiffusionPipeline:
         """Return the pipeline, which loads with diffusers alone."""
-        if not self.is_conditional:
+        if not self.label_names:
             return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
         # so that the pipeline samples well by default
         solver = make_scheduler(self.config.scheduler, self.scheduler, self.config.num_inference_steps)

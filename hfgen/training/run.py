@@ -35,7 +35,7 @@ from hfgen.tasks.base import Task
 from hfgen.training.launcher import decide, refuse_distribution, refuse_sharding
 from hfgen.training.processes import PATIENCE, OtherPrograms, as_found, on_all_processes, own_group, report_waiting
 from hfgen.training.publisher import Publisher
-from hfgen.training.trainer import Trainer
+from hfgen.training.trainer import Trainer, digest_of_classes
 from hfgen.training.validation import Evaluation, Validation
 from hfgen.utils.devices import forget_peak_memory, training_device
 from hfgen.utils.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError, first_line
@@ -121,7 +121,7 @@ def _train(
         )
         if config.resume_from_checkpoint and checkpoint is None:
             accelerator.print(f"There is no checkpoint in {run}; training starts at step 0")
-        _agree_on_start(config, accelerator, checkpoint, [data, *task.extra_datasets])
+        _agree_on_start(config, accelerator, checkpoint, [task.data, *task.extra_datasets])
         trainer = Trainer(config, task, accelerator, RunFolder(run), publisher, validation, on_evaluation)
         try:
             if checkpoint:
@@ -203,6 +203,7 @@ def _agree_on_start(
         "state": checkpoint and hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest(),
         "config": {name: value for name, value in config.to_dict().items() if name not in places},
         "images": [images.fingerprint for images in sources],
+        "classes": [digest_of_classes(images) for images in sources],
     }
     with report_waiting("the other processes (comparing their initial state)"):
         first, *others = gather_object([state])
@@ -219,6 +220,8 @@ def _agree_on_start(
             why = f"their checkpoints {first['checkpoint']} differ; copy the run folder of one machine to the others"
         elif other["images"] != first["images"]:
             why = f"process {index} (on {other['host']}) has different images from process 0 (on {first['host']})"
+        elif other["classes"] != first["classes"]:
+            why = f"process {index} (on {other['host']}) has different labels or clusters from process 0"
         else:
             changed = [
                 f"{name} {first['config'][name]} and {value}"

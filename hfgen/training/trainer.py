@@ -596,7 +596,7 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "scaler": scaler.state_dict() if scaler else None,
             "data": self._fingerprint(),
-            "classes": [_digest_of_classes(images) for images in self._sources()],
+            "classes": [digest_of_classes(images) for images in self._sources()],
             "config": self._fields(),
         }
 
@@ -636,11 +636,11 @@ class Trainer:
         sources = " and ".join(images.source for images in self._sources())
         if position["data"] != self._fingerprint():
             raise UserError(f"cannot resume {self.run}: the images of {sources} are not those of {checkpoint.name}")
-        now = [_digest_of_classes(images) for images in self._sources()]
+        now = [digest_of_classes(images) for images in self._sources()]
         if position.get("classes", now) != now:  # missing in older checkpoints
             raise UserError(
-                f"cannot resume {self.run}: the labels or the names of the classes of {sources} are not those of "
-                f"{checkpoint.name}"
+                f"cannot resume {self.run}: the labels, clusters or names of the classes of {sources} are not those "
+                f"of {checkpoint.name}"
             )
         try:
             unpack_state(load_file(checkpoint / STATE_FILE), self.unwrapped, self.optimizers, self.ema_models)
@@ -679,7 +679,7 @@ def _is_finite(values: dict[str, Tensor | float]) -> bool:
     return all(math.isfinite(value) for name, value in values.items() if name.startswith("loss/"))
 
 
-def _digest_of_classes(images: ImageData) -> str | None:
+def digest_of_classes(images: ImageData) -> str | None:
     """Return the SHA-256 of labels and class names, or None without labels."""
     if images.labels is None:
         return None
