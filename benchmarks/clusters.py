@@ -83,8 +83,8 @@ def page(dataset_name: str, record: dict[str, Any]) -> str:
     lines = [
         f"# Diffusion of {dataset_name} without labels, by the number of clusters",
         "",
-        f"CPU cores: {record['threads']} ({record['vector_instructions']}). Written by `benchmarks/clusters.py`. 0 clusters are "
-        "an unconditional model. Lower Fréchet distances are better.",
+        f"CPU cores: {record['threads']} ({record['vector_instructions']}). Written by `benchmarks/clusters.py`. 0 "
+        "clusters are an unconditional model. Lower Fréchet distances are better.",
         "",
         "| clusters | guidance | seed | training (s) | steps | judge | Fréchet distance (real images) | precision | "
         "recall | coverage |",
