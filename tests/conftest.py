@@ -228,6 +228,8 @@ def conditional_run(trained_once):
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory):
+    import preloaded  # noqa: F401  collections of garbage, as after each training, then leave imported objects out
+
     torch.set_num_threads(1)
     home = tmp_path_factory.mktemp("huggingface")
     with pytest.MonkeyPatch.context() as patch:

@@ -376,8 +376,8 @@ def test_without_labels_the_flag_that_is_suggested_works(vision_model, tmp_path,
     fields |= {"train_data_dir": "own pictures", "test_fraction": 0.2, "output_dir": "runs/own", "max_train_steps": 1}
     assert main(["train", "ddpm", *flags(**fields)]) == 0
     for command in (
-        ["evaluate", "runs/own", "--num_images", "60"],
-        ["compare-samplers", "runs/own", "--num_images", "60"],
+        ["evaluate", "runs/own", "--num_images", "60", "--num_inference_steps", "2"],
+        ["compare-samplers", "runs/own", "--num_images", "60", "--num_inference_steps", "2", "--scheduler", "ddim"],
     ):
         assert main(command) == 2
         message = capsys.readouterr().err

@@ -106,13 +106,13 @@ def test_checkpoints_without_their_configuration_are_not_begun_anew(run, capsys)
 
 def test_a_run_that_finished_while_another_got_ready_is_not_overwritten(finished, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
-    load_images = running.load_images
+    load = running.load_training_images
 
-    def slow_load(*args, **options):
+    def slow_load(config):
         shutil.copytree(finished, run)  # another process trains in it meanwhile
-        return load_images(*args, **options)
+        return load(config)
 
-    monkeypatch.setattr(running, "load_images", slow_load)
+    monkeypatch.setattr(running, "load_training_images", slow_load)
     assert train(run, seed=7) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert contents(run) == contents(finished)
