@@ -15,15 +15,15 @@ help:  ## list the targets
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
 $(VENV)/oldest-diffusers: $(VENV)/.installed  # whose version is the lower bound in pyproject.toml
-	$(BIN)/pip install --quiet --no-compile --no-deps --upgrade --target $@ \
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ \
 		"diffusers==$$(sed -n 's/.*"diffusers>=\(.*\)".*/\1/p' pyproject.toml)"
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
 quickstart: $(VENV)/.installed  ## train a small DDPM on handwritten digits and show what it draws
