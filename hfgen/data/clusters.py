@@ -1,6 +1,7 @@
 """Clusters of images, on which a model is conditioned where there are no labels (pseudo-classes)."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ def _kmeans(training: ImageData, num_clusters: int, seed: int) -> KMeans:
         generator = torch.Generator().manual_seed(derive_seed("clusters", seed))
         chosen = torch.randperm(len(training), generator=generator)[:FITTED_IMAGES]
         kmeans = KMeans(num_clusters, n_init=1, random_state=derive_seed("k-means", seed) % 2**32)
+        print(f"hfgen: {training.source}: dividing the images into {num_clusters:,} clusters", file=sys.stderr)
         _fitted.clear()
         _fitted[key] = kmeans.fit(_reduced(training.images[chosen]))
     return _fitted[key]

@@ -125,7 +125,7 @@ def _train(
         trainer = Trainer(config, task, accelerator, RunFolder(run), publisher, validation, on_evaluation)
         try:
             if checkpoint:
-                trainer.resume(checkpoint)
+                on_all_processes(accelerator, lambda: trainer.resume(checkpoint), "resuming")
             if trainer.is_finished():
                 accelerator.print(f"{run} is finished; increase max_train_steps or num_train_epochs to train on")
             else:

@@ -119,7 +119,8 @@ class SearchSpace:
         for name in self.parameters:
             if metric == "negative_elbo" and name in CHANGES_LIKELIHOOD:
                 raise UserError(
-                    f"{name} cannot be searched: its values have different −ELBOs, which select the best trial"
+                    f"{name} cannot be searched: trials are compared by the −ELBO, which means something else for "
+                    "each of its values"
                 )
             if metric.startswith("loss/") and name not in SAME_LOSS:
                 raise UserError(

@@ -19,7 +19,10 @@ RACES = 2  # lost at most, with others that prepare the same empty database: for
 
 
 class _Lock:
-    """A lock that is free as soon as its owner is dead. Optuna's own are freed after a time."""
+    """A lock that is free as soon as its owner is dead, and leaves a journal of whole lines to the next one.
+
+    Optuna's own locks are freed after a time.
+    """
 
     def __init__(self, journal: Path):
         self.journal = journal
@@ -27,7 +30,7 @@ class _Lock:
 
     def acquire(self) -> bool:
         self.lock.acquire()
-        _remove_incomplete_line(self.journal)  # of another process, whose disk was full
+        _remove_incomplete_line(self.journal)
         return True
 
     def release(self) -> None:
@@ -49,10 +52,10 @@ def open_storage(place: str) -> BaseStorage:
             return _open_database(place)
         file = Path(place).expanduser()
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{file}.lock")
-        with lock:
-            _remove_incomplete_line(file)
-        return JournalStorage(JournalFileBackend(str(file), lock_obj=_Lock(file)))
+        lock = _Lock(file)
+        lock.acquire()
+        lock.release()
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
     except (ImportError, OSError, ValueError, SQLAlchemyError, StorageInternalError) as error:
         why = first_line(error.__cause__ or error)
         raise UserError(f"storage {without_password(place)} cannot be used: {why}") from error
