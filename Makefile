@@ -58,8 +58,9 @@ judges: $(VENV)/.installed  ## train the classifiers that judge images anew, and
 golden: $(VENV)/.installed  ## keep what every family makes in runs/golden, or compare with what is kept there
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/golden.py $(GOLDEN)
 
-results: $(VENV)/.installed  ## write RESULTS.md from the evaluations in model_cards
+results: $(VENV)/.installed  ## write RESULTS.md and docs/speedrun.md from the evaluations in model_cards
 	$(BIN)/hfgen results model_cards --output RESULTS.md
+	$(BIN)/python benchmarks/speedrun.py
 
 cards: $(VENV)/.installed  ## write the pages of the recipes' models in runs, and the wall of their pictures
 	set -e; for recipe in hfgen/recipes/*.yaml; do \

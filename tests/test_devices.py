@@ -129,10 +129,21 @@ def test_images_in_half_precision_are_those_in_float32_but_for_rounding(
     for run, task in ((translation_run, {}), (diffusion, {"task": "denoise", "noise_std": 0.1})):
         calls += [lambda place, run=run, task=task: torch.stack(hfgen.edit(run, input=inputs, **task, **place).images)]
     for call in calls:
-        exact, rounded = (call(place).float() for place in ({}, {"dtype": dtype}))
+        exact, rounded = (call({"dtype": each}).float() for each in ("float32", dtype))
         assert 0 < (exact - rounded).abs().mean() < 6, "of 255"
     loaded = hfgen.load(gan_run, dtype=dtype)
     assert {part.dtype for part in (loaded.generator,)} == {find_placement("cpu", dtype)[1]}
+
+
+def test_diffusion_samples_in_bfloat16_where_the_hardware_has_it(vae_run, conditional_run, monkeypatch):
+    run = conditional_run("v_prediction")
+    for is_native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("hfgen.pipelines.loading.computes_in_bfloat16", lambda device, native=is_native: native)
+        assert hfgen.load(run, dtype="auto").unet.dtype == dtype
+        assert hfgen.load(run).unet.dtype == torch.float32
+        chosen, default = (hfgen.sample(run, num_images=4, **given).images for given in ({"dtype": dtype}, {}))
+        assert chosen.equal(default)
+        assert hfgen.load(vae_run, dtype="auto").vae.dtype == torch.float32
 
 
 def test_records_name_the_precision_and_the_weights_before_rounding(vae_run, conditional_run, judge_run, tmp_path):

@@ -121,4 +121,7 @@ def test_timesteps_are_whole_for_a_diffusion_and_any_for_a_flow():
     middle = sample_timesteps("logit_normal", FLOW, 100_000)
     inner = ((middle > 250) & (middle < 750)).float().mean().item()
     assert inner == pytest.approx(0.7281, abs=0.01), "where a standard normal number is between ±log 3"
+    noisier = sample_timesteps("logit_normal", FLOW, 100_000, logit_mean=1.0, logit_std=2.0)
+    logits = torch.logit(noisier / 1000)
+    assert (logits.mean().item(), logits.std().item()) == pytest.approx((1, 2), abs=0.03)
     assert prediction_type_of(FLOW) == "flow_prediction"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfgen.training.optimizers import Muon, orthogonalize
+from hfgen.training.optimizers import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Muon, orthogonalize
 
 OPTIONS = {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -75,15 +75,33 @@ def test_all_else_is_updated_as_by_adamw(trained):
         torch.testing.assert_close(network.get_parameter(name).detach(), expected)
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 40), (3, 40, 16), (2, 32, 32)])
-def test_singular_values_become_one(shape):
-    matrices = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        * torch.tensor([1e-4, 1.0, 1e4])[: shape[0], None, None]
-    )
-    values = torch.linalg.svdvals(orthogonalize(matrices))
-    assert values.max() < 1.3
-    assert values.median() > 0.7
+def test_singular_values_become_one():
+    """For matrices of any size and scale, each as if it were alone."""
+    generator = torch.Generator().manual_seed(0)
+    shapes, scales = [(16, 40), (40, 16), (32, 32), (16, 90)], [1e-4, 1.0, 1e4, 1.0]
+    matrices = [torch.randn(shape, generator=generator) * scale for shape, scale in zip(shapes, scales, strict=True)]
+    for matrix, result in zip(matrices, orthogonalize(matrices), strict=True):
+        assert result.shape == matrix.shape
+        values = torch.linalg.svdvals(result)
+        assert values.max() < 1.3
+        assert values.median() > 0.7
+        assert ((result * matrix).sum() / matrix.norm() / result.norm()) > 0.7, "the nearest, not any"
+        torch.testing.assert_close(orthogonalize([matrix])[0], result)
+
+
+def test_the_iteration_on_gram_matrices_is_that_on_the_matrices():
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(24, 50, generator=generator) @ torch.diag(torch.logspace(0, -3, 50))
+    x = matrix / matrix.norm()
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalize([matrix])[0], x, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gradient_of_zero_stays_zero():
+    assert orthogonalize([torch.zeros(8, 12)])[0].eq(0).all()
 
 
 def test_a_loaded_state_goes_on_as_if_nothing_had_been(trained):

@@ -37,6 +37,8 @@ class DDPMConfig(TrainingConfig):
         rescale_betas_zero_snr: Rescale the noise schedule to zero terminal SNR (Lin et al. 2024).
         timestep_sampling: Distribution of training timesteps: `uniform`, or `logit_normal`, which favours intermediate
             noise levels (Esser et al. 2024).
+        logit_mean: Mean of the logit of t / T under `logit_normal`; above 0 favours more noise.
+        logit_std: Standard deviation of that logit.
         loss_weighting: Weighting of the loss by noise level: `uniform`, `min_snr` (Hang et al. 2023) or `p2` (Choi et
             al. 2022).
         snr_gamma: SNR clipping value γ of `min_snr`.
@@ -74,6 +76,8 @@ class DDPMConfig(TrainingConfig):
     rescale_betas_zero_snr: bool = False
     prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "v_prediction"
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
     loss_weighting: Literal["uniform", "min_snr", "p2"] = "uniform"
     snr_gamma: float = 5.0
     optimizer: Literal["adamw", "muon"] = "muon"
@@ -90,7 +94,8 @@ class DDPMConfig(TrainingConfig):
         self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
         self._require("positive", ["num_clusters"], at_most=MAX_CLUSTERS)
         self._require("positive", ["num_train_timesteps", "num_inference_steps"], at_most=MAX_TIMESTEPS)
-        self._require("positive", ["snr_gamma"])
+        self._require("positive", ["snr_gamma", "logit_std"])
+        self._require("any", ["logit_mean"])
         self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
         if abs(self.guidance_scale) > 1000:

@@ -258,6 +258,7 @@ def _measure(
         record["training"] = training
     record["seconds"] = {
         "drawing_this_time": round(generated.seconds, 1),
+        "images_this_time": generated.sampled,
         "measuring": round(time.monotonic() - started, 1),
     }
     save_pictures(record, generated.images[:SHOWN_IMAGES], pairs, names, planes, output)
@@ -348,7 +349,7 @@ def _evaluate_classifier(config: EvaluateConfig, source: Path) -> Path:
     others = config.judge or config.features or config.inception
     if others or config.num_images or config.classification_accuracy_score:
         raise UserError(f"{config.run_or_repo} is a classifier; only its accuracy on all test images is measured")
-    if config.dtype != "float32":
+    if config.dtype not in ("auto", "float32"):
         raise UserError(f"{config.run_or_repo} is a classifier, which computes in float32; omit dtype")
     judge = load_judge(str(source), config.device)
     run = ClassifierConfig(**(run_fields(source) | {"cache_dir": config.cache_dir}))

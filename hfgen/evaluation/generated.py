@@ -16,7 +16,7 @@ from torch import Tensor
 from hfgen.data.images import ImageData
 from hfgen.evaluation.processes import SamplingJob
 from hfgen.judges.judge import judges_numbers
-from hfgen.sampling.sample import image_shape_of, network_of
+from hfgen.sampling.sample import dtype_of, image_shape_of, network_of
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers, say_damaged
 from hfgen.utils.hashes import sha256_of
@@ -31,12 +31,14 @@ class GeneratedImages:
         images: uint8 (N, C, H, W).
         labels: Target classes, as the judges' class indices, int64 (N,), or None.
         protocol: Their origin, for the report.
-        seconds: Sampling time of this call.
+        sampled: Number of images sampled in this call; the others were there.
+        seconds: Their sampling time.
     """
 
     images: Tensor
     labels: Tensor | None
     protocol: dict[str, Any]
+    sampled: int
     seconds: float
 
 
@@ -63,7 +65,7 @@ def load_generated(data: ImageData, name: str, num_images: int, label_names: lis
     labels = None
     if data.labels is not None and label_names:
         labels = judges_numbers(data.label_names, name, label_names)[data.labels[chosen]]
-    return GeneratedImages(data.images[chosen], labels, {"images": name, "images_sha256": data.fingerprint}, 0.0)
+    return GeneratedImages(data.images[chosen], labels, {"images": name, "images_sha256": data.fingerprint}, 0, 0.0)
 
 
 def labels_like(data: ImageData, seed: int) -> list[str]:
@@ -118,7 +120,8 @@ def generate(
     place = folder / f"images-{_key(pipeline, sampler, class_labels)}"
     place.mkdir(parents=True, exist_ok=True)
     remove_leftovers(place)
-    if batches := missing_batches(_saved(place), num_images, batch_size):
+    batches = missing_batches(_saved(place), num_images, batch_size)
+    if batches:
         options = sampler | {"class_labels": class_labels}
         ends = [(batch.start, batch.stop) for batch in batches]
         SamplingJob(model, loading, options, ends, str(place.absolute()), num_images).run(pipeline)
@@ -126,11 +129,12 @@ def generate(
         **origin,
         **sampler,
         "class_labels": "in the proportions of the training images" if class_labels else None,
-        "dtype": str(network_of(pipeline).dtype).removeprefix("torch."),
+        "dtype": dtype_of(pipeline),
         "quantisation": "rounded to 8 bits",
     }
     images = torch.empty(num_images, *image_shape_of(pipeline), dtype=torch.uint8)
-    return GeneratedImages(_read(place, images), labels, protocol, time.monotonic() - started)
+    sampled = sum(map(len, batches))
+    return GeneratedImages(_read(place, images), labels, protocol, sampled, time.monotonic() - started)
 
 
 def missing_batches(saved: Mapping[int, Sequence[Any]], num_images: int, batch_size: int) -> list[range]:

@@ -32,7 +32,7 @@ from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.pipelines.loading import move
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.runs.folder import run_fields
-from hfgen.sampling.sample import to_uint8
+from hfgen.sampling.sample import dtype_of, to_uint8
 from hfgen.utils.errors import UserError
 from hfgen.utils.hashes import sha256_of
 from hfgen.utils.seeds import derive_seed, seed_torch
@@ -135,7 +135,7 @@ def evaluate_translation(pipeline: ImageTranslationPipeline, config: EvaluateCon
             "seed": config.seed,
             "judges": {judge.name: judge.sha256 for judge in judges if test.labels is not None},
             "device": str(pipeline.device),
-            "dtype": config.dtype,
+            "dtype": dtype_of(pipeline),
             "versions": versions(),
         },
         "judge_accuracy": {},

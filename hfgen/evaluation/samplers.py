@@ -26,6 +26,7 @@ from hfgen.runs.folder import COMPARISON, COMPARISON_PAGE, COMPARISON_PICTURES, 
 from hfgen.sampling.sample import (
     check_sampling,
     default_sampler,
+    dtype_of,
     image_shape_of,
     is_conditional,
     is_guided,
@@ -89,7 +90,7 @@ def _compare(config: CompareSamplersConfig) -> Path:
         row, images = _try_setting(config, model, sampler, reference, judged, output)
         rows.append({"model": model.name, **sampler, **cost, **row})
         shown.append(images)
-    return _save(config, rows, torch.cat(shown), reference, judged, output)
+    return _save(config, dtype_of(models[0].pipeline), rows, torch.cat(shown), reference, judged, output)
 
 
 @dataclass
@@ -214,6 +215,7 @@ def _distance(row: dict[str, Any]) -> float:
 
 def _save(
     config: CompareSamplersConfig,
+    dtype: str,
     rows: list[dict[str, Any]],
     images: torch.Tensor,
     reference: RealStatistics,
@@ -236,7 +238,7 @@ def _save(
             **({"judge": judged.extractor.name, "judge_sha256": judged.extractor.sha256} if judged else {}),
             "features": {} if reference is judged else {extractor.name: extractor.facts()},
             "device": str(extractor.device),
-            "dtype": config.dtype,
+            "dtype": dtype,
             "threads": torch.get_num_threads(),
         },
         "judge_accuracy": {judged.extractor.name: judged.accuracy} if judged and judged.accuracy else {},

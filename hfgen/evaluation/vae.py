@@ -46,7 +46,7 @@ from hfgen.runs.folder import ANALYSIS_PAGE as PAGE
 from hfgen.runs.folder import ANALYSIS_PICTURES as PICTURES
 from hfgen.runs.folder import run_fields
 from hfgen.sampling.latents import STRIP_NAMES, STRIP_STEPS, STRIPS, first_class, plane_picture
-from hfgen.sampling.sample import image_shape_of
+from hfgen.sampling.sample import dtype_of, image_shape_of
 from hfgen.utils.errors import UserError
 from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed
@@ -125,7 +125,7 @@ def analyze(config: AnalyzeConfig) -> Path:
             "num_importance_samples": config.num_importance_samples,
             "num_bound_images": min(config.num_bound_images, len(test)),
             "device": str(pipeline.device),
-            "dtype": config.dtype,
+            "dtype": dtype_of(pipeline),
         },
         "similarity": image_similarity(encoded.reconstructions, encoded.images),
         "pixel_accuracy": _pixel_accuracy(encoded),

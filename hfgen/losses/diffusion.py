@@ -120,13 +120,17 @@ def loss_weights(weighting: str, prediction_type: str, alpha: Tensor, sigma: Ten
 
 
 def sample_timesteps(
-    density: Literal["uniform", "logit_normal"], scheduler: SchedulerMixin, batch_size: int
+    density: Literal["uniform", "logit_normal"],
+    scheduler: SchedulerMixin,
+    batch_size: int,
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
 ) -> Tensor:
     """Sample training timesteps, (B,), on the CPU: integers from 0 to T − 1, or floats in [0, T] for a flow.
 
-    With `logit_normal`, t / T is the sigmoid of a standard normal variable (Esser et al. 2024), which favours
-    intermediate noise levels.
+    With `logit_normal`, t / T is the sigmoid of a normal variable with this mean and standard deviation (Esser et al.
+    2024), which favours intermediate noise levels.
     """
-    u = compute_density_for_timestep_sampling(density, batch_size, logit_mean=0.0, logit_std=1.0)
+    u = compute_density_for_timestep_sampling(density, batch_size, logit_mean=logit_mean, logit_std=logit_std)
     t = u * scheduler.config.num_train_timesteps
     return t if prediction_type_of(scheduler) == FLOW_PREDICTION else t.long()

@@ -45,6 +45,8 @@ class GuidedModel:
         num_train_timesteps: T.
     """
 
+    CPU_BATCH_SIZE = 128  # larger ones do not fit a CPU's cache and take longer
+
     def __init__(
         self,
         unet: UNet2DModel,
@@ -60,12 +62,17 @@ class GuidedModel:
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Return the guided prediction at x, (B, C, H, W), for one timestep, in the shape and type of x."""
-        shown = x.to(self.unet.dtype)
         if self.guidance_scale == 1 or not self.first <= timestep <= self.last:
-            return self.unet(shown, timestep, class_labels=self.class_ids).sample.to(x.dtype)
+            return self._predict(x, timestep, self.class_ids)
         both = torch.cat([self.class_ids, self.negative_ids])
-        asked, negative = self.unet(torch.cat([shown, shown]), timestep, class_labels=both).sample.to(x.dtype).chunk(2)
+        asked, negative = self._predict(torch.cat([x, x]), timestep, both).chunk(2)
         return torch.lerp(negative, asked, self.guidance_scale)
+
+    def _predict(self, x: Tensor, timestep: Tensor, class_ids: Tensor) -> Tensor:
+        size = self.CPU_BATCH_SIZE if x.device.type == "cpu" else len(x)
+        parts = zip(x.to(self.unet.dtype).split(size), class_ids.split(size), strict=True)
+        predictions = [self.unet(part, timestep, class_labels=ids).sample for part, ids in parts]
+        return torch.cat(predictions).to(x.dtype)
 
 
 def start_denoising(scheduler: SchedulerMixin, num_inference_steps: int, noise: Tensor) -> Tensor:

@@ -45,6 +45,12 @@ def network_of(pipeline: DiffusionPipeline) -> torch.nn.Module:
     return pipeline.components[model.network if model else "unet"]
 
 
+def dtype_of(pipeline: DiffusionPipeline) -> str:
+    """Return the name of the data type of a pipeline's weights, such as `float32`."""
+    network = next(part for part in pipeline.components.values() if isinstance(part, torch.nn.Module))
+    return str(network.dtype).removeprefix("torch.")
+
+
 def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
     """Return the shape (C, H, W) of a pipeline's images."""
     config = network_of(pipeline).config

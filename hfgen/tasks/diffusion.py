@@ -63,7 +63,9 @@ class DiffusionTask(Task):
         """Yield the weighted mean squared error of the prediction at sampled timesteps (Ho et al. 2020, eq. 14)."""
         config, images = self.config, batch.images
         noise = torch.randn_like(images)
-        timesteps = sample_timesteps(config.timestep_sampling, self.scheduler, len(images))
+        timesteps = sample_timesteps(
+            config.timestep_sampling, self.scheduler, len(images), config.logit_mean, config.logit_std
+        )
         alpha, sigma = (level.to(images.device) for level in alpha_sigma(self.scheduler, timesteps))
         classes = {}
         if self.label_names:

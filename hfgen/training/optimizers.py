@@ -52,21 +52,17 @@ class Muon(torch.optim.Optimizer):
             (self._step_of_muon if group["orthogonal"] else self._step_of_adamw)(group, parameters)
 
     def _step_of_muon(self, group: dict, parameters: list[Tensor]) -> None:
-        by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         for parameter in parameters:
-            by_shape[parameter.flatten(1).shape].append(parameter)
-        for (rows, columns), alike in by_shape.items():
-            gradients = torch.stack([parameter.grad.flatten(1) for parameter in alike])
-            for parameter in alike:
-                if not self.state[parameter]:
-                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-            momenta = torch.stack([self.state[parameter]["momentum"].flatten(1) for parameter in alike])
-            momenta.lerp_(gradients, 1 - MOMENTUM)
-            updates = orthogonalize(gradients.lerp(momenta, MOMENTUM)) * (0.2 * max(rows, columns) ** 0.5)
-            for parameter, momentum, update in zip(alike, momenta, updates, strict=True):
-                self.state[parameter]["momentum"].copy_(momentum.view_as(parameter))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(update.view_as(parameter), alpha=group["lr"])
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters]
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        nesterov = torch._foreach_lerp(gradients, momenta, MOMENTUM)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        for parameter, update in zip(parameters, orthogonalize([x.flatten(1) for x in nesterov]), strict=True):
+            scale = 0.2 * max(update.shape) ** 0.5
+            parameter.sub_(update.reshape(parameter.shape), alpha=group["lr"] * scale)
 
     def _step_of_adamw(self, group: dict, parameters: list[Tensor]) -> None:
         for parameter in parameters:
@@ -96,16 +92,30 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Orthogonalise matrices (N, rows, columns): all but very small singular values become 0.7 to 1.2."""
+def orthogonalize(matrices: list[Tensor]) -> list[Tensor]:
+    """Orthogonalise matrices (rows, columns): all but very small singular values become 0.7 to 1.2.
+
+    Each step of the iteration multiplies X by a polynomial of its Gram matrix G = X Xᵀ, so the steps need G alone:
+    their product is taken first, for all matrices with the same smaller side at once, and multiplies X at the end.
+    """
     a, b, c = NEWTON_SCHULZ
-    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    x = wide.bfloat16() if wide.is_cuda else wide
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide is matrices else x.mT).to(matrices.dtype)
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT for matrix in matrices]
+    results: list[Tensor] = [*matrices]
+    by_side: dict[int, list[int]] = defaultdict(list)
+    for index, matrix in enumerate(wide):
+        by_side[matrix.shape[0]].append(index)
+    for indices in by_side.values():
+        scales = torch.stack([1 / wide[index].norm().clamp_min(1e-7) for index in indices])[:, None, None]
+        gram = torch.stack([wide[index] @ wide[index].mT for index in indices]) * scales**2
+        product = scales * torch.eye(len(gram[0]), device=gram.device)
+        for _ in range(NEWTON_SCHULZ_STEPS):
+            step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            step.diagonal(dim1=1, dim2=2).add_(a)
+            product, gram = step @ product, step @ gram @ step
+        for index, factor in zip(indices, product, strict=True):
+            result = factor @ wide[index]
+            results[index] = result if wide[index] is matrices[index] else result.mT
+    return results
 
 
 def _matrices(module: nn.Module) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError:  # Windows
     resource = None
 
+AUTO = "auto"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -36,14 +37,15 @@ def find_placement(device: str | torch.device, dtype: str | torch.dtype) -> tupl
     Args:
         device: A device of torch, such as `cuda`, `cuda:1`, `mps` or `cpu`, or `auto`, this machine's accelerator or
             else the CPU. Of several processes on a machine, each takes an accelerator of its own unless one is named.
-        dtype: `float32`, `bfloat16` or `float16`.
+        dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 here, unless the model says otherwise (see
+            `hfgen.pipelines.loading.move`).
 
     Raises:
         UserError: if there is no such device here, or it cannot compute in this data type.
     """
-    name = str(dtype).removeprefix("torch.")
+    name = "float32" if dtype == AUTO else str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise UserError(f"dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {name}")
+        raise UserError(f"dtype must be {AUTO}, {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {name}")
     place, kind = _find_device(str(device)), getattr(torch, name)
     if kind != torch.float32:
         try:
@@ -74,16 +76,20 @@ def _find_device(name: str) -> torch.device:
 
 
 def native_precision() -> str:
-    """Return `bf16` if the training device supports it natively (not by emulation), else `no`."""
-    match training_device().type:
+    """Return `bf16` if the training device supports it natively, else `no`."""
+    return "bf16" if computes_in_bfloat16(training_device()) else "no"
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Return whether a device supports bfloat16 natively (not by emulation)."""
+    match device.type:
         case "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.cuda.is_bf16_supported(including_emulation=False)
         case "cpu":
             capabilities = torch.cpu.get_capabilities()
-            native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+            return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
         case _:
-            native = False
-    return "bf16" if native else "no"
+            return False
 
 
 def device_name(device: torch.device) -> str:

@@ -1,0 +1,185 @@
+"""The speedrun page: the best small-image models of each kind after 60 s, 5, 10 and 60 minutes of training.
+
+    python benchmarks/speedrun.py
+
+It writes docs/speedrun.md from model_cards/*/evaluation.json, and for packages other than hfgen from
+benchmarks/results/peers_DATASET.json (`benchmarks/peers.py`).
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfgen.families import family_of
+from hfgen.utils.markdown import duration, number, percent, table, with_commas, with_std
+
+REPOSITORY = Path(__file__).parents[1]
+PAGE = REPOSITORY / "docs" / "speedrun.md"
+PEERS = REPOSITORY / "benchmarks" / "results"
+BUDGETS = {60: "60 seconds", 300: "5 minutes", 600: "10 minutes", 3600: "60 minutes"}
+OVERRUN = 1.01  # a training ends with the step in which its time is up
+DATASETS = {
+    "ylecun/mnist": "MNIST",
+    "zalando-datasets/fashion_mnist": "Fashion-MNIST",
+    "uoft-cs/cifar10": "CIFAR-10",
+}
+NAMES = {"DDPM": "diffusion", "VAE": "VAE", "GAN": "GAN"}
+UNKNOWN = "–"
+TEXT = """# Speedrun: small images in 60 seconds, 5, 10 and 60 minutes of training
+
+How good a generative model of small images can one train in a minute, or in an hour, on two CPU cores? For each data
+set, the best model of each kind within each time, by Fréchet distance; a model that is still the best after a longer
+time is listed once. Written by `make results` from the evaluations in [model_cards](../model_cards) and the comparison
+with [other packages](../benchmarks/results/peers_mnist.md).
+
+- **Fréchet distance** (lower is better) of as many generated images as stated from the test images, in the features of
+  two classifiers that were trained on the data set, the judges; in brackets that of real training images, which no
+  model can be expected to beat. It falls with the number of images, so compare each with its own bracket.
+- **Right class**: how often the first judge recognises the class that was asked for; in brackets its accuracy on real
+  images. Models that are not told classes have none.
+- **Recall** (higher is better): the share of real images that lie among generated ones; in brackets that of real
+  images.
+- **64 images**: seconds to draw them, in batches of 64, on the hardware of the evaluation.
+
+[measuring.md](measuring.md) explains the measures. ± is the deviation over other samples of the same model; trainings
+with other seeds differ by more.
+"""
+RULES = """## Enter
+
+1. Train on the training split alone: no pretrained network, no other data, no feature of a judge as a loss, as a
+   discriminator or for clusters. State the hardware; the rows here are of two CPU cores unless they say otherwise.
+2. The clock runs from the first step to the last; reading and decoding the images, compiling code and clustering come
+   before it, evaluating and drawing after it.
+3. Draw 2,000 images or more, save them as files in one folder, or by class in a folder each, and measure them:
+
+   ```bash
+   hfgen evaluate --images my-images --dataset_name mnist --output_dir my-report
+   ```
+
+4. Open a pull request with `my-report/evaluation.json`, the command or code that trained the model, the seconds, the
+   number of training images seen, and the hardware.
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model in the speedrun.
+
+    Attributes:
+        kind: What it is compared within, such as `diffusion, told classes`.
+        seconds: Of training.
+        distance: Fréchet distance in the features of the first judge.
+        cells: The cells of its row after the time and the kind.
+    """
+
+    kind: str
+    seconds: float
+    distance: float
+    cells: tuple[str, ...]
+
+
+def main() -> None:
+    PAGE.write_text(page())
+    print(f"The page is {PAGE}")
+
+
+def page() -> str:
+    """Return the page."""
+    records = [
+        (file.parent.name, json.loads(file.read_text()))
+        for file in sorted(REPOSITORY.glob("model_cards/*/evaluation.json"))
+    ]
+    sections = [TEXT]
+    for dataset, title in DATASETS.items():
+        own = [
+            (name, record)
+            for name, record in records
+            if "measures" in record and record["protocol"]["dataset"] == dataset and "training" in record
+        ]
+        judges = list(own[0][1]["measures"])
+        entries = [_entry(name, record) for name, record in own] + _peers(dataset.partition("/")[2], len(judges))
+        header = ["training", "kind", "model", "hardware", "training images/s", "images measured"]
+        header += [f"Fréchet distance, `{judge}`" for judge in judges] + ["right class", "recall", "64 images"]
+        sections.append(f"## {title}\n" + "\n".join(table(header, rows_of(entries))) + "\n")
+    return "\n".join([*sections, RULES])
+
+
+def rows_of(entries: Iterable[Entry]) -> list[list[str]]:
+    """Return the rows of the best entries of each kind within each time, without repetitions."""
+    rows, listed = [], set()
+    for budget, title in BUDGETS.items():
+        best: dict[str, Entry] = {}
+        for entry in sorted(entries, key=lambda entry: entry.distance):
+            if entry.seconds <= budget * OVERRUN:
+                best.setdefault(entry.kind, entry)
+        for entry in best.values():
+            if entry not in listed:
+                rows.append([title, entry.kind, *entry.cells])
+                listed.add(entry)
+    return rows
+
+
+def _entry(name: str, record: dict[str, Any]) -> Entry:
+    """Return the entry of a model of hfgen from its evaluation."""
+    protocol, training, seconds = record["protocol"], record["training"], record["seconds"]
+    first = next(iter(record["measures"]))
+    kind = NAMES[family_of(protocol["pipeline"]).name.upper()] + (", told classes" if record["conditional"] else "")
+    drawn = seconds.get("images_this_time")
+    accuracy = UNKNOWN
+    if record["conditional"]:
+        real = record["judge_accuracy"][first]["accuracy"]
+        accuracy = f"{percent(record['conditional'][first]['accuracy'], 1)} ({percent(real, 1)})"
+    cells = (
+        f"[{name}](../model_cards/{name}), {duration(training['train_seconds'])}",
+        _hardware(training),
+        with_commas(round(training["images_seen"] / training["train_seconds"])),
+        with_commas(protocol["num_images"]),
+        *(_beside_real(record, judge, "frechet_distance", with_std) for judge in record["measures"]),
+        accuracy,
+        _beside_real(record, first, "recall", lambda measure: number(measure["value"])),
+        f"{64 * seconds['drawing_this_time'] / drawn:.2g} s" if drawn else UNKNOWN,
+    )
+    return Entry(kind, training["train_seconds"], record["measures"][first]["frechet_distance"]["value"], cells)
+
+
+def _beside_real(record: dict[str, Any], judge: str, measure: str, text: Any) -> str:
+    real = record["floors"][judge]["train_against_test"][measure]
+    return f"{text(record['measures'][judge][measure])} ({number(real)})"
+
+
+def _hardware(training: dict[str, Any]) -> str:
+    precision = "bf16" if training["mixed_precision"] == "bf16" else "fp32"
+    device = training["device"].removeprefix("x86_64 with ")
+    cores = training["threads"] * training["num_processes"]
+    return f"{device}, {precision}" + ("" if cores == 2 else f", {cores} core{'s' if cores > 1 else ''}")
+
+
+def _peers(dataset: str, num_judges: int) -> list[Entry]:
+    """Return the entries of other packages, which were measured by the first judge only."""
+    file = PEERS / f"peers_{dataset}.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    return [
+        Entry(
+            f"diffusion by {name.partition(', ')[0]}",
+            peer["seconds"],
+            peer["frechet_distance"]["value"],
+            (
+                f"[{name.partition(', ')[2]}](../benchmarks/results/{file.stem}.md), {duration(peer['seconds'])}",
+                UNKNOWN,
+                with_commas(round(peer["images_trained"] / peer["seconds"])),
+                with_commas(peer["num_images"]),
+                with_std(peer["frechet_distance"]),
+                *[UNKNOWN] * num_judges,
+                number(peer["recall"]["value"]),
+                UNKNOWN,
+            ),
+        )
+        for name, peer in found.items()
+        if not name.startswith("hfgen")
+    ]
+
+
+if __name__ == "__main__":
+    main()
