@@ -15,7 +15,8 @@ help:  ## list the targets
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[test]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, where pip takes one; some are not for this Python
 	@touch $@
 
 $(VENV)/oldest-diffusers: $(VENV)/.installed  # whose version is the lower bound in pyproject.toml

@@ -3,7 +3,7 @@
     python benchmarks/speedrun.py
 
 It writes docs/speedrun.md from model_cards/*/evaluation.json, and for packages other than hfgen from
-benchmarks/results/peers_DATASET.json (`benchmarks/peers.py`).
+benchmarks/results/peers_DATASET.json (`benchmarks/peers.py`) and the entries in benchmarks/speedrun.
 """
 
 import json
@@ -18,6 +18,7 @@ from hfgen.utils.markdown import duration, number, percent, table, with_commas, 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "speedrun.md"
 PEERS = REPOSITORY / "benchmarks" / "results"
+ENTRIES = REPOSITORY / "benchmarks" / "speedrun"
 BUDGETS = {60: "60 seconds", 300: "5 minutes", 600: "10 minutes", 3600: "60 minutes"}
 OVERRUN = 1.01  # a training ends with the step in which its time is up
 DATASETS = {
@@ -58,8 +59,19 @@ RULES = """## Enter
    hfgen evaluate --images my-images --dataset_name mnist --output_dir my-report
    ```
 
-4. Open a pull request with `my-report/evaluation.json`, the command or code that trained the model, the seconds, the
-   number of training images seen, and the hardware.
+4. Open a pull request with a folder `benchmarks/speedrun/NAME` of two files: `evaluation.json` of the report, and
+   `entry.json`:
+
+   ```json
+   {
+     "kind": "diffusion, told classes",
+     "link": "https://github.com/… at a commit, with the command that trains the model",
+     "hardware": "AVX512, bf16, 2 cores",
+     "train_seconds": 299.8,
+     "images_seen": 86848,
+     "seconds_for_64_images": 1.9
+   }
+   ```
 """
 
 
@@ -99,7 +111,8 @@ def page() -> str:
             if "measures" in record and record["protocol"]["dataset"] == dataset and "training" in record
         ]
         judges = list(own[0][1]["measures"])
-        entries = [_entry(name, record) for name, record in own] + _peers(dataset.partition("/")[2], len(judges))
+        entries = [_own_entry(name, record) for name, record in own]
+        entries += _peers(dataset.partition("/")[2], len(judges)) + entries_of_others(ENTRIES, dataset)
         header = ["training", "kind", "model", "hardware", "training images/s", "images measured"]
         header += [f"Fréchet distance, `{judge}`" for judge in judges] + ["right class", "recall", "64 images"]
         sections.append(f"## {title}\n" + "\n".join(table(header, rows_of(entries))) + "\n")
@@ -121,27 +134,50 @@ def rows_of(entries: Iterable[Entry]) -> list[list[str]]:
     return rows
 
 
-def _entry(name: str, record: dict[str, Any]) -> Entry:
+def _own_entry(name: str, record: dict[str, Any]) -> Entry:
     """Return the entry of a model of hfgen from its evaluation."""
-    protocol, training, seconds = record["protocol"], record["training"], record["seconds"]
-    first = next(iter(record["measures"]))
-    kind = NAMES[family_of(protocol["pipeline"]).name.upper()] + (", told classes" if record["conditional"] else "")
+    training, seconds = record["training"], record["seconds"]
+    family = NAMES[family_of(record["protocol"]["pipeline"]).name.upper()]
     drawn = seconds.get("images_this_time")
-    accuracy = UNKNOWN
+    facts = {
+        "kind": family + (", told classes" if record["conditional"] else ""),
+        "link": f"../model_cards/{name}",
+        "hardware": _hardware(training),
+        "train_seconds": training["train_seconds"],
+        "images_seen": training["images_seen"],
+        "seconds_for_64_images": 64 * seconds["drawing_this_time"] / drawn if drawn else None,
+    }
+    return _entry(name, facts, record)
+
+
+def entries_of_others(folder: Path, dataset: str) -> list[Entry]:
+    """Return the entries of others in a folder of folders, for one data set."""
+    found = []
+    for place in sorted(file.parent for file in folder.glob("*/entry.json")):
+        record = json.loads((place / "evaluation.json").read_text())
+        if record["protocol"]["dataset"] == dataset:
+            found.append(_entry(place.name, json.loads((place / "entry.json").read_text()), record))
+    return found
+
+
+def _entry(name: str, facts: dict[str, Any], record: dict[str, Any]) -> Entry:
+    """Return an entry from the facts of its training and its evaluation."""
+    first = next(iter(record["measures"]))
+    accuracy, for_64 = UNKNOWN, facts["seconds_for_64_images"]
     if record["conditional"]:
         real = record["judge_accuracy"][first]["accuracy"]
         accuracy = f"{percent(record['conditional'][first]['accuracy'], 1)} ({percent(real, 1)})"
     cells = (
-        f"[{name}](../model_cards/{name}), {duration(training['train_seconds'])}",
-        _hardware(training),
-        with_commas(round(training["images_seen"] / training["train_seconds"])),
-        with_commas(protocol["num_images"]),
+        f"[{name}]({facts['link']}), {duration(facts['train_seconds'])}",
+        facts["hardware"],
+        with_commas(round(facts["images_seen"] / facts["train_seconds"])),
+        with_commas(record["protocol"]["num_images"]),
         *(_beside_real(record, judge, "frechet_distance", with_std) for judge in record["measures"]),
         accuracy,
         _beside_real(record, first, "recall", lambda measure: number(measure["value"])),
-        f"{64 * seconds['drawing_this_time'] / drawn:.2g} s" if drawn else UNKNOWN,
+        UNKNOWN if for_64 is None else f"{for_64:.2g} s",
     )
-    return Entry(kind, training["train_seconds"], record["measures"][first]["frechet_distance"]["value"], cells)
+    return Entry(facts["kind"], facts["train_seconds"], record["measures"][first]["frechet_distance"]["value"], cells)
 
 
 def _beside_real(record: dict[str, Any], judge: str, measure: str, text: Any) -> str:

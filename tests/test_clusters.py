@@ -24,6 +24,7 @@ FIELDS = CONDITIONAL | {
     "max_train_steps": 120,
     "class_conditional": False, "num_clusters": 12, "train_split": "train", "test_fraction": 0.2,
     "validation_fraction": 0.2, "guidance_scale": 1.7,
+    "guidance_interval": [0.1, 0.9],
 }  # fmt: skip
 CODE_FILE = "pipeline_hfgen_cluster_conditional_diffusion.py"
 
@@ -127,7 +128,11 @@ def test_the_loop_is_given_clusters_in_the_place_of_labels(tmp_path, monkeypatch
 
 
 def test_the_guidance_of_the_pipeline_is_that_of_its_training(run):
-    assert default_sampler(load(str(run)), {})["guidance_scale"] == 1.7
+    pipeline = load(str(run))
+    sampler = default_sampler(pipeline, {})
+    assert (sampler["guidance_scale"], sampler["guidance_interval"]) == (1.7, [0.1, 0.9])
+    guided, steps = pipeline.guided([0, 1]), pipeline.scheduler.config.num_train_timesteps
+    assert (guided.guidance_scale, guided.first, guided.last) == (1.7, 0.1 * steps, 0.9 * steps)
 
 
 def test_shares_that_are_not_of_the_clusters_are_refused(run):
@@ -159,7 +164,7 @@ def test_the_card_makes_its_first_images_again(run, tmp_path, without_hfgen):
     assert "classifier-free-guidance" in card
     code = next(block for block in card.split("```python\n") if "generators" in block).split("```")[0]
     without_hfgen.python(code.replace(f'"user/{run.name}"', repr(str(run))), folder=tmp_path)
-    grid = hfgen.sample(run, num_images=4, seed=0)
+    grid = hfgen.sample(run, num_images=4, seed=0, dtype="float32")
     import PIL.Image
 
     for index, image in enumerate(grid):

@@ -84,7 +84,8 @@ def test_images_are_sampled_and_edited_on_the_gpu_by_default(
 ):
     diffusion = conditional_run("v_prediction")
 
-    def draw(**place):
+    def draw(**options):
+        place = options | {"dtype": "float32"}
         runs = (vae_run, gan_run, diffusion)
         drawn = [hfgen.sample(run, num_images=3, **place).images for run in runs]
         vary = {"task": "vary", "num_inference_steps": 3, "class_labels": "3"}
@@ -183,7 +184,7 @@ def test_what_is_not_here_is_refused_before_any_work(vae_run, judge_run, inputs,
     images = ["--images", str(inputs), "--dataset_name", "digits", "--output_dir", "a", "--dtype", "float16"]
     assert main(["evaluate", *images]) == 2
     assert "dtype is that of a model's weights and does not apply to --images" in capsys.readouterr().err
-    with pytest.raises(hfgen.UserError, match="dtype must be float32, bfloat16 or float16, not float64"):
+    with pytest.raises(hfgen.UserError, match="dtype must be auto, float32, bfloat16 or float16, not float64"):
         hfgen.load(vae_run, dtype=torch.float64)
     assert {path.name for path in tmp_path.iterdir()} == {"inputs.npz"}
 

@@ -1,11 +1,12 @@
 """The speedrun page: the best model of each kind within each time, from the records in the repository."""
 
+import json
 import sys
 
 from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-from speedrun import DATASETS, PAGE, Entry, page, rows_of
+from speedrun import DATASETS, PAGE, RULES, Entry, entries_of_others, page, rows_of
 
 
 def test_the_page_in_the_repository_is_that_of_its_records():
@@ -28,3 +29,18 @@ def test_each_time_has_the_best_of_each_kind_once():
         ["5 minutes", "GAN", "a minute and a second"],
         ["10 minutes", "VAE", "another kind"],
     ]
+
+
+def test_others_enter_with_an_evaluation_and_the_facts_of_the_rules(tmp_path):
+    record = json.loads((REPOSITORY / "model_cards" / "gan_mnist_tuned" / "evaluation.json").read_text())
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "evaluation.json").write_text(json.dumps(record))
+    facts = RULES.partition("```json")[2].partition("```")[0]
+    (tmp_path / "theirs" / "entry.json").write_text(facts)
+    (entry,) = entries_of_others(tmp_path, "ylecun/mnist")
+    assert (entry.kind, entry.seconds) == ("diffusion, told classes", 299.8)
+    assert entry.cells[0].startswith("[theirs](https://")
+    assert entry.cells[0].endswith("5 min")
+    assert entry.cells[1:4] == ("AVX512, bf16, 2 cores", "290", "2,000")
+    assert entry.cells[-1] == "1.9 s"
+    assert entries_of_others(tmp_path, "uoft-cs/cifar10") == []

@@ -118,6 +118,8 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         scheduler: A diffusers scheduler with the network's prediction type.
         cluster_shares: Proportions of the training images by cluster; by default equal ones.
         guidance_scale: Default classifier-free guidance scale.
+        guidance_interval: Default interval of noise levels in which guidance is applied, from `first` to `last`; by
+            default all. It is a mapping because diffusers takes lists in a pipeline's configuration for classes.
     """
 
     model_cpu_offload_seq = "unet"
@@ -128,6 +130,7 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         cluster_shares: dict | None = None,
         guidance_scale: float = 1.5,
+        guidance_interval: dict[str, float] | None = None,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -136,7 +139,8 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         if given.keys() != set(range(count)):
             raise ValueError(f"cluster_shares must have the clusters 0 to {count - 1} of the network")
         shares = {number: given[number] for number in range(count)}  # JSON may have them in another order
-        self.register_to_config(cluster_shares=shares, guidance_scale=guidance_scale)
+        interval = guidance_interval or {"first": 0.0, "last": 1.0}
+        self.register_to_config(cluster_shares=shares, guidance_scale=guidance_scale, guidance_interval=interval)
 
     # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.save_config
     def save_config(self, save_directory: str | os.PathLike) -> None:
@@ -158,11 +162,13 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         self,
         clusters: Sequence[int],
         guidance_scale: float | None = None,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_interval: Sequence[float] | None = None,
     ) -> GuidedModel:
         """Return the guided denoiser for these clusters, one per image; see `__call__`."""
         if guidance_scale is None:
             guidance_scale = self.config.guidance_scale
+        if guidance_interval is None:
+            guidance_interval = [self.config.guidance_interval[name] for name in ("first", "last")]
         if not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
@@ -182,7 +188,7 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         batch_size: int = 1,
         clusters: Sequence[int] | None = None,
         guidance_scale: float | None = None,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_interval: Sequence[float] | None = None,
         num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
@@ -198,7 +204,7 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
             guidance_scale: Classifier-free guidance scale. 1 disables guidance; larger values trade diversity for
                 fidelity. By default that of the pipeline.
             guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
-                (Kynkäänniemi et al. 2024).
+                (Kynkäänniemi et al. 2024). By default that of the pipeline.
             num_inference_steps: Denoising steps.
             generator: Random generator of clusters and noise: one for all images, or one per image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).

@@ -83,7 +83,7 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
     Args:
         pipeline: The pipeline of the run.
         run: The run's configuration. For missing fields, a VAE and a GAN use the option saved with the pipeline, a
-            model with clusters its guidance scale, and diffusion models the default scheduler, steps and guidance.
+            model with clusters its guidance, and diffusion models the default scheduler, steps and guidance.
     """
     saved = {}
     if decodes(pipeline):
@@ -92,6 +92,7 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
         saved["guidance_scale"] = 1.0
     elif is_guided(pipeline) and not is_conditional(pipeline):
         saved["guidance_scale"] = pipeline.config.guidance_scale
+        saved["guidance_interval"] = [pipeline.config.guidance_interval[name] for name in ("first", "last")]
     return own_sampler(type(pipeline).__name__, saved | run)
 
 

@@ -88,7 +88,8 @@ class DiffusionTask(Task):
             return ClassConditionalDiffusionPipeline(self.unet, solver, names, self.config.class_dropout_prob > 0)
         sizes = self.data.labels.bincount(minlength=self.config.num_clusters)
         shares = dict(enumerate((sizes.double() / len(self.data)).tolist()))
-        return ClusterConditionalDiffusionPipeline(self.unet, solver, shares, self.config.guidance_scale)
+        interval = dict(zip(("first", "last"), self.config.guidance_interval, strict=True))
+        return ClusterConditionalDiffusionPipeline(self.unet, solver, shares, self.config.guidance_scale, interval)
 
     def save_figures(self, folder: Path) -> None:
         """Save an animation of the denoising process."""
