@@ -33,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(2)
     models = {}
     for run in options.runs:
-        pipeline = load(str(run))
+        pipeline = load(str(run), dtype="auto")
         models[run.name] = (pipeline, default_sampler(pipeline, run_fields(run)))
     rounds = []
     for _ in range(options.rounds):

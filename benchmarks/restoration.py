@@ -104,7 +104,7 @@ def denoised(options: argparse.Namespace, std: float, images: Tensor, training: 
             in_parts(lambda part: vae.reconstruct(part.clamp(0, 1), output_type="pt").images, pixels) * 2 - 1
         )
     if options.diffusion:
-        editing = editing_pipeline(load(options.diffusion))
+        editing = editing_pipeline(load(options.diffusion, dtype="auto"))
         for steps in (1, 10):
             fields = {"noise_std": std, "num_inference_steps": steps, "output_type": "pt"}
             made = in_parts(lambda part, fields=fields: editing.denoise(part, **fields).images, pixels)
@@ -123,7 +123,7 @@ def filled_in(options: argparse.Namespace, images: Tensor) -> dict[str, Tensor]:
     smooth = np.stack([of_scikit_image(inpaint_biharmonic, image, hole[0]) for image, hole in pairs])
     results["biharmonic equation"] = to_uint8(torch.from_numpy(smooth))
     if options.diffusion:
-        editing = editing_pipeline(load(options.diffusion))
+        editing = editing_pipeline(load(options.diffusion, dtype="auto"))
         parts = [
             editing.inpaint(image, hole.float(), num_inference_steps=20, num_resamples=3, output_type="pt",
                             generator=torch.Generator().manual_seed(number)).images

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.families import family_of
+from hfgen.judges.judge import load_judge, shipped_judges
 from hfgen.utils.markdown import duration, number, percent, table, with_commas, with_std
 
 REPOSITORY = Path(__file__).parents[1]
@@ -21,57 +22,64 @@ PEERS = REPOSITORY / "benchmarks" / "results"
 ENTRIES = REPOSITORY / "benchmarks" / "speedrun"
 BUDGETS = {60: "60 seconds", 300: "5 minutes", 600: "10 minutes", 3600: "60 minutes"}
 OVERRUN = 1.01  # a training ends with the step in which its time is up
+NUM_IMAGES = 2000
+MOST_CORES = 2
 DATASETS = {
     "ylecun/mnist": "MNIST",
     "zalando-datasets/fashion_mnist": "Fashion-MNIST",
     "uoft-cs/cifar10": "CIFAR-10",
 }
 NAMES = {"DDPM": "diffusion", "VAE": "VAE", "GAN": "GAN"}
+CONDITIONAL = ", told classes"
 UNKNOWN = "–"
 TEXT = """# Speedrun: small images in 60 seconds, 5, 10 and 60 minutes of training
 
 How good a generative model of small images can one train in a minute, or in an hour, on two CPU cores? For each data
-set, the best model of each kind within each time, by Fréchet distance; a model that is still the best after a longer
-time is listed once. Written by `make results` from the evaluations in [model_cards](../model_cards) and the comparison
-with [other packages](../benchmarks/results/peers_mnist.md).
+set, the best model of each kind within each time, by the Fréchet distance of the first judge; a model that is still
+the best after a longer time is listed once. Written by `make results` from the evaluations in
+[model_cards](../model_cards), the comparison with [other packages](../benchmarks/results/peers_mnist.md), and the
+entries of others.
 
-- **Fréchet distance** (lower is better) of as many generated images as stated from the test images, in the features of
-  two classifiers that were trained on the data set, the judges; in brackets that of real training images, which no
-  model can be expected to beat. It falls with the number of images, so compare each with its own bracket.
-- **Right class**: how often the first judge recognises the class that was asked for; in brackets its accuracy on real
-  images. Models that are not told classes have none.
+- **Fréchet distance** (lower is better) between 2,000 generated images and the test images, in the features of two
+  judges, which are classifiers trained on the data set. In brackets that of 2,000 real training images: no model can
+  be expected to be better.
+- **Right class** (higher is better): how often the first judge recognises the class that was asked for; in brackets
+  its accuracy on real images. Models that are not told classes have none.
 - **Recall** (higher is better): the share of real images that lie among generated ones; in brackets that of real
   images.
-- **64 images**: seconds to draw them, in batches of 64, on the hardware of the evaluation.
+- **64 images**: seconds to sample as many, on the hardware of the evaluation, from the time of all of its images.
+- –: not measured, or not recorded by the evaluation of that time.
 
 [measuring.md](measuring.md) explains the measures. ± is the deviation over other samples of the same model; trainings
 with other seeds differ by more.
 """
 RULES = """## Enter
 
-1. Train on the training split alone: no pretrained network, no other data, no feature of a judge as a loss, as a
-   discriminator or for clusters. State the hardware; the rows here are of two CPU cores unless they say otherwise.
-2. The clock runs from the first step to the last; reading and decoding the images, compiling code and clustering come
-   before it, evaluating and drawing after it.
-3. Draw 2,000 images or more, save them as files in one folder, or by class in a folder each, and measure them:
+1. Train on at most two CPU cores, and on the training split alone: no pretrained network, no other data, no features
+   of a judge for a loss, a discriminator or clusters. Choose settings and checkpoints without the test images.
+2. The clock runs from the first training step to the end of the last one, which may be 1 % late. Reading and decoding
+   the images, compiling code and clustering come before it, evaluating and sampling after it.
+3. Sample exactly 2,000 images, and save them as one `.npz` file with `images`, uint8 (2000, height, width) or
+   (2000, height, width, 3), and `labels`, the numbers of the classes that were asked for, if there were any. Measure
+   them with the two judges of the data set:
 
-   ```bash
-   hfgen evaluate --images my-images --dataset_name mnist --output_dir my-report
-   ```
+```bash
+hfgen evaluate --images samples_of_others.npz --dataset_name mnist --output_dir my-report
+```
 
 4. Open a pull request with a folder `benchmarks/speedrun/NAME` of two files: `evaluation.json` of the report, and
-   `entry.json`:
+   `entry.json`. The kind is `diffusion`, `GAN`, `VAE` or `other`, followed by `, told classes` if it is:
 
-   ```json
-   {
-     "kind": "diffusion, told classes",
-     "link": "https://github.com/… at a commit, with the command that trains the model",
-     "hardware": "AVX512, bf16, 2 cores",
-     "train_seconds": 299.8,
-     "images_seen": 86848,
-     "seconds_for_64_images": 1.9
-   }
-   ```
+```json
+{
+  "kind": "diffusion, told classes",
+  "link": "https://example.org/the-code-and-the-command-at-a-commit",
+  "hardware": "AVX512, bf16",
+  "train_seconds": 299.8,
+  "images_seen": 86848,
+  "seconds_for_64_images": 1.9
+}
+```
 """
 
 
@@ -108,15 +116,26 @@ def page() -> str:
         own = [
             (name, record)
             for name, record in records
-            if "measures" in record and record["protocol"]["dataset"] == dataset and "training" in record
+            if "measures" in record and record["protocol"]["dataset"] == dataset and is_eligible(record)
         ]
         judges = list(own[0][1]["measures"])
         entries = [_own_entry(name, record) for name, record in own]
         entries += _peers(dataset.partition("/")[2], len(judges)) + entries_of_others(ENTRIES, dataset)
-        header = ["training", "kind", "model", "hardware", "training images/s", "images measured"]
+        header = ["training", "kind", "model", "hardware", "training images/s"]
         header += [f"Fréchet distance, `{judge}`" for judge in judges] + ["right class", "recall", "64 images"]
         sections.append(f"## {title}\n" + "\n".join(table(header, rows_of(entries))) + "\n")
     return "\n".join([*sections, RULES])
+
+
+def is_eligible(record: dict[str, Any]) -> bool:
+    """Return whether a model of hfgen was trained and evaluated by the rules."""
+    training = record.get("training")
+    return (
+        training is not None
+        and " with " in training["device"]  # of a CPU, before its vector instructions
+        and training["threads"] * training["num_processes"] <= MOST_CORES
+        and record["protocol"]["num_images"] == NUM_IMAGES
+    )
 
 
 def rows_of(entries: Iterable[Entry]) -> list[list[str]]:
@@ -140,7 +159,7 @@ def _own_entry(name: str, record: dict[str, Any]) -> Entry:
     family = NAMES[family_of(record["protocol"]["pipeline"]).name.upper()]
     drawn = seconds.get("images_this_time")
     facts = {
-        "kind": family + (", told classes" if record["conditional"] else ""),
+        "kind": family + CONDITIONAL * bool(record["conditional"]),
         "link": f"../model_cards/{name}",
         "hardware": _hardware(training),
         "train_seconds": training["train_seconds"],
@@ -151,19 +170,34 @@ def _own_entry(name: str, record: dict[str, Any]) -> Entry:
 
 
 def entries_of_others(folder: Path, dataset: str) -> list[Entry]:
-    """Return the entries of others in a folder of folders, for one data set."""
+    """Return the entries of others in a folder of folders, for one data set.
+
+    Raises:
+        ValueError: naming the entry, if its kind, images, reference or judges are not those of the rules.
+    """
+    kinds = {kind + condition for kind in (*NAMES.values(), "other") for condition in ("", CONDITIONAL)}
     found = []
     for place in sorted(file.parent for file in folder.glob("*/entry.json")):
-        record = json.loads((place / "evaluation.json").read_text())
-        if record["protocol"]["dataset"] == dataset:
-            found.append(_entry(place.name, json.loads((place / "entry.json").read_text()), record))
+        facts, record = (json.loads((place / name).read_text()) for name in ("entry.json", "evaluation.json"))
+        protocol = record["protocol"]
+        judges = {name: load_judge(name).sha256 for name in shipped_judges() if name in protocol["judges"]}
+        rules = {
+            f"kind must be one of {', '.join(sorted(kinds))}": facts["kind"] in kinds,
+            f"num_images must be {NUM_IMAGES:,}": protocol["num_images"] == NUM_IMAGES,
+            "reference_split must be test": protocol["reference_split"] == "test",
+            "judges must be the two of the data set": len(judges) == 2 and protocol["judges"] == judges,
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise ValueError(f"{place}: {broken[0]}")
+        if protocol["dataset"] == dataset:
+            found.append(_entry(place.name, facts, record))
     return found
 
 
 def _entry(name: str, facts: dict[str, Any], record: dict[str, Any]) -> Entry:
     """Return an entry from the facts of its training and its evaluation."""
     first = next(iter(record["measures"]))
-    accuracy, for_64 = UNKNOWN, facts["seconds_for_64_images"]
+    accuracy, for_64 = UNKNOWN, facts.get("seconds_for_64_images")
     if record["conditional"]:
         real = record["judge_accuracy"][first]["accuracy"]
         accuracy = f"{percent(record['conditional'][first]['accuracy'], 1)} ({percent(real, 1)})"
@@ -171,7 +205,6 @@ def _entry(name: str, facts: dict[str, Any], record: dict[str, Any]) -> Entry:
         f"[{name}]({facts['link']}), {duration(facts['train_seconds'])}",
         facts["hardware"],
         with_commas(round(facts["images_seen"] / facts["train_seconds"])),
-        with_commas(record["protocol"]["num_images"]),
         *(_beside_real(record, judge, "frechet_distance", with_std) for judge in record["measures"]),
         accuracy,
         _beside_real(record, first, "recall", lambda measure: number(measure["value"])),
@@ -205,7 +238,6 @@ def _peers(dataset: str, num_judges: int) -> list[Entry]:
                 f"[{name.partition(', ')[2]}](../benchmarks/results/{file.stem}.md), {duration(peer['seconds'])}",
                 UNKNOWN,
                 with_commas(round(peer["images_trained"] / peer["seconds"])),
-                with_commas(peer["num_images"]),
                 with_std(peer["frechet_distance"]),
                 *[UNKNOWN] * num_judges,
                 number(peer["recall"]["value"]),

@@ -222,7 +222,7 @@ def test_edited_images_are_returned(translation_run, tmp_path, vae_run):
 def test_threads_share_a_loaded_pipeline_and_draw_what_one_call_does(family, vae_run, gan_run, conditional_run):
     runs = {"vae": vae_run, "gan": gan_run, "ddpm": conditional_run("v_prediction")}
     fields = {"num_images": 3, **({"num_inference_steps": 4} if family == "ddpm" else {})}
-    expected = [hfgen.sample(runs[family], seed=seed, **fields).images for seed in range(4)]
+    expected = [hfgen.sample(runs[family], seed=seed, dtype="float32", **fields).images for seed in range(4)]
     pipeline = hfgen.load(runs[family])
     with ThreadPoolExecutor(4) as pool:
         drawn = list(pool.map(lambda seed: hfgen.sample(pipeline, seed=seed, **fields).images, range(4)))
@@ -232,7 +232,7 @@ def test_threads_share_a_loaded_pipeline_and_draw_what_one_call_does(family, vae
 def test_loaded_pipelines_of_hfgen_and_diffusers_draw_with_the_sampler_of_their_run(tmp_path):
     fields = TINY | {"max_train_steps": 1, "num_inference_steps": 3, "scheduler": "ddim"}
     run = hfgen.train("ddpm", **fields, output_dir=tmp_path / "run")
-    expected = hfgen.sample(run, num_images=2).images
+    expected = hfgen.sample(run, num_images=2, dtype="float32").images
     for pipeline in (hfgen.load(run), diffusers.DDPMPipeline.from_pretrained(run)):
         assert torch.equal(hfgen.sample(pipeline, num_images=2).images, expected)
     with pytest.raises(UserError, match=r"loaded already: dtype belongs to hfgen\.load"):

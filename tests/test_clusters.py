@@ -145,6 +145,11 @@ def test_shares_that_are_not_of_the_clusters_are_refused(run):
     ]
     with pytest.raises(ValueError, match="cluster_shares must have the clusters 0 to 11 of the network"):
         ClusterConditionalDiffusionPipeline(**parts, cluster_shares={0: 0.5, 1: 0.5})
+    for interval in ({"first": 0.1}, {"first": "a", "last": 1}, {"first": 0.5, "last": 0.1}, {"first": 0, "end": 1}):
+        with pytest.raises(ValueError, match="guidance_interval must have two numbers"):
+            ClusterConditionalDiffusionPipeline(**parts, guidance_interval=interval)
+    earlier = ClusterConditionalDiffusionPipeline(**parts)  # saved before there was an interval
+    assert default_sampler(earlier, {})["guidance_interval"] == [0.0, 1.0]
 
 
 def test_guided_clusters_are_better_than_none(run, tmp_path):
@@ -204,6 +209,7 @@ def test_a_wrong_call_of_the_pipeline_is_refused(run, options, message):
     ("fields", "message"),
     [
         ({"class_conditional": True}, "conditioned on classes or clusters: set class_conditional or num_clusters"),
+        ({"guidance_interval": [0.5]}, "guidance_interval must be two numbers"),
         ({"num_clusters": 1}, "num_clusters must be 2 or more, not 1"),
         ({"num_clusters": 100, "max_train_samples": 90}, "at most the number of training images, 90, not 100"),
         ({"class_dropout_prob": 0.0}, "num_clusters needs class_dropout_prob above 0"),

@@ -100,7 +100,7 @@ def test_the_images_measured_are_those_that_sample_draws(model_run, options, tmp
     files = sorted(output.glob("evaluation/images-*/*.npy"))
     assert [file.name for file in files] == ["000000.npy", "000016.npy", "000032.npy"]
     drawn = torch.cat([torch.from_numpy(np.load(file)) for file in files])
-    pipeline = evaluation.load(str(model_run))
+    pipeline = evaluation.load(str(model_run), dtype="auto")
     expected = sample(pipeline, num_images=40, num_inference_steps=3, scheduler="unipc", batch_size=40)
     assert drawn.equal(next(expected))
 

@@ -130,3 +130,18 @@ def test_parameters_without_gradients_stay_as_they_are():
     Muon(network, **OPTIONS).step()
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"down.weight"}
+    network.down.weight.grad = None
+    Muon(network, **OPTIONS).step()
+
+
+@pytest.mark.parametrize("precision", ["medium", "highest"])
+def test_matrices_are_multiplied_in_full_float32_whatever_the_process_uses(precision):
+    matrices = [torch.randn(64, 300, generator=torch.Generator().manual_seed(0))]
+    expected = orthogonalize(matrices)[0]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert orthogonalize(matrices)[0].equal(expected)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,12 +1,14 @@
 """The speedrun page: the best model of each kind within each time, from the records in the repository."""
 
+import functools
 import json
 import sys
 
+import pytest
 from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-from speedrun import DATASETS, PAGE, RULES, Entry, entries_of_others, page, rows_of
+from speedrun import DATASETS, PAGE, RULES, Entry, entries_of_others, is_eligible, page, rows_of
 
 
 def test_the_page_in_the_repository_is_that_of_its_records():
@@ -31,16 +33,52 @@ def test_each_time_has_the_best_of_each_kind_once():
     ]
 
 
-def test_others_enter_with_an_evaluation_and_the_facts_of_the_rules(tmp_path):
-    record = json.loads((REPOSITORY / "model_cards" / "gan_mnist_tuned" / "evaluation.json").read_text())
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "evaluation.json").write_text(json.dumps(record))
-    facts = RULES.partition("```json")[2].partition("```")[0]
-    (tmp_path / "theirs" / "entry.json").write_text(facts)
-    (entry,) = entries_of_others(tmp_path, "ylecun/mnist")
+@pytest.fixture
+def theirs(tmp_path):
+    """A folder with the entry of the rules, and its two files."""
+    place = tmp_path / "theirs"
+    place.mkdir()
+    record = (REPOSITORY / "model_cards" / "gan_mnist_tuned" / "evaluation.json").read_text()
+    (place / "evaluation.json").write_text(record)
+    (place / "entry.json").write_text(RULES.partition("```json")[2].partition("```")[0])
+    return place
+
+
+def test_others_enter_with_an_evaluation_and_the_facts_of_the_rules(theirs):
+    (entry,) = entries_of_others(theirs.parent, "ylecun/mnist")
     assert (entry.kind, entry.seconds) == ("diffusion, told classes", 299.8)
     assert entry.cells[0].startswith("[theirs](https://")
     assert entry.cells[0].endswith("5 min")
-    assert entry.cells[1:4] == ("AVX512, bf16, 2 cores", "290", "2,000")
+    assert entry.cells[1:3] == ("AVX512, bf16", "290")
     assert entry.cells[-1] == "1.9 s"
-    assert entries_of_others(tmp_path, "uoft-cs/cifar10") == []
+    assert entries_of_others(theirs.parent, "uoft-cs/cifar10") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "names", "value", "message"),
+    [
+        ("entry.json", ["kind"], "of its own", "kind must be one of GAN"),
+        ("evaluation.json", ["protocol", "num_images"], 10_000, "num_images must be 2,000"),
+        ("evaluation.json", ["protocol", "reference_split"], "train", "reference_split must be test"),
+        ("evaluation.json", ["protocol", "judges", "mnist"], "0" * 64, "judges must be the two of the data set"),
+    ],
+)
+def test_an_entry_against_the_rules_is_refused(theirs, file, names, value, message):
+    content = json.loads((theirs / file).read_text())
+    *outer, last = names
+    functools.reduce(dict.get, outer, content)[last] = value
+    (theirs / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"theirs: {message}"):
+        entries_of_others(theirs.parent, "ylecun/mnist")
+
+
+def test_models_of_more_cores_a_gpu_or_other_numbers_of_images_are_left_out():
+    record = json.loads((REPOSITORY / "model_cards" / "gan_mnist_tuned" / "evaluation.json").read_text())
+    assert is_eligible(record)
+    for part, changes in (
+        ("training", {"threads": 8}),
+        ("training", {"num_processes": 4}),
+        ("training", {"device": "NVIDIA H100"}),
+        ("protocol", {"num_images": 10_000}),
+    ):
+        assert not is_eligible(record | {part: record[part] | changes})

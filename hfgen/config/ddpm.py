@@ -102,6 +102,9 @@ class DDPMConfig(TrainingConfig):
             raise UserError(f"guidance_scale must be at most 1,000, not {self.guidance_scale:g}")
         if self.class_conditional and self.num_clusters:
             raise UserError("the network is conditioned on classes or clusters: set class_conditional or num_clusters")
+        interval = self.guidance_interval
+        if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+            raise UserError(f"guidance_interval must be two numbers, 0 ≤ first ≤ last ≤ 1, not {interval}")
         if self.num_clusters == 1:
             raise UserError("num_clusters must be 2 or more, not 1")
         if self.num_clusters and self.class_dropout_prob == 0:

@@ -257,7 +257,7 @@ def _measure(
     if training:
         record["training"] = training
     record["seconds"] = {
-        "drawing_this_time": round(generated.seconds, 1),
+        "drawing_this_time": round(generated.seconds, 3),
         "images_this_time": generated.sampled,
         "measuring": round(time.monotonic() - started, 1),
     }

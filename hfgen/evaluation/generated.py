@@ -31,7 +31,7 @@ class GeneratedImages:
         images: uint8 (N, C, H, W).
         labels: Target classes, as the judges' class indices, int64 (N,), or None.
         protocol: Their origin, for the report.
-        sampled: Number of images sampled in this call; the others were there.
+        sampled: Number of images sampled in this call; the others were saved by an earlier one.
         seconds: Their sampling time.
     """
 
@@ -110,7 +110,6 @@ def generate(
     Raises:
         UserError: if the processes do not write to the same disk.
     """
-    started = time.monotonic()
     labels = None
     if class_labels and label_names:
         names = [class_labels[i % len(class_labels)] for i in range(num_images)]
@@ -121,10 +120,14 @@ def generate(
     place.mkdir(parents=True, exist_ok=True)
     remove_leftovers(place)
     batches = missing_batches(_saved(place), num_images, batch_size)
+    started = time.monotonic()
     if batches:
         options = sampler | {"class_labels": class_labels}
+        loading = loading | {"dtype": dtype_of(pipeline)}  # the same on machines of other kinds
         ends = [(batch.start, batch.stop) for batch in batches]
-        SamplingJob(model, loading, options, ends, str(place.absolute()), num_images).run(pipeline)
+        job = SamplingJob(model, loading, options, ends, str(place.absolute()), num_images)
+        job.run(pipeline)
+    seconds = time.monotonic() - started
     protocol = {
         **origin,
         **sampler,
@@ -134,7 +137,7 @@ def generate(
     }
     images = torch.empty(num_images, *image_shape_of(pipeline), dtype=torch.uint8)
     sampled = sum(map(len, batches))
-    return GeneratedImages(_read(place, images), labels, protocol, sampled, time.monotonic() - started)
+    return GeneratedImages(_read(place, images), labels, protocol, sampled, seconds)
 
 
 def missing_batches(saved: Mapping[int, Sequence[Any]], num_images: int, batch_size: int) -> list[range]:

@@ -83,8 +83,8 @@ def load(
 def move(pipeline: DiffusionPipeline, device: str | torch.device, dtype: str | torch.dtype) -> DiffusionPipeline:
     """Move a pipeline to a device and a data type (see `find_placement`), and return it.
 
-    The data type `auto` is bfloat16 for a diffusion model on hardware that computes in it natively, where it samples
-    1.7 times as fast, and float32 otherwise.
+    The data type `auto` is bfloat16 for a diffusion model on hardware that computes in it natively, where sampling is
+    faster, and float32 otherwise.
 
     `DiffusionPipeline.to` would warn of half precision on a CPU, and that it cannot keep modules in float32.
     """

@@ -140,6 +140,10 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"cluster_shares must have the clusters 0 to {count - 1} of the network")
         shares = {number: given[number] for number in range(count)}  # JSON may have them in another order
         interval = guidance_interval or {"first": 0.0, "last": 1.0}
+        numbers = [interval.get(name) for name in ("first", "last")]
+        are_numbers = all(isinstance(number, int | float) for number in numbers)
+        if len(interval) != 2 or not are_numbers or not 0 <= numbers[0] <= numbers[1] <= 1:
+            raise ValueError(f"guidance_interval must have two numbers, 0 ≤ first ≤ last ≤ 1, not {interval}")
         self.register_to_config(cluster_shares=shares, guidance_scale=guidance_scale, guidance_interval=interval)
 
     # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.save_config

@@ -234,7 +234,7 @@ def _results(kind: Model, evaluation: dict[str, Any]) -> list[EvalResult]:
         ]
     names = (
         "num_images", "scheduler", "num_inference_steps", "seed", "guidance_scale", "guidance_interval", "prior",
-        "truncation",
+        "truncation", "dtype",
     )  # fmt: skip
     settings = {name: protocol[name] for name in names if protocol.get(name) is not None}
     kind_of = {name: "judge" if name in protocol["judges"] else "features" for name in evaluation["measures"]}

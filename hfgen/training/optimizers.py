@@ -1,5 +1,6 @@
 """Muon for the weights of convolutions and linear layers, AdamW for all other parameters."""
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -52,6 +53,8 @@ class Muon(torch.optim.Optimizer):
             (self._step_of_muon if group["orthogonal"] else self._step_of_adamw)(group, parameters)
 
     def _step_of_muon(self, group: dict, parameters: list[Tensor]) -> None:
+        if not parameters:
+            return
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
@@ -92,6 +95,18 @@ class Muon(torch.optim.Optimizer):
         )
 
 
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Multiply float32 matrices without rounding them to fewer bits, such as TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@_full_float32()  # the Gram matrices' rounding errors are multiplied by a few hundred
 def orthogonalize(matrices: list[Tensor]) -> list[Tensor]:
     """Orthogonalise matrices (rows, columns): all but very small singular values become 0.7 to 1.2.
 

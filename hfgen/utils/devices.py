@@ -37,8 +37,8 @@ def find_placement(device: str | torch.device, dtype: str | torch.dtype) -> tupl
     Args:
         device: A device of torch, such as `cuda`, `cuda:1`, `mps` or `cpu`, or `auto`, this machine's accelerator or
             else the CPU. Of several processes on a machine, each takes an accelerator of its own unless one is named.
-        dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 here, unless the model says otherwise (see
-            `hfgen.pipelines.loading.move`).
+        dtype: `float32`, `bfloat16` or `float16`; `auto` gives float32, which `hfgen.pipelines.loading.move`
+            replaces for diffusion models.
 
     Raises:
         UserError: if there is no such device here, or it cannot compute in this data type.
@@ -84,7 +84,8 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     """Return whether a device supports bfloat16 natively (not by emulation)."""
     match device.type:
         case "cuda":
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            with torch.cuda.device(device):
+                return torch.cuda.is_bf16_supported(including_emulation=False)
         case "cpu":
             capabilities = torch.cpu.get_capabilities()
             return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
