@@ -102,9 +102,8 @@ def test_a_model_of_classes_needs_labels(tmp_path):
     ({"prediction_type": "flow_prediction", "scheduler": "ddim"}, "ddim is not compat.*flow_prediction, in 8 .*euler"),
 ])  # fmt: skip
 def test_a_sampler_that_does_not_fit_is_refused_before_training(tmp_path, fields, message):
-    config = DDPMConfig(**CONDITIONAL | {"output_dir": str(tmp_path)} | fields)
     with pytest.raises(UserError, match=message):
-        DiffusionTask(config, load_images("digits"))
+        DiffusionTask(DDPMConfig(**CONDITIONAL | {"output_dir": str(tmp_path)} | fields), load_images("digits"))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "flow_prediction"])
@@ -386,4 +385,4 @@ def test_an_evaluation_asks_for_classes_as_often_as_they_are_in_training(run, ju
     assert protocol["guidance_scale"] == 3.0
     assert protocol["guidance_interval"] == [0.0, 1.0]
     assert protocol["class_labels"] == "in the proportions of the training images"
-    assert "unipc, 8 steps, guidance 3)" in (tmp_path / "evaluation.md").read_text()
+    assert f"unipc, 8 steps, guidance 3, {protocol['dtype']})" in (tmp_path / "evaluation.md").read_text()

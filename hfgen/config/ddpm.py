@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import MAX_CLUSTERS, MAX_DEPTH, MAX_GUIDANCE, MAX_TIMESTEPS, MAX_WIDTH, TrainingConfig
+from hfgen.config.training import (
+    MAX_CLUSTERS,
+    MAX_DEPTH,
+    MAX_GUIDANCE,
+    MAX_LOGIT,
+    MAX_TIMESTEPS,
+    MAX_WIDTH,
+    TrainingConfig,
+)
 from hfgen.utils.errors import UserError
 
 
@@ -94,8 +102,9 @@ class DDPMConfig(TrainingConfig):
         self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
         self._require("positive", ["num_clusters"], at_most=MAX_CLUSTERS)
         self._require("positive", ["num_train_timesteps", "num_inference_steps"], at_most=MAX_TIMESTEPS)
-        self._require("positive", ["snr_gamma", "logit_std"])
-        self._require("any", ["logit_mean"])
+        self._require("positive", ["snr_gamma"])
+        self._require("positive", ["logit_std"], at_most=MAX_LOGIT)
+        self._require("any", ["logit_mean"], at_most=MAX_LOGIT)
         self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
         if abs(self.guidance_scale) > 1000:

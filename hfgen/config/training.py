@@ -33,6 +33,7 @@ MAX_WARMUP_STEPS = 10_000_000
 MAX_IMAGES = 10_000_000  # sampled
 MAX_LATENTS = 1_000_000  # sampled per image for a bound
 MAX_GUIDANCE = 1_000
+MAX_LOGIT = 10  # beyond, the sigmoid is 0 or 1
 MAX_CLUSTERS = 1_000  # of training images
 MAX_NOISE = 100  # standard deviation, for pixels in [0, 1]
 MAX_TILE = 1_000_000  # pixels

@@ -1,5 +1,6 @@
 """Compute devices: selection, name, precision and peak memory."""
 
+import contextlib
 import os
 import platform
 import sys
@@ -84,7 +85,7 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     """Return whether a device supports bfloat16 natively (not by emulation)."""
     match device.type:
         case "cuda":
-            with torch.cuda.device(device):
+            with contextlib.nullcontext() if device.index is None else torch.cuda.device(device):
                 return torch.cuda.is_bf16_supported(including_emulation=False)
         case "cpu":
             capabilities = torch.cpu.get_capabilities()
