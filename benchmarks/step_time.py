@@ -37,21 +37,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    keep_freed_memory()
-    tables = {
+    calls_of_sampling = {
+        "Sampling: one network call of 128 images": calls(),
+        "Sampling in bfloat16: one network call, an image": call_sizes(torch.bfloat16),
+        "Sampling in float32: one network call, an image": call_sizes(torch.float32),
+    }
+    tables = {title: compare(contenders, options.rounds) for title, contenders in calls_of_sampling.items()}
+    keep_freed_memory()  # as training does, and for good
+    parts_of_training = {
         "A training step of 32 images": parts_of_a_step(),
         "Muon's orthogonalisation of all layers": orthogonalisations(),
         "Forward and backward pass of 32 images": passes(),
         "Forward and backward pass, an image": batch_sizes(),
-        "Sampling: one network call of 128 images": calls(),
-        "Sampling in bfloat16: one network call, an image": call_sizes(),
     }
+    tables |= {title: compare(contenders, options.rounds) for title, contenders in parts_of_training.items()}
     record: dict[str, Any] = {
         "command": "python benchmarks/step_time.py",
         "threads": torch.get_num_threads(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "rounds": options.rounds,
-        "tables": {title: compare(contenders, options.rounds) for title, contenders in tables.items()},
+        "tables": tables,
     }
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     RESULTS.with_suffix(".md").write_text(page(record))
@@ -173,9 +178,9 @@ def calls() -> Contenders:
     }
 
 
-def call_sizes() -> Contenders:
+def call_sizes(dtype: torch.dtype) -> Contenders:
     sizes = (128, 16, 32, 64, 256, 512)
-    return {f"{count} images": Repeated(call_of(network(torch.bfloat16), count), count) for count in sizes}
+    return {f"{count} images": Repeated(call_of(network(dtype), count), count) for count in sizes}
 
 
 def compare(contenders: Contenders, rounds: int) -> dict[str, dict[str, float]]:

@@ -106,6 +106,13 @@ def test_a_sampler_that_does_not_fit_is_refused_before_training(tmp_path, fields
         DiffusionTask(DDPMConfig(**CONDITIONAL | {"output_dir": str(tmp_path)} | fields), load_images("digits"))
 
 
+@pytest.mark.parametrize("fields", [{"logit_mean": 0.3}, {"logit_std": 2.0}])
+def test_what_timesteps_do_not_follow_is_refused(fields):
+    with pytest.raises(UserError, match="logit_mean and logit_std need timestep_sampling logit_normal"):
+        DDPMConfig(dataset_name="digits", output_dir="x", **fields)
+    DDPMConfig(dataset_name="digits", output_dir="x", timestep_sampling="logit_normal", **fields)
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "flow_prediction"])
 def test_zero_terminal_snr_needs_a_prediction_that_says_something_in_pure_noise(tmp_path, prediction_type):
     with pytest.raises(UserError, match=f"needs prediction_type sample or v_prediction, not {prediction_type}"):
@@ -140,7 +147,7 @@ def test_guidance_leads_from_the_negative_class_to_the_class():
     assert GuidedModel(unet, classes, nothing, 1.0, (0, 1), 1000)(x, torch.tensor(500))[:, 0, 0, 0].tolist() == [1, 10]
 
 
-def test_many_images_are_denoised_in_batches_that_fit_the_cache_of_a_cpu():
+def test_many_images_are_denoised_in_parts_on_a_cpu():
     unet, size = Answers(), GuidedModel.CPU_BATCH_SIZE
     classes = torch.arange(size) % 2
     guided = GuidedModel(unet, classes, torch.full_like(classes, 2), 3.0, (0, 1), 1000)

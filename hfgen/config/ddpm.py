@@ -105,6 +105,8 @@ class DDPMConfig(TrainingConfig):
         self._require("positive", ["snr_gamma"])
         self._require("positive", ["logit_std"], at_most=MAX_LOGIT)
         self._require("any", ["logit_mean"], at_most=MAX_LOGIT)
+        if self.timestep_sampling == "uniform" and (self.logit_mean, self.logit_std) != (0, 1):
+            raise UserError("logit_mean and logit_std need timestep_sampling logit_normal")
         self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
         if abs(self.guidance_scale) > 1000:

@@ -45,7 +45,7 @@ class GuidedModel:
         num_train_timesteps: T.
     """
 
-    CPU_BATCH_SIZE = 128  # larger ones do not fit a CPU's cache and take longer
+    CPU_BATCH_SIZE = 128  # a CPU takes longer for each image of larger batches
 
     def __init__(
         self,

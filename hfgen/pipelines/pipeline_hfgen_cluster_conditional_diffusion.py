@@ -42,7 +42,7 @@ class GuidedModel:
         num_train_timesteps: T.
     """
 
-    CPU_BATCH_SIZE = 128  # larger ones do not fit a CPU's cache and take longer
+    CPU_BATCH_SIZE = 128  # a CPU takes longer for each image of larger batches
 
     def __init__(
         self,
@@ -139,11 +139,11 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         if given.keys() != set(range(count)):
             raise ValueError(f"cluster_shares must have the clusters 0 to {count - 1} of the network")
         shares = {number: given[number] for number in range(count)}  # JSON may have them in another order
-        interval = guidance_interval or {"first": 0.0, "last": 1.0}
-        numbers = [interval.get(name) for name in ("first", "last")]
-        are_numbers = all(isinstance(number, int | float) for number in numbers)
-        if len(interval) != 2 or not are_numbers or not 0 <= numbers[0] <= numbers[1] <= 1:
-            raise ValueError(f"guidance_interval must have two numbers, 0 ≤ first ≤ last ≤ 1, not {interval}")
+        asked = guidance_interval or {"first": 0.0, "last": 1.0}
+        interval = {name: asked.get(name) for name in ("first", "last")}
+        are_numbers = all(isinstance(number, int | float) for number in interval.values())
+        if len(asked) != 2 or not are_numbers or not 0 <= interval["first"] <= interval["last"] <= 1:
+            raise ValueError(f"guidance_interval must have two numbers, 0 ≤ first ≤ last ≤ 1, not {asked}")
         self.register_to_config(cluster_shares=shares, guidance_scale=guidance_scale, guidance_interval=interval)
 
     # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.save_config
@@ -172,7 +172,7 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         if guidance_scale is None:
             guidance_scale = self.config.guidance_scale
         if guidance_interval is None:
-            guidance_interval = [self.config.guidance_interval[name] for name in ("first", "last")]
+            guidance_interval = [*self.config.guidance_interval.values()]
         if not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:

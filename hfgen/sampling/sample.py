@@ -92,7 +92,7 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
         saved["guidance_scale"] = 1.0
     elif is_guided(pipeline) and not is_conditional(pipeline):
         saved["guidance_scale"] = pipeline.config.guidance_scale
-        saved["guidance_interval"] = [pipeline.config.guidance_interval[name] for name in ("first", "last")]
+        saved["guidance_interval"] = [*pipeline.config.guidance_interval.values()]
     return own_sampler(type(pipeline).__name__, saved | run)
 
 
