@@ -39,8 +39,10 @@ from hfgen.utils.devices import native_precision
 
 RESULTS = Path(__file__).parent / "results"
 BASE = {
+    "prediction_type": "v_prediction",
     "block_out_channels": [16, 32, 64],
     "layers_per_block": 1,
+    "add_attention": True,
     "attention_head_dim": 8,
     "train_batch_size": 64,
     "optimizer": "adamw",

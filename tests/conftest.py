@@ -35,6 +35,7 @@ torch.set_num_threads(1)
 """
 TINY = {
     "dataset_name": "digits",
+    "prediction_type": "v_prediction",  # which nearly every scheduler fits
     "block_out_channels": [8, 16],
     "layers_per_block": 1,
     "train_batch_size": 16,

@@ -148,6 +148,9 @@ def test_shares_that_are_not_of_the_clusters_are_refused(run):
     for interval in ({"first": 0.1}, {"first": "a", "last": 1}, {"first": 0.5, "last": 0.1}, {"first": 0, "end": 1}):
         with pytest.raises(ValueError, match="guidance_interval must have two numbers"):
             ClusterConditionalDiffusionPipeline(**parts, guidance_interval=interval)
+    for name, value in (("guidance_scale", "a"), ("num_inference_steps", 0), ("num_inference_steps", "a")):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            ClusterConditionalDiffusionPipeline(**parts, **{name: value})
     earlier = ClusterConditionalDiffusionPipeline(**parts)  # saved before there was an interval
     assert default_sampler(earlier, {})["guidance_interval"] == [0.0, 1.0]
 

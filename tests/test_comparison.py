@@ -11,6 +11,7 @@ from conftest import TINY
 
 from hfgen.cli.main import main
 from hfgen.config import DDPMConfig
+from hfgen.data.images import load_images
 from hfgen.evaluation import samplers as comparison
 from hfgen.evaluation.samplers import TIMED_IMAGES, TIMINGS, cheapest, compare_with_best
 from hfgen.sampling.sample import sample
@@ -64,6 +65,16 @@ def test_each_setting_has_its_measures_and_its_cost(runs, compare, tmp_path):
     for picture in re.findall(r"\]\(([^)]+\.png)\)", page):
         with PIL.Image.open(tmp_path / "report" / picture) as image:
             assert min(image.size) > 100, picture
+
+
+def test_by_default_the_usual_schedulers_that_fit_are_compared(runs, compare, tmp_path):
+    config = DDPMConfig(**TINY | {"output_dir": str(tmp_path / "flow"), "prediction_type": "flow_prediction"})
+    DiffusionTask(config, load_images("digits")).save(tmp_path / "flow")
+    fitting = {"plain": {"ddim", "dpmsolver", "dpmsolver_sde", "unipc"}, "flow": {"flow_euler", "dpmsolver", "unipc"}}
+    for model, expected in fitting.items():
+        place = str(runs.get(model, tmp_path / "flow"))
+        record = compare(place, "--num_inference_steps", "2", "--dataset_name", "digits")
+        assert {row["scheduler"] for row in record["settings"]} == expected
 
 
 def test_guidance_is_swept_and_costs_a_second_evaluation_within_its_interval(runs, compare):

@@ -24,7 +24,8 @@ from hfgen.judges.judge import load_judge
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
 from hfgen.pipelines.saving import save_pipeline
-from hfgen.sampling.sample import sample
+from hfgen.sampling.sample import default_sampler, sample
+from hfgen.sampling.schedulers import make_scheduler, name_of_scheduler, suitable_schedulers
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
@@ -108,9 +109,12 @@ def test_a_sampler_that_does_not_fit_is_refused_before_training(tmp_path, fields
 
 @pytest.mark.parametrize("fields", [{"logit_mean": 0.3}, {"logit_std": 2.0}])
 def test_what_timesteps_do_not_follow_is_refused(fields):
-    with pytest.raises(UserError, match="logit_mean and logit_std need timestep_sampling logit_normal"):
-        DDPMConfig(dataset_name="digits", output_dir="x", **fields)
-    DDPMConfig(dataset_name="digits", output_dir="x", timestep_sampling="logit_normal", **fields)
+    shared = {"dataset_name": "digits", "output_dir": "x"}
+    for uniform in ({"timestep_sampling": "uniform"}, {"prediction_type": "epsilon"}):
+        with pytest.raises(UserError, match="logit_mean and logit_std need timestep_sampling logit_normal"):
+            DDPMConfig(**shared, **uniform, **fields)
+    for logit_normal in ({}, {"timestep_sampling": "logit_normal", "prediction_type": "epsilon"}):
+        DDPMConfig(**shared, **logit_normal, **fields)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "flow_prediction"])
@@ -254,6 +258,37 @@ def test_a_model_that_never_lacked_its_labels_is_not_guided_by_what_it_never_lea
     assert len(next(sample(loaded, guidance_scale=2.0, negative_class_labels=["7"], **sampler))) == 2
 
 
+def test_the_saved_defaults_are_those_of_the_training(tmp_path):
+    sampler = {"scheduler": "dpmsolver_sde", "num_inference_steps": 5}
+    sampler |= {"guidance_scale": 1.3, "guidance_interval": [0.1, 0.8]}
+    config = DDPMConfig(**CONDITIONAL | sampler | {"output_dir": str(tmp_path)})
+    DiffusionTask(config, load_images("digits")).save(tmp_path / "model")
+    loaded = load(str(tmp_path / "model"))
+    assert default_sampler(loaded, {}) == sampler
+    loaded.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(derive_seed("image", 0, i)) for i in range(2)]
+    theirs = loaded([3, 4], generator=generators, output_type="np").images
+    ours = next(sample(loaded, num_images=2, class_labels=[3, 4], **sampler))
+    assert np.array_equal((theirs * 255).round().astype(np.uint8), ours.permute(0, 2, 3, 1).numpy())
+
+
+def test_schedulers_that_fit_a_saved_solver_are_listed(run):
+    own = load(str(run)).scheduler
+    fitting = suitable_schedulers(own, 4)
+    assert {"dpmsolver", "unipc"} <= set(fitting)
+    assert suitable_schedulers(own, 4, ["ddim", "flow_euler", "unipc"]) == [
+        "flow_euler" if "flow_euler" in fitting else "ddim",
+        "unipc",
+    ]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("dpmsolver", "dpmsolver"), ("dpmsolver_sde", "dpmsolver_sde"),
+    ("heun", "heun"), ("DPMSolverSinglestepScheduler", "DPMSolverSinglestepScheduler")])  # fmt: skip
+def test_a_scheduler_has_the_name_that_it_is_built_by(name, expected):
+    own = DDPMScheduler(prediction_type="v_prediction")
+    assert name_of_scheduler(make_scheduler(name, own, 10)) == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(pipeline, dtype):
     pipeline.to(dtype)
@@ -273,8 +308,8 @@ def test_weights_and_drawn_timesteps_are_those_of_the_configuration(tmp_path):
     data = load_images("digits")
     batch = Batch(data.images[:1000].float() / 127.5 - 1, data.labels[:1000], 0, torch.arange(1000))
     losses, times = [], []
-    drawn = {"timestep_sampling": "logit_normal"}
-    for fields in ({}, {"loss_weighting": "min_snr"}, drawn, drawn | {"logit_mean": 3.0, "logit_std": 0.5}):
+    flow = {"prediction_type": "flow_prediction"}
+    for fields in ({}, {"loss_weighting": "min_snr"}, flow, flow | {"logit_mean": 3.0, "logit_std": 0.5}):
         torch.manual_seed(0)
         task = DiffusionTask(DDPMConfig(**CONDITIONAL | {"output_dir": str(tmp_path)} | fields), data)
         task.modules["unet"].register_forward_hook(lambda _, arguments, output: times.append(arguments[1]))

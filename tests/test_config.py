@@ -36,7 +36,7 @@ STRENGTHS = {  # whose effect is seen in the losses
     "r1_gamma", "r2_gamma", "gradient_penalty_weight", "discriminator_learning_rate", "l1_weight", "mse_weight",
     "psnr_weight", "ssim_weight", "adversarial_weight", "cycle_weight", "identity_weight",
 }  # fmt: skip
-MAY_BE_NEGATIVE = {"guidance_scale"}  # away from the class
+MAY_BE_NEGATIVE = {"guidance_scale", "logit_mean"}  # away from the class, and towards less noise
 MAY_BE_HUGE = LENGTHS | STRENGTHS | {"evaluation_seconds", "evaluation_steps", "seed", "truncation", "tile_size"}
 ASKED_OF_THE_MODEL = {"noise_std", "strength", "guidance_interval"}  # which knows what it can do
 

@@ -851,6 +851,8 @@ def test_energy_is_estimated_where_the_power_is_known(run, device_type, energy):
     assert main(["card", str(run)]) == 0
     page = (run / "README.md").read_text()
     assert (energy in page) if energy else "kWh" not in page
+    emissions = (ModelCard(page).data.get("co2_eq_emissions") or {}).get("source", "")
+    assert f"{energy} and the world's average of 473 g" in emissions if energy else not emissions
 
 
 def test_a_page_without_results_has_no_name_of_a_model(run):

@@ -388,6 +388,9 @@ def test_the_page_is_a_valid_card_and_its_code_runs(push, server, online, tmp_pa
     assert (card.data.library_name, card.data.license) == ("diffusers", "apache-2.0")
     assert card.data.pipeline_tag == "unconditional-image-generation"
     assert "POST /api/validate-yaml" in server.requests
+    assert card.data.thumbnail == "https://huggingface.co/ada/tiny/resolve/main/figures/samples.png"
+    assert card.data.widget[0]["output"]["url"] in server.model("ada/tiny")
+    assert "notebook.ipynb" in server.model("ada/tiny")
     assert "Not evaluated yet" in page
     for picture in re.findall(r"\]\((figures/[^)]+)\)", page):
         assert picture in server.model("ada/tiny")

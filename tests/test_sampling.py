@@ -89,8 +89,8 @@ def test_a_scheduler_that_takes_the_prediction_for_another_kind_is_found_out():
 @pytest.mark.parametrize("num_train_timesteps", [25, 500, 1000])
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
 def test_noise_levels_end_in_noise_and_are_the_same_for_every_scheduler(beta_schedule, num_train_timesteps):
-    config = DDPMConfig(dataset_name="digits", output_dir="none", beta_schedule=beta_schedule,
-                        num_train_timesteps=num_train_timesteps)  # fmt: skip
+    config = DDPMConfig(dataset_name="digits", output_dir="none", prediction_type="v_prediction",
+                        beta_schedule=beta_schedule, num_train_timesteps=num_train_timesteps)  # fmt: skip
     own = make_noise_schedule(config)
     assert len(own.alphas_cumprod) == num_train_timesteps
     assert own.alphas_cumprod[-1].sqrt() < 0.03

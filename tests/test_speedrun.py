@@ -38,8 +38,9 @@ def theirs(tmp_path):
     """A folder with the entry of the rules, and its two files."""
     place = tmp_path / "theirs"
     place.mkdir()
-    record = (REPOSITORY / "model_cards" / "gan_mnist_tuned" / "evaluation.json").read_text()
-    (place / "evaluation.json").write_text(record)
+    record = json.loads((REPOSITORY / "model_cards" / "gan_mnist_tuned" / "evaluation.json").read_text())
+    record["protocol"]["num_images"] = 10_000
+    (place / "evaluation.json").write_text(json.dumps(record))
     (place / "entry.json").write_text(RULES.partition("```json")[2].partition("```")[0])
     return place
 
@@ -49,7 +50,7 @@ def test_others_enter_with_an_evaluation_and_the_facts_of_the_rules(theirs):
     assert (entry.kind, entry.seconds) == ("diffusion, told classes", 299.8)
     assert entry.cells[0].startswith("[theirs](https://")
     assert entry.cells[0].endswith("5 min")
-    assert entry.cells[1:3] == ("AVX512, bf16", "290")
+    assert entry.cells[1:4] == ("AVX512, bf16", "290", "10,000")
     assert entry.cells[-1] == "1.9 s"
     assert entries_of_others(theirs.parent, "uoft-cs/cifar10") == []
 
@@ -58,7 +59,7 @@ def test_others_enter_with_an_evaluation_and_the_facts_of_the_rules(theirs):
     ("file", "names", "value", "message"),
     [
         ("entry.json", ["kind"], "of its own", "kind must be one of GAN"),
-        ("evaluation.json", ["protocol", "num_images"], 10_000, "num_images must be 2,000"),
+        ("evaluation.json", ["protocol", "num_images"], 2000, "num_images must be 10,000"),
         ("evaluation.json", ["protocol", "reference_split"], "train", "reference_split must be test"),
         ("evaluation.json", ["protocol", "judges", "mnist"], "0" * 64, "judges must be the two of the data set"),
     ],
@@ -75,10 +76,11 @@ def test_an_entry_against_the_rules_is_refused(theirs, file, names, value, messa
 def test_models_of_more_cores_a_gpu_or_other_numbers_of_images_are_left_out():
     record = json.loads((REPOSITORY / "model_cards" / "gan_mnist_tuned" / "evaluation.json").read_text())
     assert is_eligible(record)
+    assert is_eligible(record | {"protocol": record["protocol"] | {"num_images": 10_000}})
     for part, changes in (
         ("training", {"threads": 8}),
         ("training", {"num_processes": 4}),
         ("training", {"device": "NVIDIA H100"}),
-        ("protocol", {"num_images": 10_000}),
+        ("protocol", {"num_images": 1000}),
     ):
         assert not is_eligible(record | {part: record[part] | changes})

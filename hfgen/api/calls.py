@@ -357,7 +357,17 @@ def card(run: Name | CardConfig, **fields: Any) -> Path:
     folder = gallery_folder(Path(config.gallery), Path(config.run)) if config.gallery else Path(config.run)
     check_output(folder, is_folder=True)
     with writing(folder):
-        page = write_card(Path(config.run), folder, repo_id=config.repo_id, spdx_license=config.license)
+        if config.weights:
+            import torch
+
+            from hfgen.publishing.hub import copy_model
+
+            copy_model(Path(config.run), folder, getattr(torch, config.weights))
+            print(f"The model is in {folder}, with weights in {config.weights}")
+        rounded = config.weights if config.weights != "float32" else None
+        page = write_card(
+            Path(config.run), folder, repo_id=config.repo_id, spdx_license=config.license, weights=rounded
+        )
     print(f"The model card is in {page}")
     if config.gallery:
         with writing(Path(config.gallery)):

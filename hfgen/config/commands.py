@@ -1,5 +1,6 @@
 """Configurations of the commands other than `hfgen train`, one dataclass per command (see `hfgen.config`)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -101,7 +102,7 @@ class SampleConfig(SamplerOptions):
 
     Args:
         > Model
-        run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id.
+        run_or_repo: A run, a checkpoint, any pipeline folder, a Hub id, or a recipe with a model in `model_cards`.
 
         > Images
         num_images: Number of images.
@@ -152,7 +153,7 @@ class TranslateConfig(Options):
 
     Args:
         > Model
-        run_or_repo: A run, a checkpoint, any pipeline folder, or a Hub id.
+        run_or_repo: A run, a checkpoint, any pipeline folder, a Hub id, or a recipe with a model in `model_cards`.
 
         > Images
         input: An image, a folder of images, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). Unreadable
@@ -424,7 +425,8 @@ class CompareSamplersConfig(MeasuringOptions):
         num_images: Number of images to sample and evaluate per setting.
 
         > Sampler
-        scheduler: Schedulers to compare, each with every number of steps, or with its own, as in `ddpm:1000`.
+        scheduler: Schedulers to compare, each with every number of steps, or with its own, as in `ddpm:1000`; by
+            default those of ddim, flow_euler, dpmsolver, dpmsolver_sde and unipc that are compatible with the model.
         num_inference_steps: Numbers of denoising steps to compare.
         guidance_scale: Guidance scales to compare, for a model with classes or clusters; by default that of its own
             sample grids.
@@ -435,11 +437,11 @@ class CompareSamplersConfig(MeasuringOptions):
             or for a checkpoint or a Hub id a folder in `evaluations`.
 
     Examples:
-        hfgen compare-samplers runs/mnist --scheduler ddim unipc --num_inference_steps 5 10 20
+        hfgen compare-samplers runs/mnist --scheduler dpmsolver unipc --num_inference_steps 5 10 20
     """
 
     runs: list[str] = field(default_factory=list)
-    scheduler: list[str] = field(default_factory=lambda: ["ddim", "dpmsolver", "dpmsolver_sde", "unipc"])
+    scheduler: list[str] = field(default_factory=list)
     num_inference_steps: list[int] = field(default_factory=lambda: [5, 10, 15, 20, 50])
     guidance_scale: list[float] = field(default_factory=list)
     guidance_interval: list[float] = field(default_factory=list)
@@ -457,19 +459,19 @@ class CompareSamplersConfig(MeasuringOptions):
         if len(self.judge) > 1:
             raise UserError(f"settings are compared by one judge; name one of {', '.join(self.judge)}")
         require(self, "positive", ["num_inference_steps"])
-        for name in ("scheduler", "num_inference_steps"):
-            if not getattr(self, name):
-                raise UserError(f"{name} must have at least one entry, not none")
+        if not self.num_inference_steps:
+            raise UserError("num_inference_steps must have at least one entry, not none")
         for scheduler in self.scheduler:
             name, colon, steps = scheduler.partition(":")
             if not name or (colon and not (steps.isdecimal() and int(steps))):
                 raise UserError(f"scheduler must be a name, or a name and steps as in ddpm:1000, not {scheduler}")
-        if most := max((steps for _, steps in self.settings() if steps > MAX_TIMESTEPS), default=0):
+        asked = [*self.num_inference_steps, *(steps for _, steps in self.settings(self.scheduler))]
+        if (most := max(asked)) > MAX_TIMESTEPS:
             raise UserError(f"num_inference_steps must be at most {MAX_TIMESTEPS:,}, not {most:,}")
 
-    def settings(self) -> list[tuple[str, int]]:
-        """Return the pairs of scheduler and number of steps to compare."""
-        pairs = [scheduler.partition(":") for scheduler in self.scheduler]
+    def settings(self, schedulers: Sequence[str]) -> list[tuple[str, int]]:
+        """Return the pairs of scheduler and number of steps to compare, for entries such as those of `scheduler`."""
+        pairs = [scheduler.partition(":") for scheduler in schedulers]
         steps = self.num_inference_steps
         return [(name, n) for name, _, own in pairs for n in ([int(own)] if own else steps)]
 
@@ -506,6 +508,8 @@ class CardConfig:
         run: A finished run.
         gallery: Folder of model cards: write this card to a sub-folder of it and update its overview page. By default
             the card is written to the run.
+        weights: Also write the model to the gallery, with weights of this data type, so that the sub-folder is what
+            `hfgen push` uploads.
         repo_id: Hub id in the card's usage example; by default the run's `hub_model_id`, or else user/NAME.
         license: Licence of the weights, as a Hub identifier.
 
@@ -515,8 +519,14 @@ class CardConfig:
 
     run: str
     gallery: str | None = None
+    weights: Literal["float32", "float16"] | None = None
     repo_id: str | None = None
     license: str = "apache-2.0"
+
+    def __post_init__(self):
+        """Validate the fields."""
+        if self.weights and not self.gallery:
+            raise UserError("weights needs --gallery; a run has its own weights")
 
 
 @dataclass(kw_only=True)

@@ -44,7 +44,7 @@ class DDPMConfig(TrainingConfig):
             and Dhariwal 2021), or another of diffusers'. Ignored by a flow.
         rescale_betas_zero_snr: Rescale the noise schedule to zero terminal SNR (Lin et al. 2024).
         timestep_sampling: Distribution of training timesteps: `uniform`, or `logit_normal`, which favours intermediate
-            noise levels (Esser et al. 2024).
+            noise levels (Esser et al. 2024). By default logit_normal for flow_prediction, uniform for the others.
         logit_mean: Mean of the logit of t / T under `logit_normal`; above 0 favours more noise.
         logit_std: Standard deviation of that logit.
         loss_weighting: Weighting of the loss by noise level: `uniform`, `min_snr` (Hang et al. 2023) or `p2` (Choi et
@@ -82,8 +82,8 @@ class DDPMConfig(TrainingConfig):
     num_train_timesteps: int = 1000
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
     rescale_betas_zero_snr: bool = False
-    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "v_prediction"
-    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "flow_prediction"
+    timestep_sampling: Literal["uniform", "logit_normal"] | None = None
     logit_mean: float = 0.0
     logit_std: float = 1.0
     loss_weighting: Literal["uniform", "min_snr", "p2"] = "uniform"
@@ -95,6 +95,11 @@ class DDPMConfig(TrainingConfig):
     guidance_scale: float = 2.0
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
 
+    @property
+    def timestep_density(self) -> Literal["uniform", "logit_normal"]:
+        """Return the distribution of training timesteps."""
+        return self.timestep_sampling or ("logit_normal" if self.prediction_type == "flow_prediction" else "uniform")
+
     def __post_init__(self):
         """Validate the fields (see `TrainingConfig`)."""
         super().__post_init__()
@@ -105,7 +110,7 @@ class DDPMConfig(TrainingConfig):
         self._require("positive", ["snr_gamma"])
         self._require("positive", ["logit_std"], at_most=MAX_LOGIT)
         self._require("any", ["logit_mean"], at_most=MAX_LOGIT)
-        if self.timestep_sampling == "uniform" and (self.logit_mean, self.logit_std) != (0, 1):
+        if self.timestep_density == "uniform" and (self.logit_mean, self.logit_std) != (0, 1):
             raise UserError("logit_mean and logit_std need timestep_sampling logit_normal")
         self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
         self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])

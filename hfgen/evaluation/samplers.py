@@ -34,12 +34,14 @@ from hfgen.sampling.sample import (
     require_diffusion,
     sample,
 )
+from hfgen.sampling.schedulers import suitable_schedulers
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers
 from hfgen.utils.progress import progress_bar
 
 TOLERANCE = 0.05  # a setting is as good as the best if it ties with it, or exceeds the lowest Fréchet distance by no
 # more than this fraction
+USUAL_SCHEDULERS = ("ddim", "flow_euler", "dpmsolver", "dpmsolver_sde", "unipc")
 SHOWN_IMAGES = 12
 TIMED_IMAGES = 50
 TIMINGS = 3  # per setting, interleaved with the others
@@ -118,11 +120,14 @@ def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, An
     guidance = {name: own[name] for name in GUIDANCE if name in own}
     if guidance and config.guidance_interval:
         guidance["guidance_interval"] = config.guidance_interval
+    schedulers = config.scheduler or suitable_schedulers(
+        model.pipeline.scheduler, min(config.num_inference_steps), USUAL_SCHEDULERS
+    )
     guidances = [guidance | {"guidance_scale": scale} for scale in config.guidance_scale] or [guidance]
     return [
         {"scheduler": name, "num_inference_steps": steps} | chosen
         for chosen in guidances
-        for name, steps in config.settings()
+        for name, steps in config.settings(schedulers)
     ]
 
 

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from hfgen.config.recipes import read_recipes
 from hfgen.pipelines.saving import own_class
 from hfgen.runs.checkpoints import newest_complete
 from hfgen.runs.folder import suggest_runs
@@ -31,6 +32,7 @@ from hfgen.utils.untrusted import INDEX, check_numbers, components_of, read_inde
 
 LIBRARIES = {"diffusers", "transformers"}  # components of their classes need no remote code
 CONFIGS = ("config.json", "scheduler_config.json")
+ZOO = Path(__file__).parents[2] / "model_cards"  # in a checkout: models of the recipes
 
 
 def load(
@@ -48,7 +50,7 @@ def load(
 
     Args:
         run_or_repo: A run folder (during training, its newest checkpoint is loaded), a checkpoint, any folder written
-            by `DiffusionPipeline.save_pretrained`, or a Hub id.
+            by `DiffusionPipeline.save_pretrained`, a Hub id, or a recipe whose trained model is in this checkout.
         revision: Branch, tag or commit of a Hub id.
         trust_remote_code: Run other Python files that come with the model. Without it, such a model is refused and
             its files are listed.
@@ -135,9 +137,30 @@ def _source(run_or_repo: str, revision: str | None) -> str:
     first, _, second = run_or_repo.partition("/")
     if folder.exists() or Path(first).is_dir() or first.startswith((".", "~")):
         require_folder(run_or_repo)
+    if run_or_repo in read_recipes():
+        if revision:
+            raise UserError(f"{run_or_repo} is a recipe, and revision ({revision}) needs a Hub id; leave it out")
+        return _zoo_folder(run_or_repo)
     if not first or not second or "/" in second:
         raise UserError(f"there is no folder {run_or_repo}, and a Hub id has the form user/name{_similar(folder)}")
     return run_or_repo
+
+
+def _zoo_folder(recipe: str) -> str:
+    """Return the folder of a recipe's model in this checkout.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = ZOO / recipe
+    if not (folder / INDEX).is_file():
+        there = [path.parent.name for path in sorted(ZOO.glob(f"*/{INDEX}"))]
+        have = f"; there are {', '.join(there)}" if there else ""
+        raise UserError(
+            f"the recipe {recipe} has no trained model in {ZOO}{have}. Train it with: hfgen train "
+            f"{recipe.partition('_')[0]} --config {recipe}"
+        )
+    return str(folder)
 
 
 def _read_index(source: str, revision: str | None) -> dict[str, object]:

@@ -107,6 +107,31 @@ def denoising_step(
     return scheduler.step(prediction, timestep, x, **extra).prev_sample, prediction
 
 
+def checked_defaults(
+    guidance_scale: float, guidance_interval: dict[str, float] | None, num_inference_steps: int
+) -> dict[str, Any]:
+    """Return the default options of a pipeline's call, for its configuration.
+
+    Raises:
+        ValueError: if the scale is no finite number, the interval not two numbers, 0 ≤ first ≤ last ≤ 1, or there is
+            no step.
+    """
+    if not isinstance(guidance_scale, int | float) or not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
+    asked = guidance_interval or {"first": 0.0, "last": 1.0}
+    interval = {name: asked.get(name) for name in ("first", "last")}
+    are_numbers = all(isinstance(number, int | float) for number in interval.values())
+    if len(asked) != 2 or not are_numbers or not 0 <= interval["first"] <= interval["last"] <= 1:
+        raise ValueError(f"guidance_interval must have two numbers, 0 ≤ first ≤ last ≤ 1, not {asked}")
+    if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
+    return {
+        "guidance_scale": guidance_scale,
+        "guidance_interval": interval,
+        "num_inference_steps": num_inference_steps,
+    }
+
+
 class ClassConditionalDiffusionPipeline(DiffusionPipeline):
     """Samples images of given classes.
 
@@ -126,12 +151,21 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         id2label: dict | None = None,
         learnt_no_class: bool = True,
+        guidance_scale: float | None = None,
+        guidance_interval: dict[str, float] | None = None,
+        num_inference_steps: int = 20,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         names = id2label or {number: str(number) for number in range(unet.config.num_class_embeds - 1)}
         id2label = {int(number): name for number, name in names.items()}
-        self.register_to_config(id2label=id2label, learnt_no_class=learnt_no_class)
+        if guidance_scale is None:
+            guidance_scale = 2.0 if learnt_no_class else 1.0
+        self.register_to_config(
+            id2label=id2label,
+            learnt_no_class=learnt_no_class,
+            **checked_defaults(guidance_scale, guidance_interval, num_inference_steps),
+        )
 
     # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.save_config
     def save_config(self, save_directory: str | os.PathLike) -> None:
@@ -175,12 +209,14 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         self,
         class_labels: ClassLabels,
         guidance_scale: float | None = None,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_interval: Sequence[float] | None = None,
         negative_class_labels: ClassLabels = None,
     ) -> GuidedModel:
         """Return the guided denoiser for these classes, one per image; see `__call__`."""
         if guidance_scale is None:
-            guidance_scale = 2.0 if self.config.learnt_no_class else 1.0
+            guidance_scale = self.config.guidance_scale
+        if guidance_interval is None:
+            guidance_interval = [*self.config.guidance_interval.values()]
         if not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
         class_ids = self.get_label_ids(class_labels)
@@ -215,9 +251,9 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         self,
         class_labels: ClassLabels = None,
         guidance_scale: float | None = None,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_interval: Sequence[float] | None = None,
         negative_class_labels: ClassLabels = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -230,12 +266,12 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
             class_labels: Names or indices of classes, one per image; None in the list samples unconditionally. By
                 default one image of each class.
             guidance_scale: Classifier-free guidance scale. 1 disables guidance; larger values trade diversity for
-                class fidelity. By default 2, or 1 for a model without an unconditional mode.
+                class fidelity. By default that of the pipeline.
             guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
-                (Kynkäänniemi et al. 2024).
+                (Kynkäänniemi et al. 2024). By default that of the pipeline.
             negative_class_labels: Negative classes of the guidance, one for all images or one per image; by default
                 the null label.
-            num_inference_steps: Denoising steps.
+            num_inference_steps: Denoising steps; by default those of the pipeline.
             generator: Random generator of the noise: one for all images, or one per image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
@@ -248,6 +284,8 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: for an unknown class or output_type, invalid guidance, or an invalid number of steps.
         """
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
         most = self.scheduler.config.num_train_timesteps
         if not 1 <= num_inference_steps <= most:
             raise ValueError(f"num_inference_steps must be from 1 to {most}, not {num_inference_steps}")

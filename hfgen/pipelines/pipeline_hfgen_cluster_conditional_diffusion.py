@@ -107,6 +107,32 @@ def denoising_step(
     return scheduler.step(prediction, timestep, x, **extra).prev_sample, prediction
 
 
+# Copied from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion.checked_defaults
+def checked_defaults(
+    guidance_scale: float, guidance_interval: dict[str, float] | None, num_inference_steps: int
+) -> dict[str, Any]:
+    """Return the default options of a pipeline's call, for its configuration.
+
+    Raises:
+        ValueError: if the scale is no finite number, the interval not two numbers, 0 ≤ first ≤ last ≤ 1, or there is
+            no step.
+    """
+    if not isinstance(guidance_scale, int | float) or not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
+    asked = guidance_interval or {"first": 0.0, "last": 1.0}
+    interval = {name: asked.get(name) for name in ("first", "last")}
+    are_numbers = all(isinstance(number, int | float) for number in interval.values())
+    if len(asked) != 2 or not are_numbers or not 0 <= interval["first"] <= interval["last"] <= 1:
+        raise ValueError(f"guidance_interval must have two numbers, 0 ≤ first ≤ last ≤ 1, not {asked}")
+    if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
+    return {
+        "guidance_scale": guidance_scale,
+        "guidance_interval": interval,
+        "num_inference_steps": num_inference_steps,
+    }
+
+
 class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
     """Samples images of a model that was trained on clusters of unlabelled images.
 
@@ -120,6 +146,7 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         guidance_scale: Default classifier-free guidance scale.
         guidance_interval: Default interval of noise levels in which guidance is applied, from `first` to `last`; by
             default all. It is a mapping because diffusers takes lists in a pipeline's configuration for classes.
+        num_inference_steps: Default number of denoising steps.
     """
 
     model_cpu_offload_seq = "unet"
@@ -131,6 +158,7 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         cluster_shares: dict | None = None,
         guidance_scale: float = 1.5,
         guidance_interval: dict[str, float] | None = None,
+        num_inference_steps: int = 20,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -139,12 +167,10 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         if given.keys() != set(range(count)):
             raise ValueError(f"cluster_shares must have the clusters 0 to {count - 1} of the network")
         shares = {number: given[number] for number in range(count)}  # JSON may have them in another order
-        asked = guidance_interval or {"first": 0.0, "last": 1.0}
-        interval = {name: asked.get(name) for name in ("first", "last")}
-        are_numbers = all(isinstance(number, int | float) for number in interval.values())
-        if len(asked) != 2 or not are_numbers or not 0 <= interval["first"] <= interval["last"] <= 1:
-            raise ValueError(f"guidance_interval must have two numbers, 0 ≤ first ≤ last ≤ 1, not {asked}")
-        self.register_to_config(cluster_shares=shares, guidance_scale=guidance_scale, guidance_interval=interval)
+        self.register_to_config(
+            cluster_shares=shares,
+            **checked_defaults(guidance_scale, guidance_interval, num_inference_steps),
+        )
 
     # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.save_config
     def save_config(self, save_directory: str | os.PathLike) -> None:
@@ -193,7 +219,7 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         clusters: Sequence[int] | None = None,
         guidance_scale: float | None = None,
         guidance_interval: Sequence[float] | None = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -209,7 +235,7 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
                 fidelity. By default that of the pipeline.
             guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
                 (Kynkäänniemi et al. 2024). By default that of the pipeline.
-            num_inference_steps: Denoising steps.
+            num_inference_steps: Denoising steps; by default those of the pipeline.
             generator: Random generator of clusters and noise: one for all images, or one per image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
@@ -223,6 +249,8 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
             ValueError: for an unknown cluster or output_type, clusters or generators of another number, invalid
                 guidance, or an invalid number of steps.
         """
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
         most = self.scheduler.config.num_train_timesteps
         if not 1 <= num_inference_steps <= most:
             raise ValueError(f"num_inference_steps must be from 1 to {most}, not {num_inference_steps}")

@@ -29,23 +29,29 @@ from hfgen.runs.folder import (
 )
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.markdown import TEMPLATES, authors_sections, linked_pictures, render, with_sections
+from hfgen.utils.markdown import TEMPLATES, authors_sections, json_text, linked_pictures, render, with_sections
 from hfgen.utils.untrusted import check_content, one_line, own_file
 
 WALL = "# Models\n\nMade by `hfgen card`: "  # the beginning of templates/wall.md
 SAMPLES_PICTURE = "samples.png"
 LATENTS = ("interpolations.png", "truncations.png", "plane.png")
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumptions of the energy estimate
+GRAMS_PER_KWH = 473  # of CO2, the world's average of 2024 (Ember, Global Electricity Review 2025)
+PLACEHOLDER = "user"  # the namespace of a model that has no Hub id
+NOTEBOOK = "notebook.ipynb"  # which the Hub opens in Colab
 
 
-def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_license: str) -> Path:
-    """Write the model card of a finished run, `README.md`, and its figures.
+def write_card(
+    run: Path, folder: Path, *, repo_id: str | None = None, spdx_license: str, weights: str | None = None
+) -> Path:
+    """Write the model card of a finished run, `README.md`, its figures, and a notebook if it generates images.
 
     Args:
         run: The run folder.
         folder: Output folder; may be the run folder.
         repo_id: Hub id for the usage example; by default that of the run's configuration, or a placeholder.
         spdx_license: Licence of the weights as a lower-case SPDX identifier, such as `apache-2.0`.
+        weights: Data type of the weights beside the card, if they were rounded from those of the training.
 
     Sections (`##`) that others added to an earlier card in one of these folders stay, at the end.
 
@@ -72,8 +78,8 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
     if not elsewhere and pages and not _is_page(pages[0]):
         raise UserError(f"{pages[0]} was not written by hfgen and will not be overwritten; rename it first")
     try:
-        metadata = _metadata(facts, model, spdx_license)
-        page = card_text(facts, model, pictures, spdx_license=spdx_license)
+        metadata = _metadata(facts, model, spdx_license, pictures)
+        page = card_text(facts, model, pictures, spdx_license=spdx_license, weights=weights)
         card = ModelCard.from_template(metadata, str(TEMPLATES / "model_card.md"), page=page)
     except (KeyError, TypeError, UndefinedError) as error:  # of a record with missing or malformed entries
         raise UserError(
@@ -90,6 +96,10 @@ def write_card(run: Path, folder: Path, *, repo_id: str | None = None, spdx_lice
             copy_whole(run / name, folder / name)
     with complete_or_absent(folder / CARD) as temporary:
         temporary.write_text(with_sections(str(card), sections), encoding="utf-8")
+    if facts["kind"].use in ("denoise", "decode"):
+        code = card_text(facts, model, block="use")
+        with complete_or_absent(folder / NOTEBOOK) as temporary:
+            temporary.write_text(_notebook(model, code), encoding="utf-8")
     if sections:
         print(f"Sections that hfgen did not write stay in the model card: {', '.join(map(one_line, sections))}")
     return folder / CARD
@@ -117,7 +127,7 @@ def _id_of(run: Path, hub_model_id: object) -> str:
     """Return the configured Hub id of a run, or a placeholder that is safe in Python and Markdown."""
     if isinstance(hub_model_id, str) and re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", hub_model_id):
         return hub_model_id
-    return f"user/{re.sub(r'[^A-Za-z0-9._-]+', '-', run.resolve().name)}"
+    return f"{PLACEHOLDER}/{re.sub(r'[^A-Za-z0-9._-]+', '-', run.resolve().name)}"
 
 
 def gallery_folder(gallery: Path, run: Path) -> Path:
@@ -193,8 +203,28 @@ def _is_there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCardData:
+def _notebook(model: str, code: str) -> str:
+    """Return a notebook that installs diffusers, runs the code of the card, and shows the first image enlarged."""
+    sources = [
+        "%pip install -q diffusers",
+        code.strip(),
+        'from PIL import Image\n\nImage.open("image.png").resize((280, 280), Image.Resampling.NEAREST)',
+    ]
+    cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": f"# {model}"}]
+    for number, source in enumerate(sources):
+        shared = {"cell_type": "code", "id": f"code-{number}", "metadata": {}}
+        cells.append(shared | {"execution_count": None, "outputs": [], "source": source})
+    return json_text({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+
+def _metadata(facts: dict[str, Any], model: str, spdx_license: str, pictures: Collection[str]) -> ModelCardData:
     kind, evaluation = facts["kind"], facts["evaluation"]
+    shown: dict[str, Any] = {}
+    if SAMPLES_PICTURE in pictures:
+        place = f"{FIGURES}/{SAMPLES_PICTURE}"
+        shown["widget"] = [{"text": "samples, not selected", "output": {"url": place}}]
+        if not model.startswith(f"{PLACEHOLDER}/"):
+            shown["thumbnail"] = f"https://huggingface.co/{model}/resolve/main/{place}"
     return ModelCardData(
         model_name=model.rpartition("/")[2] if evaluation else None,  # required with results
         library_name=kind.library,
@@ -203,6 +233,8 @@ def _metadata(facts: dict[str, Any], model: str, spdx_license: str) -> ModelCard
         license=spdx_license,
         datasets=[data["name"] for data in facts["data_licenses"] if "/" in data["name"]] or None,
         eval_results=_results(kind, evaluation) if evaluation else None,
+        co2_eq_emissions=_emissions(facts["training"]),
+        **shown,
     )
 
 
@@ -257,6 +289,7 @@ def card_text(
     pictures: Collection[str] = (),
     *,
     spdx_license: str | None = None,
+    weights: str | None = None,
     block: str | None = None,
 ) -> str:
     """Return a model card without its metadata, or only a block of it, such as `description` or `use`.
@@ -266,6 +299,7 @@ def card_text(
         model: What the example code loads: a Hub id, or a folder.
         pictures: Names of the figures to show.
         spdx_license: Licence of the weights; needed by the whole card.
+        weights: See `write_card`.
         block: The name of the block.
     """
     training = facts["training"]
@@ -278,11 +312,26 @@ def card_text(
         model=model,
         pictures=pictures,
         license=spdx_license,
+        weights=weights,
         sampler=own_sampler(facts["class_name"], facts["config"]),
         cores=training["threads"] * training["num_processes"],
         energy=_energy(training),
         configuration=yaml.safe_dump(facts["config"], sort_keys=False),
     )
+
+
+def _emissions(training: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the Hub's `co2_eq_emissions`, or None for devices of unknown power."""
+    energy = _energy(training)
+    return energy and {
+        "emissions": float(f"{energy['kwh'] * GRAMS_PER_KWH:.2g}"),
+        "source": (
+            f"estimated from the training time, {energy['watts']} W per {energy['unit']} and the world's average of "
+            f"{GRAMS_PER_KWH} g of CO2 per kWh"
+        ),
+        "training_type": "pre-training",
+        "hardware_used": one_line(training["device"]),
+    }
 
 
 def _energy(training: dict[str, Any]) -> dict[str, Any] | None:

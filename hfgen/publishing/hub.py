@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2
+import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_token, validate_repo_id
+from safetensors.torch import load_file, save_file
 
 from hfgen.config import TrainingConfig
 from hfgen.pipelines.loading import INDEX
@@ -28,6 +30,7 @@ from hfgen.publishing.pages import PageWriter
 from hfgen.runs.folder import CARD, FIGURES, REPORTS
 from hfgen.training.publisher import Publisher
 from hfgen.utils.errors import PublishingError, UserError, first_line
+from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import NO_CARD, authors_page, authors_sections, linked_pictures, with_sections
 from hfgen.utils.untrusted import check_content, components_of, own_file, read_index
 
@@ -61,7 +64,7 @@ def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
             installed family, or a file is a symbolic link or does not fit its name.
     """
     require_run(run)
-    _copy_model(run, folder)  # first, since it refuses more
+    copy_model(run, folder)  # first, since it refuses more
     write_card(run, folder, repo_id=repo_id, spdx_license=spdx_license)
 
 
@@ -101,10 +104,20 @@ def _model_files(source: Path) -> dict[Path, Path]:
     return files | code
 
 
-def _copy_model(source: Path, folder: Path) -> None:
+def copy_model(source: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Copy a model's files, with weights of another data type if one is given.
+
+    Raises:
+        UserError: see `export`.
+    """
     for name, file in _model_files(source).items():
         check_content(file)
-        copy_whole(file, folder / name)
+        if dtype is None or file.suffix != ".safetensors":
+            copy_whole(file, folder / name)
+            continue
+        weights = {key: w.to(dtype) if w.is_floating_point() else w for key, w in load_file(file).items()}
+        with complete_or_absent(folder / name) as temporary:
+            save_file(weights, temporary, metadata={"format": "pt"})
 
 
 def push(
@@ -272,7 +285,7 @@ class HubPublisher(PageWriter):
             return
         folder = tempfile.TemporaryDirectory()
         try:
-            _copy_model(checkpoint, Path(folder.name))  # now, since the checkpoint may soon be removed
+            copy_model(checkpoint, Path(folder.name))  # now, since the checkpoint may soon be removed
         except (OSError, UserError) as error:
             folder.cleanup()
             print(f"{checkpoint.name} was not published: {error}. Training goes on")

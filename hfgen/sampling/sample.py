@@ -15,7 +15,7 @@ from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassCond
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
-from hfgen.sampling.schedulers import denoising_states, make_scheduler
+from hfgen.sampling.schedulers import denoising_states, make_scheduler, name_of_scheduler
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
@@ -82,17 +82,16 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
 
     Args:
         pipeline: The pipeline of the run.
-        run: The run's configuration. For missing fields, a VAE and a GAN use the option saved with the pipeline, a
-            model with clusters its guidance, and diffusion models the default scheduler, steps and guidance.
+        run: The run's configuration. For missing fields, models use the options saved with the pipeline, but
+            unconditional diffusion models, which save none, the default scheduler and steps.
     """
     saved = {}
     if decodes(pipeline):
         saved = {name: pipeline.config[name] for name in model_of(type(pipeline).__name__).sampler}
-    elif is_conditional(pipeline) and not pipeline.config.learnt_no_class:
-        saved["guidance_scale"] = 1.0
-    elif is_guided(pipeline) and not is_conditional(pipeline):
-        saved["guidance_scale"] = pipeline.config.guidance_scale
+    elif is_guided(pipeline):
+        saved = {name: pipeline.config[name] for name in ("num_inference_steps", "guidance_scale")}
         saved["guidance_interval"] = [*pipeline.config.guidance_interval.values()]
+        saved["scheduler"] = name_of_scheduler(pipeline.scheduler)
     return own_sampler(type(pipeline).__name__, saved | run)
 
 

@@ -1,6 +1,6 @@
 """Compatible diffusers schedulers of a diffusion model, and denoising with one of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import diffusers
 import torch
@@ -82,11 +82,27 @@ def make_scheduler(name: str, own: SchedulerMixin, num_inference_steps: int) -> 
     return scheduler
 
 
-def suitable_schedulers(own: SchedulerMixin, num_inference_steps: int) -> list[str]:
-    """List the compatible schedulers of a model for a number of steps, by short name if any, else by class."""
+def name_of_scheduler(scheduler: SchedulerMixin) -> str:
+    """Return the name of a scheduler for `make_scheduler`: a short one if any, else that of its class."""
+    class_name = type(scheduler).__name__
+    names = (
+        name
+        for name, short_for in SHORT_NAMES.items()
+        if short_for == class_name and SETTINGS.get(name, {}).items() <= dict(scheduler.config).items()
+    )
+    return next(names, class_name)
+
+
+def suitable_schedulers(own: SchedulerMixin, num_inference_steps: int, among: Sequence[str] = ()) -> list[str]:
+    """List the compatible schedulers of a model for a number of steps, among these names or all.
+
+    All schedulers have their short names if they have any, else those of their classes.
+    """
     classes = _class_names(own)
-    names = [name for name, class_name in SHORT_NAMES.items() if class_name in classes]
-    names += sorted(classes - set(SHORT_NAMES.values()))
+    names = [*among]
+    if not names:
+        names = [name for name, class_name in SHORT_NAMES.items() if class_name in classes]
+        names += sorted(classes - set(SHORT_NAMES.values()))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # incompatible schedulers warn
     try:
@@ -142,7 +158,7 @@ def is_compatible(scheduler: SchedulerMixin, own: SchedulerMixin, num_inference_
     try:
         *_, x = visited(error=0.0)
         *states, _ = visited(error=0.05)
-    except (AssertionError, AttributeError, NotImplementedError, ValueError):
+    except (AssertionError, AttributeError, NotImplementedError, TypeError, ValueError):
         return False
     return bool((x - image).abs().max() < 0.03) and max(float(x.abs().max()) for x in states) < 10
 

@@ -64,7 +64,7 @@ class DiffusionTask(Task):
         config, images = self.config, batch.images
         noise = torch.randn_like(images)
         timesteps = sample_timesteps(
-            config.timestep_sampling, self.scheduler, len(images), config.logit_mean, config.logit_std
+            config.timestep_density, self.scheduler, len(images), config.logit_mean, config.logit_std
         )
         alpha, sigma = (level.to(images.device) for level in alpha_sigma(self.scheduler, timesteps))
         classes = {}
@@ -83,13 +83,17 @@ class DiffusionTask(Task):
             return DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
         # so that the pipeline samples well by default
         solver = make_scheduler(self.config.scheduler, self.scheduler, self.config.num_inference_steps)
+        defaults = {
+            "guidance_scale": self.config.guidance_scale,
+            "guidance_interval": dict(zip(("first", "last"), self.config.guidance_interval, strict=True)),
+            "num_inference_steps": self.config.num_inference_steps,
+        }
         if self.config.class_conditional:
-            names = dict(enumerate(self.label_names))
-            return ClassConditionalDiffusionPipeline(self.unet, solver, names, self.config.class_dropout_prob > 0)
+            names, learnt_no_class = dict(enumerate(self.label_names)), self.config.class_dropout_prob > 0
+            return ClassConditionalDiffusionPipeline(self.unet, solver, names, learnt_no_class, **defaults)
         sizes = self.data.labels.bincount(minlength=self.config.num_clusters)
         shares = dict(enumerate((sizes.double() / len(self.data)).tolist()))
-        interval = dict(zip(("first", "last"), self.config.guidance_interval, strict=True))
-        return ClusterConditionalDiffusionPipeline(self.unet, solver, shares, self.config.guidance_scale, interval)
+        return ClusterConditionalDiffusionPipeline(self.unet, solver, shares, **defaults)
 
     def save_figures(self, folder: Path) -> None:
         """Save an animation of the denoising process."""

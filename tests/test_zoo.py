@@ -1,0 +1,96 @@
+"""The zoo: models of the recipes, with their weights, in the checkout."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+
+import hfgen
+from hfgen.cli.main import main
+from hfgen.judges.judge import load_judge
+from hfgen.pipelines import loading
+from hfgen.pipelines.loading import INDEX, ZOO, load
+from hfgen.sampling.sample import default_sampler, is_conditional, sample
+from hfgen.utils.errors import UserError
+
+MODELS = sorted(path.parent.name for path in ZOO.glob(f"*/{INDEX}"))
+MOST_BYTES, MOST_BYTES_OF_ALL = 4e6, 60e6
+
+
+def test_the_zoo_is_in_the_checkout_and_small():
+    assert ZOO == REPOSITORY / "model_cards"
+    assert MODELS
+    sizes = {name: sum(file.stat().st_size for file in (ZOO / name).rglob("*.safetensors")) for name in MODELS}
+    assert min(sizes.values()) > 0
+    assert max(sizes.values()) <= MOST_BYTES, sizes
+    assert sum(sizes.values()) <= MOST_BYTES_OF_ALL
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_draws_by_its_name_what_a_judge_recognises(name):
+    pipeline = load(name)
+    (images,) = sample(pipeline, num_images=40, **default_sampler(pipeline, {}))
+    judge = load_judge("fashion_mnist" if "fashion" in name else "mnist")
+    _, logits = judge.extract(images)
+    if is_conditional(pipeline):
+        assert (logits.argmax(1) == torch.arange(40) % 10).float().mean() > 0.85
+    else:
+        assert logits.softmax(1).amax(1).mean() > 0.85
+        assert len(logits.argmax(1).unique()) >= 8, "nearly every class is among them"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_code_of_its_card_makes_its_first_images_with_diffusers_alone(name, tmp_path, without_hfgen):
+    card = (ZOO / name / "README.md").read_text()
+    code = next(block for block in card.split("```python\n") if "generators" in block).split("```")[0]
+    assert f'"user/{name}"' in code
+    without_hfgen.python(code.replace(f'"user/{name}"', repr(str(ZOO / name))), folder=tmp_path)
+    grid = hfgen.sample(name, num_images=4, seed=0)
+    for index, image in enumerate(grid):
+        with PIL.Image.open(tmp_path / f"sample-{index}.png") as theirs:
+            difference = np.asarray(theirs).astype(int) - np.asarray(image)
+            assert abs(difference).mean() < 4, "of 255, as one of them is in bfloat16"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_notebook_runs_with_diffusers_alone(name, tmp_path, without_hfgen):
+    cells = json.loads((ZOO / name / "notebook.ipynb").read_text())["cells"]
+    sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    assert sources[0] == "%pip install -q diffusers"
+    code = "\n".join(sources[1:]).replace(f'"user/{name}"', repr(str(ZOO / name)))
+    without_hfgen.python(code, folder=tmp_path)
+    with PIL.Image.open(tmp_path / "image.png") as image:
+        assert image.size in ((28, 28), (32, 32))
+
+
+def test_a_recipe_without_a_model_is_named_with_its_training(tmp_path, monkeypatch, capsys):
+    assert main(["sample", "vae_cifar10", "--output", str(tmp_path / "x.png")]) == 2
+    assert "has no trained model" in capsys.readouterr().err
+    monkeypatch.setattr(loading, "ZOO", tmp_path)
+    with pytest.raises(UserError, match="hfgen train ddpm --config ddpm_mnist_clusters_cpu5min"):
+        load("ddpm_mnist_clusters_cpu5min")
+    with pytest.raises(UserError, match="is a recipe, and revision"):
+        load("ddpm_mnist_clusters_cpu5min", revision="main")
+
+
+def test_a_folder_comes_before_a_recipe_of_its_name(conditional_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ddpm_mnist_clusters_cpu5min").symlink_to(conditional_run("v_prediction"))
+    assert is_conditional(load("ddpm_mnist_clusters_cpu5min"))
+
+
+def test_a_gallery_takes_the_model_in_half_precision(conditional_run, tmp_path):
+    run = conditional_run("flow_prediction")
+    with pytest.raises(UserError, match="weights needs --gallery"):
+        hfgen.card(run, weights="float16")
+    folder = hfgen.card(run, gallery=tmp_path, weights="float16").parent
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert (folder / "pipeline_hfgen_class_conditional_diffusion.py").is_file()
+    ours, theirs = (next(sample(load(str(place)), num_images=8, num_inference_steps=4, scheduler="unipc")).int()
+                    for place in (run, folder))  # fmt: skip
+    assert (ours - theirs).abs().float().mean() < 1
