@@ -3,6 +3,7 @@ from hfgen.api.calls import card as card
 from hfgen.api.calls import compare_samplers as compare_samplers
 from hfgen.api.calls import edit as edit
 from hfgen.api.calls import evaluate as evaluate
+from hfgen.api.calls import export as export
 from hfgen.api.calls import load as load
 from hfgen.api.calls import publish_all as publish_all
 from hfgen.api.calls import push as push
@@ -26,6 +27,7 @@ from hfgen.config.commands import AnalyzeConfig as AnalyzeConfig
 from hfgen.config.commands import CardConfig as CardConfig
 from hfgen.config.commands import CompareSamplersConfig as CompareSamplersConfig
 from hfgen.config.commands import EvaluateConfig as EvaluateConfig
+from hfgen.config.commands import ExportConfig as ExportConfig
 from hfgen.config.commands import PublishAllConfig as PublishAllConfig
 from hfgen.config.commands import PushConfig as PushConfig
 from hfgen.config.commands import ResultsConfig as ResultsConfig

@@ -187,6 +187,15 @@ def test_every_scheduler_yields_what_the_network_sees():
         assert (states[-1] - image).abs().max() < 0.1, name
 
 
+def test_many_images_are_denoised_in_parts_on_a_cpu():
+    pipeline, shown = make_pipeline(), []
+    pipeline.unet.register_forward_pre_hook(lambda _, arguments: shown.append(len(arguments[0])))
+    together = images_of(pipeline, num_images=130, batch_size=130, num_inference_steps=1)
+    assert shown == [128, 2]
+    alone = images_of(pipeline, num_images=130, num_inference_steps=1)
+    assert (together.int() - alone.int()).abs().max() <= 1
+
+
 def test_too_many_steps_are_refused():
     with pytest.raises(UserError, match="from 1 to 1000, not 1001"):
         images_of(make_pipeline(), num_inference_steps=1001)

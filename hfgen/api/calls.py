@@ -15,6 +15,7 @@ from hfgen.config.commands import (
     CardConfig,
     CompareSamplersConfig,
     EvaluateConfig,
+    ExportConfig,
     Options,
     PublishAllConfig,
     PushConfig,
@@ -343,6 +344,18 @@ def results(*folders: Name | ResultsConfig, **fields: Any) -> Path:
         write_results(make, [Path(folder) for folder in config.folders], output)
     print(f"The results are in {output}")
     return output
+
+
+def export(run_or_repo: Name | ExportConfig, **fields: Any) -> Path:
+    """Write a model as ONNX or torch.export files, like `hfgen export`; return their folder."""
+    config = _configuration(ExportConfig, run_or_repo, fields, "hfgen export", "run_or_repo")
+    from hfgen.runtimes.write import export as write_export
+
+    check_output(Path(config.output), is_folder=True)
+    with writing(Path(config.output)):
+        folder = write_export(config)
+    print(f"The exported model is in {folder}; its README.md has code that uses it")
+    return folder
 
 
 def card(run: Name | CardConfig, **fields: Any) -> Path:

@@ -501,6 +501,44 @@ class ResultsConfig:
 
 
 @dataclass(kw_only=True)
+class ExportConfig:
+    """Write a model as ONNX or torch.export files for other runtimes, with its sampler as numbers.
+
+    Args:
+        > Model
+        run_or_repo: A run, a checkpoint, any pipeline folder, a Hub id, or a recipe with a model in `model_cards`.
+
+        > Files
+        format: `onnx`, for onnxruntime and browsers, or `torch_export`, for `torch.export.load`.
+        dtype: Data type of the weights; inputs and outputs are float32. `int8` is for ONNX only: smaller files, and
+            images that may differ.
+        output: Folder for the files of the networks, `model.json`, and `README.md` with code that uses them.
+
+        > Sampler
+        scheduler: Scheduler of a diffusion model, which may neither add noise nor clip; by default as in the run's own
+            sample grids.
+        num_inference_steps: Its denoising steps; likewise.
+
+    Examples:
+        hfgen export runs/mnist --output exported
+    """
+
+    run_or_repo: str
+    format: Literal["onnx", "torch_export"] = "onnx"
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    output: str
+    scheduler: str | None = None
+    num_inference_steps: int | None = None
+
+    def __post_init__(self):
+        """Validate the fields."""
+        require_values(self)
+        require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
+        if self.dtype == "int8" and self.format != "onnx":
+            raise UserError("dtype int8 needs the format onnx")
+
+
+@dataclass(kw_only=True)
 class CardConfig:
     """Write the model card of a run.
 

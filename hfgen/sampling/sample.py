@@ -278,7 +278,8 @@ def _denoise(
 
 
 def _predict(unet: UNet2DModel, x: Tensor, timestep: Tensor) -> Tensor:
-    return unet(x.to(unet.dtype), timestep).sample.to(x.dtype)
+    parts = x.to(unet.dtype).split(GuidedModel.CPU_BATCH_SIZE if x.device.type == "cpu" else len(x))
+    return torch.cat([unet(part, timestep).sample for part in parts]).to(x.dtype)
 
 
 def _one_step(

@@ -1,0 +1,184 @@
+"""`hfgen export`: the networks of a model as ONNX or torch.export files, its sampler as numbers, and a README."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from hfgen.config.commands import ExportConfig
+from hfgen.evaluation.real import name_of
+from hfgen.families import model_of
+from hfgen.pipelines.loading import load
+from hfgen.runs.folder import run_fields
+from hfgen.runtimes.networks import ExportedNetwork, networks_of
+from hfgen.runtimes.sampler_table import sampler_table
+from hfgen.sampling.sample import check_sampling, default_sampler, is_conditional, is_guided
+from hfgen.utils.errors import UserError
+from hfgen.utils.files import complete_or_absent
+from hfgen.utils.markdown import render
+
+MODEL_FILE, PAGE = "model.json", "README.md"
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+TOLERANCES = {"float32": 1e-4, "float16": 5e-2}  # of a network's outputs; int8 is reported only
+
+
+def export(config: ExportConfig) -> Path:
+    """Write the files of a model for other runtimes; return their folder.
+
+    Raises:
+        UserError: before any file is written, if the options do not fit the model or a package is missing.
+    """
+    if config.format == "onnx":
+        _require_onnx()
+    pipeline = load(config.run_or_repo)
+    networks = networks_of(pipeline)
+    facts = _facts(config, pipeline)
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts["files"] = {}
+    for name, network in networks.items():
+        if config.dtype == "float16":
+            network.module.half()
+        file = folder / f"{name}{SUFFIXES[config.format]}"
+        with complete_or_absent(file) as temporary:
+            if config.format == "onnx":
+                difference = _write_onnx(network, temporary, config.dtype)
+            else:
+                difference = _write_torch_export(network, temporary)
+        facts["files"][name] = {
+            "file": file.name,
+            "inputs": {key: list(tensor.shape[1:]) for key, tensor in network.inputs.items()},
+            "outputs": list(network.outputs),
+            "bytes": file.stat().st_size,
+            "difference_from_torch": difference,
+        }
+        tolerance = TOLERANCES.get(config.dtype, math.inf)
+        if not difference <= tolerance:
+            raise UserError(
+                f"the exported {name} differs from torch by {difference:.2g}, more than {tolerance:g}: a defect"
+            )
+    with complete_or_absent(folder / MODEL_FILE) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with complete_or_absent(folder / PAGE) as temporary:
+        temporary.write_text(render("export.md", **facts), encoding="utf-8")
+    return folder
+
+
+def _facts(config: ExportConfig, pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """Return what a user of the files must know, in the order of `model.json`."""
+    class_name = type(pipeline).__name__
+    known = model_of(class_name)
+    facts = {
+        "name": name_of(config.run_or_repo).rpartition("/")[2],
+        "pipeline": class_name,
+        "use": known.use if known else "denoise",
+        "format": config.format,
+        "dtype": config.dtype,
+    }
+    fields = run_fields(Path(config.run_or_repo).expanduser())
+    own = default_sampler(pipeline, fields) if facts["use"] != "translate" else {}
+    asked = {"scheduler": config.scheduler, "num_inference_steps": config.num_inference_steps}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if facts["use"] != "denoise":
+        if asked:
+            raise UserError(f"a {class_name} has no denoising steps; leave out {' and '.join(asked)}")
+        if labels := getattr(pipeline, "labels", {}):
+            facts["classes"] = list(labels)
+        if facts["use"] == "decode":
+            facts |= {name: _json_number(value) for name, value in own.items()}
+            facts["latent_dim"] = next(iter(networks_of(pipeline).values())).module.network.config.latent_dim
+        return facts
+    own |= asked
+    check_sampling(pipeline, **own)
+    facts["sampler"] = sampler_table(pipeline.scheduler, own["scheduler"], own["num_inference_steps"])
+    facts["num_train_timesteps"] = pipeline.scheduler.config.num_train_timesteps
+    if is_guided(pipeline):
+        facts |= {name: own[name] for name in ("guidance_scale", "guidance_interval")}
+        facts["null_label"] = pipeline.unet.config.num_class_embeds - 1
+    if is_conditional(pipeline):
+        facts["classes"] = list(pipeline.labels)
+    elif is_guided(pipeline):
+        facts["cluster_shares"] = [*pipeline.config.cluster_shares.values()]
+    return facts
+
+
+def _json_number(value: Any) -> Any:
+    """Return a value for JSON, which has no infinity."""
+    return None if value == math.inf else value
+
+
+def _dynamic_shapes(network: ExportedNetwork) -> dict[str, Any]:
+    """Let the number of images vary in every input that has one."""
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    return {name: None if name in network.per_call else {0: batch} for name in network.inputs}
+
+
+def _write_torch_export(network: ExportedNetwork, file: Path) -> float:
+    program = torch.export.export(
+        network.module.eval(), (), network.inputs, dynamic_shapes=_dynamic_shapes(network), strict=False
+    )
+    with file.open("wb") as stream:
+        torch.export.save(program, stream)
+    return _difference(network, lambda inputs: program.module()(**inputs))
+
+
+def _write_onnx(network: ExportedNetwork, file: Path, dtype: str) -> float:
+    """Write a network as ONNX, with its weights; return how far its outputs are from those of torch."""
+    import onnxruntime
+
+    program = torch.onnx.export(
+        network.module.eval(),
+        (),
+        kwargs=network.inputs,
+        input_names=list(network.inputs),
+        output_names=list(network.outputs),
+        dynamic_shapes=_dynamic_shapes(network),
+        dynamo=True,
+        verbose=False,
+    )
+    program.save(file, external_data=False)
+    if dtype == "int8":
+        _quantize(file)
+    session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+
+    def run(inputs: dict[str, Tensor]) -> list[Tensor]:
+        given = {name: tensor.numpy() for name, tensor in inputs.items()}
+        return [torch.from_numpy(np.asarray(output)) for output in session.run(None, given)]
+
+    return _difference(network, run)
+
+
+def _quantize(file: Path) -> None:
+    """Replace the weights of matrix products and convolutions by 8-bit ones."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantized = file.with_name(file.name + ".int8")
+    quantize_dynamic(file, quantized, weight_type=QuantType.QUInt8)
+    quantized.replace(file)
+
+
+@torch.no_grad()
+def _difference(network: ExportedNetwork, run: Any) -> float:
+    """Return the largest difference of exported outputs from those of torch, for another number of images."""
+    inputs = {
+        name: tensor if name in network.per_call else torch.cat([tensor, tensor[:1]])
+        for name, tensor in network.inputs.items()
+    }
+    expected, found = network.module(**inputs), run(inputs)
+    expected, found = (each if isinstance(each, tuple | list) else [each] for each in (expected, found))
+    return max((one - other).abs().max().item() for one, other in zip(expected, found, strict=True))
+
+
+def _require_onnx() -> None:
+    """Raise a UserError if the packages of the export are missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--format onnx needs the package {error.name}: pip install 'hfgen[export]'") from error

@@ -1,0 +1,186 @@
+"""`hfgen export`: every family runs elsewhere, without hfgen or torch, and makes the same images."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import TINY
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+import hfgen
+from hfgen.cli.main import main
+from hfgen.config import CycleGANConfig, DDPMConfig
+from hfgen.data.images import load_images
+from hfgen.pipelines.loading import load
+from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import start_denoising
+from hfgen.runtimes.sampler_table import denoise_by_table, sampler_table
+from hfgen.sampling.sample import sample, to_uint8
+from hfgen.sampling.schedulers import denoising_states, make_scheduler
+from hfgen.tasks.cyclegan import CycleGANTask
+from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.utils.errors import UserError
+from hfgen.utils.seeds import derive_seed
+
+FAMILIES = ["classes", "unconditional", "clusters", "vae", "gan", "translation"]
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, conditional_run, vae_run, gan_run, translation_run) -> dict:
+    """A model of each family by name."""
+    folder = tmp_path_factory.mktemp("models")
+    flow = TINY | {"prediction_type": "flow_prediction", "guidance_interval": [0.0, 0.7]}
+    for name, fields in {"unconditional": {}, "clusters": {"num_clusters": 5}}.items():
+        config = DDPMConfig(**flow | fields | {"output_dir": str(folder)})
+        DiffusionTask(config, load_images("digits")).save(folder / name)
+    return {
+        "classes": conditional_run("flow_prediction"),
+        "unconditional": folder / "unconditional",
+        "clusters": folder / "clusters",
+        "vae": vae_run,
+        "gan": gan_run,
+        "translation": translation_run,
+    }
+
+
+@pytest.fixture(scope="module")
+def exported(models, tmp_path_factory):
+    """A function that exports a model once."""
+    done = {}
+
+    def export(name: str, **options):
+        key = (name, *options.items())
+        if key not in done:
+            done[key] = hfgen.export(models[name], output=tmp_path_factory.mktemp(name), **options)
+        return done[key]
+
+    return export
+
+
+def python_of(folder) -> str:
+    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_onnx_makes_what_torch_makes(exported, name):
+    model = json.loads((exported(name) / "model.json").read_text())
+    assert model["files"]
+    for file in model["files"].values():
+        assert file["difference_from_torch"] < 1e-4
+        assert file["bytes"] == (exported(name) / file["file"]).stat().st_size
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_code_of_the_page_draws_with_onnxruntime_alone(exported, name, without_hfgen):
+    folder = exported(name)
+    without_hfgen.python(WITHOUT_TORCH + python_of(folder), folder=folder)
+    with PIL.Image.open(folder / "images.png") as image:
+        assert image.size == (80, 8)
+        assert np.asarray(image).std() > 10
+    (folder / "images.png").unlink()
+
+
+@pytest.mark.parametrize("name", ["classes", "vae"])
+def test_the_code_of_the_page_draws_with_torch_export(exported, name, without_hfgen):
+    folder = exported(name, format="torch_export")
+    without_hfgen.python(python_of(folder), folder=folder)
+    with PIL.Image.open(folder / "images.png") as image:
+        assert image.size == (80, 8)
+    model = json.loads((folder / "model.json").read_text())
+    assert all(file["difference_from_torch"] < 1e-4 for file in model["files"].values())
+
+
+def test_the_images_are_those_of_hfgen(exported, models):
+    """The same noise, the sampler's table and the guidance of model.json, and the network in onnxruntime."""
+    import onnxruntime
+
+    folder = exported("classes")
+    model = json.loads((folder / "model.json").read_text())
+    session = onnxruntime.InferenceSession(folder / "unet.onnx")
+    noise = [
+        torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(derive_seed("image", 0, i))) for i in range(10)
+    ]
+    first, last = model["guidance_interval"]
+
+    def ask(x, timestep, labels):
+        inputs = {"sample": x.numpy(), "timestep": timestep.float().reshape(1).numpy(), "class_labels": labels}
+        return torch.from_numpy(session.run(None, inputs)[0])
+
+    def predict(x, timestep):
+        asked = ask(x, timestep, np.arange(10))
+        if not first <= timestep / model["num_train_timesteps"] <= last:
+            return asked
+        return torch.lerp(ask(x, timestep, np.full(10, model["null_label"])), asked, model["guidance_scale"])
+
+    images = to_uint8(denoise_by_table(model["sampler"], torch.cat(noise), predict))
+    options = {name: model[name] for name in ("guidance_scale", "guidance_interval")}
+    options |= {name: model["sampler"][name] for name in ("scheduler", "num_inference_steps")}
+    (expected,) = sample(load(str(models["classes"])), num_images=10, **options)
+    assert (images.int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver", "unipc", "euler", "heun", "deis"])
+@pytest.mark.parametrize("prediction", ["v_prediction", "flow"])
+def test_a_table_is_its_sampler(name, prediction):
+    if prediction == "flow":
+        own = FlowMatchEulerDiscreteScheduler()
+        name = {"euler": "flow_euler", "heun": "flow_heun", "ddim": "unipc"}.get(name, name)
+    else:
+        own = DDPMScheduler(prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing")
+    noise = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+
+    def model(x, timestep):
+        return torch.cos(x * 2) - 0.3 * x
+
+    scheduler = make_scheduler(name, own, 7)
+    *_, (expected, _) = denoising_states(model, scheduler, 7, (1, 1, 4, 4), [3])
+    assert (denoise_by_table(sampler_table(own, name, 7), noise, model) - expected).abs().max() < 1e-4
+    assert start_denoising(scheduler, 7, noise).shape == noise.shape
+
+
+@pytest.mark.parametrize("name", ["dpmsolver_sde", "ddpm", "euler_a"])
+def test_a_sampler_that_adds_noise_has_no_table(name):
+    own = DDPMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    with pytest.raises(UserError, match=f"scheduler {name} cannot be exported as a table"):
+        sampler_table(own, name, 10)
+
+
+def test_half_precision_halves_the_files(exported):
+    whole, half = (json.loads((exported("unconditional", **options) / "model.json").read_text())["files"]["unet"]
+                   for options in ({}, {"dtype": "float16"}))  # fmt: skip
+    assert half["bytes"] < 0.8 * whole["bytes"]
+    assert 0 < half["difference_from_torch"] < 0.05
+
+
+def test_int8_is_smaller(exported):
+    whole, small = (json.loads((exported("gan", **options) / "model.json").read_text())["files"]["generator"]
+                    for options in ({}, {"dtype": "int8"}))  # fmt: skip
+    assert small["bytes"] < 0.5 * whole["bytes"]
+
+
+def test_both_directions_of_an_unpaired_translator(tmp_path):
+    config = CycleGANConfig(
+        dataset_name="digits", target_dataset_name="digits", output_dir=str(tmp_path), block_out_channels=[8, 16]
+    )
+    CycleGANTask(config, load_images("digits")).save(tmp_path / "model")
+    folder = hfgen.export(tmp_path / "model", output=tmp_path / "exported")
+    assert {path.name for path in folder.glob("*.onnx")} == {"generator.onnx", "inverse_generator.onnx"}
+
+
+@pytest.mark.parametrize(("name", "flags", "message"), [
+    ("classes", ["--num_inference_steps", "5000"], "num_inference_steps must be from 1 to"),
+    ("vae", ["--num_inference_steps", "5"], "has no denoising steps; leave out num_inference_steps"),
+    ("gan", ["--dtype", "int8", "--format", "torch_export"], "dtype int8 needs the format onnx"),
+])  # fmt: skip
+def test_misfits_are_refused_before_a_file_is_written(models, tmp_path, capsys, name, flags, message):
+    assert main(["export", str(models[name]), "--output", str(tmp_path / "out"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_named(models, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"needs the package onnxscript: pip install 'hfgen\[export\]'"):
+        hfgen.export(models["vae"], output=tmp_path / "out")
