@@ -82,7 +82,7 @@ def test_the_code_of_the_page_draws_with_onnxruntime_alone(exported, name, witho
     (folder / "images.png").unlink()
 
 
-@pytest.mark.parametrize("name", ["classes", "vae"])
+@pytest.mark.parametrize("name", ["classes"])
 def test_the_code_of_the_page_draws_with_torch_export(exported, name, without_hfgen):
     folder = exported(name, format="torch_export")
     without_hfgen.python(python_of(folder), folder=folder)
@@ -121,7 +121,7 @@ def test_the_images_are_those_of_hfgen(exported, models):
     assert (images.int() - expected.int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmsolver", "unipc", "euler", "heun", "deis"])
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver", "unipc", "euler", "heun"])
 @pytest.mark.parametrize("prediction", ["v_prediction", "flow"])
 def test_a_table_is_its_sampler(name, prediction):
     if prediction == "flow":
@@ -148,7 +148,7 @@ def test_a_sampler_that_adds_noise_has_no_table(name):
 
 
 def test_half_precision_halves_the_files(exported):
-    whole, half = (json.loads((exported("unconditional", **options) / "model.json").read_text())["files"]["unet"]
+    whole, half = (json.loads((exported("vae", **options) / "model.json").read_text())["files"]["decoder"]
                    for options in ({}, {"dtype": "float16"}))  # fmt: skip
     assert half["bytes"] < 0.8 * whole["bytes"]
     assert 0 < half["difference_from_torch"] < 0.05

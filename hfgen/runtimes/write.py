@@ -1,7 +1,9 @@
 """`hfgen export`: the networks of a model as ONNX or torch.export files, its sampler as numbers, and a README."""
 
 import json
+import logging
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hfgen.evaluation.real import name_of
 from hfgen.families import model_of
 from hfgen.pipelines.loading import load
 from hfgen.runs.folder import run_fields
-from hfgen.runtimes.networks import ExportedNetwork, networks_of
+from hfgen.runtimes.networks import EXAMPLES, ExportedNetwork, networks_of
 from hfgen.runtimes.sampler_table import sampler_table
 from hfgen.sampling.sample import check_sampling, default_sampler, is_conditional, is_guided
 from hfgen.utils.errors import UserError
@@ -23,6 +25,7 @@ from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import render
 
 MODEL_FILE, PAGE = "model.json", "README.md"
+MOST_IMAGES = 63  # of a call of torch.export's: diffusers' U-Net branches at 64
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 TOLERANCES = {"float32": 1e-4, "float16": 5e-2}  # of a network's outputs; int8 is reported only
 
@@ -112,17 +115,17 @@ def _json_number(value: Any) -> Any:
     return None if value == math.inf else value
 
 
-def _dynamic_shapes(network: ExportedNetwork) -> dict[str, Any]:
+def _dynamic_shapes(network: ExportedNetwork, most: int | None = None) -> dict[str, Any]:
     """Let the number of images vary in every input that has one."""
-    batch = torch.export.Dim("batch", min=1, max=65536)
+    batch = torch.export.Dim("batch", max=most)
     return {name: None if name in network.per_call else {0: batch} for name in network.inputs}
 
 
 def _write_torch_export(network: ExportedNetwork, file: Path) -> float:
-    program = torch.export.export(
-        network.module.eval(), (), network.inputs, dynamic_shapes=_dynamic_shapes(network), strict=False
-    )
-    with file.open("wb") as stream:
+    with warnings.catch_warnings(), file.open("wb") as stream:
+        warnings.simplefilter("ignore")  # of torch about itself
+        shapes = _dynamic_shapes(network, MOST_IMAGES)
+        program = torch.export.export(network.module.eval(), (), network.inputs, dynamic_shapes=shapes, strict=False)
         torch.export.save(program, stream)
     return _difference(network, lambda inputs: program.module()(**inputs))
 
@@ -131,16 +134,19 @@ def _write_onnx(network: ExportedNetwork, file: Path, dtype: str) -> float:
     """Write a network as ONNX, with its weights; return how far its outputs are from those of torch."""
     import onnxruntime
 
-    program = torch.onnx.export(
-        network.module.eval(),
-        (),
-        kwargs=network.inputs,
-        input_names=list(network.inputs),
-        output_names=list(network.outputs),
-        dynamic_shapes=_dynamic_shapes(network),
-        dynamo=True,
-        verbose=False,
-    )
+    logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)  # it warns of the missing torchvision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself, and about the shared name of the first dimensions
+        program = torch.onnx.export(
+            network.module.eval(),
+            (),
+            kwargs=network.inputs,
+            input_names=list(network.inputs),
+            output_names=list(network.outputs),
+            dynamic_shapes=_dynamic_shapes(network),
+            dynamo=True,
+            verbose=False,
+        )
     program.save(file, external_data=False)
     if dtype == "int8":
         _quantize(file)
@@ -164,14 +170,17 @@ def _quantize(file: Path) -> None:
 
 @torch.no_grad()
 def _difference(network: ExportedNetwork, run: Any) -> float:
-    """Return the largest difference of exported outputs from those of torch, for another number of images."""
-    inputs = {
-        name: tensor if name in network.per_call else torch.cat([tensor, tensor[:1]])
-        for name, tensor in network.inputs.items()
-    }
-    expected, found = network.module(**inputs), run(inputs)
-    expected, found = (each if isinstance(each, tuple | list) else [each] for each in (expected, found))
-    return max((one - other).abs().max().item() for one, other in zip(expected, found, strict=True))
+    """Return the largest difference of exported outputs from those of torch, for one image and for several."""
+    differences = []
+    for count in (1, EXAMPLES + 1):
+        inputs = {
+            name: tensor if name in network.per_call else tensor.repeat_interleave(count, 0)[:count]
+            for name, tensor in network.inputs.items()
+        }
+        expected, found = network.module(**inputs), run(inputs)
+        expected, found = (each if isinstance(each, tuple | list) else [each] for each in (expected, found))
+        differences += [(one - other).abs().max().item() for one, other in zip(expected, found, strict=True)]
+    return max(differences)
 
 
 def _require_onnx() -> None:
