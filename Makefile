@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 QUICKSTART_RUN ?= runs/ddpm_digits_quickstart
 QUICKSTART_FLAGS ?=
 GOLDEN ?= runs/golden
+MOST_BYTES := 8000000  # of weights in float32; in float16 half of it, which is the limit of a model in model_cards
 
 JUDGES := digits mnist mnist_regnet fashion_mnist fashion_mnist_regnet cifar10 cifar10_regnet
 
@@ -63,11 +64,15 @@ results: $(VENV)/.installed  ## write RESULTS.md and docs/speedrun.md from the e
 	$(BIN)/hfgen results model_cards --output RESULTS.md
 	$(BIN)/python benchmarks/speedrun.py
 
-cards: $(VENV)/.installed  ## write the pages of the recipes' models in runs, and the wall of their pictures
+cards: $(VENV)/.installed  ## write the pages of the recipes' models in runs, and the small models, to model_cards
 	set -e; for recipe in hfgen/recipes/*.yaml; do \
 		name=$$(basename $$recipe .yaml); \
 		for run in runs/$$name runs/$$name/$$name-*; do \
-			if [ -f $$run/run.json ]; then $(BIN)/hfgen card $$run --gallery model_cards; fi; \
+			[ -f $$run/run.json ] || continue; \
+			bytes=$$(cat $$run/*/*.safetensors 2> /dev/null | wc -c); \
+			weights=; \
+			if [ -f $$run/model_index.json ] && [ $$bytes -le $(MOST_BYTES) ]; then weights="--weights float16"; fi; \
+			$(BIN)/hfgen card $$run --gallery model_cards $$weights; \
 		done; \
 	done
 

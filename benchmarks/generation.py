@@ -1,6 +1,6 @@
 """How many images a second models draw, each with the sampler of its own run.
 
-    python benchmarks/generation.py runs/gan_mnist_cpu10min runs/ddpm_mnist_cpu10min runs/vae_mnist_mlp_cpu5min
+    python benchmarks/generation.py runs/gan_mnist_cpu10min runs/ddpm_mnist_cpu5min runs/vae_mnist_mlp_cpu5min
 
 Rounds in which each draws the same number of images, and the ratios to the first within a round. How good what they
 draw is stands beside it, where `hfgen evaluate` has measured it. Results go to benchmarks/results/generation.json and

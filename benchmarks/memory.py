@@ -30,7 +30,7 @@ from hfgen.training.trainer import Trainer
 from hfgen.utils.devices import native_precision
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
-RECIPES = ["ddpm_mnist", "ddpm_mnist_cpu10min"]
+RECIPES = ["ddpm_mnist", "ddpm_mnist_cpu5min"]
 WARM_UP_STEPS = 5
 
 

@@ -1,14 +1,11 @@
-"""What objectives, optimizers' settings and networks give a diffusion model at equal training time.
+"""What objectives, optimizers' settings and networks give a class-conditional model at equal training time.
 
     python benchmarks/objectives.py --dataset_name mnist --seconds 60
-    python benchmarks/objectives.py --dataset_name mnist --seconds 60 --study defaults
 
 Each variant differs from the first in what its name says; the first is repeated at the end, and what two equal runs
 differ by is what the machine's noise amounts to. All train for the same wall-clock time on the same machine, one after
 the other, and are then drawn with 15 steps, with and without guidance, and measured as `hfgen compare-samplers` does.
-In the study of the defaults, which has no classes, each variant changes one more field of the variant before.
-Results go to benchmarks/results/objectives_DATASET.json or defaults_DATASET.json and, as a table, .md; with `--only`,
-the other rows stay.
+Results go to benchmarks/results/objectives_DATASET.json and, as a table, .md; with `--only`, the other rows stay.
 """
 
 import argparse
@@ -65,54 +62,25 @@ VARIANTS = {
     "channels 32-64-96, AdamW 2e-3": {"block_out_channels": [32, 64, 96], "learning_rate": 2e-3},
     f"again: {FIRST}": {},
 }
-GUIDANCE = {"guidance 1": [1.0], "guidance 1.5": [1.5]}
-CHANGES = {
-    "v-prediction, channels 32-64-96, 2 layers, attention in the middle, batch 128": {
-        "prediction_type": "v_prediction",
-        "block_out_channels": [32, 64, 96],
-        "layers_per_block": 2,
-        "add_attention": True,
-        "train_batch_size": 128,
-        "num_inference_steps": 15,
-        "num_samples": 1,
-        "checkpointing_steps": 10**9,
-    },
-    "logit-normal flow": FLOW,
-    "no attention": {"add_attention": False},
-    "1 layer": {"layers_per_block": 1},
-    "batch 64": {"train_batch_size": 64},
-    "batch 32": {"train_batch_size": 32},
-    "channels 16-48-64": {"block_out_channels": [16, 48, 64]},
-}
-
-
-def variants_of(study: str) -> dict[str, dict]:
-    """Return the fields of each variant of a study."""
-    if study == "objectives":
-        return {name: BASE | fields for name, fields in VARIANTS.items()}
-    fields, found = {}, {}
-    for name, changes in CHANGES.items():
-        fields = fields | changes
-        found[name] = fields
-    return found
+GUIDANCE = {"1": 1.0, "1.5": 1.5}
 
 
 def measure(fields: dict, options: argparse.Namespace, folder: Path) -> dict:
     """Train one variant, and draw from it with each guidance."""
     config = DDPMConfig(
-        **fields,
+        **BASE | fields,
         dataset_name=options.dataset_name,
         max_train_seconds=options.seconds,
         output_dir=str(folder / "run"),
     )
     run = train(config, DiffusionTask)
     found = {}
-    for name, scales in (GUIDANCE if config.class_conditional else {"no classes": []}).items():
+    for name, scale in GUIDANCE.items():
         asked = CompareSamplersConfig(
             runs=[str(run)],
             scheduler=["unipc"],
             num_inference_steps=[15],
-            guidance_scale=scales,
+            guidance_scale=[scale],
             num_images=options.num_images,
             output_dir=str(folder / "report"),
         )
@@ -125,20 +93,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset_name", default="mnist")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--study", choices=["objectives", "defaults"], default="objectives")
     parser.add_argument("--num_images", type=int, default=1000)
     parser.add_argument("--only", nargs="*", help="variants whose name begins with one of these; by default all")
     options = parser.parse_args()
-    place = RESULTS / f"{options.study}_{options.dataset_name}.json"
+    place = RESULTS / f"objectives_{options.dataset_name}.json"
     command = f"python benchmarks/objectives.py --dataset_name {options.dataset_name} --seconds {options.seconds:g}"
-    command += "" if options.study == "objectives" else f" --study {options.study}"
     given = {"command": command, "threads": torch.get_num_threads(), "num_images": options.num_images}
     record = given | {"rows": {}}
     if place.exists() and options.only:
         record = json.loads(place.read_text())
         if differing := [name for name, value in given.items() if record[name] != value]:
             raise SystemExit(f"{place} was made with other {', '.join(differing)}")
-    for name, fields in variants_of(options.study).items():
+    for name, fields in VARIANTS.items():
         if options.only and not name.startswith(tuple(options.only)):
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -150,10 +116,8 @@ def main() -> None:
 
 def table(record: dict) -> str:
     """Write the record as a page."""
-    guidances = [name for name, found in next(iter(record["rows"].values())).items() if isinstance(found, dict)]
-    has_classes = "no classes" not in guidances
-    measures = ("Fréchet", "recall", "right class") if has_classes else ("Fréchet", "recall")
-    header = ["variant", "images/s", "steps", *(f"{measure}, {name}" for name in guidances for measure in measures)]
+    header = ["variant", "images/s", "steps"]
+    header += [f"{what}, guidance {name}" for name in GUIDANCE for what in ("Fréchet", "recall", "right class")]
     lines = [
         f"Each row by `{record['command']} --only` and its name,",
         f"with {record['threads']} threads; {record['num_images']:,} images each, 15 steps of UniPC.",
@@ -162,11 +126,12 @@ def table(record: dict) -> str:
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),
     ]
-    for variant, row in record["rows"].items():
-        cells = [variant, str(row["images_per_second"]), str(row["steps"])]
-        for name in guidances:
-            cells += [with_std(row[name]["frechet_distance"]), number(row[name]["recall"]["value"])]
-            cells += [f"{row[name]['accuracy']:.1%}"] if has_classes else []
+    for name, row in record["rows"].items():
+        cells = [name, str(row["images_per_second"]), str(row["steps"])]
+        for guidance in GUIDANCE:
+            found = row[guidance]
+            cells += [with_std(found["frechet_distance"]), number(found["recall"]["value"])]
+            cells.append(f"{found['accuracy']:.1%}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py --dataset_name mnist
 
-The contenders train the same network (that of the recipe `ddpm_mnist_cpu10min`) with the same batch, precision,
+The contenders train the same network (that of the recipe `ddpm_mnist_cpu5min`) with the same batch, precision,
 optimizer, clipping and EMA, in turn, a few seconds each, for several rounds. What counts is the ratio within a round
 and its median: one absolute time on a shared machine means little. Results go to benchmarks/results/throughput.json.
 """
@@ -35,7 +35,7 @@ from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
-RECIPE = "ddpm_mnist_cpu10min"
+RECIPE = "ddpm_mnist_cpu5min"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

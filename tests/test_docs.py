@@ -219,7 +219,7 @@ def test_the_comparison_of_families_has_the_numbers_of_the_evaluations():
             f"{r['measures'][judge][key]['value']:.3g}" for r in records
         ]
         floors = {f"{record['floors'][judge]['train_against_test'][key]:.3g}" for record in records}
-        assert floors == {cells[3]}
+        assert floors == set(re.findall(r"0\.\d+", cells[3]))
     (shares,) = [row[1:4] for row in rows if row[0].startswith("frequency")]
     for cell, record in zip(shares, records, strict=True):
         found = record["classes"][judge]["shares"]["generated"]

@@ -100,7 +100,7 @@ def save_record(
     """Write a record and its page; return the path of the record."""
     for name, text in {page_file: page, record_file: json_text(record, indent=1) + "\n"}.items():
         with complete_or_absent(folder / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     return folder / record_file
 
 

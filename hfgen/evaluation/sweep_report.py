@@ -70,7 +70,7 @@ def write_page(folder: Path) -> Path:
         best=best,
     )
     with complete_or_absent(folder / PAGE) as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, encoding="utf-8")
     return folder / PAGE
 
 

@@ -172,7 +172,7 @@ def write_gallery(folder: Path) -> Path:
         for page in pages
     ]
     with complete_or_absent(folder / CARD) as temporary:
-        temporary.write_text(render("wall.md", models=models))
+        temporary.write_text(render("wall.md", models=models), encoding="utf-8")
     return folder / CARD
 
 

@@ -126,7 +126,7 @@ def write_report(
     )
     for name, text in {PAGE: page, STUDY: json_text(record, indent=1) + "\n"}.items():
         with complete_or_absent(folder / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     return record
 
 
@@ -177,7 +177,7 @@ def _write_best(
         f"# Command: hfgen train {record['family']} --config {BEST} --output_dir NAME\n"
     )
     with complete_or_absent(file) as temporary:
-        temporary.write_text(text + yaml.safe_dump(chosen, sort_keys=False))
+        temporary.write_text(text + yaml.safe_dump(chosen, sort_keys=False), encoding="utf-8")
 
 
 def _tested(folder: Path, record: dict[str, Any]) -> dict[str, dict[str, str]]:
