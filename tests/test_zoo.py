@@ -18,7 +18,7 @@ from hfgen.sampling.sample import default_sampler, is_conditional, sample
 from hfgen.utils.errors import UserError
 
 MODELS = sorted(path.parent.name for path in ZOO.glob(f"*/{INDEX}"))
-ONE_OF_EACH = {json.loads((ZOO / name / INDEX).read_text())["_class_name"][-1]: name for name in MODELS}.values()
+ONE_OF_EACH = {str(json.loads((ZOO / name / INDEX).read_text())["_class_name"]): name for name in MODELS}.values()
 MOST_BYTES, MOST_BYTES_OF_ALL = 4e6, 60e6
 
 
