@@ -107,6 +107,13 @@ def test_a_sampler_that_does_not_fit_is_refused_before_training(tmp_path, fields
         DiffusionTask(DDPMConfig(**CONDITIONAL | {"output_dir": str(tmp_path)} | fields), load_images("digits"))
 
 
+def test_a_flow_has_no_beta_schedule():
+    fields = {"dataset_name": "digits", "output_dir": "x", "beta_schedule": "linear"}
+    with pytest.raises(UserError, match="flow_prediction, the default, has no beta_schedule linear"):
+        DDPMConfig(**fields)
+    DDPMConfig(**fields, prediction_type="epsilon")
+
+
 @pytest.mark.parametrize("fields", [{"logit_mean": 0.3}, {"logit_std": 2.0}])
 def test_what_timesteps_do_not_follow_is_refused(fields):
     shared = {"dataset_name": "digits", "output_dir": "x"}

@@ -1,13 +1,15 @@
 """`hfgen export`: every family runs elsewhere, without hfgen or torch, and makes the same images."""
 
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+import yaml
 from conftest import TINY
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 import hfgen
 from hfgen.cli.main import main
@@ -141,6 +143,13 @@ def test_a_table_is_its_sampler(name, prediction):
     assert start_denoising(scheduler, 7, noise).shape == noise.shape
 
 
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_a_sampler_that_clips_has_no_table(steps):
+    own = DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
+    with pytest.raises(UserError, match="scheduler ddim cannot be exported as a table"):
+        sampler_table(own, "ddim", steps)
+
+
 @pytest.mark.parametrize("name", ["dpmsolver_sde", "ddpm", "euler_a"])
 def test_a_sampler_that_adds_noise_has_no_table(name):
     own = DDPMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
@@ -182,6 +191,34 @@ def test_misfits_are_refused_before_a_file_is_written(models, tmp_path, capsys, 
     assert main(["export", str(models[name]), "--output", str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_only_an_export_in_the_same_format_is_replaced(models, exported, tmp_path, capsys):
+    run = shutil.copytree(models["gan"], tmp_path / "run")
+    with pytest.raises(UserError, match="is not empty and holds no export in onnx"):
+        hfgen.export(run, output=run)
+    again = shutil.copytree(exported("gan"), tmp_path / "again")
+    with pytest.raises(UserError, match="is not empty and holds no export in torch_export"):
+        hfgen.export(run, output=again, format="torch_export")
+    hfgen.export(run, output=again)
+    assert f"replaces the export in {again}" in capsys.readouterr().err
+
+
+def test_what_is_of_no_family_is_refused(models):
+    pipeline = load(str(models["unconditional"]))
+    with pytest.raises(UserError, match="hfgen cannot export a DDIMPipeline"):
+        networks_of(DDIMPipeline(pipeline.unet, DDIMScheduler()))
+
+
+def test_an_exported_gan_keeps_its_truncation(models, tmp_path, without_hfgen):
+    run = shutil.copytree(models["gan"], tmp_path / "run")
+    index = json.loads((run / "model_index.json").read_text()) | {"truncation": 0.5}
+    (run / "model_index.json").write_text(json.dumps(index))
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"truncation": 0.5}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    folder = hfgen.export(run, output=tmp_path / "exported")
+    code = WITHOUT_TORCH + python_of(folder) + "\nassert 0 < abs(latents).max() <= 0.5"
+    without_hfgen.python(code, folder=folder)
 
 
 def test_a_missing_package_is_named(models, tmp_path, monkeypatch):

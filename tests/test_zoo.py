@@ -1,6 +1,8 @@
 """The zoo: models of the recipes, with their weights, in the checkout."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -14,6 +16,7 @@ from hfgen.cli.main import main
 from hfgen.judges.judge import load_judge
 from hfgen.pipelines import loading
 from hfgen.pipelines.loading import INDEX, ZOO, load
+from hfgen.runs.folder import run_fields
 from hfgen.sampling.sample import default_sampler, is_conditional, sample
 from hfgen.utils.errors import UserError
 
@@ -24,7 +27,8 @@ MOST_BYTES, MOST_BYTES_OF_ALL = 4e6, 60e6
 
 def test_the_zoo_is_in_the_checkout_and_small():
     assert ZOO == REPOSITORY / "model_cards"
-    assert MODELS
+    listed = re.search(r"^ZOO := ((?:.*\\\n)*.*)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)[1]
+    assert sorted(listed.replace("\\", " ").split()) == MODELS
     sizes = {name: sum(file.stat().st_size for file in (ZOO / name).rglob("*.safetensors")) for name in MODELS}
     assert min(sizes.values()) > 0
     assert max(sizes.values()) <= MOST_BYTES, sizes
@@ -61,7 +65,7 @@ def test_the_code_of_its_card_makes_its_first_images_with_diffusers_alone(name, 
 def test_its_notebook_runs_with_diffusers_alone(name, tmp_path, without_hfgen):
     cells = json.loads((ZOO / name / "notebook.ipynb").read_text())["cells"]
     sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
-    assert sources[0] == "%pip install -q diffusers"
+    assert sources[0].startswith('%pip install -q "diffusers>=')
     code = "\n".join(sources[1:]).replace(f'"user/{name}"', repr(str(ZOO / name)))
     without_hfgen.python(code, folder=tmp_path)
     with PIL.Image.open(tmp_path / "image.png") as image:
@@ -76,6 +80,26 @@ def test_a_recipe_without_a_model_is_named_with_its_training(tmp_path, monkeypat
         load("ddpm_mnist_clusters_cpu5min")
     with pytest.raises(UserError, match="is a recipe, and revision"):
         load("ddpm_mnist_clusters_cpu5min", revision="main")
+
+
+def test_a_stock_pipeline_is_drawn_as_its_recipe_says(tmp_path):
+    assert run_fields(Path("ddpm_mnist_cpu5min"))["num_inference_steps"] == 15
+    assert run_fields(tmp_path) == {}
+
+
+def test_a_card_does_not_leave_other_weights_beside_it(conditional_run, tmp_path):
+    run = conditional_run("flow_prediction")
+    hfgen.card(run, gallery=tmp_path, weights="float32")
+    with pytest.raises(UserError, match="holds a model; set weights to renew it with its card"):
+        hfgen.card(run, gallery=tmp_path)
+
+
+def test_a_notebook_of_the_author_stays(conditional_run, tmp_path, capsys):
+    own = hfgen.card(conditional_run("flow_prediction"), gallery=tmp_path).parent / "notebook.ipynb"
+    own.write_text(json.dumps({"cells": [], "metadata": {}}))
+    hfgen.card(conditional_run("flow_prediction"), gallery=tmp_path)
+    assert json.loads(own.read_text())["cells"] == []
+    assert "was not written by hfgen and stays as it is" in capsys.readouterr().out
 
 
 def test_a_folder_comes_before_a_recipe_of_its_name(conditional_run, tmp_path, monkeypatch):

@@ -364,17 +364,22 @@ def card(run: Name | CardConfig, **fields: Any) -> Path:
     from hfgen.pipelines.loading import require_folder
     from hfgen.publishing.card import gallery_folder, write_card, write_gallery
     from hfgen.publishing.licenses import check_license
+    from hfgen.utils.untrusted import INDEX
 
     require_folder(config.run)
     check_license(config.license)
     folder = gallery_folder(Path(config.gallery), Path(config.run)) if config.gallery else Path(config.run)
     check_output(folder, is_folder=True)
+    if config.gallery and not config.weights and (folder / INDEX).exists():
+        raise UserError(f"{folder} holds a model; set weights to renew it with its card, or delete it first")
     with writing(folder):
         if config.weights:
             import torch
 
+            from hfgen.publishing.facts import require_run
             from hfgen.publishing.hub import copy_model
 
+            require_run(Path(config.run))
             copy_model(Path(config.run), folder, getattr(torch, config.weights))
             print(f"The model is in {folder}, with weights in {config.weights}")
         rounded = config.weights if config.weights != "float32" else None

@@ -546,8 +546,8 @@ class CardConfig:
         run: A finished run.
         gallery: Folder of model cards: write this card to a sub-folder of it and update its overview page. By default
             the card is written to the run.
-        weights: Also write the model to the gallery, with weights of this data type, so that the sub-folder is what
-            `hfgen push` uploads.
+        weights: Also write the model to the gallery, with weights of this data type, so that the sub-folder is a
+            complete repository.
         repo_id: Hub id in the card's usage example; by default the run's `hub_model_id`, or else user/NAME.
         license: Licence of the weights, as a Hub identifier.
 

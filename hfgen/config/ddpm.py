@@ -41,7 +41,7 @@ class DDPMConfig(TrainingConfig):
             rectified flow (Liu et al. 2023).
         num_train_timesteps: Number T of diffusion timesteps, 25 or more.
         beta_schedule: Noise schedule: `linear` (Ho et al. 2020), `squaredcos_cap_v2` (the cosine schedule of Nichol
-            and Dhariwal 2021), or another of diffusers'. Ignored by a flow.
+            and Dhariwal 2021), or another of diffusers'. A flow has none.
         rescale_betas_zero_snr: Rescale the noise schedule to zero terminal SNR (Lin et al. 2024).
         timestep_sampling: Distribution of training timesteps: `uniform`, or `logit_normal`, which favours intermediate
             noise levels (Esser et al. 2024). By default logit_normal for flow_prediction, uniform for the others.
@@ -110,6 +110,11 @@ class DDPMConfig(TrainingConfig):
         self._require("positive", ["snr_gamma"])
         self._require("positive", ["logit_std"], at_most=MAX_LOGIT)
         self._require("any", ["logit_mean"], at_most=MAX_LOGIT)
+        if self.prediction_type == "flow_prediction" and self.beta_schedule != "squaredcos_cap_v2":
+            raise UserError(
+                f"flow_prediction, the default, has no beta_schedule {self.beta_schedule}; set prediction_type too, "
+                "such as v_prediction"
+            )
         if self.timestep_density == "uniform" and (self.logit_mean, self.logit_std) != (0, 1):
             raise UserError("logit_mean and logit_std need timestep_sampling logit_normal")
         self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)

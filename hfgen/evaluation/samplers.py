@@ -1,6 +1,7 @@
 """`hfgen compare-samplers`: image quality and cost by scheduler, steps and guidance."""
 
 import functools
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,15 +121,23 @@ def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, An
     guidance = {name: own[name] for name in GUIDANCE if name in own}
     if guidance and config.guidance_interval:
         guidance["guidance_interval"] = config.guidance_interval
-    schedulers = config.scheduler or suitable_schedulers(
-        model.pipeline.scheduler, min(config.num_inference_steps), USUAL_SCHEDULERS
-    )
+    settings = config.settings(config.scheduler) or _usual_settings(config, model)
     guidances = [guidance | {"guidance_scale": scale} for scale in config.guidance_scale] or [guidance]
     return [
-        {"scheduler": name, "num_inference_steps": steps} | chosen
-        for chosen in guidances
-        for name, steps in config.settings(schedulers)
+        {"scheduler": name, "num_inference_steps": steps} | chosen for chosen in guidances for name, steps in settings
     ]
+
+
+def _usual_settings(config: CompareSamplersConfig, model: _Model) -> list[tuple[str, int]]:
+    """Return the usual schedulers with each number of steps with which they fit a model, and say which do not."""
+    own, fitting = model.pipeline.scheduler, []
+    for steps in config.num_inference_steps:
+        fitting += [(name, steps) for name in suitable_schedulers(own, steps, USUAL_SCHEDULERS)]
+    if left_out := [name for name in USUAL_SCHEDULERS if name not in dict(fitting)]:
+        print(f"hfgen: {model.name} does not fit {', '.join(left_out)}, which are left out", file=sys.stderr)
+    if not fitting:
+        raise UserError(f"{model.name} fits none of {', '.join(USUAL_SCHEDULERS)}; set scheduler")
+    return fitting
 
 
 def _try_setting(

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Collection
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from hfgen.runs.folder import (
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import TEMPLATES, authors_sections, json_text, linked_pictures, render, with_sections
-from hfgen.utils.untrusted import check_content, one_line, own_file
+from hfgen.utils.untrusted import check_content, one_line, own_file, read_json
 
 WALL = "# Models\n\nMade by `hfgen card`: "  # the beginning of templates/wall.md
 SAMPLES_PICTURE = "samples.png"
@@ -39,6 +40,7 @@ WATTS_PER_CORE, WATTS_PER_GPU = 10, 400  # assumptions of the energy estimate
 GRAMS_PER_KWH = 473  # of CO2, the world's average of 2024 (Ember, Global Electricity Review 2025)
 PLACEHOLDER = "user"  # the namespace of a model that has no Hub id
 NOTEBOOK = "notebook.ipynb"  # which the Hub opens in Colab
+NOTEBOOK_MARK = {"generator": "hfgen card"}  # in the metadata of a notebook that hfgen wrote
 
 
 def write_card(
@@ -97,9 +99,12 @@ def write_card(
     with complete_or_absent(folder / CARD) as temporary:
         temporary.write_text(with_sections(str(card), sections), encoding="utf-8")
     if facts["kind"].use in ("denoise", "decode"):
-        code = card_text(facts, model, block="use")
-        with complete_or_absent(folder / NOTEBOOK) as temporary:
-            temporary.write_text(_notebook(model, code), encoding="utf-8")
+        notebook = own_file(folder, NOTEBOOK)
+        if is_own_notebook(notebook):
+            with complete_or_absent(notebook) as temporary:
+                temporary.write_text(_notebook(model, card_text(facts, model, block="use")), encoding="utf-8")
+        else:
+            print(f"{notebook} was not written by hfgen and stays as it is")
     if sections:
         print(f"Sections that hfgen did not write stay in the model card: {', '.join(map(one_line, sections))}")
     return folder / CARD
@@ -203,10 +208,16 @@ def _is_there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
+def is_own_notebook(file: Path) -> bool:
+    """Return whether there is no such file, or a notebook that hfgen wrote."""
+    return not file.exists() or read_json(file).get("metadata") == NOTEBOOK_MARK
+
+
 def _notebook(model: str, code: str) -> str:
     """Return a notebook that installs diffusers, runs the code of the card, and shows the first image enlarged."""
+    diffusers = next(package for package in requires("hfgen") if package.startswith("diffusers"))
     sources = [
-        "%pip install -q diffusers",
+        f'%pip install -q "{diffusers}"',
         code.strip(),
         'from PIL import Image\n\nImage.open("image.png").resize((280, 280), Image.Resampling.NEAREST)',
     ]
@@ -214,7 +225,7 @@ def _notebook(model: str, code: str) -> str:
     for number, source in enumerate(sources):
         shared = {"cell_type": "code", "id": f"code-{number}", "metadata": {}}
         cells.append(shared | {"execution_count": None, "outputs": [], "source": source})
-    return json_text({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    return json_text({"cells": cells, "metadata": NOTEBOOK_MARK, "nbformat": 4, "nbformat_minor": 5})
 
 
 def _metadata(facts: dict[str, Any], model: str, spdx_license: str, pictures: Collection[str]) -> ModelCardData:

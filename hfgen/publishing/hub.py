@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from hfgen.config import TrainingConfig
 from hfgen.pipelines.loading import INDEX
 from hfgen.pipelines.saving import code_files
-from hfgen.publishing.card import copy_whole, write_card
+from hfgen.publishing.card import NOTEBOOK, copy_whole, is_own_notebook, write_card
 from hfgen.publishing.facts import require_run
 from hfgen.publishing.licenses import check_license
 from hfgen.publishing.pages import PageWriter
@@ -335,7 +335,9 @@ def _commit(folder: Path, repo_id: str, message: str, revision: str | None = Non
         existing = [file.rfilename for file in before.siblings]
         linked = _keep_sections(folder, repo_id, before.sha) if CARD in existing else []
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        own = {name.partition("/")[0] for name in files} | {CARD, FIGURES, *REPORTS}
+        if NOTEBOOK in existing and not is_own_notebook(Path(hf_hub_download(repo_id, NOTEBOOK, revision=before.sha))):
+            files.pop(NOTEBOOK, None)
+        own = {name.partition("/")[0] for name in files} - {NOTEBOOK} | {CARD, FIGURES, *REPORTS}
         kept = {*files, *linked}
         stale = [name for name in existing if name.partition("/")[0] in own and name not in kept]
         operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from hfgen.config.recipes import RECIPES, read_recipes
 from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.runs.checkpoints import BEST, list_checkpoints, list_steps, step_of
 from hfgen.utils.files import INCOMPLETE, complete_or_absent, remove, remove_leftovers
@@ -162,9 +163,13 @@ class RunFolder:
 def run_fields(source: Path) -> dict[str, Any]:
     """Return the configuration that a run keeps of itself, found from its folder or one of its checkpoints.
 
+    For the name of a recipe, where there is no such folder, it is that of the recipe.
+
     Raises:
         UserError: if it is damaged.
     """
+    if not source.exists() and str(source) in read_recipes():
+        return read_fields(RECIPES / f"{source}.yaml")
     return RunFolder(source).fields() or (
         RunFolder(source.resolve().parents[1]).fields() if is_checkpoint(source) else {}
     )

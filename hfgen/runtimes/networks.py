@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hfgen.families import model_of
 from hfgen.sampling.sample import image_shape_of, network_of, require_diffusion
+from hfgen.utils.errors import UserError
 
 EXAMPLES = 2  # images of the example inputs; other numbers are possible with what is exported
 
@@ -96,10 +97,15 @@ def networks_of(pipeline: DiffusionPipeline) -> dict[str, ExportedNetwork]:
     Raises:
         UserError: for a pipeline that hfgen does not know.
     """
+    model = model_of(type(pipeline).__name__)
+    if model is None:
+        raise UserError(f"hfgen cannot export a {type(pipeline).__name__}, which is of none of its families")
     network = network_of(pipeline)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval()
     labels = getattr(pipeline, "labels", {})
     classes = {"class_labels": torch.arange(EXAMPLES) % len(labels)} if labels else {}
-    model = model_of(type(pipeline).__name__)
     if "vae" in pipeline.components:
         latents = torch.randn(EXAMPLES, network.config.latent_dim)
         found = {
@@ -110,10 +116,10 @@ def networks_of(pipeline: DiffusionPipeline) -> dict[str, ExportedNetwork]:
             drawn = {"noise": latents, "uniform": torch.rand(EXAMPLES)}
             found["mixture"] = ExportedNetwork(Mixture(pipeline.mixture), drawn, ("latents",))
         return found
-    if model and model.use == "decode":
+    if model.use == "decode":
         latents = torch.randn(EXAMPLES, network.config.latent_dim)
         return {"generator": ExportedNetwork(Generator(network), {"latents": latents} | classes, ("images",))}
-    if model and model.use == "translate":
+    if model.use == "translate":
         return {
             name: ExportedNetwork(Translator(part), {"sample": _given_to(part)} | _noise(part), ("images",))
             for name, part in pipeline.components.items()

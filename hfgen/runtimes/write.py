@@ -1,16 +1,20 @@
 """`hfgen export`: the networks of a model as ONNX or torch.export files, its sampler as numbers, and a README."""
 
+import copy
+import io
 import json
 import logging
 import math
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfgen.config.commands import ExportConfig
 from hfgen.evaluation.real import name_of
@@ -23,6 +27,7 @@ from hfgen.sampling.sample import check_sampling, default_sampler, is_conditiona
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.markdown import render
+from hfgen.utils.untrusted import read_json
 
 MODEL_FILE, PAGE = "model.json", "README.md"
 MOST_IMAGES = 63  # of a call of torch.export's: diffusers' U-Net branches at 64
@@ -34,8 +39,10 @@ def export(config: ExportConfig) -> Path:
     """Write the files of a model for other runtimes; return their folder.
 
     Raises:
-        UserError: before any file is written, if the options do not fit the model or a package is missing.
+        UserError: before any file is written, if the options do not fit the model, a package is missing, or the folder
+            holds anything but an earlier export in this format; or if an exported network differs from torch.
     """
+    check_folder(Path(config.output), config.format)
     if config.format == "onnx":
         _require_onnx()
     pipeline = load(config.run_or_repo)
@@ -44,15 +51,16 @@ def export(config: ExportConfig) -> Path:
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     facts["files"] = {}
+    write = _write_onnx if config.format == "onnx" else _write_torch_export
     for name, network in networks.items():
-        if config.dtype == "float16":
-            network.module.half()
         file = folder / f"{name}{SUFFIXES[config.format]}"
         with complete_or_absent(file) as temporary:
-            if config.format == "onnx":
-                difference = _write_onnx(network, temporary, config.dtype)
-            else:
-                difference = _write_torch_export(network, temporary)
+            difference = write(network, temporary, config.dtype)
+            tolerance = TOLERANCES.get(config.dtype, math.inf)
+            if not difference <= tolerance:
+                raise UserError(
+                    f"the exported {name} differs from torch by {difference:.2g}, more than {tolerance:g}: a defect"
+                )
         facts["files"][name] = {
             "file": file.name,
             "inputs": {key: list(tensor.shape[1:]) for key, tensor in network.inputs.items()},
@@ -60,11 +68,6 @@ def export(config: ExportConfig) -> Path:
             "bytes": file.stat().st_size,
             "difference_from_torch": difference,
         }
-        tolerance = TOLERANCES.get(config.dtype, math.inf)
-        if not difference <= tolerance:
-            raise UserError(
-                f"the exported {name} differs from torch by {difference:.2g}, more than {tolerance:g}: a defect"
-            )
     with complete_or_absent(folder / MODEL_FILE) as temporary:
         temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with complete_or_absent(folder / PAGE) as temporary:
@@ -72,14 +75,27 @@ def export(config: ExportConfig) -> Path:
     return folder
 
 
+def check_folder(folder: Path, wanted: str) -> None:
+    """Check that a folder is new, empty, or an export in the same format.
+
+    Raises:
+        UserError: naming the folder, if it is not.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    file = folder / MODEL_FILE
+    if not file.is_file() or read_json(file).get("format") != wanted:
+        raise UserError(f"{folder} is not empty and holds no export in {wanted}; name a new or empty folder")
+    print(f"hfgen: replaces the export in {folder}", file=sys.stderr)
+
+
 def _facts(config: ExportConfig, pipeline: DiffusionPipeline) -> dict[str, Any]:
     """Return what a user of the files must know, in the order of `model.json`."""
     class_name = type(pipeline).__name__
-    known = model_of(class_name)
     facts = {
         "name": name_of(config.run_or_repo).rpartition("/")[2],
         "pipeline": class_name,
-        "use": known.use if known else "denoise",
+        "use": model_of(class_name).use,
         "format": config.format,
         "dtype": config.dtype,
     }
@@ -121,13 +137,20 @@ def _dynamic_shapes(network: ExportedNetwork, most: int | None = None) -> dict[s
     return {name: None if name in network.per_call else {0: batch} for name in network.inputs}
 
 
-def _write_torch_export(network: ExportedNetwork, file: Path) -> float:
+def _write_torch_export(network: ExportedNetwork, file: Path, dtype: str) -> float:
+    """Write a network of torch.export; return how far the outputs of the file are from those of torch in float32."""
     with warnings.catch_warnings(), file.open("wb") as stream:
         warnings.simplefilter("ignore")  # of torch about itself
         shapes = _dynamic_shapes(network, MOST_IMAGES)
-        program = torch.export.export(network.module.eval(), (), network.inputs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(_module(network, dtype), (), network.inputs, dynamic_shapes=shapes, strict=False)
         torch.export.save(program, stream)
-    return _difference(network, lambda inputs: program.module()(**inputs))
+    loaded = torch.export.load(io.BytesIO(file.read_bytes())).module()
+    return _difference(network, lambda inputs: loaded(**inputs))
+
+
+def _module(network: ExportedNetwork, dtype: str) -> nn.Module:
+    """Return the module to export, a copy in half precision if that is asked for."""
+    return copy.deepcopy(network.module).half() if dtype == "float16" else network.module
 
 
 def _write_onnx(network: ExportedNetwork, file: Path, dtype: str) -> float:
@@ -138,7 +161,7 @@ def _write_onnx(network: ExportedNetwork, file: Path, dtype: str) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself, and about the shared name of the first dimensions
         program = torch.onnx.export(
-            network.module.eval(),
+            _module(network, dtype),
             (),
             kwargs=network.inputs,
             input_names=list(network.inputs),
@@ -169,18 +192,22 @@ def _quantize(file: Path) -> None:
 
 
 @torch.no_grad()
-def _difference(network: ExportedNetwork, run: Any) -> float:
+def _difference(network: ExportedNetwork, run: Callable[[dict[str, Tensor]], Any]) -> float:
     """Return the largest difference of exported outputs from those of torch, for one image and for several."""
     differences = []
     for count in (1, EXAMPLES + 1):
-        inputs = {
-            name: tensor if name in network.per_call else tensor.repeat_interleave(count, 0)[:count]
-            for name, tensor in network.inputs.items()
-        }
+        inputs = {name: _other(name, tensor, count, network.per_call) for name, tensor in network.inputs.items()}
         expected, found = network.module(**inputs), run(inputs)
         expected, found = (each if isinstance(each, tuple | list) else [each] for each in (expected, found))
         differences += [(one - other).abs().max().item() for one, other in zip(expected, found, strict=True)]
     return max(differences)
+
+
+def _other(name: str, example: Tensor, count: int, per_call: tuple[str, ...]) -> Tensor:
+    """Return other inputs than those of the export, for so many images."""
+    if name in per_call:
+        return example / (count + 1)
+    return torch.stack([example[number % len(example)].roll(number + 1) for number in range(count)])
 
 
 def _require_onnx() -> None:

@@ -141,6 +141,10 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         id2label: Class names by index; by default the indices.
         learnt_no_class: Whether the network was trained with label dropout and so has an unconditional (null-label)
             mode, from which guidance extrapolates unless there is a negative class.
+        guidance_scale: Default classifier-free guidance scale; if None, 2, or 1 without an unconditional mode.
+        guidance_interval: Default interval of noise levels in which guidance is applied, from `first` to `last`; by
+            default all. It is a mapping because diffusers takes lists in a pipeline's configuration for classes.
+        num_inference_steps: Default number of denoising steps.
     """
 
     model_cpu_offload_seq = "unet"

@@ -1,0 +1,299 @@
+"""Diffusion pipeline for unlabelled images, guided by clusters (Ho and Salimans 2022; Adaloglou et al. 2025).
+
+This file is saved with the weights and depends only on torch, diffusers and their dependencies.
+"""
+
+import inspect
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ImagePipelineOutput,
+    SchedulerMixin,
+    UNet2DModel,
+)
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+
+# Copied from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion.GuidedModel
+class GuidedModel:
+    """Class-conditional denoiser with classifier-free guidance and an optional negative class.
+
+    ε̃(x, c) = ε(x, n) + s (ε(x, c) − ε(x, n)), where s is `guidance_scale` and n the negative class or null label. With
+    s = 1 this is the conditional network, at half the cost (Ho and Salimans 2022, eq. 6, whose w is s − 1). The same
+    holds for every prediction type, since at a given x and t they are affine functions of each other.
+
+    Args:
+        unet: Called as `unet(x, timestep, class_labels=…).sample`.
+        class_ids: c of each image, int64 (B,).
+        negative_ids: n of each image, int64 (B,).
+        guidance_scale: s.
+        guidance_interval: Interval of t / T in which guidance is applied, from 0 (image) to 1 (pure noise); outside
+            of it s is 1 (Kynkäänniemi et al. 2024).
+        num_train_timesteps: T.
+    """
+
+    CPU_BATCH_SIZE = 128  # a CPU takes longer for each image of larger batches
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        class_ids: Tensor,
+        negative_ids: Tensor,
+        guidance_scale: float,
+        guidance_interval: Sequence[float],
+        num_train_timesteps: int,
+    ):
+        self.unet, self.class_ids, self.negative_ids = unet, class_ids, negative_ids
+        self.guidance_scale = guidance_scale
+        self.first, self.last = (share * num_train_timesteps for share in guidance_interval)
+
+    def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """Return the guided prediction at x, (B, C, H, W), for one timestep, in the shape and type of x."""
+        if self.guidance_scale == 1 or not self.first <= timestep <= self.last:
+            return self._predict(x, timestep, self.class_ids)
+        both = torch.cat([self.class_ids, self.negative_ids])
+        asked, negative = self._predict(torch.cat([x, x]), timestep, both).chunk(2)
+        return torch.lerp(negative, asked, self.guidance_scale)
+
+    def _predict(self, x: Tensor, timestep: Tensor, class_ids: Tensor) -> Tensor:
+        size = self.CPU_BATCH_SIZE if x.device.type == "cpu" else len(x)
+        parts = zip(x.to(self.unet.dtype).split(size), class_ids.split(size), strict=True)
+        predictions = [self.unet(part, timestep, class_labels=ids).sample for part, ids in parts]
+        return torch.cat(predictions).to(x.dtype)
+
+
+# Copied from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion.start_denoising
+def start_denoising(scheduler: SchedulerMixin, num_inference_steps: int, noise: Tensor) -> Tensor:
+    """Set the scheduler's timesteps, and scale standard normal noise to its initial sigma."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # its default last step is larger than the others
+        levels = [1 - step / num_inference_steps for step in range(num_inference_steps)]
+        scheduler.set_timesteps(sigmas=levels, device=noise.device)
+    else:
+        scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    steps = scheduler.timesteps
+    if steps[-1] < 0:  # diffusers rounds "trailing" steps to one too many, for instance 61
+        scheduler.timesteps = steps.clamp(min=0) if hasattr(scheduler, "sigmas") else steps[:-1]
+    return noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has no such attribute
+
+
+# Copied from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion.show
+def show(scheduler: SchedulerMixin, x: Tensor, timestep: Tensor) -> Tensor:
+    """Scale a scheduler's sample to the network's input; some solvers use x₀ + σε, with σ in the thousands."""
+    return scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
+
+
+# Copied from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion.denoising_step
+def denoising_step(
+    model: Callable[[Tensor, Tensor], Tensor],
+    scheduler: SchedulerMixin,
+    x: Tensor,
+    timestep: Tensor,
+    generator: torch.Generator | list[torch.Generator] | None,
+) -> tuple[Tensor, Tensor]:
+    """Step x, (B, C, H, W), from one of `scheduler.timesteps` to the next; return it and the model's prediction."""
+    prediction = model(show(scheduler, x, timestep), timestep)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": generator} if takes_generator else {}
+    return scheduler.step(prediction, timestep, x, **extra).prev_sample, prediction
+
+
+# Copied from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion.checked_defaults
+def checked_defaults(
+    guidance_scale: float, guidance_interval: dict[str, float] | None, num_inference_steps: int
+) -> dict[str, Any]:
+    """Return the default options of a pipeline's call, for its configuration.
+
+    Raises:
+        ValueError: if the scale is no finite number, the interval not two numbers, 0 ≤ first ≤ last ≤ 1, or there is
+            no step.
+    """
+    if not isinstance(guidance_scale, int | float) or not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
+    asked = guidance_interval or {"first": 0.0, "last": 1.0}
+    interval = {name: asked.get(name) for name in ("first", "last")}
+    are_numbers = all(isinstance(number, int | float) for number in interval.values())
+    if len(asked) != 2 or not are_numbers or not 0 <= interval["first"] <= interval["last"] <= 1:
+        raise ValueError(f"guidance_interval must have two numbers, 0 ≤ first ≤ last ≤ 1, not {asked}")
+    if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
+    return {
+        "guidance_scale": guidance_scale,
+        "guidance_interval": interval,
+        "num_inference_steps": num_inference_steps,
+    }
+
+
+class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
+    """Samples images of a model that was trained on clusters of unlabelled images.
+
+    Each image is drawn from a random cluster, so that all together are like the training images, and is guided away
+    from the prediction without a cluster.
+
+    Args:
+        unet: A network with `num_class_embeds` one above the number of clusters; the last index is the null label.
+        scheduler: A diffusers scheduler with the network's prediction type.
+        cluster_shares: Proportions of the training images by cluster; by default equal ones.
+        guidance_scale: Default classifier-free guidance scale.
+        guidance_interval: Default interval of noise levels in which guidance is applied, from `first` to `last`; by
+            default all. It is a mapping because diffusers takes lists in a pipeline's configuration for classes.
+        num_inference_steps: Default number of denoising steps.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        cluster_shares: dict | None = None,
+        guidance_scale: float = 1.5,
+        guidance_interval: dict[str, float] | None = None,
+        num_inference_steps: int = 20,
+    ):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        count = unet.config.num_class_embeds - 1
+        given = {int(n): share for n, share in (cluster_shares or dict.fromkeys(range(count), 1 / count)).items()}
+        if given.keys() != set(range(count)):
+            raise ValueError(f"cluster_shares must have the clusters 0 to {count - 1} of the network")
+        shares = {number: given[number] for number in range(count)}  # JSON may have them in another order
+        self.register_to_config(
+            cluster_shares=shares,
+            **checked_defaults(guidance_scale, guidance_interval, num_inference_steps),
+        )
+
+    # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.save_config
+    def save_config(self, save_directory: str | os.PathLike) -> None:
+        """Save `model_index.json` and the code that it names; `save_pretrained` calls this."""
+        super().save_config(save_directory)
+        save_code(self, save_directory)
+
+    def draw_clusters(
+        self, num_images: int, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> list[int]:
+        """Draw random clusters in proportion to their sizes, with one generator for all or one per image."""
+        shares = torch.tensor([*self.config.cluster_shares.values()], dtype=torch.float64)
+        if isinstance(generator, list):
+            return [self.draw_clusters(1, each)[0] for each in generator]
+        shares = shares.to(generator.device if generator else "cpu")
+        return torch.multinomial(shares, num_images, replacement=True, generator=generator).tolist()
+
+    def guided(
+        self,
+        clusters: Sequence[int],
+        guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
+    ) -> GuidedModel:
+        """Return the guided denoiser for these clusters, one per image; see `__call__`."""
+        if guidance_scale is None:
+            guidance_scale = self.config.guidance_scale
+        if guidance_interval is None:
+            guidance_interval = [*self.config.guidance_interval.values()]
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
+        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            raise ValueError(
+                f"guidance_interval must be two numbers, 0 ≤ first ≤ last ≤ 1, not {list(guidance_interval)}"
+            )
+        count = len(self.config.cluster_shares)
+        if unknown := [cluster for cluster in clusters if not 0 <= cluster < count]:
+            raise ValueError(f"clusters must be from 0 to {count - 1}, not {unknown[0]}")
+        ids = torch.tensor(clusters, device=self._execution_device)
+        steps = self.scheduler.config.num_train_timesteps
+        return GuidedModel(self.unet, ids, torch.full_like(ids, count), guidance_scale, guidance_interval, steps)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        clusters: Sequence[int] | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Any]]
+        | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Sample images.
+
+        Args:
+            batch_size: Number of images.
+            clusters: Cluster of each image; by default random ones in proportion to their sizes.
+            guidance_scale: Classifier-free guidance scale. 1 disables guidance; larger values trade diversity for
+                fidelity. By default that of the pipeline.
+            guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
+                (Kynkäänniemi et al. 2024). By default that of the pipeline.
+            num_inference_steps: Denoising steps; by default those of the pipeline.
+            generator: Random generator of clusters and noise: one for all images, or one per image.
+            output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
+            return_dict: Return an `ImagePipelineOutput` instead of a tuple.
+            callback_on_step_end: Called after each step with this pipeline, the step's index, its timestep and
+                `{"sample": x}`, x (B, C, H, W) in the scheduler's scaling; a returned `sample` replaces x.
+
+        Returns:
+            The images.
+
+        Raises:
+            ValueError: for an unknown cluster or output_type, clusters or generators of another number, invalid
+                guidance, or an invalid number of steps.
+        """
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
+        most = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= most:
+            raise ValueError(f"num_inference_steps must be from 1 to {most}, not {num_inference_steps}")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {batch_size}")
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (batch_size, self.unet.config.in_channels, height, width)
+        noise = randn_tensor(shape, generator, self._execution_device)
+        if clusters is None:
+            clusters = self.draw_clusters(batch_size, generator)
+        if len(clusters) != batch_size:
+            raise ValueError(f"clusters must be one for each of the {batch_size} images, not {len(clusters)}")
+        model = self.guided(clusters, guidance_scale, guidance_interval)
+        x = start_denoising(self.scheduler, num_inference_steps, noise)
+        for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            x, _ = denoising_step(model, self.scheduler, x, timestep, generator)
+            if callback_on_step_end:
+                x = (callback_on_step_end(self, index, timestep, {"sample": x}) or {}).get("sample", x)
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).float().numpy()
+            if output_type == "pil":
+                images = self.numpy_to_pil(images)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+# Copied from hfgen.pipelines.pipeline_hfgen_vae.save_code
+def save_code(pipeline: DiffusionPipeline, folder: str | os.PathLike) -> None:
+    """Complete a saved pipeline by the files of its classes that are not in diffusers or transformers.
+
+    For such a class, diffusers saves the name of the module it was imported from, which is missing elsewhere. So
+    its file is copied to where diffusers looks for remote code, and named instead.
+    """
+    index_file = Path(folder, pipeline.config_name)
+    index = json.loads(index_file.read_text())
+    for name, part in {"_class_name": pipeline, **pipeline.components}.items():
+        part_class = type(getattr(part, "_orig_mod", part))  # of a compiled network
+        if part is not None and part_class.__module__.partition(".")[0] not in ("diffusers", "transformers"):
+            file = Path(inspect.getfile(part_class))
+            shutil.copyfile(file, Path(folder, "" if part is pipeline else name, file.name))
+            index[name] = [file.stem, part_class.__name__]
+    index_file.write_text(json.dumps(index, indent=2) + "\n")
