@@ -34,7 +34,7 @@ from hfgen.utils.errors import UserError
 from hfgen.utils.markdown import authors_sections, sections_of
 
 PUBLISHED = {
-    "README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
+    "README.md", "notebook.ipynb", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors", "figures/samples.png", "figures/training_curves.png",
     "figures/film.gif",
 }  # fmt: skip

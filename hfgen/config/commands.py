@@ -102,7 +102,7 @@ class SampleConfig(SamplerOptions):
 
     Args:
         > Model
-        run_or_repo: A run, a checkpoint, any pipeline folder, a Hub id, or a recipe with a model in `model_cards`.
+        run_or_repo: A run, a checkpoint, any pipeline folder, a Hub id, or the name of a model in `model_cards`.
 
         > Images
         num_images: Number of images.
@@ -153,7 +153,7 @@ class TranslateConfig(Options):
 
     Args:
         > Model
-        run_or_repo: A run, a checkpoint, any pipeline folder, a Hub id, or a recipe with a model in `model_cards`.
+        run_or_repo: A run, a checkpoint, any pipeline folder, a Hub id, or the name of a model in `model_cards`.
 
         > Images
         input: An image, a folder of images, or an .npz file (uint8 `images`, (N, H, W) or (N, H, W, 3)). Unreadable
@@ -506,7 +506,7 @@ class ExportConfig:
 
     Args:
         > Model
-        run_or_repo: A run, a checkpoint, any pipeline folder, a Hub id, or a recipe with a model in `model_cards`.
+        run_or_repo: A run, a checkpoint, any pipeline folder, a Hub id, or the name of a model in `model_cards`.
 
         > Files
         format: `onnx`, for onnxruntime and browsers, or `torch_export`, for `torch.export.load`.

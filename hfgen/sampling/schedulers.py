@@ -133,7 +133,7 @@ def _from_config(name: str, own: SchedulerMixin) -> SchedulerMixin | None:
         config = {"prediction_type": FLOW_PREDICTION, "use_flow_sigmas": True}
     try:
         return getattr(diffusers, class_name).from_config(config, **levels, **SETTINGS.get(name, {}))
-    except (ImportError, NotImplementedError, ValueError):  # needs a missing package, or is incompatible
+    except (ImportError, NotImplementedError, TypeError, ValueError):  # needs a missing package, or is incompatible
         return None
 
 
