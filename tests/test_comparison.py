@@ -70,7 +70,10 @@ def test_each_setting_has_its_measures_and_its_cost(runs, compare, tmp_path):
 def test_by_default_the_usual_schedulers_that_fit_are_compared(runs, compare, tmp_path):
     config = DDPMConfig(**TINY | {"output_dir": str(tmp_path / "flow"), "prediction_type": "flow_prediction"})
     DiffusionTask(config, load_images("digits")).save(tmp_path / "flow")
-    fitting = {"plain": {"ddim", "dpmsolver", "dpmsolver_sde", "unipc"}, "flow": {"flow_euler", "dpmsolver", "unipc"}}
+    fitting = {
+        "plain": {"ddim", "dpmsolver", "dpmsolver_sde", "unipc"},
+        "flow": {"flow_euler", "dpmsolver", "dpmsolver_sde", "unipc"},
+    }
     for model, expected in fitting.items():
         place = str(runs.get(model, tmp_path / "flow"))
         record = compare(place, "--num_inference_steps", "2", "--dataset_name", "digits")

@@ -136,7 +136,7 @@ def shrink(command: str) -> str:
     if re.search("hfgen sample runs/(vae|gan)", command):
         return command + " --num_images 4"
     if "hfgen sample" in command:
-        return re.sub("step-000500", "step-000001", command) + " --num_images 4 --num_inference_steps 2"
+        return re.sub(r"step-\d{6}", "step-000001", command) + " --num_images 4 --num_inference_steps 2"
     return command
 
 

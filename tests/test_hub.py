@@ -426,7 +426,7 @@ def test_the_code_in_the_page_fits_the_sampler_of_its_picture(ask, run, tmp_path
 def test_the_page_of_a_flow_says_so_and_its_code_runs(ask, home, tmp_path, without_hfgen):
     folder = tmp_path / "flow"
     fields = TINY | {"output_dir": str(folder), "max_train_steps": 2, "cache_dir": str(home / "c")}
-    train(DDPMConfig(**fields, prediction_type="flow_prediction"), DiffusionTask)
+    train(DDPMConfig(**fields | {"prediction_type": "flow_prediction"}), DiffusionTask)
     answer = ask(arguments=["card", str(folder), "--repo_id", str(folder)])
     assert answer["status"] == 0, answer["output"]
     card = ModelCard.load(folder / "README.md")

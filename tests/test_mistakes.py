@@ -314,7 +314,7 @@ COMMAND_LINE = [
     case(f"{DDPM} --config {{a.yaml}}", "use_ema must be true or false, not 0", write("a.yaml", "use_ema: 0")),
     case(f"{DDPM} --config {{a.yaml}}", "field lr; did you mean learning_rate?", write("a.yaml", "lr: 1")),
     case("sample {ddpm} --config ddpm_mnist", "ddpm_mnist is a recipe of hfgen train ddpm, not of hfgen sample"),
-    case("sample", "hfgen sample needs run_or_repo: a run, a checkpoint, any pipeline folder, or a Hub id"),
+    case("sample", "hfgen sample needs run_or_repo: a run, a checkpoint, any pipeline folder, a Hub id, or the name"),
     case("translate {denoiser}", "hfgen translate needs --input: an image, a folder of images, or an .npz file"),
     case("push {ddpm}", "hfgen push needs --repo_id: `user/name`"),
     case("train ddpm --output_dir {new}", "name the training data"),

@@ -382,7 +382,7 @@ def test_a_browser_sorts_and_filters_the_results(runs, tmp_path):
     (runs / "other" / "evaluation.json").write_text(json.dumps(record))
     for key in ("measures", "floors"):
         record[key][EVIL] = record[key]["mnist_regnet"].copy()
-    record["measures"]["mnist"]["frechet_distance"]["value"] = 1
+    record["measures"]["mnist"]["frechet_distance"]["value"] = 0.5
     record["measures"]["mnist_regnet"] |= {"frechet_distance": {"value": 9, "std": 0.5}}
     (runs / "second").mkdir()
     (runs / "second" / "evaluation.json").write_text(json.dumps(record))
@@ -438,7 +438,7 @@ def test_a_browser_sorts_and_filters_the_results(runs, tmp_path):
     assert "minutes" in found["axis"]
     assert found["gan"] == [["gan"], 1, "gan", "1 of 7 runs"]
     assert found["features"] == ["", EVIL, "mnist", "mnist_regnet"]
-    first = [["other", "mnist", "3.58 ± 0.04real 0.0109"], ["second", "mnist", "1 ± 0.04real 0.0109"]]
+    first = [["other", "mnist", "0.777 ± 0.02real 0.0109"], ["second", "mnist", "0.5 ± 0.02real 0.0109"]]
     assert found["spaces"] == [
         first,
         [["second", EVIL, "1.4 ± 0.02real 0.0251"]],

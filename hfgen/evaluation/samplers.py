@@ -132,7 +132,8 @@ def _usual_settings(config: CompareSamplersConfig, model: _Model) -> list[tuple[
     """Return the usual schedulers with each number of steps with which they fit a model, and say which do not."""
     own, fitting = model.pipeline.scheduler, []
     for steps in config.num_inference_steps:
-        fitting += [(name, steps) for name in suitable_schedulers(own, steps, USUAL_SCHEDULERS)]
+        possible = min(steps, own.config.num_train_timesteps)  # more are refused later
+        fitting += [(name, steps) for name in suitable_schedulers(own, possible, USUAL_SCHEDULERS)]
     if left_out := [name for name in USUAL_SCHEDULERS if name not in dict(fitting)]:
         print(f"hfgen: {model.name} does not fit {', '.join(left_out)}, which are left out", file=sys.stderr)
     if not fitting:
