@@ -441,9 +441,9 @@ def test_a_browser_sorts_and_filters_the_results(runs, tmp_path):
     first = [["other", "mnist", "0.777 ± 0.02real 0.0109"], ["second", "mnist", "0.5 ± 0.02real 0.0109"]]
     assert found["spaces"] == [
         first,
-        [["second", EVIL, "1.4 ± 0.02real 0.0251"]],
+        [["second", EVIL, "0.268 ± 0.007real 0.0251"]],
         first,
-        [["second", "mnist_regnet", "9 ± 0.5real 0.0251"], ["other", "mnist_regnet", "1.4 ± 0.02real 0.0251"]],
+        [["second", "mnist_regnet", "9 ± 0.5real 0.0251"], ["other", "mnist_regnet", "0.268 ± 0.007real 0.0251"]],
     ], "rows stay sorted"
     assert found["mnist"] == ["other", "second"]
     assert "parameters" in found["hidden"]
