@@ -36,6 +36,13 @@ def test_the_zoo_is_in_the_checkout_and_small():
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_the_code_beside_a_model_is_that_of_the_package(name):
+    """A model is a complete repository, whose copies would age unseen."""
+    for copy in (ZOO / name).glob("*.py"):
+        assert copy.read_bytes() == (REPOSITORY / "hfgen" / "pipelines" / copy.name).read_bytes(), copy
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_a_model_draws_by_its_name_what_a_judge_recognises(name):
     pipeline = load(name)
     (images,) = sample(pipeline, num_images=40, **default_sampler(pipeline, {}))
