@@ -11,7 +11,7 @@ ZOO := ddpm_conditional_mnist_cpu60s ddpm_conditional_mnist_cpu5min ddpm_mnist_c
 
 JUDGES := digits mnist mnist_regnet fashion_mnist fashion_mnist_regnet cifar10 cifar10_regnet
 
-.PHONY: help quickstart test style judges golden results cards clean
+.PHONY: help quickstart test test-browser site style judges golden results cards clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -41,6 +41,18 @@ test: $(VENV)/.installed $(VENV)/oldest-diffusers  ## run every test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 HFGEN_OLDEST_DIFFUSERS=$(abspath $(VENV)/oldest-diffusers) \
 		$(BIN)/python -m pytest --numprocesses auto --dist worksteal --junit-xml=$(VENV)/tests.xml
 	@echo "All tests passed; the report is in $(VENV)/tests.xml"
+
+$(VENV)/.installed-browser: $(VENV)/.installed  # Selenium, and Debian's Chromium where there is none
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[browser]'
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update -qq && apt-get install -qq -y chromium chromium-driver; }
+	@touch $@
+
+test-browser: $(VENV)/.installed-browser  ## run the tests of the pages of hfgen demo, in Chromium
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+	@echo "All tests in the browser passed"
+
+site: $(VENV)/.installed  ## write a page on which all models in model_cards draw in the browser, in runs/site
+	$(BIN)/hfgen demo $(ZOO) --output runs/site --title "The models of hfgen"
 
 style: $(VENV)/.installed-dev  ## check the code's style, and the types of the Python API
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ with tables in Markdown beside it.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -20,6 +21,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.nn.functional import conv2d, group_norm
 from torch.nn.utils import clip_grad_norm_
 
 from hfgen.config import DDPMConfig
@@ -49,6 +51,9 @@ def main() -> None:
         "Muon's orthogonalisation of all layers": orthogonalisations(),
         "Forward and backward pass of 32 images": passes(),
         "Forward and backward pass, an image": batch_sizes(),
+        "One 3×3 convolution of 32 images, 16 channels at 28×28": convolutions(16, 28),
+        "One 3×3 convolution of 32 images, 64 channels at 32×32": convolutions(64, 32),
+        "Group norm of 32 images, 64 channels at 32×32, with its gradient": group_norms(64, 32),
     }
     tables |= {title: compare(contenders, options.rounds) for title, contenders in parts_of_training.items()}
     record: dict[str, Any] = {
@@ -155,6 +160,43 @@ class Repeated:
     def __call__(self) -> None:
         """Run it."""
         self.run()
+
+
+def convolutions(channels: int, size: int) -> Contenders:
+    """The passes of a convolution in bfloat16, and a matrix product of as many multiplications."""
+    contenders: Contenders = {}
+    for name, layout in (("", torch.contiguous_format), (", channels last", torch.channels_last)):
+        x = torch.randn(32, channels, size, size).bfloat16().contiguous(memory_format=layout)
+        weight = torch.randn(channels, channels, 3, 3).bfloat16().contiguous(memory_format=layout)
+        contenders |= {
+            f"forward{name}": functools.partial(conv2d, x, weight, padding=1),
+            f"gradient of the images{name}": functools.partial(gradients, x, weight, (True, False)),
+            f"gradient of the weights{name}": functools.partial(gradients, x, weight, (False, True)),
+        }
+    rows, columns = torch.randn(32 * size**2, 9 * channels), torch.randn(9 * channels, channels)
+    contenders["as a matrix product"] = functools.partial(torch.matmul, rows.bfloat16(), columns.bfloat16())
+    return contenders
+
+
+def gradients(x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> object:
+    """Return the gradients of a 3×3 convolution whose own gradient is x."""
+    options = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)  # stride, padding, dilation, transposed, its padding, groups
+    return torch.ops.aten.convolution_backward(x, x, weight, None, *options, [*wanted, False])
+
+
+def group_norms(channels: int, size: int) -> Contenders:
+    """A group norm in bfloat16, forward and backward, in both layouts."""
+    contenders: Contenders = {}
+    for name, layout in (("channels first", torch.contiguous_format), ("channels last", torch.channels_last)):
+        x = torch.randn(32, channels, size, size).bfloat16().contiguous(memory_format=layout).requires_grad_()
+        upstream = torch.randn_like(x)
+        contenders[name] = functools.partial(normalize, x, upstream)
+    return contenders
+
+
+def normalize(x: Tensor, upstream: Tensor) -> None:
+    """Normalise 8 groups of channels, and compute the gradient."""
+    group_norm(x, 8).backward(upstream)
 
 
 def call_of(unet: UNet2DModel, count: int) -> Callable[[], object]:

@@ -6,16 +6,16 @@ from typing import Any
 
 _EXPORTS = {  # of the public names, imported on first access; `__init__.pyi` declares them for type checkers
     "hfgen.api.calls": (
-        "analyze", "card", "compare_samplers", "edit", "evaluate", "export", "load", "publish_all", "push", "recipes",
-        "results", "sample", "train", "tune",
+        "analyze", "card", "compare_samplers", "demo", "edit", "evaluate", "export", "load", "publish_all", "push",
+        "recipes", "results", "sample", "train", "tune",
     ),
     "hfgen.api.outputs": ("Animation", "Edited", "Images", "Report", "Study"),
     "hfgen.config": (
         "ClassifierConfig", "CycleGANConfig", "DDPMConfig", "GANConfig", "TranslationConfig", "VAEConfig",
     ),
     "hfgen.config.commands": (
-        "AnalyzeConfig", "CardConfig", "CompareSamplersConfig", "EvaluateConfig", "ExportConfig", "PublishAllConfig",
-        "PushConfig", "ResultsConfig", "SampleConfig", "TranslateConfig",
+        "AnalyzeConfig", "CardConfig", "CompareSamplersConfig", "DemoConfig", "EvaluateConfig", "ExportConfig",
+        "PublishAllConfig", "PushConfig", "ResultsConfig", "SampleConfig", "TranslateConfig",
     ),
     "hfgen.runs.folder": ("RunFolder",),
     "hfgen.utils.errors": ("InterruptedTrainingError", "PublishingError", "TrainingError", "UserError"),

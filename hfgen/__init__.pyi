@@ -1,6 +1,7 @@
 from hfgen.api.calls import analyze as analyze
 from hfgen.api.calls import card as card
 from hfgen.api.calls import compare_samplers as compare_samplers
+from hfgen.api.calls import demo as demo
 from hfgen.api.calls import edit as edit
 from hfgen.api.calls import evaluate as evaluate
 from hfgen.api.calls import export as export
@@ -26,6 +27,7 @@ from hfgen.config import VAEConfig as VAEConfig
 from hfgen.config.commands import AnalyzeConfig as AnalyzeConfig
 from hfgen.config.commands import CardConfig as CardConfig
 from hfgen.config.commands import CompareSamplersConfig as CompareSamplersConfig
+from hfgen.config.commands import DemoConfig as DemoConfig
 from hfgen.config.commands import EvaluateConfig as EvaluateConfig
 from hfgen.config.commands import ExportConfig as ExportConfig
 from hfgen.config.commands import PublishAllConfig as PublishAllConfig

@@ -71,6 +71,15 @@ CONDITIONAL = TINY | {
 }
 
 
+GUIDED = {
+    "prediction_type": "flow_prediction",
+    "guide_step": 20,
+    "max_train_steps": 40,
+    "checkpointing_steps": 10,
+    "checkpoints_total_limit": 9,
+}
+
+
 TINY_VAE = {
     "dataset_name": "digits",
     "train_split": "train[:80%]",
@@ -227,6 +236,16 @@ def conditional_run(trained_once):
     return lambda prediction_type: trained_once(prediction_type, train_conditional, prediction_type=prediction_type)
 
 
+@pytest.fixture(scope="session")
+def guided_runs(trained_once) -> dict[str, Path]:
+    """The runs of two small models with a guide, by what they are told of the images."""
+    clusters = {"class_conditional": False, "num_clusters": 5}
+    return {
+        "classes": trained_once("guided_classes", train_conditional, **GUIDED),
+        "clusters": trained_once("guided_clusters", train_conditional, **GUIDED | clusters),
+    }
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory):
     import preloaded  # noqa: F401  collections of garbage, as after each training, then leave imported objects out
@@ -285,6 +304,16 @@ def real_data(monkeypatch) -> Path:
     if not (folder := os.environ.get("HFGEN_DATA_DIR")):
         pytest.skip("HFGEN_DATA_DIR does not name a folder with mnist, fashion_mnist and cifar10")
     return Path(folder)
+
+
+def stand_in_runtime(home: Path) -> None:
+    """Put stand-ins for onnxruntime-web where `hfgen demo` keeps it; tests/browser has the real one."""
+    from hfgen.runtimes.site import RUNTIME_PARTS, RUNTIME_SCRIPT, VERSION
+
+    folder = home / "hfgen" / f"onnxruntime-web-{VERSION}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (RUNTIME_SCRIPT, *RUNTIME_PARTS):
+        (folder / name).write_text(name)
 
 
 def flags(**fields) -> list[str]:

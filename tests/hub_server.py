@@ -187,7 +187,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
             self.server.repos[kind, repo_id] = Repo(private)
-            self._answer(200, {"url": f"{self.server.url}/{repo_id}", "name": repo_id})
+            place = "" if kind == "model" else f"{kind}s/"
+            self._answer(200, {"url": f"{self.server.url}/{place}{repo_id}", "name": repo_id})
 
     def auth_check(self, kind, repo_id):
         """Say whether the token allows to write."""
@@ -294,9 +295,9 @@ class Handler(BaseHTTPRequestHandler):
                 repo.refs[branch] = repo.refs["main"]
                 self._answer(200, {})
 
-    def resolve(self, repo_id, revision, name):
+    def resolve(self, kind, repo_id, revision, name):
         """Give a file."""
-        if (repo := self._repo("model", repo_id)) and (found := self._revision(repo, revision)):
+        if (repo := self._repo(kind or "model", repo_id)) and (found := self._revision(repo, revision)):
             sha, files = found
             if name not in files:
                 self._answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
@@ -355,5 +356,5 @@ ROUTES = [
     (rf"POST /api/{KIND}/{REPO}/branch/(.+)", "branch"),
     (rf"POST /{REPO}\.git/info/lfs/objects/batch", "batch"),
     (r"PUT /blobs/(\w+)", "put"),
-    (rf"(?:GET|HEAD) /{REPO}/resolve/([^/]+|refs/pr/\d+)/(.+)", "resolve"),
+    (rf"(?:GET|HEAD) /(?:(dataset|space)s/)?{REPO}/resolve/([^/]+|refs/pr/\d+)/(.+)", "resolve"),
 ]

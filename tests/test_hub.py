@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY, TINY_GAN, TINY_VAE, TORCHRUN, WITHOUT_HFGEN, Client, flags
+from conftest import REPOSITORY, TINY, TINY_GAN, TINY_VAE, TORCHRUN, WITHOUT_HFGEN, Client, flags, stand_in_runtime
 from diffusers import DDPMPipeline
 from hub_server import DROP, LOST_ANSWER, SLOW, HubServer, Repo
 from huggingface_hub import ModelCard
@@ -25,6 +25,7 @@ from safetensors.torch import load, load_file
 import hfgen
 from hfgen.config import DDPMConfig, GANConfig, VAEConfig
 from hfgen.figures.grids import GAP_PIXELS, sample_grid, save_picture
+from hfgen.runtimes.site import MARK, RUNTIME_PARTS, RUNTIME_SCRIPT
 from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.tasks.gan import GANTask
@@ -228,6 +229,49 @@ def test_refusals_by_what_is_there_come_before_any_upload(push, server):
     assert "no repo ada/nothing" in push("--create_pr", status=2, repo_id="ada/nothing")
     assert len([request for request in server.requests if request.startswith("PUT")]) == sent
     assert server.repos["model", "ada/tiny"].refs.keys() == {"main"}
+
+
+def test_a_page_that_draws_becomes_a_static_space(push, server, home):
+    stand_in_runtime(home / "hf")
+    assert "/spaces/ada/tiny" in push("--demo", "--private")
+    assert server.repos["space", "ada/tiny"].private
+    server.repos["space", "ada/tiny"].commit("main", earlier_page(server) | {"files/old.js": b"", "own.txt": b""}, "")
+    push("--demo")
+    files = server.repos["space", "ada/tiny"].files("main")[1]
+    scripts = {"files/tiny-unet.onnx.js", *(f"files/{name}.js" for name in RUNTIME_PARTS)}
+    assert files.keys() == {"README.md", "index.html", "demo.js", RUNTIME_SCRIPT, "own.txt", *scripts}
+    card = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert (card["sdk"], card["app_file"], card["models"]) == ("static", "index.html", ["ada/tiny"])
+    assert "model_index.json" in server.model("ada/tiny")
+
+
+def earlier_page(server):
+    return server.repos["space", "ada/tiny"].files("main")[1]
+
+
+def test_a_space_of_others_is_left_alone(push, server, home):
+    stand_in_runtime(home / "hf")
+    space = server.repos["space", "ada/tiny"] = Repo(private=False)
+    space.commit("main", {"app.py": b"", "index.html": b"of others"}, "an application")
+    assert "the Space ada/tiny exists and holds no page of hfgen demo" in push("--demo", status=2)
+    space.commit("main", {"index.html": MARK.encode()}, "an earlier page")
+    assert "the Space ada/tiny exists and is public" in push("--demo", "--private", status=2)
+    assert ("model", "ada/tiny") not in server.repos
+    server.repos["model", "ada/tiny"] = Repo(private=True)
+    server.repos["model", "ada/tiny"].commit("main", {}, "a private model")
+    assert "the Space ada/tiny exists and is public" in push("--demo", status=2), "the page has the weights"
+    assert earlier_page(server) == {"index.html": MARK.encode()}
+
+
+def test_a_dry_run_names_the_space(push, server):
+    assert "hfgen demo as the static Space ada/tiny" in push("--demo", "--dry_run")
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("option", [{"create_pr": True}, {"revision": "other"}])
+def test_a_page_has_one_branch(push, server, option):
+    assert "a demo is published on its main branch" in push("--demo", status=2, **option)
+    assert server.requests == []
 
 
 def test_a_repo_of_another_kind_is_left_alone(push, server, ask):
@@ -582,6 +626,30 @@ def test_a_gallery_has_a_page_for_each_and_a_wall(ask, run, tmp_path, judge_run)
     assert not list((tmp_path / "cards").rglob("*.safetensors"))
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", wall):
         assert (tmp_path / "cards" / picture).exists()
+
+
+def test_a_gallery_of_models_becomes_a_collection(ask, server, run, tmp_path, without_hfgen):
+    cards = tmp_path / "cards"
+    assert ask(arguments=["card", str(run), "--gallery", str(cards), "--weights", "float16"])["status"] == 0
+    assert ask(arguments=["card", str(run), "--repo_id", "eve/other"])["status"] == 0
+    (cards / "tiny" / "notes.txt").write_text("not a part of the model")
+    (cards / "only_a_card").mkdir()
+    (cards / "only_a_card" / "README.md").write_text((cards / "tiny" / "README.md").read_text())
+    arguments = ["publish-all", str(cards), "--namespace", "ada", "--collection", "zoo"]
+    answer = ask(arguments=arguments)
+    assert answer["status"] == 0, answer["output"]
+    assert server.collections == {"ada/zoo-1": ["ada/tiny"]}
+    files = server.model("ada/tiny")
+    assert set(files) == PUBLISHED
+    assert {tensor.dtype for tensor in load(files["unet/diffusion_pytorch_model.safetensors"]).values()} == {
+        torch.float16
+    }
+    for name in ("README.md", "notebook.ipynb"):
+        assert b"ada/tiny" in files[name]
+        assert b"user/tiny" not in files[name]
+    answer = ask(arguments=[*arguments, "--license", "mit"])
+    assert answer["status"] == 1
+    assert "has the license apache-2.0, not mit" in answer["output"]
 
 
 def test_all_runs_below_a_folder_become_a_collection(ask, server, run, online, tmp_path, judge_run):

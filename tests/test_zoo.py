@@ -55,6 +55,16 @@ def test_a_model_draws_by_its_name_what_a_judge_recognises(name):
         assert len(logits.argmax(1).unique()) >= 8, "nearly every class is among them"
 
 
+def test_every_model_draws_its_recorded_images_with_diffusers_alone(without_hfgen):
+    """Neither the weights nor what diffusers makes of them has changed."""
+    recorded = json.loads((REPOSITORY / "tests" / "zoo_images.json").read_text())
+    code = (REPOSITORY / "tests" / "zoo_images.py").read_text()
+    found = json.loads(without_hfgen.python(code, str(ZOO)))
+    assert found.keys() == recorded.keys() == set(MODELS)
+    for name, numbers in found.items():
+        assert np.abs(np.subtract(numbers, recorded[name])).max() < 0.01, name
+
+
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_code_of_its_card_makes_its_first_images_with_diffusers_alone(name, tmp_path, without_hfgen):
     card = (ZOO / name / "README.md").read_text()

@@ -14,6 +14,7 @@ from hfgen.config.commands import (
     AnalyzeConfig,
     CardConfig,
     CompareSamplersConfig,
+    DemoConfig,
     EvaluateConfig,
     ExportConfig,
     Options,
@@ -358,6 +359,19 @@ def export(run_or_repo: Name | ExportConfig, **fields: Any) -> Path:
     return folder
 
 
+def demo(*runs: Name | DemoConfig, **fields: Any) -> Path:
+    """Write a web page on which models draw in the browser, like `hfgen demo`; return the path of the page."""
+    given = runs[0] if runs and isinstance(runs[0], DemoConfig) else runs or None
+    config = _configuration(DemoConfig, given, fields, "hfgen demo", "runs")
+    from hfgen.runtimes.site import write_site
+
+    check_output(Path(config.output), is_folder=True)
+    with writing(Path(config.output)):
+        page = write_site(config)
+    print(f"The page is {page}; open it in a browser, from disk or from any web server")
+    return page
+
+
 def card(run: Name | CardConfig, **fields: Any) -> Path:
     """Write a model card, like `hfgen card`; return its path."""
     config = _configuration(CardConfig, run, fields, "hfgen card", "run")
@@ -412,29 +426,32 @@ def push(run: Name | PushConfig, **fields: Any) -> str | None:
     from hfgen.publishing import hub
 
     if config.dry_run:
-        _list_published(Path(config.run), config.repo_id, config.license)
+        _list_published(Path(config.run), config.repo_id, config.license, demo=config.demo)
         return None
-    address = hub.push(
-        Path(config.run),
-        config.repo_id,
-        private=config.private,
-        create_pr=config.create_pr,
-        revision=config.revision,
-        spdx_license=config.license,
-    )
+    options = {"private": config.private, "spdx_license": config.license}
+    if config.demo:
+        with hub.demo_page(Path(config.run), config.repo_id, **options) as page:
+            address = hub.push(Path(config.run), config.repo_id, demo=True, **options)
+            print(f"Published: {address}")
+            print(f"Published: {hub.push_demo(page, config.repo_id)}")
+        return address
+    branch = {"create_pr": config.create_pr, "revision": config.revision}
+    address = hub.push(Path(config.run), config.repo_id, **options, **branch)
     print(f"Published: {address}")
     return address
 
 
 def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
-    """Publish all finished runs in a folder as a collection, like `hfgen publish-all`; return its URL."""
+    """Publish the finished runs and repositories in a folder as a collection, like `hfgen publish-all`: its URL."""
     config = _configuration(PublishAllConfig, folder, fields, "hfgen publish-all", "folder")
     from hfgen.pipelines.loading import require_folder
     from hfgen.publishing import hub
+    from hfgen.publishing.card import repositories_of
     from hfgen.runs.folder import RUN_FILE, is_trial
 
     require_folder(config.folder)
     found = [file.parent for file in sorted(Path(config.folder).rglob(RUN_FILE))]
+    found += repositories_of(Path(config.folder))
     runs = [run for run in found if not is_trial(run)]
     if trials := len(found) - len(runs):
         print(f"Trials of studies are left out ({trials}); hfgen push publishes a single one")
@@ -504,13 +521,15 @@ def _entries(search: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _list_published(run: Path, repo_id: str, spdx_license: str) -> None:
+def _list_published(run: Path, repo_id: str, spdx_license: str, demo: bool = False) -> None:
     from hfgen.publishing import hub
 
     files = hub.list_published(run, repo_id, spdx_license)
     print(f"{run} would be published as {repo_id}:")
     for name, size in files:
         print(f"{size:>12,} {name}")
+    if demo:
+        print(f"and the page of hfgen demo as the static Space {repo_id}")
 
 
 def _configuration(

@@ -539,6 +539,40 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True)
+class DemoConfig:
+    """Write a web page on which models draw in the visitor's browser, without a server.
+
+    Args:
+        runs: Runs, checkpoints, any pipeline folders, Hub ids, or names of models in `model_cards`.
+
+        > Page
+        output: Folder of the page: `index.html`, its script, and the models as ONNX. It can be opened from disk, or
+            served as static files.
+        title: Title of the page.
+        runtime: Where onnxruntime-web comes from: `npm`, which downloads its package once and puts its files (5 MB,
+            compressed) beside the page; `cdn`, from where the visitor's browser loads them; or a folder with them.
+
+        > Sampler
+        scheduler: Scheduler of all diffusion models, which may neither add noise nor clip; by default as in the sample
+            grids of each model's own run.
+
+    Examples:
+        hfgen demo ddpm_conditional_mnist_cpu5min runs/vae --output site
+    """
+
+    runs: list[str]
+    output: str = "site"
+    title: str = "Models that draw in your browser"
+    runtime: str = "npm"
+    scheduler: str | None = None
+
+    def __post_init__(self):
+        """Validate the fields."""
+        if not self.runs:
+            raise UserError("name at least one model")
+
+
+@dataclass(kw_only=True)
 class CardConfig:
     """Write the model card of a run.
 
@@ -578,6 +612,8 @@ class PushConfig:
         create_pr: Open a pull request instead of committing.
         revision: Branch to push to, created if it does not exist.
         license: Licence of the weights, as a Hub identifier.
+        demo: Also publish the page of `hfgen demo`, on which the model draws in the visitor's browser, as a static
+            Space with the same id.
         dry_run: List the files that would be uploaded without contacting the Hub.
 
     Examples:
@@ -590,20 +626,25 @@ class PushConfig:
     create_pr: bool = False
     revision: str | None = None
     license: str = "apache-2.0"
+    demo: bool = False
     dry_run: bool = False
 
     def __post_init__(self):
         """Validate the fields."""
         if self.create_pr and self.revision:
             raise UserError("pull requests always target the main branch: use --create_pr or --revision, not both")
+        if self.demo and (other := next((name for name in ("create_pr", "revision") if getattr(self, name)), None)):
+            raise UserError(f"a demo is published on its main branch; leave out --{other}, or push it later")
 
 
 @dataclass(kw_only=True)
 class PublishAllConfig:
     """Publish every finished run in a folder, each under its own name, and add them to a Hub collection.
 
+    Models of a gallery that have their weights, such as those in `model_cards`, are published as they are.
+
     Args:
-        folder: Folder of runs.
+        folder: Folder of runs, or a gallery of models.
         namespace: User or organisation on the Hub.
         private: Create the repos as private ones.
         license: Licence of the weights, as a Hub identifier.
@@ -612,6 +653,7 @@ class PublishAllConfig:
 
     Examples:
         hfgen publish-all runs --namespace user --dry_run
+        hfgen publish-all model_cards --namespace user --dry_run
     """
 
     folder: str = "runs"

@@ -50,6 +50,9 @@ class DDPMConfig(TrainingConfig):
         loss_weighting: Weighting of the loss by noise level: `uniform`, `min_snr` (Hang et al. 2023) or `p2` (Choi et
             al. 2022).
         snr_gamma: SNR clipping value γ of `min_snr`.
+        guide_step: Optimizer step whose averaged weights are saved with the model as a guide: a weaker network, from
+            which samples of the finished model are guided away instead of from the prediction without a class or
+            cluster (autoguidance, Karras et al. 2024, arXiv 2406.02507). A tenth of the training is a good start.
         class_dropout_prob: Probability of replacing the label by the null label during training, as classifier-free
             guidance requires (Ho and Salimans 2022).
 
@@ -57,7 +60,7 @@ class DDPMConfig(TrainingConfig):
         num_inference_steps: Denoising steps of the sample grids rendered during training; `num_train_timesteps` steps
             of the scheduler ddpm are ancestral sampling (Ho et al. 2020, algorithm 2).
         scheduler: diffusers scheduler of those grids (see `hfgen sample --help`).
-        guidance_scale: Classifier-free guidance scale of those grids, if the model has classes or clusters; 1 disables
+        guidance_scale: Guidance scale of those grids, if the model has classes or clusters; 1 disables
             guidance.
         guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
             (Kynkäänniemi et al. 2024).
@@ -68,6 +71,7 @@ class DDPMConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "ddpm"
+    single_steps: ClassVar[tuple[str, ...]] = ("guide_step",)
 
     block_out_channels: list[int] = field(default_factory=lambda: [32, 64, 96])
     layers_per_block: int = 2
@@ -79,6 +83,7 @@ class DDPMConfig(TrainingConfig):
     class_conditional: bool = False
     num_clusters: int | None = None
     class_dropout_prob: float = 0.1
+    guide_step: int | None = None
     num_train_timesteps: int = 1000
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
     rescale_betas_zero_snr: bool = False
@@ -106,6 +111,13 @@ class DDPMConfig(TrainingConfig):
         self._require("positive", ["block_out_channels", "attention_head_dim", "norm_num_groups"], at_most=MAX_WIDTH)
         self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
         self._require("positive", ["num_clusters"], at_most=MAX_CLUSTERS)
+        self._require("positive", ["guide_step"])
+        if self.guide_step and not (self.class_conditional or self.num_clusters):
+            raise UserError("guide_step needs class_conditional or num_clusters: other models have no guidance")
+        if self.guide_step and self.max_train_steps and self.guide_step >= self.max_train_steps:
+            raise UserError(
+                f"guide_step must be below max_train_steps, which is {self.max_train_steps}, not {self.guide_step}"
+            )
         self._require("positive", ["num_train_timesteps", "num_inference_steps"], at_most=MAX_TIMESTEPS)
         self._require("positive", ["snr_gamma"])
         self._require("positive", ["logit_std"], at_most=MAX_LOGIT)

@@ -174,6 +174,7 @@ class TrainingConfig:
     dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name",)  # fields that name data sets
     folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir",)  # fields that name image folders
     warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps",)  # fields that count warm-up steps
+    single_steps: ClassVar[tuple[str, ...]] = ()  # fields that name an optimizer step at which something happens
 
     dataset_name: str | None = None
     train_data_dir: str | None = None

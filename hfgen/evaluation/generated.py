@@ -76,9 +76,10 @@ def labels_like(data: ImageData, seed: int) -> list[str]:
 
 
 def origin_of(pipeline: DiffusionPipeline, name: str) -> dict[str, str]:
-    """Return a model's name in reports, its class and the SHA-256 of the network that makes the images."""
-    sha256 = sha256_of(network_of(pipeline))
-    return {"model": name, "pipeline": type(pipeline).__name__, "weights_sha256": sha256}
+    """Return a model's name in reports, its class, and the SHA-256 of the networks that make the images."""
+    guide = getattr(pipeline, "guide", None)
+    found = {"weights_sha256": sha256_of(network_of(pipeline))} | ({"guide_sha256": sha256_of(guide)} if guide else {})
+    return {"model": name, "pipeline": type(pipeline).__name__} | found
 
 
 def generate(
@@ -161,7 +162,8 @@ def missing_batches(saved: Mapping[int, Sequence[Any]], num_images: int, batch_s
 
 def _key(pipeline: DiffusionPipeline, sampler: dict[str, Any], class_labels: list[str]) -> str:
     """Return a hash of all that images depend on: sampler, classes, weights, settings, and hardware but for a CPU."""
-    parts = [part for name, part in pipeline.components.items() if name != "discriminator"]  # not used in sampling
+    used = {name: part for name, part in pipeline.components.items() if name != "discriminator"}
+    parts = [part for part in used.values() if part is not None]
     weights = [sha256_of(part) for part in parts if isinstance(part, torch.nn.Module)]
     configs = [{name: value for name, value in part.config.items() if not name.startswith("_")} for part in parts]
     hardware = [] if pipeline.device.type == "cpu" else [pipeline.device.type]

@@ -192,14 +192,18 @@ def _costs(settings: list[tuple[_Model, dict[str, Any]]]) -> list[dict[str, floa
 def _sample_batch(model: _Model, sampler: dict[str, Any]) -> tuple[float, float]:
     """Sample a batch; return the network evaluations and the seconds per image."""
     evaluated: list[int] = []
-    hook = network_of(model.pipeline).register_forward_hook(
-        lambda network, arguments, output: evaluated.append(len(arguments[0]))
-    )
+    networks = [network_of(model.pipeline), getattr(model.pipeline, "guide", None)]
+    hooks = [
+        network.register_forward_hook(lambda network, arguments, output: evaluated.append(len(arguments[0])))
+        for network in networks
+        if network is not None
+    ]
     started = time.monotonic()
     options = {"num_images": TIMED_IMAGES, "batch_size": TIMED_IMAGES, "class_labels": model.labels, **sampler}
     for _ in sample(model.pipeline, **options):
         pass
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     return sum(evaluated) / TIMED_IMAGES, (time.monotonic() - started) / TIMED_IMAGES
 
 

@@ -99,6 +99,12 @@ def move(pipeline: DiffusionPipeline, device: str | torch.device, dtype: str | t
     return pipeline
 
 
+def file_beside(run_or_repo: str, name: str) -> Path | None:
+    """Return the path of a file beside the pipeline that `load` finds, or None if there is none."""
+    source = _source(run_or_repo, None)
+    return _fetch(source, None, name) if _has(source, None, name) else None
+
+
 def require_folder(name: str | Path) -> None:
     """Check that a folder exists.
 

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -26,10 +26,11 @@ from torch import Tensor
 
 # Copied from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion.GuidedModel
 class GuidedModel:
-    """Class-conditional denoiser with classifier-free guidance and an optional negative class.
+    """Class-conditional denoiser with classifier-free guidance and an optional negative class, or with autoguidance.
 
     ε̃(x, c) = ε(x, n) + s (ε(x, c) − ε(x, n)), where s is `guidance_scale` and n the negative class or null label. With
-    s = 1 this is the conditional network, at half the cost (Ho and Salimans 2022, eq. 6, whose w is s − 1). The same
+    s = 1 this is the conditional network, at half the cost (Ho and Salimans 2022, eq. 6, whose w is s − 1). In
+    autoguidance a weaker network's ε(x, c) takes the place of ε(x, n) (Karras et al. 2024, arXiv:2406.02507). The same
     holds for every prediction type, since at a given x and t they are affine functions of each other.
 
     Args:
@@ -40,6 +41,7 @@ class GuidedModel:
         guidance_interval: Interval of t / T in which guidance is applied, from 0 (image) to 1 (pure noise); outside
             of it s is 1 (Kynkäänniemi et al. 2024).
         num_train_timesteps: T.
+        guide: The weaker network of autoguidance, called like `unet`.
     """
 
     CPU_BATCH_SIZE = 128  # a CPU takes longer for each image of larger batches
@@ -52,23 +54,27 @@ class GuidedModel:
         guidance_scale: float,
         guidance_interval: Sequence[float],
         num_train_timesteps: int,
+        guide: UNet2DModel | None = None,
     ):
-        self.unet, self.class_ids, self.negative_ids = unet, class_ids, negative_ids
+        self.unet, self.guide, self.class_ids, self.negative_ids = unet, guide, class_ids, negative_ids
         self.guidance_scale = guidance_scale
         self.first, self.last = (share * num_train_timesteps for share in guidance_interval)
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Return the guided prediction at x, (B, C, H, W), for one timestep, in the shape and type of x."""
         if self.guidance_scale == 1 or not self.first <= timestep <= self.last:
-            return self._predict(x, timestep, self.class_ids)
-        both = torch.cat([self.class_ids, self.negative_ids])
-        asked, negative = self._predict(torch.cat([x, x]), timestep, both).chunk(2)
-        return torch.lerp(negative, asked, self.guidance_scale)
+            return self._predict(self.unet, x, timestep, self.class_ids)
+        if self.guide is not None:
+            asked, weak = (self._predict(network, x, timestep, self.class_ids) for network in (self.unet, self.guide))
+        else:
+            both = torch.cat([self.class_ids, self.negative_ids])
+            asked, weak = self._predict(self.unet, torch.cat([x, x]), timestep, both).chunk(2)
+        return torch.lerp(weak, asked, self.guidance_scale)
 
-    def _predict(self, x: Tensor, timestep: Tensor, class_ids: Tensor) -> Tensor:
+    def _predict(self, network: UNet2DModel, x: Tensor, timestep: Tensor, class_ids: Tensor) -> Tensor:
         size = self.CPU_BATCH_SIZE if x.device.type == "cpu" else len(x)
-        parts = zip(x.to(self.unet.dtype).split(size), class_ids.split(size), strict=True)
-        predictions = [self.unet(part, timestep, class_labels=ids).sample for part, ids in parts]
+        parts = zip(x.to(network.dtype).split(size), class_ids.split(size), strict=True)
+        predictions = [network(part, timestep, class_labels=ids).sample for part, ids in parts]
         return torch.cat(predictions).to(x.dtype)
 
 
@@ -137,7 +143,7 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
     """Samples images of a model that was trained on clusters of unlabelled images.
 
     Each image is drawn from a random cluster, so that all together are like the training images, and is guided away
-    from the prediction without a cluster.
+    from the prediction without a cluster, or from that of a weaker network.
 
     Args:
         unet: A network with `num_class_embeds` one above the number of clusters; the last index is the null label.
@@ -147,9 +153,13 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         guidance_interval: Default interval of noise levels in which guidance is applied, from `first` to `last`; by
             default all. It is a mapping because diffusers takes lists in a pipeline's configuration for classes.
         num_inference_steps: Default number of denoising steps.
+        guide: A weaker network, such as an earlier state of `unet`, from which guidance leads away instead of from the
+            prediction without a cluster (autoguidance, Karras et al. 2024).
     """
 
     model_cpu_offload_seq = "unet"
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["guide"]
+    _optional_components: ClassVar[list[str]] = ["guide"]
 
     def __init__(
         self,
@@ -159,9 +169,10 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         guidance_scale: float = 1.5,
         guidance_interval: dict[str, float] | None = None,
         num_inference_steps: int = 20,
+        guide: UNet2DModel | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, guide=guide)
         count = unet.config.num_class_embeds - 1
         given = {int(n): share for n, share in (cluster_shares or dict.fromkeys(range(count), 1 / count)).items()}
         if given.keys() != set(range(count)):
@@ -210,7 +221,8 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"clusters must be from 0 to {count - 1}, not {unknown[0]}")
         ids = torch.tensor(clusters, device=self._execution_device)
         steps = self.scheduler.config.num_train_timesteps
-        return GuidedModel(self.unet, ids, torch.full_like(ids, count), guidance_scale, guidance_interval, steps)
+        nothing = torch.full_like(ids, count)
+        return GuidedModel(self.unet, ids, nothing, guidance_scale, guidance_interval, steps, self.guide)
 
     @torch.no_grad()
     def __call__(
@@ -231,7 +243,7 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         Args:
             batch_size: Number of images.
             clusters: Cluster of each image; by default random ones in proportion to their sizes.
-            guidance_scale: Classifier-free guidance scale. 1 disables guidance; larger values trade diversity for
+            guidance_scale: Guidance scale. 1 disables guidance; larger values trade diversity for
                 fidelity. By default that of the pipeline.
             guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
                 (Kynkäänniemi et al. 2024). By default that of the pipeline.

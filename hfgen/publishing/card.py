@@ -13,6 +13,7 @@ from jinja2 import UndefinedError
 
 from hfgen.evaluation.report import measure_title, render_report, sha256_in
 from hfgen.families import Model, own_sampler
+from hfgen.pipelines.loading import INDEX
 from hfgen.publishing.facts import read_run
 from hfgen.publishing.licenses import check_license
 from hfgen.publishing.snippets import in_code, reproduction, tags_of
@@ -110,6 +111,49 @@ def write_card(
     return folder / CARD
 
 
+def repositories_of(gallery: Path) -> list[Path]:
+    """Return the folders of a gallery that have models beside their cards; none if the folder is no gallery."""
+    if not (gallery / CARD).is_file() or not _is_wall(gallery / CARD):
+        return []
+    return sorted(page.parent for page in gallery.glob(f"*/{CARD}") if is_repository(page.parent))
+
+
+def is_repository(folder: Path) -> bool:
+    """Return whether a folder is a complete repository, a model with its card, but without the run."""
+    has_model = any((folder / name).is_file() for name in (INDEX, "config.json"))
+    page = folder / CARD
+    return has_model and not (folder / RUN_FILE).exists() and page.is_file() and _is_page(page)
+
+
+def copy_card(repository: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
+    """Copy the card of a repository, its pictures, reports and notebook, with another Hub id in the code.
+
+    Raises:
+        UserError: if its licence is another one, or a file is a symbolic link or does not fit its name.
+    """
+    card = ModelCard.load(own_file(repository, CARD))
+    if card.data.license != spdx_license:
+        raise UserError(f"{repository / CARD} has the license {one_line(card.data.license)}, not {spdx_license}")
+    figures = sorted(own_file(repository, FIGURES).glob("*"))
+    names = [f"{FIGURES}/{file.name}" for file in figures if file.suffix in (".png", ".gif")]
+    names += [name for name in linked_pictures(card.text) if name not in names]
+    for name in (CARD, NOTEBOOK, *names, *_reports_of(repository)):
+        if (file := own_file(repository, name)).is_file():
+            check_content(file)
+            copy_whole(file, folder / name)
+    former = _named_id(card)
+    for page in (folder / CARD, folder / NOTEBOOK):
+        if former and page.exists():
+            text = re.sub(rf"(?<![\w./-]){re.escape(former)}(?![\w.-])", repo_id, page.read_text(encoding="utf-8"))
+            page.write_text(text, encoding="utf-8")
+
+
+def _named_id(card: ModelCard) -> str | None:
+    """Return the Hub id in the code of a card."""
+    named = re.search(r'from_pretrained\("([A-Za-z0-9._-]+/[A-Za-z0-9._-]+)"', card.text)
+    return named and named[1]
+
+
 def renew_card(run: Path) -> Path | None:
     """Write the model card of a finished run again if hfgen wrote one there, for the same Hub id and licence.
 
@@ -123,9 +167,8 @@ def renew_card(run: Path) -> Path | None:
     if not (run / RUN_FILE).is_file() or not page.is_file() or not _is_page(page):
         return None
     card = ModelCard.load(page)
-    named = re.search(r'from_pretrained\("([A-Za-z0-9._-]+/[A-Za-z0-9._-]+)"', card.text)
     check_license(str(card.data.license))
-    return write_card(run, run, repo_id=named and named[1], spdx_license=card.data.license)
+    return write_card(run, run, repo_id=_named_id(card), spdx_license=card.data.license)
 
 
 def _id_of(run: Path, hub_model_id: object) -> str:

@@ -107,6 +107,7 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
     """Return the parameter count, image size and channels, class names, and proportions of clusters."""
     labels: list[str] = []
     cluster_shares: list[float] = []
+    has_guide = False
     try:
         model = model_of(class_name)
         if model.use != "classify":
@@ -118,6 +119,7 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
             weights = [own_file(run, f"{part}/diffusion_pytorch_model.safetensors") for part in parts]
             index = read_index(run / INDEX)
             labels = list(index.get("id2label", {}).values())
+            has_guide = bool(index.get("guide", [None])[0])
             shares = dict(index.get("cluster_shares", {}))
             cluster_shares = [float(shares[number]) for number in sorted(shares, key=int)]
         else:
@@ -138,6 +140,7 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
         "shape": [channels, height, width],
         "labels": labels,
         "cluster_shares": cluster_shares,
+        "has_guide": has_guide,
     }
 
 

@@ -21,17 +21,19 @@ from huggingface_hub.utils import get_token, validate_repo_id
 from safetensors.torch import load_file, save_file
 
 from hfgen.config import TrainingConfig
+from hfgen.config.commands import DemoConfig
 from hfgen.pipelines.loading import INDEX
 from hfgen.pipelines.saving import code_files
-from hfgen.publishing.card import NOTEBOOK, copy_whole, is_own_notebook, write_card
+from hfgen.publishing.card import NOTEBOOK, copy_card, copy_whole, is_own_notebook, is_repository, write_card
 from hfgen.publishing.facts import require_run
 from hfgen.publishing.licenses import check_license
 from hfgen.publishing.pages import PageWriter
 from hfgen.runs.folder import CARD, FIGURES, REPORTS
+from hfgen.runtimes.site import MARK, PAGE, write_site
 from hfgen.training.publisher import Publisher
 from hfgen.utils.errors import PublishingError, UserError, first_line
 from hfgen.utils.files import complete_or_absent
-from hfgen.utils.markdown import NO_CARD, authors_page, authors_sections, linked_pictures, with_sections
+from hfgen.utils.markdown import NO_CARD, authors_page, authors_sections, linked_pictures, render, with_sections
 from hfgen.utils.untrusted import check_content, components_of, own_file, read_index
 
 T = TypeVar("T")
@@ -57,12 +59,16 @@ def check_address(repo_id: str, spdx_license: str) -> None:
 
 
 def export(run: Path, folder: Path, *, repo_id: str, spdx_license: str) -> None:
-    """Export the files to publish of a finished run: model, model card with figures, evaluation.
+    """Export the files to publish of a finished run or a repository of a gallery: model, card, figures, evaluation.
 
     Raises:
-        UserError: if there is no finished run, its model is not in safetensors, it comes with code of no
+        UserError: if there is neither, its model is not in safetensors, it comes with code of no
             installed family, or a file is a symbolic link or does not fit its name.
     """
+    if is_repository(run):
+        copy_model(run, folder)
+        copy_card(run, folder, repo_id=repo_id, spdx_license=spdx_license)
+        return
     require_run(run)
     copy_model(run, folder)  # first, since it refuses more
     write_card(run, folder, repo_id=repo_id, spdx_license=spdx_license)
@@ -128,6 +134,7 @@ def push(
     create_pr: bool = False,
     revision: str | None = None,
     spdx_license: str = "apache-2.0",
+    demo: bool = False,
 ) -> str:
     """Publish a finished run on the Hub, in one commit.
 
@@ -138,6 +145,7 @@ def push(
         create_pr: Propose the commit as a pull request.
         revision: Branch to commit to, created if it does not exist; by default `main`.
         spdx_license: The Hub's licence identifier of the weights.
+        demo: Whether `push_demo` follows, for the command in messages.
 
     Returns:
         The URL of the commit or the pull request, or a message that nothing changed.
@@ -152,6 +160,7 @@ def push(
     command += ["--private"] * private + ["--create_pr"] * create_pr
     command += ["--revision", revision] if revision else []
     command += ["--license", spdx_license] if spdx_license != "apache-2.0" else []
+    command += ["--demo"] * demo
     later = f"The run is complete; publish it later with: {shlex.join(command)}"
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder), repo_id=repo_id, spdx_license=spdx_license)
@@ -169,6 +178,61 @@ def push(
         _try_again_on_failure(prepare, later)
         # If only the response was lost, a retry would open a second pull request, but no second commit.
         return _try_again_on_failure(commit, later, tries=1 if create_pr else TRIES)
+
+
+@contextlib.contextmanager
+def demo_page(run: Path, repo_id: str, *, private: bool, spdx_license: str) -> Iterator[Path]:
+    """Yield a temporary folder with the files of a Space: the page of `hfgen demo` for a run.
+
+    Raises:
+        UserError: if there is no finished run, if id, token, or a Space of that id do not allow it, or as
+            `hfgen.runtimes.site.write_site` does.
+    """
+    require_run(run)
+    check_address(repo_id, spdx_license)
+    _require_token()
+    _check_space(repo_id, private)
+    with tempfile.TemporaryDirectory() as folder:
+        title = repo_id.rpartition("/")[2]
+        page = write_site(DemoConfig(runs=[str(run)], output=folder, title=title), repo_id)
+        (page.parent / CARD).write_text(render("space.md", title=title, repo_id=repo_id), encoding="utf-8")
+        yield page.parent
+
+
+def _check_space(repo_id: str, private: bool) -> None:
+    """Check that a Space does not exist, or holds an earlier page and is as private as asked for."""
+    api = HfApi()
+    with _explained(f"the Space {repo_id}"):
+        if not api.repo_exists(repo_id, repo_type="space"):
+            return
+        space = api.space_info(repo_id)
+        is_there = any(file.rfilename == PAGE for file in space.siblings)
+        page = hf_hub_download(repo_id, PAGE, repo_type="space") if is_there else None
+    if page is None or MARK not in Path(page).read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"the Space {repo_id} exists and holds no page of hfgen demo; choose another --repo_id")
+    if private and not space.private:
+        raise UserError(f"the Space {repo_id} exists and is public; make it private on the Hub, or choose another id")
+
+
+def push_demo(page: Path, repo_id: str) -> str:
+    """Publish the files of a Space, as a static one that is as private as the model; return its URL.
+
+    Raises:
+        UserError: if the token or a Space of that id does not allow it.
+        PublishingError: if the upload failed after retries.
+    """
+    api = HfApi()
+
+    def upload() -> str:
+        with _explained(f"the Space {repo_id}"):
+            space = {"repo_id": repo_id, "repo_type": "space"}
+            private = api.model_info(repo_id).private
+            _check_space(repo_id, private)
+            url = api.create_repo(**space, space_sdk="static", private=private, exist_ok=True)
+            api.upload_folder(**space, folder_path=page, delete_patterns="files/*", commit_message="Upload the page")
+            return str(url)
+
+    return _try_again_on_failure(upload, "The model is published; the same command publishes its page")
 
 
 def list_published(run: Path, repo_id: str, spdx_license: str) -> list[tuple[str, int]]:

@@ -129,7 +129,9 @@ def networks_of(pipeline: DiffusionPipeline) -> dict[str, ExportedNetwork]:
     if network.config.num_class_embeds:
         classes = {"class_labels": torch.arange(EXAMPLES)}
     inputs = {"sample": _images(pipeline), "timestep": torch.tensor([500.0])} | classes
-    return {"unet": ExportedNetwork(Denoiser(network), inputs, ("prediction",), ("timestep",))}
+    parts = {"unet": network} | ({"guide": pipeline.guide} if getattr(pipeline, "guide", None) else {})
+    outputs = ("prediction",), ("timestep",)
+    return {name: ExportedNetwork(Denoiser(part), inputs, *outputs) for name, part in parts.items()}
 
 
 def _images(pipeline: DiffusionPipeline) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
+from hfgen.losses.diffusion import alpha_sigma, predict_x0, prediction_type_of
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import denoising_step, start_denoising
 from hfgen.sampling.schedulers import make_scheduler
 from hfgen.utils.errors import UserError
@@ -18,7 +19,8 @@ def sampler_table(own: SchedulerMixin, name: str, num_inference_steps: int) -> d
     """Return the coefficients of a sampler.
 
     What a deterministic solver computes is linear in the initial noise ε and the network's predictions p₁, p₂, …
-    So the input of the network's k-th call is c₀ ε + c₁ p₁ + … + c₍ₖ₋₁₎ p₍ₖ₋₁₎, and so is the image at the end.
+    So the input of the network's k-th call is c₀ ε + c₁ p₁ + … + c₍ₖ₋₁₎ p₍ₖ₋₁₎, and so are the estimate of the image
+    after it (with pₖ) and the image at the end.
 
     Args:
         own: The scheduler of the pipeline.
@@ -26,8 +28,8 @@ def sampler_table(own: SchedulerMixin, name: str, num_inference_steps: int) -> d
         num_inference_steps: Number of denoising steps.
 
     Returns:
-        `scheduler`, `num_inference_steps`, and per call of the network `timesteps` and `inputs` (lists of 1, 2, …
-        coefficients); `image` has the coefficients of the image.
+        `scheduler`, `num_inference_steps`, and per call of the network `timesteps`, `inputs` (lists of 1, 2, …
+        coefficients) and `estimates` (of 2, 3, …); `image` has the coefficients of the image.
 
     Raises:
         UserError: if the scheduler does not fit the model, or is not linear because it adds noise or clips.
@@ -36,13 +38,17 @@ def sampler_table(own: SchedulerMixin, name: str, num_inference_steps: int) -> d
     scheduler.set_timesteps(num_inference_steps)
     calls = 2 * len(scheduler.timesteps)  # as many as there may be
     inputs: list[Tensor] = []
+    estimates: list[Tensor] = []
 
     def unit(index: int) -> Tensor:
         return torch.nn.functional.one_hot(torch.tensor(index), calls + 1).float().reshape(1, 1, 1, -1)
 
     def record(x: Tensor, timestep: Tensor) -> Tensor:
         inputs.append(x.flatten())
-        return unit(len(inputs))
+        prediction = unit(len(inputs))
+        levels = alpha_sigma(scheduler, timestep)
+        estimates.append(predict_x0(prediction_type_of(scheduler), prediction, x, *levels).flatten())
+        return prediction
 
     image, timesteps = _denoise(scheduler, num_inference_steps, unit(0), record)
     table = {
@@ -50,6 +56,7 @@ def sampler_table(own: SchedulerMixin, name: str, num_inference_steps: int) -> d
         "num_inference_steps": num_inference_steps,
         "timesteps": timesteps,
         "inputs": [row[: index + 1].tolist() for index, row in enumerate(inputs)],
+        "estimates": [row[: index + 2].tolist() for index, row in enumerate(estimates)],
         "image": image.flatten()[: len(inputs) + 1].tolist(),
     }
     _require_equal(table, scheduler)

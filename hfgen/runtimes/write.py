@@ -44,8 +44,12 @@ def export(config: ExportConfig) -> Path:
     """
     check_folder(Path(config.output), config.format)
     if config.format == "onnx":
-        _require_onnx()
-    pipeline = load(config.run_or_repo)
+        require_onnx("--format onnx")
+    return export_pipeline(load(config.run_or_repo), config)
+
+
+def export_pipeline(pipeline: DiffusionPipeline, config: ExportConfig) -> Path:
+    """Write the files of a loaded model; return their folder. See `export`."""
     networks = networks_of(pipeline)
     facts = _facts(config, pipeline)
     folder = Path(config.output)
@@ -114,11 +118,13 @@ def _facts(config: ExportConfig, pipeline: DiffusionPipeline) -> dict[str, Any]:
         return facts
     own |= asked
     check_sampling(pipeline, **own)
-    facts["sampler"] = sampler_table(pipeline.scheduler, own["scheduler"], own["num_inference_steps"])
+    table = sampler_table(pipeline.scheduler, own["scheduler"], own["num_inference_steps"])
+    facts["sampler"] = {name: value for name, value in table.items() if name != "estimates"}
     facts["num_train_timesteps"] = pipeline.scheduler.config.num_train_timesteps
     if is_guided(pipeline):
         facts |= {name: own[name] for name in ("guidance_scale", "guidance_interval")}
         facts["null_label"] = pipeline.unet.config.num_class_embeds - 1
+        facts["learnt_no_class"] = pipeline.config.get("learnt_no_class", True)
     if is_conditional(pipeline):
         facts["classes"] = list(pipeline.labels)
     elif is_guided(pipeline):
@@ -210,11 +216,11 @@ def _other(name: str, example: Tensor, count: int, per_call: tuple[str, ...]) ->
     return torch.stack([example[number % len(example)].roll(number + 1) for number in range(count)])
 
 
-def _require_onnx() -> None:
-    """Raise a UserError if the packages of the export are missing."""
+def require_onnx(what: str) -> None:
+    """Raise a UserError if the packages that something needs to export ONNX are missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--format onnx needs the package {error.name}: pip install 'hfgen[export]'") from error
+        raise UserError(f"{what} needs the package {error.name}: pip install 'hfgen[export]'") from error

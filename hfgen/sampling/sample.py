@@ -68,7 +68,12 @@ def require_diffusion(pipeline: DiffusionPipeline) -> None:
         family = family_of(type(pipeline).__name__).name.upper()
         raise UserError(f"a {family} generates images in one step, so it has no denoising to film, compare or edit")
     parts = pipeline.components
-    drawable = parts.keys() == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
+    drawable = parts.keys() - {"guide"} == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
+    if (guide := parts.get("guide")) is not None:
+        same = ("in_channels", "out_channels", "sample_size", "num_class_embeds")
+        alike = isinstance(guide, UNet2DModel) and all(guide.config[n] == parts["unet"].config[n] for n in same)
+        if not alike:
+            raise UserError("the guide of this model does not fit its unet")
     if not drawable or bool(parts["unet"].config.num_class_embeds) != is_guided(pipeline):
         raise UserError(f"{type(pipeline).__name__} is not a pixel-space diffusion model that hfgen supports")
     scheduler = parts["scheduler"]

@@ -67,6 +67,8 @@ class Task:
         metric: The metric by which evaluations while training choose the best checkpoint: `frechet_distance` of
             samples in the feature space of a judge, or one of `validate`.
         loss_metric: The metric to use without a judge, or None if no loss measures the quality of samples.
+        snapshot_step: Optimizer step after which the loop calls `take_snapshot`, if any.
+        snapshot: The network that it kept, which `save` writes too.
     """
 
     config: TrainingConfig
@@ -78,6 +80,8 @@ class Task:
     generates: ClassVar[bool] = True
     metric: ClassVar[str] = "frechet_distance"
     loss_metric: ClassVar[str | None] = None
+    snapshot_step: int | None = None
+    snapshot: nn.Module | None = None
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield one loss at a time; the loop updates its module before requesting the next."""
@@ -120,6 +124,12 @@ class Task:
     def save(self, folder: Path) -> None:
         """Save the model as a folder that its library loads without hfgen."""
         save_pipeline(self.pipeline(), folder)
+
+    def take_snapshot(self) -> None:
+        """Keep a copy of a network as `snapshot`; it has its averaged weights and is in evaluation mode."""
+
+    def load_snapshot(self, folder: Path) -> None:
+        """Load the snapshot that `save` wrote to a folder, or None if there is none."""
 
     def diagnose(self) -> Diagnosis:
         """Run health checks beyond the losses; called at each checkpoint."""

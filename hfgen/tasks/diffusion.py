@@ -1,5 +1,6 @@
 """Denoising diffusion (Ho et al. 2020) and rectified flow (Liu et al. 2023): training objective and pipeline."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from diffusers import (
     SchedulerMixin,
     UNet2DModel,
 )
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import nn
 
 from hfgen.config import DDPMConfig
@@ -55,6 +58,7 @@ class DiffusionTask(Task):
             data.require_labels()
         self.label_names = data.label_names if config.class_conditional or config.num_clusters else []
         self.unet = make_unet(config, tuple(data.images.shape[1:]), len(self.label_names))
+        self.snapshot_step = config.guide_step
         self.scheduler = make_noise_schedule(config)
         check_sampling(self.pipeline(), **self.sampler())  # fail now, not at the first preview
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
@@ -87,6 +91,7 @@ class DiffusionTask(Task):
             "guidance_scale": self.config.guidance_scale,
             "guidance_interval": dict(zip(("first", "last"), self.config.guidance_interval, strict=True)),
             "num_inference_steps": self.config.num_inference_steps,
+            "guide": self.snapshot,
         }
         if self.config.class_conditional:
             names, learnt_no_class = dict(enumerate(self.label_names)), self.config.class_dropout_prob > 0
@@ -94,6 +99,17 @@ class DiffusionTask(Task):
         sizes = self.data.labels.bincount(minlength=self.config.num_clusters)
         shares = dict(enumerate((sizes.double() / len(self.data)).tolist()))
         return ClusterConditionalDiffusionPipeline(self.unet, solver, shares, **defaults)
+
+    def take_snapshot(self) -> None:
+        """Keep the network as the guide of autoguidance."""
+        self.snapshot = copy.deepcopy(self.unet).eval().requires_grad_(False)
+
+    def load_snapshot(self, folder: Path) -> None:
+        """Load the guide of a saved model, if it has one."""
+        self.snapshot, file = None, folder / "guide" / SAFETENSORS_WEIGHTS_NAME
+        if file.is_file():
+            self.take_snapshot()  # which computes in the same precision as the network
+            self.snapshot.load_state_dict(load_file(file))
 
     def save_figures(self, folder: Path) -> None:
         """Save an animation of the denoising process."""

@@ -217,6 +217,9 @@ class Trainer:
             while (progress := self._progress(seconds)) < 1:
                 values = self._optimizer_step(progress)
                 self.step += 1
+                if self.step == self.task.snapshot_step:
+                    with self._published_weights():
+                        self.task.take_snapshot()
                 if self._is_evaluation_due() and _is_finite(values):
                     values |= self._evaluate()
                     speed.begin(self.step)
@@ -421,7 +424,7 @@ class Trainer:
         """Evaluate the averaged weights, keep the best model, and return the metrics as `metrics.jsonl` names them."""
         validation, seconds, started = self.validation, self.seconds(), time.monotonic()
         with self._published_weights():
-            metrics = validation.evaluate(self.unwrapped, self.step)
+            metrics = validation.evaluate(self.unwrapped, self.step, self.task.snapshot)
             if (best := validation.best()) and best["step"] == self.step:
                 save_best(self.run.checkpoints, self.step, self._save_best)
         took = time.monotonic() - started
@@ -489,6 +492,13 @@ class Trainer:
             self._tell_best()
         if not self.max_steps:  # with them it was told at the beginning
             self._report([*self.problems, *endless_warmups(self.config, self.step)])
+        missed = {name: step for name in self.config.single_steps if (step := getattr(self.config, name))}
+        told = [
+            f"{name} {step:,} was not reached in {self.step:,} steps"
+            for name, step in missed.items()
+            if step > self.step
+        ]
+        self._report([*self.problems, *told])
         is_best = self.validation is not None and self.config.load_best_model_at_end and self._load_best()
         if is_best or not self._preview_file().exists():
             self.save_preview()
@@ -545,6 +555,7 @@ class Trainer:
             module.load_state_dict(own)
             if name in self.ema_models:
                 self.ema_models[name].shadow_params = [parameter.detach().clone() for parameter in module.parameters()]
+        self.task.load_snapshot(best)
         self.accelerator.print(f"The model of the run is the best one, of step {step_of(best):,}, not the last")
         return True
 
@@ -646,6 +657,7 @@ class Trainer:
             unpack_state(load_file(checkpoint / STATE_FILE), self.unwrapped, self.optimizers, self.ema_models)
         except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{unusable(checkpoint)} ({STATE_FILE}: {first_line(error)})") from error
+        self.task.load_snapshot(checkpoint)
         self.step, self.seconds_before = position["step"], position["seconds"]
         self.agreed, self.next_agreement = (self.step, self.seconds_before), self.step + 1
         self.tracked = self.agreed

@@ -244,9 +244,15 @@ class Validation:
         self.seconds = took
         self.plan(seconds)
 
-    def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
-        """Return the metrics of networks, by name, after an optimizer step, and keep them in the history."""
+    def evaluate(
+        self, networks: Mapping[str, nn.Module], step: int, snapshot: nn.Module | None = None
+    ) -> dict[str, float]:
+        """Return the metrics of networks, by name, after an optimizer step, and keep them in the history.
+
+        A task that keeps a `snapshot` samples with it.
+        """
         for task in (self.held_out_task, self.train_task):
+            task.snapshot = snapshot
             for name, module in task.modules.items():
                 module.load_state_dict(networks[name].state_dict())
         metrics = self._losses(self.config.evaluation_images, step)

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,10 +29,11 @@ ClassLabels = ClassLabel | Sequence[ClassLabel] | np.ndarray | Tensor
 
 
 class GuidedModel:
-    """Class-conditional denoiser with classifier-free guidance and an optional negative class.
+    """Class-conditional denoiser with classifier-free guidance and an optional negative class, or with autoguidance.
 
     ε̃(x, c) = ε(x, n) + s (ε(x, c) − ε(x, n)), where s is `guidance_scale` and n the negative class or null label. With
-    s = 1 this is the conditional network, at half the cost (Ho and Salimans 2022, eq. 6, whose w is s − 1). The same
+    s = 1 this is the conditional network, at half the cost (Ho and Salimans 2022, eq. 6, whose w is s − 1). In
+    autoguidance a weaker network's ε(x, c) takes the place of ε(x, n) (Karras et al. 2024, arXiv:2406.02507). The same
     holds for every prediction type, since at a given x and t they are affine functions of each other.
 
     Args:
@@ -43,6 +44,7 @@ class GuidedModel:
         guidance_interval: Interval of t / T in which guidance is applied, from 0 (image) to 1 (pure noise); outside
             of it s is 1 (Kynkäänniemi et al. 2024).
         num_train_timesteps: T.
+        guide: The weaker network of autoguidance, called like `unet`.
     """
 
     CPU_BATCH_SIZE = 128  # a CPU takes longer for each image of larger batches
@@ -55,23 +57,27 @@ class GuidedModel:
         guidance_scale: float,
         guidance_interval: Sequence[float],
         num_train_timesteps: int,
+        guide: UNet2DModel | None = None,
     ):
-        self.unet, self.class_ids, self.negative_ids = unet, class_ids, negative_ids
+        self.unet, self.guide, self.class_ids, self.negative_ids = unet, guide, class_ids, negative_ids
         self.guidance_scale = guidance_scale
         self.first, self.last = (share * num_train_timesteps for share in guidance_interval)
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Return the guided prediction at x, (B, C, H, W), for one timestep, in the shape and type of x."""
         if self.guidance_scale == 1 or not self.first <= timestep <= self.last:
-            return self._predict(x, timestep, self.class_ids)
-        both = torch.cat([self.class_ids, self.negative_ids])
-        asked, negative = self._predict(torch.cat([x, x]), timestep, both).chunk(2)
-        return torch.lerp(negative, asked, self.guidance_scale)
+            return self._predict(self.unet, x, timestep, self.class_ids)
+        if self.guide is not None:
+            asked, weak = (self._predict(network, x, timestep, self.class_ids) for network in (self.unet, self.guide))
+        else:
+            both = torch.cat([self.class_ids, self.negative_ids])
+            asked, weak = self._predict(self.unet, torch.cat([x, x]), timestep, both).chunk(2)
+        return torch.lerp(weak, asked, self.guidance_scale)
 
-    def _predict(self, x: Tensor, timestep: Tensor, class_ids: Tensor) -> Tensor:
+    def _predict(self, network: UNet2DModel, x: Tensor, timestep: Tensor, class_ids: Tensor) -> Tensor:
         size = self.CPU_BATCH_SIZE if x.device.type == "cpu" else len(x)
-        parts = zip(x.to(self.unet.dtype).split(size), class_ids.split(size), strict=True)
-        predictions = [self.unet(part, timestep, class_labels=ids).sample for part, ids in parts]
+        parts = zip(x.to(network.dtype).split(size), class_ids.split(size), strict=True)
+        predictions = [network(part, timestep, class_labels=ids).sample for part, ids in parts]
         return torch.cat(predictions).to(x.dtype)
 
 
@@ -145,9 +151,13 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         guidance_interval: Default interval of noise levels in which guidance is applied, from `first` to `last`; by
             default all. It is a mapping because diffusers takes lists in a pipeline's configuration for classes.
         num_inference_steps: Default number of denoising steps.
+        guide: A weaker network, such as an earlier state of `unet`, from which guidance leads away instead of from the
+            prediction without a class (autoguidance, Karras et al. 2024).
     """
 
     model_cpu_offload_seq = "unet"
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["guide"]
+    _optional_components: ClassVar[list[str]] = ["guide"]
 
     def __init__(
         self,
@@ -158,9 +168,10 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         guidance_interval: dict[str, float] | None = None,
         num_inference_steps: int = 20,
+        guide: UNet2DModel | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, guide=guide)
         names = id2label or {number: str(number) for number in range(unet.config.num_class_embeds - 1)}
         id2label = {int(number): name for number, name in names.items()}
         if guidance_scale is None:
@@ -234,7 +245,8 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
             raise ValueError(
                 f"guidance_interval must be two numbers, 0 ≤ first ≤ last ≤ 1, not {list(guidance_interval)}"
             )
-        used = {*class_ids, *(negative_ids if guidance_scale != 1 else ())}
+        guide = self.guide if negative_class_labels is None else None
+        used = {*class_ids, *(negative_ids if guidance_scale != 1 and guide is None else ())}
         if not self.config.learnt_no_class and self.get_label_ids(None)[0] in used:
             raise ValueError(
                 "this model was trained without label dropout: it has no unconditional mode. Set class_labels, and "
@@ -248,6 +260,7 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
             guidance_scale,
             guidance_interval,
             self.scheduler.config.num_train_timesteps,
+            guide,
         )
 
     @torch.no_grad()
@@ -269,12 +282,12 @@ class ClassConditionalDiffusionPipeline(DiffusionPipeline):
         Args:
             class_labels: Names or indices of classes, one per image; None in the list samples unconditionally. By
                 default one image of each class.
-            guidance_scale: Classifier-free guidance scale. 1 disables guidance; larger values trade diversity for
+            guidance_scale: Guidance scale. 1 disables guidance; larger values trade diversity for
                 class fidelity. By default that of the pipeline.
             guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
                 (Kynkäänniemi et al. 2024). By default that of the pipeline.
             negative_class_labels: Negative classes of the guidance, one for all images or one per image; by default
-                the null label.
+                the null label, or with autoguidance none.
             num_inference_steps: Denoising steps; by default those of the pipeline.
             generator: Random generator of the noise: one for all images, or one per image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).

@@ -1,0 +1,83 @@
+"""Pictures of the pages of `hfgen demo` for docs/demo.md, taken in Chromium.
+
+    make .venv/.installed-browser
+    python benchmarks/screenshots.py ddpm_conditional_mnist_cpu5min ddpm_mnist_clusters_cpu5min runs/vae runs/denoiser
+
+The models are two diffusion models, a VAE and a translator, in this order. Pictures go to docs/images.
+"""
+
+import argparse
+import base64
+import tempfile
+import time
+from pathlib import Path
+
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions
+
+import hfgen
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+DIGIT = [(-30, -70), (40, 0), (-10, 60), (20, 40), (-50, 40)]  # strokes of a 3, in pixels of the page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs=4)
+    models = parser.parse_args().models
+    options = ChromeOptions()
+    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars", "window-size=1000,900"):
+        options.add_argument(f"--{flag}")
+    with tempfile.TemporaryDirectory() as site, Chrome(options=options) as driver:
+        hfgen.demo(*models, output=site)
+        for model, name in zip(models, ("diffusion", "", "vae", "translation"), strict=True):
+            if name:
+                driver.get("about:blank")
+                driver.get(f"file://{site}/index.html#model={Path(model).name}&seed=1")
+                wait(driver)
+                if name == "diffusion":
+                    click(driver, "one of each")
+                draw(driver)
+                if name == "diffusion":
+                    click(driver, "add noise and denoise")
+                save(driver, IMAGES / f"demo_{name}.png")
+        click(driver, "side by side")
+        for model in models[2:3]:
+            driver.find_element("id", f"in-{Path(model).name}").click()
+        click(driver, "start")
+        save(driver, IMAGES / "demo_side_by_side.png")
+
+
+def wait(driver: Chrome) -> None:
+    """Wait until the page has computed all."""
+    while driver.execute_script("return document.body.dataset.jobs ?? '0'") != "0":
+        time.sleep(0.05)
+
+
+def click(driver: Chrome, text: str) -> None:
+    """Click a button, then wait."""
+    buttons = driver.find_elements("css selector", "button")
+    next(button for button in buttons if button.text == text).click()
+    wait(driver)
+
+
+def draw(driver: Chrome) -> None:
+    """Draw a digit on the canvas."""
+    actions = ActionChains(driver).move_to_element_with_offset(driver.find_element("id", "sketch"), *DIGIT[0])
+    actions.click_and_hold()
+    for step in DIGIT[1:]:
+        actions.move_by_offset(*step)
+    actions.release().perform()
+    wait(driver)
+
+
+def save(driver: Chrome, file: Path) -> None:
+    """Save a picture of the whole page."""
+    size = driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+    whole = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+    found = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": whole})
+    file.write_bytes(base64.b64decode(found["data"]))
+    print(f"{file}: {file.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
