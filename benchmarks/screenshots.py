@@ -41,8 +41,6 @@ def main() -> None:
                     click(driver, "add noise and denoise")
                 save(driver, IMAGES / f"demo_{name}.png")
         click(driver, "side by side")
-        for model in models[2:3]:
-            driver.find_element("id", f"in-{Path(model).name}").click()
         click(driver, "start")
         save(driver, IMAGES / "demo_side_by_side.png")
 

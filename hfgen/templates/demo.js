@@ -353,7 +353,10 @@ function h(tag, properties = {}, ...children) {
 }
 
 const megabytes = bytes => `${(bytes / 1e6).toFixed(1)} MB`;
-const seconds = since => `${((performance.now() - since) / 1000).toFixed(1)} s`;
+const seconds = since => {
+  const milliseconds = performance.now() - since;
+  return milliseconds < 100 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
+};
 const status = document.getElementById("status");
 const say = text => (status.textContent = text);
 
