@@ -48,7 +48,7 @@ $(VENV)/.installed-browser: $(VENV)/.installed  # Selenium, and Debian's Chromiu
 	@touch $@
 
 test-browser: $(VENV)/.installed-browser  ## run the tests of the pages of hfgen demo, in Chromium
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser --numprocesses auto --dist worksteal
 	@echo "All tests in the browser passed"
 
 site: $(VENV)/.installed  ## write a page on which all models in model_cards draw in the browser, in runs/site

@@ -19,6 +19,7 @@ from hfgen.evaluation.generated import _key, origin_of
 from hfgen.pipelines.loading import load
 from hfgen.sampling.sample import check_sampling, default_sampler, sample
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.training.processes import as_found
 from hfgen.training.validation import Validation
 from hfgen.utils.errors import UserError
 
@@ -148,8 +149,9 @@ def test_evaluations_while_training_sample_with_the_guide(tmp_path):
     config = DDPMConfig(**CONDITIONAL | fields | {"train_split": "train"})
     task = DiffusionTask(config, load_training_images(config))
     task.take_snapshot()
-    validation = Validation(config, DiffusionTask, task.data, Accelerator(cpu=True))
-    validation.evaluate(task.modules, 1, task.snapshot)
+    with as_found():
+        validation = Validation(config, DiffusionTask, task.data, Accelerator(cpu=True))
+        validation.evaluate(task.modules, 1, task.snapshot)
     assert validation.train_task.pipeline().guide is task.snapshot
 
 

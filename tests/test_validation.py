@@ -178,7 +178,7 @@ def test_an_evaluation_that_cannot_end_in_time_is_left_to_the_end(tmp_path, monk
 
 
 def test_a_training_that_is_stopped_in_its_last_evaluation_is_saved(tmp_path, monkeypatch):
-    def stop(validation, networks, step):
+    def stop(validation, networks, step, snapshot):
         raise KeyboardInterrupt
 
     fields = TINY_VAE | SHORT | EVALUATING | {"evaluation_steps": 8, "output_dir": tmp_path / "run"}

@@ -49,7 +49,9 @@ def test_a_model_draws_by_its_name_what_a_judge_recognises(name):
     judge = load_judge("fashion_mnist" if "fashion" in name else "mnist")
     _, logits = judge.extract(images)
     if is_conditional(pipeline):
-        assert (logits.argmax(1) == torch.arange(40) % 10).float().mean() > 0.85
+        record = json.loads((ZOO / name / "evaluation.json").read_text())
+        measured = next(iter(record["conditional"].values()))["accuracy"]
+        assert (logits.argmax(1) == torch.arange(40) % 10).float().mean() > measured - 0.1
     else:
         assert logits.softmax(1).amax(1).mean() > 0.75, "the judges' labels were smoothed to 0.91"
         assert len(logits.argmax(1).unique()) >= 8, "nearly every class is among them"
@@ -59,7 +61,8 @@ def test_every_model_draws_its_recorded_images_with_diffusers_alone(without_hfge
     """Neither the weights nor what diffusers makes of them has changed."""
     recorded = json.loads((REPOSITORY / "tests" / "zoo_images.json").read_text())
     code = (REPOSITORY / "tests" / "zoo_images.py").read_text()
-    found = json.loads(without_hfgen.python(code, str(ZOO)))
+    output = without_hfgen.python(code, str(ZOO))
+    found = json.loads(output[output.index("{") :])
     assert found.keys() == recorded.keys() == set(MODELS)
     for name, numbers in found.items():
         assert np.abs(np.subtract(numbers, recorded[name])).max() < 0.01, name

@@ -30,7 +30,7 @@ def describe(folder: Path) -> list[float]:
         images = pipe(**asked, generator=generator, output_type="np").images
     height, width = (size // BLOCKS * BLOCKS for size in images.shape[1:3])
     blocks = images[:, :height, :width].mean(axis=3).reshape(COUNT, BLOCKS, height // BLOCKS, BLOCKS, width // BLOCKS)
-    return blocks.mean(axis=(2, 4)).round(3).flatten().tolist()
+    return blocks.mean(axis=(2, 4), dtype="float64").round(3).flatten().tolist()
 
 
 if __name__ == "__main__":
