@@ -8,11 +8,13 @@ The models are two diffusion models, a VAE and a translator, in this order. Pict
 
 import argparse
 import base64
+import shutil
 import tempfile
 import time
 from pathlib import Path
 
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
 
 import hfgen
 
@@ -27,7 +29,8 @@ def main() -> None:
     options = ChromeOptions()
     for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars", "window-size=1000,900"):
         options.add_argument(f"--{flag}")
-    with tempfile.TemporaryDirectory() as site, Chrome(options=options) as driver:
+    options.binary_location, driver_of = shutil.which("chromium"), Service(shutil.which("chromedriver"))
+    with tempfile.TemporaryDirectory() as site, Chrome(options=options, service=driver_of) as driver:
         hfgen.demo(*models, output=site)
         for model, name in zip(models, ("diffusion", "", "vae", "translation"), strict=True):
             if name:

@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
@@ -109,7 +110,8 @@ def browser() -> Iterator[Page]:
     for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1100,1000"):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with Chrome(options=options) as driver:
+    options.binary_location = shutil.which("chromium")
+    with Chrome(options=options, service=Service(shutil.which("chromedriver"))) as driver:
         driver.set_script_timeout(SECONDS)
         yield Page(driver)
 
