@@ -65,7 +65,13 @@ MUTANTS = [
     Mutant("number of trials", "len(trials) < self.config.num_trials", "len(trials) <= self.config.num_trials",
            "tune"),
     Mutant("incomparable losses", 'metric.startswith("loss/") and name not in SAME_LOSS', "False", "tune"),
-    Mutant("cut journal", "            _remove_incomplete_line(file)", "            pass", "tune"),
+    Mutant("cut journal", "        _remove_incomplete_line(self.journal)", "        pass", "tune"),
+    # autoguidance and pages
+    Mutant("step of the guide", "if self.step == self.task.snapshot_step:", "if self.step == 1:", "autoguidance"),
+    Mutant("guide of a checkpoint", "self.snapshot.load_state_dict(load_file(file))", "pass", "autoguidance"),
+    Mutant("guide in evaluations", "            task.snapshot = snapshot", "            pass", "autoguidance"),
+    Mutant("page of someone else's", "MARK not in page.read_text(", "not page.read_text(", "demo"),
+    Mutant("private page", "if private and not space.private:", "if False:", "hub"),
     # files
     Mutant("flush", "            _flush_to_disk(written)", "            pass", "run_folder engine data"),
     Mutant("clean up", "    except BaseException:\n        remove(temporary)", "    except ValueError:\n        "
