@@ -442,7 +442,7 @@ def push(run: Name | PushConfig, **fields: Any) -> str | None:
 
 
 def publish_all(folder: Name | PublishAllConfig, **fields: Any) -> str | None:
-    """Publish the finished runs and repositories in a folder as a collection, like `hfgen publish-all`: its URL."""
+    """Publish all runs, or all models of a gallery, as a collection, like `hfgen publish-all`; return its URL."""
     config = _configuration(PublishAllConfig, folder, fields, "hfgen publish-all", "folder")
     from hfgen.pipelines.loading import require_folder
     from hfgen.publishing import hub

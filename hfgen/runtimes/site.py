@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from hfgen.config.commands import DemoConfig, ExportConfig
 from hfgen.data.images import cache_folder
 from hfgen.evaluation.results import read_record
-from hfgen.families import family_of
+from hfgen.families import family_of, model_of
 from hfgen.pipelines.loading import file_beside, load
 from hfgen.runs.folder import EVALUATION
 from hfgen.runtimes.networks import networks_of
@@ -99,12 +99,12 @@ def _check_folder(folder: Path) -> None:
 def _model(run: str, source: str, config: DemoConfig, folder: Path) -> dict[str, Any]:
     """Export a model to a folder; return what the page must know of it."""
     pipeline = load(run)
-    family = family_of(type(pipeline).__name__)
-    denoises = family is not None and family.models[type(pipeline).__name__].use == "denoise"
-    scheduler = config.scheduler if denoises else None
+    known = model_of(type(pipeline).__name__)
+    scheduler = config.scheduler if known and known.use == "denoise" else None
     export_pipeline(pipeline, ExportConfig(run_or_repo=run, output=str(folder), scheduler=scheduler))
     model = json.loads((folder / MODEL_FILE).read_text())
-    model |= {"family": family.name, "kind": _kind(model), "quality": _quality(run), "source": source}
+    family = family_of(model["pipeline"]).name
+    model |= {"family": family, "kind": _kind(model), "quality": _quality(run), "source": source}
     model["image_shape"] = list(image_shape_of(pipeline))
     match model["use"]:
         case "denoise":
