@@ -414,6 +414,7 @@ function seedField(id, onchange, label = "seed") {
 // the function that it gets throws `Replaced` then, and is called between steps.
 class Replaced extends Error {}
 let jobs = Promise.resolve(), waitingJobs = 0, shown = 0; // `shown` counts the changes of the page
+document.body.dataset.jobs = waitingJobs; // for tests, which wait until it is 0
 
 function newest(job) {
   const page = shown;

@@ -41,11 +41,8 @@ class Page:
         self.wait()
 
     def wait(self) -> None:
-        """Wait until nothing is computed any more."""
-        end = time.monotonic() + SECONDS
-        while self.driver.execute_script("return document.body.dataset.jobs ?? '0'") != "0":
-            assert time.monotonic() < end, "the page is still busy"
-            time.sleep(0.02)
+        """Wait until the page's script has run and nothing is computed any more."""
+        self.until(lambda: self.driver.execute_script("return document.body?.dataset.jobs") == "0")
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is so."""
