@@ -160,7 +160,10 @@ def onnx_sampler(folder: Path) -> Callable[[int], np.ndarray]:
         latents = rng.standard_normal((count, model["latent_dim"]), dtype="float32")
         if "mixture" in sessions:
             (latents,) = sessions["mixture"].run(None, {"noise": latents, "uniform": rng.random(count, "float32")})
-        inputs = {"latents": latents} | ({"class_labels": labels_of(count)} if "classes" in model else {})
+        classes = {"class_labels": labels_of(count)} if "classes" in model else {}
+        if "flow" in sessions:
+            (latents,) = sessions["flow"].run(None, {"noise": latents} | classes)
+        inputs = {"latents": latents} | classes
         return sessions.get("decoder", sessions.get("generator")).run(None, inputs)[0]
 
     def denoise(count: int) -> np.ndarray:

@@ -231,6 +231,12 @@ def vae_run(trained_once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def flow_vae_run(trained_once) -> Path:
+    """The run of a small VAE of digits with a flow of its latents."""
+    return trained_once("vae_flow", train_vae, prior="flow", flow_hidden_size=64, flow_blocks=2)
+
+
+@pytest.fixture(scope="session")
 def conditional_run(trained_once):
     """A function that returns the run of a small model of digits that knows classes, by its prediction type."""
     return lambda prediction_type: trained_once(prediction_type, train_conditional, prediction_type=prediction_type)

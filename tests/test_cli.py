@@ -185,7 +185,7 @@ def test_help_of_a_training_has_the_groups_of_the_docstrings(capsys, monkeypatch
     network = text.partition("\nNetwork:\n")[2].partition("\n\n")[0]
     assert "--block_out_channels INT [INT ...]\n" in network
     assert "(default: 32 64 96)" in network
-    assert "(default: on; --no_add_attention turns it off)" in " ".join(network.split())
+    assert "(default: on; --no_use_ema turns it off)" in " ".join(text.split())
     assert "--prediction_type {epsilon,sample,v_prediction,flow_prediction}" in text
     assert "--class_conditional " in text
     assert "--no_class_conditional" not in text
@@ -268,6 +268,8 @@ def test_recipes_open_with_command_cost_and_result_and_are_valid(path, capsys):
     config = parse_config(families()[recipe.family].config, ["--config", path.stem], prog="")
     assert config.output_dir == f"runs/{path.stem}"
     assert config.dataset_name == recipe.dataset
+    if recipe.family == "ddpm":  # whose defaults follow from measurements, and change
+        assert {"train_batch_size", "layers_per_block", "add_attention"} <= yaml.safe_load(path.read_text()).keys()
     assert main(["recipes"]) == 0
     printed = capsys.readouterr().out
     assert f"\n{recipe.dataset}: hfgen train {recipe.family}\n" in printed

@@ -34,7 +34,7 @@ from hfgen.models.modeling_hfgen_gan import (
     ResidualGenerator,
 )
 from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
-from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel
+from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, LatentFlowModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
@@ -131,11 +131,25 @@ PIPELINES: dict[str, tuple[Callable[[], DiffusionPipeline], Callable[[list[int]]
         lambda: VAEPipeline(VAEModel(8, latent_dim=3, hidden_sizes=[10]), mixture(), prior="mixture"),
         lambda indices: {"batch_size": len(indices)},
     ),
+    "VAE with a flow": (
+        lambda: VAEPipeline(
+            VAEModel(8, latent_dim=3, hidden_sizes=[10]), mixture(), prior="flow",
+            flow=LatentFlowModel(3, 8, 1, num_steps=2),
+        ),
+        lambda indices: {"batch_size": len(indices)},
+    ),
     "VAE of classes": (
         lambda: VAEPipeline(
             VAEModel(**CONVOLUTIONAL_VAE, pixel_distribution="gaussian", num_classes=3), mixture(), NAMES
         ),
         lambda indices: {"class_labels": indices, "prior": "mixture"},
+    ),
+    "VAE of classes with a flow": (
+        lambda: VAEPipeline(
+            VAEModel(8, latent_dim=3, hidden_sizes=[10], num_classes=3), mixture(), NAMES, prior="flow",
+            flow=LatentFlowModel(3, 8, 1, num_classes=3, num_steps=2),
+        ),
+        lambda indices: {"class_labels": indices},
     ),
 }  # fmt: skip
 
@@ -536,6 +550,10 @@ NETWORKS: dict[str, tuple[Callable[[], ModelMixin], dict[str, torch.Tensor]]] = 
     "VAE of logistic pixels": (
         lambda: VAEModel(**CONVOLUTIONAL_VAE, pixel_distribution="logistic", activate_decoder_input=False),
         {"sample": PIXELS},
+    ),
+    "latent flow": (
+        lambda: LatentFlowModel(3, 8, 1, num_classes=3),
+        {"x": LATENTS, "times": torch.tensor([0.1, 0.5, 0.9]), "class_labels": CLASSES},
     ),
     "mixture": (mixture, {"noise": LATENTS, "uniform": torch.tensor([0.1, 0.5, 0.9])}),
 }  # fmt: skip

@@ -26,16 +26,19 @@ from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
-FAMILIES = ["classes", "unconditional", "clusters", "vae", "gan", "translation"]
+FAMILIES = ["classes", "unconditional", "clusters", "vae", "vae with a flow", "gan", "translation"]
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, conditional_run, vae_run, gan_run, translation_run) -> dict:
+def models(tmp_path_factory, conditional_run, vae_run, flow_vae_run, gan_run, translation_run) -> dict:
     """A model of each family by name."""
     folder = tmp_path_factory.mktemp("models")
     flow = TINY | {"prediction_type": "flow_prediction", "guidance_interval": [0.0, 0.7]}
-    for name, fields in {"unconditional": {}, "clusters": {"num_clusters": 5}}.items():
+    for name, fields in {
+        "unconditional": {"add_attention": True, "attention_levels": [1]},
+        "clusters": {"num_clusters": 5},
+    }.items():
         config = DDPMConfig(**flow | fields | {"output_dir": str(folder)})
         DiffusionTask(config, load_images("digits")).save(folder / name)
     return {
@@ -43,6 +46,7 @@ def models(tmp_path_factory, conditional_run, vae_run, gan_run, translation_run)
         "unconditional": folder / "unconditional",
         "clusters": folder / "clusters",
         "vae": vae_run,
+        "vae with a flow": flow_vae_run,
         "gan": gan_run,
         "translation": translation_run,
     }
@@ -85,7 +89,7 @@ def test_the_code_of_the_page_draws_with_onnxruntime_alone(exported, name, witho
     (folder / "images.png").unlink()
 
 
-@pytest.mark.parametrize("name", ["classes"])
+@pytest.mark.parametrize("name", ["classes", "vae with a flow"])
 def test_the_code_of_the_page_draws_with_torch_export(exported, name, without_hfgen):
     folder = exported(name, format="torch_export")
     without_hfgen.python(python_of(folder), folder=folder)
@@ -162,6 +166,12 @@ def test_half_precision_halves_the_files(exported):
                    for options in ({}, {"dtype": "float16"}))  # fmt: skip
     assert half["bytes"] < 0.8 * whole["bytes"]
     assert 0 < half["difference_from_torch"] < 0.05
+
+
+def test_a_flow_in_half_precision(exported):
+    files = json.loads((exported("vae with a flow", dtype="float16") / "model.json").read_text())["files"]
+    assert files.keys() == {"encoder", "decoder", "flow"}
+    assert 0 < files["flow"]["difference_from_torch"] < 0.05
 
 
 def test_int8_is_smaller(exported):

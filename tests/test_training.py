@@ -268,9 +268,10 @@ def test_each_tracker_gets_the_name_of_the_run_its_settings_and_grids(
     assert (f"{name} gets the metrics, but no sample grids" in capsys.readouterr().out) == (image is None)
 
 
-def test_a_compiled_network_trains(tmp_path):
+def test_compiled_networks_train(tmp_path):
     tiny = {name: TINY[name] for name in ("dataset_name", "train_batch_size", "num_samples", "mixed_precision")}
     fields = {"hidden_sizes": [8], "num_mixture_components": 1, "max_train_steps": 2, "output_dir": tmp_path}
+    fields |= {"prior": "flow", "flow_hidden_size": 4, "flow_blocks": 1}
     finish(hfgen("train", "vae", "--torch_compile", *flags(**tiny, **fields)))
     assert load(str(tmp_path)).vae.config.hidden_sizes == [8]
 
@@ -287,9 +288,10 @@ def test_a_compiled_network_trains(tmp_path):
         ({"dataset_name": None, "train_data_dir": "mnist"}, "there is no folder .*mnist"),
         ({"block_out_channels": []}, "must have an entry"),
         (
-            {"block_out_channels": [8, 16], "attention_head_dim": 12},
+            {"block_out_channels": [8, 16], "attention_head_dim": 12, "add_attention": True},
             r"attention_head_dim, which is 12; \[16\] are not",
         ),
+        ({"attention_head_dim": 8}, "attention_head_dim needs attention: set attention_levels or add_attention"),
         ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
         ({"dataset_name": "ylecun/mnist"}, "ylecun/mnist is not in the local cache"),
         ({"train_split": "test"}, "cannot open split test of digits"),

@@ -16,19 +16,30 @@ from hfgen.cli.main import main
 from hfgen.config import VAEConfig
 from hfgen.data.images import load_images
 from hfgen.data.loader import Batch
+from hfgen.figures.curves import panel_and_line
 from hfgen.judges.judge import load_judge
 from hfgen.losses.vae import (
     free_bits_kl,
     iwae_bound,
     kl_to_standard_normal,
+    latent_flow_loss,
     optimal_sigma_gaussian,
     reconstruction_nll,
 )
-from hfgen.models.modeling_hfgen_vae import DiscretizedLogistic, GaussianMixtureModel, VAEModel
+from hfgen.models.modeling_hfgen_vae import (
+    DiscretizedLogistic,
+    GaussianMixtureModel,
+    LatentFlowModel,
+    LatentFlowOutput,
+    VAEModel,
+)
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline, _slerp
 from hfgen.pipelines.saving import save_pipeline
+from hfgen.runs.folder import METRICS_FILE
+from hfgen.runs.record import read_rows
 from hfgen.tasks.vae import VAETask
 from hfgen.training.run import train
+from hfgen.tuning.search_space import SearchSpace
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
@@ -278,15 +289,18 @@ def pipeline(run) -> VAEPipeline:
     return hfgen.load(str(run))
 
 
-def test_images_follow_from_their_generators_not_from_their_batch(pipeline):
+def test_images_follow_from_their_generators_not_from_their_batch(flow_vae_run):
+    pipeline = hfgen.load(flow_vae_run)
+
     def draw(*seeds: int, prior: str) -> np.ndarray:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return pipeline(len(seeds), generator=generators, prior=prior, output_type="np").images
 
-    for prior in ("normal", "mixture"):
-        np.testing.assert_allclose(draw(1, 2, 3, prior=prior)[1:2], draw(2, prior=prior), atol=1e-6)
+    for prior in ("normal", "mixture", "flow"):
+        np.testing.assert_allclose(draw(1, 2, 3, prior=prior)[1:2], draw(2, prior=prior), atol=1e-5)
     assert not np.allclose(draw(1, prior="normal"), draw(1, prior="mixture"))
-    with pytest.raises(ValueError, match="normal or mixture, not uniform"):
+    assert not np.allclose(draw(1, prior="normal"), draw(1, prior="flow"))
+    with pytest.raises(ValueError, match="normal, mixture or flow, not uniform"):
         draw(1, prior="uniform")
 
 
@@ -340,23 +354,145 @@ def test_kinds_of_images(pipeline, test_images):
         pipeline(class_labels=[1])
 
 
-def test_a_run_loads_where_there_is_no_hfgen(run, pipeline, without_hfgen):
+@pytest.mark.parametrize("prior", ["mixture", "flow"])
+def test_a_run_loads_where_there_is_no_hfgen(flow_vae_run, without_hfgen, prior):
+    run, pipeline = flow_vae_run, hfgen.load(flow_vae_run)
     code = (
         "import torch\nfrom diffusers import DiffusionPipeline\n"
         f"pipe = DiffusionPipeline.from_pretrained({str(run)!r}, trust_remote_code=True)\n"
-        "images = pipe(2, prior='mixture', generator=torch.Generator().manual_seed(0), output_type='np').images\n"
+        f"images = pipe(2, prior={prior!r}, generator=torch.Generator().manual_seed(0), output_type='np').images\n"
         "print(images.sum())\n"
     )
     output = without_hfgen.python(code)
-    here = pipeline(2, prior="mixture", generator=torch.Generator().manual_seed(0), output_type="np").images
+    here = pipeline(2, prior=prior, generator=torch.Generator().manual_seed(0), output_type="np").images
     assert float(output.split()[-1]) == pytest.approx(here.sum(), rel=1e-4)
+
+
+# --- the flow
+
+
+def test_a_flow_learns_two_peaks_by_class():
+    """Narrow ones at ±2, which no normal distribution has, with a class for each."""
+    torch.manual_seed(0)
+    flow = LatentFlowModel(latent_dim=1, hidden_size=32, num_blocks=2, num_classes=2)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    for _ in range(300):
+        labels = torch.randint(2, (256,))
+        latents = (labels * 4.0 - 2)[:, None] + 0.2 * torch.randn(256, 1)
+        latent_flow_loss(flow, latents, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    labels = torch.arange(1000) % 2
+    with torch.no_grad():
+        drawn = flow.draw(torch.randn(1000, 1), labels).sample
+    assert (drawn[:, 0] - (labels * 4 - 2)).abs().mean() < 0.4
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_flow_of_any_width_is_finite(size):
+    assert LatentFlowModel(2, hidden_size=size, num_blocks=1).draw(torch.randn(3, 2)).sample.isfinite().all()
+
+
+def test_heuns_method_is_exact_where_the_velocity_is_linear_in_time():
+    flow = LatentFlowModel(latent_dim=2, num_steps=3)
+    flow.forward = lambda x, times, labels: LatentFlowOutput(2 * times[:, None].expand_as(x))  # the integral is t²
+    noise = torch.randn(4, 2)
+    torch.testing.assert_close(flow.draw(noise).sample, noise - 1)
+    with pytest.raises(ValueError, match="num_steps must be positive, not 0"):
+        LatentFlowModel(num_steps=0)
+
+
+def energy_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return twice the mean distance between two samples minus those within them, 0 for equal distributions."""
+    between, *within = (torch.cdist(a, b).mean() for a, b in ((first, second), (first, first), (second, second)))
+    return float(2 * between - sum(within))
+
+
+def test_the_flow_of_a_run_is_that_of_its_latents(flow_vae_run):
+    pipeline = hfgen.load(flow_vae_run)
+    images = load_images("digits", split="train[:80%]").images.float() / 255
+    with torch.no_grad():
+        latents = pipeline.vae.encode(images * 2 - 1).sample()
+    drawn = {
+        prior: pipeline.draw_latents(len(latents), prior, torch.Generator().manual_seed(0))
+        for prior in ("normal", "flow", None)
+    }
+    assert torch.equal(drawn["flow"], drawn[None]), "the default is that of the training"
+    assert not drawn["flow"].requires_grad
+    assert energy_distance(drawn["flow"], latents) < 0.5 * energy_distance(drawn["normal"], latents)
+
+
+@pytest.mark.parametrize("fields", [{}, {"class_conditional": True, "num_importance_samples": 3}])
+def test_the_flow_leaves_the_vae_as_it_is(tmp_path, fields):
+    fields = fields | {"max_train_steps": 5}
+    runs = [
+        train_vae(tmp_path / "normal", **fields),
+        train_vae(tmp_path / "flow", **fields, prior="flow", flow_hidden_size=16),
+    ]
+    weights = [(each / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() for each in runs]
+    assert weights[0] == weights[1]
+    row = read_rows(runs[1] / METRICS_FILE)[-1]
+    assert math.isfinite(row["loss/flow"])
+    assert panel_and_line("loss/flow")[0] != panel_and_line("loss/vae")[0], "they are of different sizes"
+    assert not (runs[0] / "flow").exists()
+    assert len(hfgen.sample(runs[1], num_images=3)) == 3
+
+
+def test_a_flow_has_a_learning_rate_of_its_own(tmp_path):
+    fields = {"max_train_steps": 2, "lr_scheduler": "constant", "lr_warmup_steps": 0}
+    run = train_vae(tmp_path / "vae", **fields, prior="flow", flow_learning_rate=2e-4)
+    row = read_rows(run / METRICS_FILE)[-1]
+    assert (row["learning_rate/vae"], row["learning_rate/flow"]) == (5e-3, 2e-4)
+    with pytest.raises(UserError, match="flow_learning_rate needs the prior flow, not mixture"):
+        VAEConfig(**TINY_VAE, output_dir="x", prior="mixture", flow_learning_rate=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_dim": 5}, "the flow does not fit the VAE"),
+        ({"num_steps": 10**6}, "num_steps is 1000000, but hfgen allows 1,000 at most"),
+        ({"num_steps": 0}, "num_steps must be positive"),
+    ],
+)
+def test_a_flow_that_does_not_fit_is_refused(flow_vae_run, tmp_path, changes, message):
+    model = hfgen.load(flow_vae_run)
+    model.register_modules(flow=LatentFlowModel(changes.get("latent_dim", 4), 8, 1))
+    save_pipeline(model, tmp_path / "model")
+    file = tmp_path / "model" / "flow" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match=message):
+        hfgen.load(tmp_path / "model")
+
+
+def test_a_model_that_lacks_its_flow_is_refused(run, tmp_path):
+    model = hfgen.load(run)
+    model.register_to_config(prior="flow")
+    save_pipeline(model, tmp_path / "model")
+    with pytest.raises(UserError, match="names the prior flow, but the model has no flow"):
+        hfgen.load(tmp_path / "model")
+
+
+def test_what_the_bound_does_not_depend_on_is_not_searched_for_it():
+    space = SearchSpace(["prior=normal,flow"], VAEConfig)
+    with pytest.raises(UserError, match="prior cannot be searched: trials are compared by the −ELBO, which does not"):
+        space.require_comparable("negative_elbo")
+    space.require_comparable("frechet_distance")
+
+
+def test_no_flow_where_none_was_trained(run, pipeline, tmp_path, capsys):
+    with pytest.raises(ValueError, match="this model has no flow"):
+        pipeline(2, prior="flow")
+    assert main(["sample", str(run), "--prior", "flow", "--output", str(tmp_path / "x.png")]) == 2
+    assert "this model has no flow; train one with --prior flow" in capsys.readouterr().err
 
 
 # --- the commands
 
 
-def test_hfgen_draws_what_the_pipeline_draws(run, pipeline, tmp_path):
-    for prior in ("normal", "mixture"):
+def test_hfgen_draws_what_the_pipeline_draws(flow_vae_run, tmp_path):
+    run, pipeline = flow_vae_run, hfgen.load(flow_vae_run)
+    for prior in ("normal", "mixture", "flow"):
         output = tmp_path / f"{prior}.npz"
         assert main(["sample", str(run), "--num_images", "3", "--prior", prior, "--output", str(output)]) == 0
         generators = [torch.Generator().manual_seed(derive_seed("image", 0, number)) for number in range(3)]
@@ -401,14 +537,15 @@ def test_half_precision(run, test_images, dtype):
     assert torch.isfinite(pipeline.vae(test_images[:4].to(dtype) * 2 - 1, num_draws=2).sample).all()
 
 
-def test_it_goes_on_where_a_checkpoint_was_the_last_that_it_wrote(tmp_path):
-    fields = {"max_train_steps": 20, "checkpointing_steps": 20, "prior": "mixture"}
+@pytest.mark.parametrize("prior", ["mixture", "flow"])
+def test_it_goes_on_where_a_checkpoint_was_the_last_that_it_wrote(tmp_path, prior):
+    fields = {"max_train_steps": 20, "checkpointing_steps": 20, "prior": prior}
     whole = train_vae(tmp_path / "whole", **fields)
     run = train_vae(tmp_path / "vae", **fields)
     for name in ("model_index.json", "run.json"):
         (run / name).unlink()
     train_vae(run, **fields, resume_from_checkpoint="latest")
-    for part in ("vae", "mixture"):
+    for part in {"vae", "mixture", prior}:
         weights = [folder / part / "diffusion_pytorch_model.safetensors" for folder in (whole, run)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
@@ -421,14 +558,19 @@ def test_what_is_drawn_once_is_not_mirrored():
 
 
 def test_the_code_on_the_page_runs(run, tmp_path, without_hfgen):
-    runs = [run, train_vae(tmp_path / "of_classes", class_conditional=True, max_train_steps=3)]
+    classes = train_vae(tmp_path / "of_classes", class_conditional=True, max_train_steps=3, prior="flow")
+    runs = [run, classes]
     code = ""
     for each in runs:
         assert main(["card", str(each), "--gallery", str(tmp_path / "pages")]) == 0
         text = (tmp_path / "pages" / each.name / "README.md").read_text()
         code += text.partition("```python\n")[2].partition("```")[0].replace(f"user/{each.name}", str(each))
     without_hfgen.python(code, folder=tmp_path)
-    assert "class-conditional" in ModelCard.load(tmp_path / "pages" / "of_classes" / "README.md").data.tags
+    card = ModelCard.load(tmp_path / "pages" / "of_classes" / "README.md")
+    assert "class-conditional" in card.data.tags
+    assert "latents of new images come from a rectified flow" in card.text
+    networks = [part for part in hfgen.load(classes).components.values() if hasattr(part, "num_parameters")]
+    assert f"{sum(part.num_parameters() for part in networks):,} parameters" in card.text
 
 
 def test_its_page_says_what_it_is(run, tmp_path):

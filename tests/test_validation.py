@@ -43,6 +43,11 @@ CYCLEGAN = {
 FAMILIES = {
     "ddpm": (TINY | {"class_conditional": True}, "frechet_distance", "unet/diffusion_pytorch_model.safetensors"),
     "vae": (TINY_VAE | {"prior": "mixture"}, "negative_elbo", "vae/diffusion_pytorch_model.safetensors"),
+    "vae with a flow": (
+        TINY_VAE | {"prior": "flow", "flow_hidden_size": 8, "flow_blocks": 1},
+        "negative_elbo",
+        "flow/diffusion_pytorch_model.safetensors",
+    ),
     "gan": (TINY_GAN, "frechet_distance", "generator/diffusion_pytorch_model.safetensors"),
     "translation": (TINY_TRANSLATION, "psnr", "generator/diffusion_pytorch_model.safetensors"),
     "cyclegan": (CYCLEGAN, "frechet_distance", "generator/diffusion_pytorch_model.safetensors"),
@@ -57,6 +62,7 @@ def evaluations(run) -> list[dict[str, float]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_evaluated_and_trains_as_without(family, tmp_path, capsys):
     fields, metric, weights = FAMILIES[family]
+    family = family.split()[0]
     plain = api.train(family, **(fields | SHORT), output_dir=tmp_path / "plain")
     run = api.train(family, **(fields | SHORT | EVALUATING), output_dir=tmp_path / "evaluated")
     assert (run / weights).read_bytes() == (plain / weights).read_bytes()

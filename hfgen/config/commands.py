@@ -69,8 +69,9 @@ class SamplerOptions(Options):
             guidance; larger values trade diversity for fidelity (default: as in the run).
         guidance_interval: Interval of noise levels in which guidance is applied, from 0 (image) to 1 (pure noise)
             (default: as in the run).
-        prior: Distribution of a VAE's latents: `normal`, the prior N(0, I), or `mixture`, the Gaussian mixture fitted
-            to the latents of the training images (default: as in the run).
+        prior: Distribution of a VAE's latents: `normal`, the prior N(0, I), `mixture`, the Gaussian mixture fitted to
+            the latents of the training images, or `flow`, the rectified flow trained on them, if there is one
+            (default: as in the run).
         truncation: Truncation trick of a GAN (Brock et al. 2019): sample latents from a normal truncated to [−t, t];
             smaller t trades diversity for fidelity (default: as in the run).
     """
@@ -79,7 +80,7 @@ class SamplerOptions(Options):
     scheduler: str | None = None
     guidance_scale: float | None = None
     guidance_interval: list[float] = field(default_factory=list)
-    prior: Literal["normal", "mixture"] | None = None
+    prior: Literal["normal", "mixture", "flow"] | None = None
     truncation: float | None = None
 
     def __post_init__(self):

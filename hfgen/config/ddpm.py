@@ -73,10 +73,11 @@ class DDPMConfig(TrainingConfig):
     family: ClassVar[str] = "ddpm"
     single_steps: ClassVar[tuple[str, ...]] = ("guide_step",)
 
+    train_batch_size: int = 32
     block_out_channels: list[int] = field(default_factory=lambda: [32, 64, 96])
-    layers_per_block: int = 2
+    layers_per_block: int = 1
     attention_levels: list[int] = field(default_factory=list)
-    add_attention: bool = True
+    add_attention: bool = False
     attention_head_dim: int | None = None
     norm_num_groups: int = 8
     dropout: float = 0.0
@@ -170,6 +171,8 @@ class DDPMConfig(TrainingConfig):
             )
         attended = [self.block_out_channels[level] for level in self.attention_levels]
         attended += [self.block_out_channels[-1]] if self.add_attention else []
+        if self.attention_head_dim and not attended:
+            raise UserError("attention_head_dim needs attention: set attention_levels or add_attention")
         if self.attention_head_dim and (misfits := [c for c in attended if c % self.attention_head_dim]):
             raise UserError(
                 "channels with attention must be multiples of attention_head_dim, "

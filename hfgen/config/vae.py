@@ -8,7 +8,9 @@ from hfgen.utils.errors import UserError
 
 MAX_COMPONENTS = 1_000
 MAX_LATENT_DIM = 4_096  # each mixture component has a full covariance matrix
-PRIORS = ("normal", "mixture")  # distributions from which latents are sampled
+MAX_FLOW_BLOCKS = 100
+FLOW_FIELDS = ("flow_hidden_size", "flow_blocks", "flow_learning_rate")
+PRIORS = ("normal", "mixture", "flow")  # distributions from which latents are sampled
 
 
 @dataclass(kw_only=True)
@@ -29,7 +31,9 @@ class VAEConfig(TrainingConfig):
             of the decoder.
         norm_num_groups: Groups of the group norms in these blocks.
         act_fn: Activation, for instance `relu` or `silu`.
-        class_conditional: Condition encoder and decoder on class labels.
+        class_conditional: Condition encoder and decoder on class labels, and the flow of the latents, if there is one.
+        flow_hidden_size: Width of the network of the prior `flow`.
+        flow_blocks: Residual blocks of that network.
 
         > Objective
         pixel_distribution: Observation model p(x | z) of pixels in [0, 1]: `bernoulli` (on grey pixels this is the
@@ -46,11 +50,13 @@ class VAEConfig(TrainingConfig):
             (Kingma et al. 2016).
         num_importance_samples: Latent samples per image; with more than one, the objective is the importance-weighted
             bound (IWAE, Burda et al. 2016).
+        prior: Distribution of the latents of samples: `normal`, the prior N(0, I); `mixture`, the Gaussian mixture; or
+            `flow`, a rectified flow (Liu et al. 2023) that is trained on the latents at each step, beside the VAE and
+            without changing it (see docs/vae.md).
+        flow_learning_rate: Peak learning rate of the flow.
 
         > Sample grids
         num_mixture_components: Components of the Gaussian mixture fitted to the latents of the training images.
-        prior: Distribution of the latents of sample grids: `normal`, the prior N(0, I), or `mixture`, that Gaussian
-            mixture.
 
     Examples:
         hfgen train vae --config vae_mnist_mlp_cpu20s
@@ -75,6 +81,8 @@ class VAEConfig(TrainingConfig):
     norm_num_groups: int = 8
     act_fn: str = "relu"
     class_conditional: bool = False
+    flow_hidden_size: int = 192
+    flow_blocks: int = 4
     pixel_distribution: Literal["bernoulli", "gaussian", "gaussian_analytic", "logistic"] = "bernoulli"
     binarization: Literal["none", "threshold", "static", "dynamic"] = "none"
     reduction: Literal["sum", "mean"] = "sum"
@@ -82,20 +90,26 @@ class VAEConfig(TrainingConfig):
     kl_warmup_steps: int = 0
     free_bits: float = 0.0
     num_importance_samples: int = 1
+    prior: Literal["normal", "mixture", "flow"] = "normal"
+    flow_learning_rate: float = 1e-3
     num_mixture_components: int = 10
-    prior: Literal["normal", "mixture"] = "normal"
 
     def __post_init__(self):
         """Validate the fields (see `TrainingConfig`)."""
         super().__post_init__()
         self._require("positive", [
             "block_out_channels", "hidden_sizes", "decoder_block_out_channels", "decoder_hidden_sizes",
-            "norm_num_groups",
+            "norm_num_groups", "flow_hidden_size",
         ], at_most=MAX_WIDTH)  # fmt: skip
         self._require("positive", ["latent_dim"], at_most=MAX_LATENT_DIM)
         self._require("positive", ["num_importance_samples"], at_most=MAX_LATENTS)
         self._require("positive", ["num_mixture_components"], at_most=MAX_COMPONENTS)
         self._require("zero or more", ["layers_per_block"], at_most=MAX_DEPTH)
+        self._require("positive", ["flow_blocks"], at_most=MAX_FLOW_BLOCKS)
+        self._require("positive", ["flow_learning_rate"])
+        defaults = {name: type(self).__dataclass_fields__[name].default for name in FLOW_FIELDS}
+        if self.prior != "flow" and (changed := [n for n, value in defaults.items() if getattr(self, n) != value]):
+            raise UserError(f"{changed[0]} needs the prior flow, not {self.prior}")
         self._require("zero or more", ["beta", "free_bits"])
         if self.binarization == "static" and self.random_flip:
             raise UserError(
@@ -121,3 +135,7 @@ class VAEConfig(TrainingConfig):
                 "num_importance_samples above 1 needs a fixed likelihood: pixel_distribution gaussian_analytic would "
                 "be fitted to the samples; use gaussian"
             )
+
+    def learning_rate_of(self, module: str) -> float:
+        """Return the peak learning rate of the VAE or of the flow."""
+        return self.flow_learning_rate if module == "flow" else self.learning_rate

@@ -77,8 +77,9 @@ def labels_like(data: ImageData, seed: int) -> list[str]:
 
 def origin_of(pipeline: DiffusionPipeline, name: str) -> dict[str, str]:
     """Return a model's name in reports, its class, and the SHA-256 of the networks that make the images."""
-    guide = getattr(pipeline, "guide", None)
-    found = {"weights_sha256": sha256_of(network_of(pipeline))} | ({"guide_sha256": sha256_of(guide)} if guide else {})
+    others = {part: getattr(pipeline, part, None) for part in ("guide", "flow")}
+    found = {"weights_sha256": sha256_of(network_of(pipeline))}
+    found |= {f"{part}_sha256": sha256_of(network) for part, network in others.items() if network is not None}
     return {"model": name, "pipeline": type(pipeline).__name__} | found
 
 

@@ -26,7 +26,8 @@ SAME_LOSS = {
     *("max_train_seconds", "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps"),
     *("architecture", "block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim"),
     *("add_attention", "norm_num_groups", "act_fn", "hidden_sizes", "decoder_hidden_sizes", "embedding_size"),
-    *("decoder_block_out_channels", "activate_decoder_input", "depths"),
+    *("decoder_block_out_channels", "activate_decoder_input", "depths", "flow_hidden_size", "flow_blocks"),
+    "flow_learning_rate",
 }
 NOT_SHOWN = ("learning_rate", "grad_norm/")  # prefixes of metric names
 ANALYSED = {
@@ -101,7 +102,8 @@ def _best(members: dict[str, "Member"]) -> dict[str, Any]:
         return {"is_adversarial": True}
     if others := [field for field in first.settings if field not in SAME_LOSS]:
         return {"fields": others}
-    losses = {name: member.last("loss/") for name, member in members.items()}
+    loss = next(name for name in first.rows[0] if name.startswith("loss/"))  # that of the model comes first
+    losses = {name: member.last(loss) for name, member in members.items()}
     return {"name": min(losses, key=losses.get)}
 
 
@@ -175,8 +177,8 @@ class Member:
         return _Measured((found["protocol"]["reference_sha256"],), -found["accuracy"], None)
 
     def is_adversarial(self) -> bool:
-        """Return whether several networks have losses of their own."""
-        return sum(name.startswith("loss/") for name in self.rows[0]) > 1
+        """Return whether a discriminator was trained, so that losses say little."""
+        return any(name.startswith("loss/discriminator") for name in self.rows[0])
 
     def cells(self) -> dict[str, str]:
         """Return its cells of the table, by column title."""

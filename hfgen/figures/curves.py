@@ -36,6 +36,8 @@ EARLY = 20  # axes fit the values after the first 20th of a training
 def panel_and_line(metric: str) -> tuple[str, str]:
     """Return the title of the panel of a metric in `metrics.jsonl`, and the name of its line there, or nothing."""
     first, _, last = metric.partition("/")
+    if last == "flow" and first != "learning_rate":  # of another size than the VAE's
+        return f"{METRICS[first]} of the flow", ""
     if first in METRICS:
         return METRICS[first], NETWORKS.get(last, last)
     return METRICS.get(last, last), LINES.get(last, "")

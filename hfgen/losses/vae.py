@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
 ACTIVE_VARIANCE = 0.01  # variance of a latent dimension's posterior mean above which it is active
@@ -48,6 +48,19 @@ def free_bits_kl(divergence: Tensor, free_nats: float) -> Tensor:
 def iwae_bound(error: Tensor, latents: Tensor, latent_dist: Normal) -> Tensor:
     """Return the importance-weighted bound ln (1/k Σ_i w_i), (B,), in nats (IWAE, Burda et al. 2016, eq. 8)."""
     return log_importance_weights(error, latents, latent_dist).logsumexp(0) - math.log(len(latents))
+
+
+def latent_flow_loss(flow: nn.Module, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    """Return the mean squared error of a flow's velocity ε − z at x_t = (1 − t) z + t ε (Liu et al. 2023), a scalar.
+
+    Args:
+        flow: A `LatentFlowModel`.
+        latents: z, (B, D). The logit of t is normal (Esser et al. 2024).
+        class_labels: int64 (B,), for a class-conditional flow.
+    """
+    noise, times = torch.randn_like(latents), torch.randn_like(latents[:, 0]).sigmoid()
+    x = torch.lerp(latents, noise, times[:, None])
+    return (flow(x, times, class_labels).sample - (noise - latents)).square().mean()
 
 
 def log_importance_weights(error: Tensor, latents: Tensor, latent_dist: Normal) -> Tensor:

@@ -23,6 +23,8 @@ from huggingface_hub.errors import (
 )
 
 from hfgen.config.recipes import read_recipes
+from hfgen.models.modeling_hfgen_vae import LatentFlowModel
+from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.pipelines.saving import own_class
 from hfgen.runs.checkpoints import newest_complete
 from hfgen.runs.folder import suggest_runs
@@ -292,4 +294,23 @@ def _assemble(
     if (named := len(index.get("id2label", {}))) > min([n for n in known if n], default=0):
         raise UserError(f"{source}: {INDEX} names {named} classes, but the network has fewer")
     with _explained(source):
-        return pipeline_class(**parts, **{name: index[name] for name in optional if name in index})
+        loaded = pipeline_class(**parts, **{name: index[name] for name in optional if name in index})
+    if isinstance(loaded, VAEPipeline):
+        _check_flow(loaded, source)
+    return loaded
+
+
+def _check_flow(pipeline: VAEPipeline, source: str) -> None:
+    """Check that a VAE has the flow that it samples with, and that it fits.
+
+    Raises:
+        UserError: naming the source, if not.
+    """
+    flow, vae = pipeline.flow, pipeline.vae
+    if flow is None and pipeline.config.prior == "flow":
+        raise UserError(f"{source}: {INDEX} names the prior flow, but the model has no flow")
+    same = ("latent_dim", "num_classes")
+    if flow is not None and not (
+        isinstance(flow, LatentFlowModel) and all(flow.config[name] == vae.config[name] for name in same)
+    ):
+        raise UserError(f"{source}: the flow does not fit the VAE")

@@ -35,12 +35,14 @@ class VAEPipeline(DiffusionPipeline):
         vae: A `VAEModel`.
         mixture: A `GaussianMixtureModel` of the latents of the training images.
         id2label: Class names by index, of a class-conditional model.
-        prior: Default of `__call__`, `normal` or `mixture`.
+        prior: Default of `__call__`, `normal`, `mixture` or `flow`.
         binarization: Binarisation of the training images, for readers; `none` if there was none.
+        flow: A `LatentFlowModel` of the latents of the training images.
     """
 
-    model_cpu_offload_seq = "vae"
+    model_cpu_offload_seq = "flow->vae"
     _exclude_from_cpu_offload: ClassVar[list[str]] = ["mixture"]  # has no parameters, which the hooks expect
+    _optional_components: ClassVar[list[str]] = ["flow"]
 
     def __init__(
         self,
@@ -49,9 +51,10 @@ class VAEPipeline(DiffusionPipeline):
         id2label: dict | None = None,
         prior: str = "normal",
         binarization: str = "none",
+        flow: ModelMixin | None = None,
     ):
         super().__init__()
-        self.register_modules(vae=vae, mixture=mixture)
+        self.register_modules(vae=vae, mixture=mixture, flow=flow)
         id2label = {int(number): name for number, name in (id2label or {}).items()}
         self.register_to_config(id2label=id2label, prior=prior, binarization=binarization)
 
@@ -102,7 +105,7 @@ class VAEPipeline(DiffusionPipeline):
         batch_size: int = 1,
         latents: Tensor | None = None,
         class_labels: ClassLabels | None = None,
-        prior: Literal["normal", "mixture"] | None = None,
+        prior: Literal["normal", "mixture", "flow"] | None = None,
         generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -114,8 +117,9 @@ class VAEPipeline(DiffusionPipeline):
             latents: Latents (B, latent_dim); by default they are sampled.
             class_labels: Names or indices of classes of a class-conditional model, one per image or one for all. By
                 default all classes in turn, if the latents are sampled.
-            prior: Distribution of the latents: `normal`, the prior N(0, I) of training, or `mixture`, the Gaussian
-                mixture fitted to the latents of the training images; by default as saved with the model.
+            prior: Distribution of the latents: `normal`, the prior N(0, I) of training, `mixture`, the Gaussian
+                mixture fitted to the latents of the training images, or `flow`, the rectified flow trained on them; by
+                default as saved with the model.
             generator: Random generator of the latents: one for all images, or one per image.
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
@@ -124,19 +128,20 @@ class VAEPipeline(DiffusionPipeline):
             The images: the means of the pixel distributions.
 
         Raises:
-            ValueError: for an unknown class, prior or output_type, or latents of another shape.
+            ValueError: for an unknown class, prior or output_type, latents of another shape, or if there is no flow.
         """
         class_labels = plain_labels(class_labels)
         if latents is not None:
             batch_size = len(latents)
         elif class_labels is not None and not isinstance(class_labels, int | str):
             batch_size = len(class_labels)
+        elif class_labels is None and self.labels:
+            ids = list(self.labels.values())
+            class_labels = [ids[number % len(ids)] for number in range(batch_size)]
+        labels = self._classes(class_labels, batch_size)
         if latents is None:
-            latents = self.draw_latents(batch_size, prior, generator)
-            if class_labels is None and self.labels:
-                ids = list(self.labels.values())
-                class_labels = [ids[number % len(ids)] for number in range(batch_size)]
-        images = self._postprocess(self._decode(latents, self._classes(class_labels, len(latents))), output_type)
+            latents = self.draw_latents(batch_size, prior, generator, labels)
+        images = self._postprocess(self._decode(latents, labels), output_type)
         return images if return_dict else (images.images,)
 
     @torch.no_grad()
@@ -248,10 +253,18 @@ class VAEPipeline(DiffusionPipeline):
             latents[row, :, dimension] = torch.linspace(-span, span, num_steps, device=latent.device)
         return self._postprocess(self._decode(latents.flatten(0, 1), labels), output_type)
 
+    @torch.no_grad()
     def draw_latents(
-        self, batch_size: int, prior: Literal["normal", "mixture"] | None = None, generator: Generators = None
+        self,
+        batch_size: int,
+        prior: Literal["normal", "mixture", "flow"] | None = None,
+        generator: Generators = None,
+        class_labels: Tensor | None = None,
     ) -> Tensor:
-        """Sample latents (B, latent_dim) from a prior; see `__call__`."""
+        """Sample latents (B, latent_dim) from a prior; see `__call__`.
+
+        Only the flow of a class-conditional model uses `class_labels`, the indices of classes, int64 (B,).
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, not {batch_size}")
         device = self._execution_device
@@ -262,8 +275,12 @@ class VAEPipeline(DiffusionPipeline):
             case "mixture":
                 uniform = torch.special.ndtr(randn_tensor((batch_size, 1), generator, device, torch.float32))[:, 0]
                 return self.mixture(noise, uniform).sample
+            case "flow":
+                if self.flow is None:
+                    raise ValueError("this model has no flow; choose the prior normal or mixture")
+                return self.flow.draw(noise, class_labels).sample
             case _:
-                raise ValueError(f"prior must be normal or mixture, not {prior}")
+                raise ValueError(f"prior must be normal, mixture or flow, not {prior}")
 
     def _latent_of(self, given: Images | Tensor, labels: Tensor | None) -> Tensor:
         """Return a latent (latent_dim,) unchanged, or the posterior mean of an image, whose class is labels[0]."""

@@ -115,8 +115,8 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
             config = read_json(own_file(run, f"{network}/config.json"))
             size, channels = config["sample_size"], config.get("in_channels") or config["out_channels"]
             height, width = (size, size) if isinstance(size, int) else size
-            parts = [network, "inverse_generator"] if own_file(run, "inverse_generator").is_dir() else [network]
-            weights = [own_file(run, f"{part}/diffusion_pytorch_model.safetensors") for part in parts]
+            more = [part for part in ("inverse_generator", "flow") if own_file(run, part).is_dir()]
+            weights = [own_file(run, f"{part}/diffusion_pytorch_model.safetensors") for part in [network, *more]]
             index = read_index(run / INDEX)
             labels = list(index.get("id2label", {}).values())
             has_guide = bool(index.get("guide", [None])[0])

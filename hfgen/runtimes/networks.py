@@ -58,6 +58,14 @@ class Mixture(_Wrapped):
         return self.network(noise, uniform).sample.float()
 
 
+class Flow(_Wrapped):
+    """The flow of a VAE: latents from `noise` (B, latent_dim)."""
+
+    def forward(self, noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Return latents (B, latent_dim)."""
+        return self.network.draw(noise, class_labels).sample
+
+
 class Generator(_Wrapped):
     """The generator of a GAN for `latents` (B, latent_dim)."""
 
@@ -115,6 +123,8 @@ def networks_of(pipeline: DiffusionPipeline) -> dict[str, ExportedNetwork]:
         if pipeline.config.prior == "mixture":
             drawn = {"noise": latents, "uniform": torch.rand(EXAMPLES)}
             found["mixture"] = ExportedNetwork(Mixture(pipeline.mixture), drawn, ("latents",))
+        if pipeline.config.prior == "flow":
+            found["flow"] = ExportedNetwork(Flow(pipeline.flow), {"noise": latents} | classes, ("latents",))
         return found
     if model.use == "decode":
         latents = torch.randn(EXAMPLES, network.config.latent_dim)

@@ -299,7 +299,9 @@ def _one_step(
             f"a {family_of(name).name.upper()} samples in one step and {options}, no {', '.join(sorted(others))}"
         )
     if sampler.get("prior") not in (None, *PRIORS):
-        raise UserError(f"prior must be {' or '.join(PRIORS)}, not {sampler['prior']}")
+        raise UserError(f"prior must be {', '.join(PRIORS[:-1])} or {PRIORS[-1]}, not {sampler['prior']}")
+    if sampler.get("prior") == "flow" and pipeline.flow is None:
+        raise UserError("this model has no flow; train one with --prior flow, or choose the prior normal or mixture")
     if sampler.get("truncation") is not None and not sampler["truncation"] > 0:
         raise UserError(f"truncation must be positive, not {sampler['truncation']}")
     if class_labels and not is_conditional(pipeline):

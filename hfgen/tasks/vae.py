@@ -18,10 +18,11 @@ from hfgen.losses.vae import (
     free_bits_kl,
     iwae_bound,
     kl_to_standard_normal,
+    latent_flow_loss,
     optimal_sigma_gaussian,
     reconstruction_nll,
 )
-from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, VAEModel, VAEModelOutput
+from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, LatentFlowModel, VAEModel, VAEModelOutput
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.utils.errors import TrainingError, UserError
@@ -31,7 +32,7 @@ FITTED_IMAGES = 5_000  # maximum, for the mixture and the analytic standard devi
 
 
 class VAETask(Task):
-    """A VAE, and a Gaussian mixture fitted to the latents of its training images.
+    """A VAE, a Gaussian mixture fitted to the latents of its training images, and for the prior `flow` a flow of them.
 
     Args:
         config: Network, observation model, objective.
@@ -41,7 +42,7 @@ class VAETask(Task):
         UserError: if the network does not fit the images, or labels are missing.
     """
 
-    saved_modules = frozenset({"vae"})
+    saved_modules = frozenset({"vae", "flow"})
     metric = "negative_elbo"
 
     def __init__(self, config: VAEConfig, data: ImageData):
@@ -75,9 +76,22 @@ class VAETask(Task):
         self.binarize = Binarizer(config.binarization, data)
         self.mixture = GaussianMixtureModel(config.latent_dim, config.num_mixture_components)
         self.modules: dict[str, nn.Module] = {"vae": self.vae}
+        self.flow = None
+        if config.prior == "flow":
+            sizes = (config.latent_dim, config.flow_hidden_size, config.flow_blocks)
+            self.flow = LatentFlowModel(*sizes, num_classes=len(self.label_names) or None)
+            self.modules["flow"] = self.flow
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        """Yield the negative ELBO or its configured variant, with reconstruction and KL terms."""
+        """Yield the loss of the VAE, then that of the flow, if there is one, on the same latents."""
+        loss, output = self._vae_loss(batch)
+        yield loss
+        if self.flow is not None:
+            labels = batch.labels.repeat(self.config.num_importance_samples) if self.label_names else None
+            yield Loss("flow", latent_flow_loss(self.modules["flow"], output.latents.detach(), labels))
+
+    def _vae_loss(self, batch: Batch) -> tuple[Loss, VAEModelOutput]:
+        """Return the negative ELBO or its configured variant, with reconstruction and KL terms, and the output."""
         config = self.config
         labels = batch.labels if config.class_conditional else None
         inputs = self.binarize(batch.images, batch.indices)
@@ -92,19 +106,17 @@ class VAETask(Task):
             shape = (config.num_importance_samples, len(batch.images))
             latents = output.latents.unflatten(0, shape)
             bound = iwae_bound(error.sum(1).view(shape), latents, output.latent_dist)
-            yield Loss("vae", -bound.mean(), terms)
-            return
+            return Loss("vae", -bound.mean(), terms), output
         warm_up = min(1.0, (batch.step + 1) / (config.kl_warmup_steps + 1))
         kl = free_bits_kl(divergence, config.free_bits) * (config.beta * warm_up)
         if config.reduction == "mean":
-            yield Loss("vae", error.mean() + kl / config.latent_dim, terms)
-        else:
-            yield Loss("vae", error.sum(1).mean() + kl, terms)
+            return Loss("vae", error.mean() + kl / config.latent_dim, terms), output
+        return Loss("vae", error.sum(1).mean() + kl, terms), output
 
     def pipeline(self) -> VAEPipeline:
         """Return the pipeline, which is saved with its remote code."""
         names = dict(enumerate(self.label_names))
-        return VAEPipeline(self.vae, self.mixture, names, self.config.prior, self.config.binarization)
+        return VAEPipeline(self.vae, self.mixture, names, self.config.prior, self.config.binarization, self.flow)
 
     def save(self, folder: Path) -> None:
         """Fit the mixture to the latents of training images, and save the pipeline."""
@@ -123,7 +135,7 @@ class VAETask(Task):
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses and their terms, and the negative ELBO in nats per image, with one latent per image."""
-        metrics = super().validate(batch)
+        metrics = self._vae_loss(batch)[0].values()  # without the flow's, which changes with the encoder
         return metrics | {"negative_elbo": metrics["vae/reconstruction"] + metrics["vae/kl"]}
 
     def sample(self, num_images: int, seed: int, class_labels: Sequence[int] = ()) -> Tensor:

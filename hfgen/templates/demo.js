@@ -217,13 +217,14 @@ async function denoise(model, noise, { labels, steps, guidance_scale = model.gui
 }
 
 // Latents of a VAE or GAN by their seeds.
-async function drawLatents(model, seeds, { prior = model.prior, truncation = model.truncation } = {}) {
+async function drawLatents(model, seeds, { prior = model.prior, truncation = model.truncation, labels = null } = {}) {
   const generators = seeds.map(seed => new Random(seed));
   const latents = joined(generators.map(generator => generator.normal(model.latent_dim)));
   if (prior === "mixture") {
     const uniform = Float32Array.from(generators, generator => (1 + erf(generator.oneNormal() / Math.SQRT2)) / 2);
     return (await run(model, "mixture", seeds.length, { noise: latents, uniform }))[0];
   }
+  if (prior === "flow") return (await run(model, "flow", seeds.length, { noise: latents, class_labels: labels }))[0];
   if (truncation == null) return latents;
   const mass = erf(truncation / Math.SQRT2);
   return latents.map(value => Math.SQRT2 * erfInverse(erf(value / Math.SQRT2) * mass));
@@ -240,7 +241,7 @@ async function draw(model, { seed = 0, labels = null, count = labels?.length ?? 
   await open(model);
   if (model.classes) labels ??= Array.from({ length: count }, (_, number) => number % model.classes.length);
   const seeds = await Promise.all(Array.from({ length: count }, (_, number) => imageSeed(seed, number)));
-  if (model.use === "decode") return decode(model, await drawLatents(model, seeds, options), labels);
+  if (model.use === "decode") return decode(model, await drawLatents(model, seeds, { ...options, labels }), labels);
   const noise = joined(seeds.map(each => new Random(each).normal(sizeOf(model))));
   return denoise(model, noise, { labels: labels ?? (await clusters(model, seeds)), ...options });
 }
@@ -521,11 +522,14 @@ function denoisingPanel(model, memory) {
     h("p", {}, film.element), h("p", {}, time), model.cluster_shares ? [] : h("p", { className: "dim" }, "The same with hfgen: ", same));
 }
 
+const NO_TRUNCATION = 1000; // for hfgen sample, which would take the model's own truncation without the option
+
 // Draw with a VAE or a GAN, at once.
 function decodingPanel(model) {
   const image = picture("image", "the drawn images"), time = h("output", { id: "time" });
   const what = subject(model, "draw", () => start(), [16, 1, 64]);
-  const prior = "mixture" in model.files ? choice("latents from", [["normal", "the normal prior"], ["mixture", "the fitted mixture"]], model.prior, () => start()) : null;
+  const learnt = [["mixture", "the fitted mixture"], ["flow", "the trained flow"]].filter(([name]) => name in model.files);
+  const prior = learnt.length ? choice("latents from", [["normal", "the normal prior"], ...learnt], model.prior, () => start()) : null;
   const truncation = model.family === "gan" ? slider("truncation", "truncation", { min: 0.2, max: 3, step: 0.1, value: Math.min(3, model.truncation ?? 3), text: value => (value === 3 ? "none" : value.toFixed(1)), oninput: () => start() }) : null;
   const same = h("code");
   const start = newest(async goOn => {
@@ -533,11 +537,12 @@ function decodingPanel(model) {
     const since = performance.now(), options = { seed: what.seed.value, labels: what.labels, count: what.count };
     if (prior) options.prior = prior.value;
     if (truncation) options.truncation = truncation.input.valueAsNumber === 3 ? null : truncation.input.valueAsNumber;
+    const truncated = options.truncation ?? (model.truncation && NO_TRUNCATION);
     const images = await draw(model, options);
     goOn();
     paint(image, images, model.image_shape, columnsOf(what.count));
     time.textContent = `${what.count === 1 ? "1 image" : `${what.count} images`} in ${seconds(since)}`;
-    same.textContent = `hfgen sample ${model.source}${what.flags}${prior ? ` --prior ${prior.value}` : ""}${options.truncation ? ` --truncation ${options.truncation}` : ""}`;
+    same.textContent = `hfgen sample ${model.source}${what.flags}${prior ? ` --prior ${prior.value}` : ""}${truncated ? ` --truncation ${truncated}` : ""}`;
     remember({ seed: what.seed.value });
   });
   start();

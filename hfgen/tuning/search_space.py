@@ -11,6 +11,7 @@ from optuna.trial import Trial
 from hfgen.config.fields import Field, fields_of
 from hfgen.config.suggestions import field_suggestion
 from hfgen.config.training import TrainingConfig
+from hfgen.config.vae import FLOW_FIELDS
 from hfgen.evaluation.sweep_report import SAME_LOSS
 from hfgen.utils.errors import UserError
 
@@ -19,6 +20,7 @@ MOST_CORNERS = 2000  # of which each is tried
 FIXED_GROUPS = {"Data", "Training length", "Evaluation while training", "Saving", "Publishing"}
 NOT_FIXED = {"random_flip", "random_shift", "random_erase", "train_batch_size", "gradient_accumulation_steps"}
 CHANGES_LIKELIHOOD = {"pixel_distribution", "binarization", "class_conditional"}
+NOT_IN_LIKELIHOOD = {"prior", "num_mixture_components", *FLOW_FIELDS}  # only of the samples
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,10 @@ class SearchSpace:
                 raise UserError(
                     f"{name} cannot be searched: trials are compared by the −ELBO, which means something else for "
                     "each of its values"
+                )
+            if metric == "negative_elbo" and name in NOT_IN_LIKELIHOOD:
+                raise UserError(
+                    f"{name} cannot be searched: trials are compared by the −ELBO, which does not depend on it"
                 )
             if metric.startswith("loss/") and name not in SAME_LOSS:
                 raise UserError(

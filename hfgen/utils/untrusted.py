@@ -14,7 +14,7 @@ from hfgen.utils.errors import UserError, first_line
 INDEX = "model_index.json"
 LARGEST_TEXT = 50 * 2**20  # bytes of a JSON or text file, about 1,000 times the size of hfgen's own
 LARGEST_NUMBER = 10**6
-LARGEST = {"num_train_timesteps": 10**5, "sample_size": 4096}  # numbers in a configuration, by name
+LARGEST = {"num_train_timesteps": 10**5, "sample_size": 4096, "num_steps": 1000}  # numbers in a configuration, by name
 MOST_LAYERS = 100
 MOST_ENTRIES = 1000
 MAGIC = {".png": b"\x89PNG\r\n\x1a\n", ".gif": b"GIF8"}

@@ -134,12 +134,13 @@ def unpaired(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def models(conditional_run, vae_run, gan_run, translation_run, unpaired, guided_runs) -> dict[str, Path]:
+def models(conditional_run, vae_run, flow_vae_run, gan_run, translation_run, unpaired, guided_runs) -> dict[str, Path]:
     """Tiny models of digits, of all families."""
     return {
         "diffusion": conditional_run("flow_prediction"),
         "other_diffusion": conditional_run("v_prediction"),
         "vae": vae_run,
+        "flow_vae": flow_vae_run,
         "gan": gan_run,
         "translation": translation_run,
         "guided": guided_runs["clusters"],

@@ -212,6 +212,15 @@ def test_latents_under_the_mouse(page):
     assert page.text("#place").startswith("latent ")
 
 
+def test_the_flow_of_a_vae(page, models):
+    page.click("flow_vae")
+    drawn = page.pixels("#image")
+    expected = first_images(models["flow_vae"], 16)
+    assert np.abs(grid(drawn, 16, 4) - expected).max() <= 1
+    page.click("the normal prior")
+    assert not np.array_equal(drawn, page.pixels("#image"))
+
+
 def test_a_drawing_is_reconstructed_and_found_on_the_plane(page, models):
     page.click("vae")
     place = page.text("#place")
@@ -229,6 +238,13 @@ def test_truncation_and_interpolation_of_a_gan(page, models):
     whole = page.pixels("#image")
     page.put("#truncation", 0.5)
     assert not np.array_equal(whole, page.pixels("#image"))
+    assert page.text("code:last-child").endswith(" --truncation 0.5")
+    page.put("#truncation", 3)
+    assert "--truncation" not in page.text("code:last-child")
+    page.driver.execute_script("hfgenDemo.models.find(each => each.name === 'gan').truncation = 0.5")
+    page.put("#truncation", 3)
+    assert page.text("code:last-child").endswith(" --truncation 1000"), "else hfgen would take the model's own"
+    page.driver.execute_script("hfgenDemo.models.find(each => each.name === 'gan').truncation = null")
     seeds = [derive_seed("image", 0, number) for number in range(16)]
     pipeline = load(str(models["gan"]))
     latents = pipeline.draw_latents(16, 0.5, [torch.Generator().manual_seed(seed) for seed in seeds])

@@ -1,0 +1,451 @@
+"""Variational autoencoders for small images (Kingma and Welling 2014), fully connected and convolutional.
+
+This file is saved with the weights and depends only on torch and diffusers.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.activations import get_activation
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Distribution, Normal
+from torch.nn import functional
+
+LEVELS = 256  # pixel values
+MIN_LOG_SCALE = -7.0  # a narrower logistic has all its mass on one level
+
+
+class DiscretizedLogistic(Distribution):
+    """Logistic distributions discretised to 256 levels in [0, 1] (Salimans et al. 2017).
+
+    Args:
+        mean: Location parameter, in [0, 1].
+        log_scale: Logarithm of the scale, in the shape of `mean`.
+    """
+
+    arg_constraints: ClassVar[dict] = {}
+
+    def __init__(self, mean: Tensor, log_scale: Tensor):
+        super().__init__(mean.shape, validate_args=False)
+        self.centre, self.log_scale = mean, log_scale.clamp_min(MIN_LOG_SCALE)
+
+    @property
+    def mean(self) -> Tensor:
+        """The location parameter, in [0, 1]."""
+        return self.centre
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of each pixel's level, in nats, for `value` in [0, 1]."""
+        half = 0.5 / (LEVELS - 1)
+        scale = self.log_scale.exp()
+        upper, lower = ((value + offset - self.centre) / scale for offset in (half, -half))
+        below, above = functional.logsigmoid(upper), functional.logsigmoid(-lower)  # tails beyond [0, 1]
+        inside = below + above + torch.log(-torch.expm1(-2 * half / scale))  # accurate far from the centre
+        return torch.where(value < half, below, torch.where(value > 1 - half, above, inside))
+
+
+@dataclass
+class VAEDecoderOutput(BaseOutput):
+    """Decoder output: pixel means, (B, C, H, W) in [−1, 1]."""
+
+    sample: Tensor
+
+
+def pixel_distribution(logits: Tensor, log_scale: Tensor | None) -> Distribution:
+    """Return p(x | z) of pixels in [0, 1].
+
+    Args:
+        logits: Logits of the means, (B, C, H, W).
+        log_scale: None for Bernoulli distributions, the log standard deviation (a scalar) for Gaussian ones, the log
+            scale of each pixel, (B, C, H, W), for discretised logistic ones.
+    """
+    if log_scale is None:
+        return Bernoulli(logits=logits, validate_args=False)
+    if log_scale.ndim == 0:
+        return Normal(logits.sigmoid(), log_scale.exp(), validate_args=False)
+    return DiscretizedLogistic(logits.sigmoid(), log_scale)
+
+
+@dataclass
+class VAEModelOutput(BaseOutput):
+    """Output of a VAE with L latent samples per image; plain tensors, as `torch.export` requires.
+
+    Args:
+        sample: Reconstructions, (L · B, C, H, W) in [−1, 1].
+        latent_mean, latent_std: Parameters of q(z | x), (B, latent_dim).
+        latents: z, (L · B, latent_dim).
+        pixel_logits, pixel_log_scale: Parameters of p(x | z), (L · B, C, H, W); see `pixel_distribution`.
+    """
+
+    sample: Tensor
+    latent_mean: Tensor | None = None
+    latent_std: Tensor | None = None
+    latents: Tensor | None = None
+    pixel_logits: Tensor | None = None
+    pixel_log_scale: Tensor | None = None
+
+    @property
+    def latent_dist(self) -> Normal:
+        """q(z | x), over (B, latent_dim)."""
+        return Normal(self.latent_mean, self.latent_std, validate_args=False)
+
+    @property
+    def pixels(self) -> Distribution:
+        """p(x | z) of pixels in [0, 1], over (L · B, C, H, W)."""
+        return pixel_distribution(self.pixel_logits, self.pixel_log_scale)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block of two convolutions with group norm (He et al. 2016), on (B, C, H, W)."""
+
+    def __init__(self, channels: int, norm_num_groups: int, act_fn: str):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(norm_num_groups, channels),
+            get_activation(act_fn),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(norm_num_groups, channels),
+            get_activation(act_fn),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the residual."""
+        return x + self.layers(x)
+
+
+def mlp(sizes: Sequence[int], act_fn: str) -> nn.Sequential:
+    """Linear layers of the given sizes, with activations between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), get_activation(act_fn)]
+    return nn.Sequential(*layers[:-1])
+
+
+def downsampling(channels: Sequence[int], layers_per_block: int, norm_num_groups: int, act_fn: str) -> nn.Sequential:
+    """Stride-2 convolutions with activations and residual blocks; (B, C, H, W) to (B, C', H / 2ⁿ, W / 2ⁿ)."""
+    layers = nn.Sequential()
+    for before, after in pairwise(channels):
+        layers.extend([nn.Conv2d(before, after, 3, stride=2, padding=1), get_activation(act_fn)])
+        layers.extend(ResidualBlock(after, norm_num_groups, act_fn) for _ in range(layers_per_block))
+    return layers
+
+
+def upsampling(
+    channels: Sequence[int],
+    doublings: int,
+    activate_input: bool,
+    layers_per_block: int,
+    norm_num_groups: int,
+    act_fn: str,
+) -> nn.Sequential:
+    """Transposed convolutions, each after an activation and residual blocks; (B, C, H, W) to (B, C', 2ⁿ H, 2ⁿ W).
+
+    The first n have stride 2, the rest stride 1. The first activation is optional.
+    """
+    layers = nn.Sequential()
+    for index, (before, after) in enumerate(pairwise(channels)):
+        stride = {"stride": 2, "output_padding": 1} if index < doublings else {}
+        layers.append(get_activation(act_fn) if index or activate_input else nn.Identity())
+        layers.extend(ResidualBlock(before, norm_num_groups, act_fn) for _ in range(layers_per_block))
+        layers.append(nn.ConvTranspose2d(before, after, 3, padding=1, **stride))
+    return layers
+
+
+class VAEModel(ModelMixin, ConfigMixin):
+    """Encoder q(z | x) and decoder p(x | z) with a standard normal prior of z.
+
+    The encoder has optional stride-2 convolutions, then linear layers; the decoder has linear layers, then transposed
+    convolutions. Without convolutions it is fully connected.
+
+    Args:
+        sample_size: Height and width of the images, or one number for both; each convolution halves them.
+        in_channels: 1 for greyscale, 3 for RGB.
+        latent_dim: Dimension of z.
+        block_out_channels: Channels of the encoder's convolutions.
+        hidden_sizes: Hidden layer sizes of the encoder, before the layer that outputs mean and log-variance.
+        decoder_hidden_sizes: Hidden layer sizes of the decoder; by default the encoder's, reversed.
+        decoder_block_out_channels: Output channels of the decoder's transposed convolutions, except the last, which
+            outputs the image; by default the encoder's, reversed. The first ones, as many as the encoder has
+            convolutions, have stride 2, the rest stride 1.
+        layers_per_block: Residual blocks after each convolution and before each transposed convolution.
+        norm_num_groups: Groups of the group norms in these blocks.
+        act_fn: Activation, by its name in diffusers.
+        pixel_distribution: p(x | z) of a pixel in [0, 1]: `bernoulli`, `gaussian` (one learnt standard deviation for
+            all pixels, Rybkin et al. 2021) or `logistic` (discretised, with a scale per pixel).
+        num_classes: Number of classes of a class-conditional model, or None.
+        activate_decoder_input: Apply the activation between the decoder's last linear layer and its first transposed
+            convolution.
+
+    Raises:
+        ValueError: if the convolutions do not match the image size, or encoder and decoder do not match.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] = 28,
+        in_channels: int = 1,
+        latent_dim: int = 20,
+        block_out_channels: Sequence[int] = (),
+        hidden_sizes: Sequence[int] = (400,),
+        decoder_hidden_sizes: Sequence[int] | None = None,
+        decoder_block_out_channels: Sequence[int] | None = None,
+        layers_per_block: int = 0,
+        norm_num_groups: int = 8,
+        act_fn: str = "relu",
+        pixel_distribution: str = "bernoulli",
+        num_classes: int | None = None,
+        activate_decoder_input: bool = True,
+    ):
+        super().__init__()
+        if pixel_distribution not in ("bernoulli", "gaussian", "logistic"):
+            raise ValueError(f"pixel_distribution must be bernoulli, gaussian or logistic, not {pixel_distribution}")
+        size = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+        halvings = len(block_out_channels)
+        if any(length % 2**halvings for length in size):
+            raise ValueError(
+                f"{halvings} convolutions of stride 2 need images with sides divisible by {2**halvings}, not "
+                f"{size[0]}×{size[1]}"
+            )
+        if decoder_hidden_sizes is None:
+            decoder_hidden_sizes = list(reversed(hidden_sizes))
+        if decoder_block_out_channels is None:
+            decoder_block_out_channels = list(reversed(block_out_channels))
+        if len(decoder_block_out_channels) not in (halvings - 1, halvings):
+            raise ValueError(
+                "decoder_block_out_channels must have as many entries as block_out_channels, or one fewer, not "
+                f"{len(decoder_block_out_channels)} for {halvings}"
+            )
+        blocks = (layers_per_block, norm_num_groups, act_fn)
+        out_channels = in_channels * (2 if pixel_distribution == "logistic" else 1)
+        inner = [length >> halvings for length in size]
+        classes = num_classes or 0
+
+        encoder_channels = [in_channels, *block_out_channels]
+        self.down = downsampling(encoder_channels, *blocks)
+        features = encoder_channels[-1] * math.prod(inner)
+        self.to_latents = mlp([features + classes, *hidden_sizes, 2 * latent_dim], act_fn)
+
+        decoder_channels = [encoder_channels[-1], *decoder_block_out_channels] if halvings else []
+        self.inner_shape = ([*decoder_channels, out_channels][0], *inner)
+        self.from_latents = mlp([latent_dim + classes, *decoder_hidden_sizes, math.prod(self.inner_shape)], act_fn)
+        self.up = upsampling([*decoder_channels, out_channels], halvings, activate_decoder_input, *blocks)
+        if pixel_distribution == "gaussian":
+            self.log_std = nn.Parameter(torch.zeros(()))
+
+    @apply_forward_hook
+    def encode(self, images: Tensor, class_labels: Tensor | None = None) -> Normal:
+        """Return q(z | x), a normal distribution over (B, latent_dim), for images (B, C, H, W) in [−1, 1].
+
+        Args:
+            images: x.
+            class_labels: Classes of the images, int64 (B,), for a class-conditional model.
+        """
+        features = self.down((images / 2 + 0.5).to(self.dtype)).flatten(1)
+        mean, log_variance = self.to_latents(self._with_classes(features, class_labels)).float().chunk(2, dim=1)
+        return Normal(mean, (0.5 * log_variance.clamp(-30, 20)).exp(), validate_args=False)
+
+    def pixels(self, latents: Tensor, class_labels: Tensor | None = None) -> Distribution:
+        """Return p(x | z) of pixels in [0, 1], over (B, C, H, W), for latents (B, latent_dim)."""
+        return pixel_distribution(*self._pixel_parameters(latents, class_labels))
+
+    def _pixel_parameters(self, latents: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the arguments of `pixel_distribution`, in float32."""
+        features = self.from_latents(self._with_classes(latents.to(self.dtype), class_labels))
+        logits = self.up(features.view(-1, *self.inner_shape)).float()
+        match self.config.pixel_distribution:
+            case "bernoulli":
+                return logits, None
+            case "gaussian":
+                return logits, self.log_std.float()
+            case "logistic":
+                mean, log_scale = logits.chunk(2, dim=1)
+                return mean, log_scale - 3  # initial scale of about 1/20
+
+    @apply_forward_hook
+    def decode(
+        self, latents: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> VAEDecoderOutput | tuple[Tensor]:
+        """Return the pixel means, (B, C, H, W) in [−1, 1], for latents (B, latent_dim)."""
+        sample = self.pixels(latents, class_labels).mean * 2 - 1
+        return VAEDecoderOutput(sample) if return_dict else (sample,)
+
+    def forward(
+        self,
+        sample: Tensor,
+        class_labels: Tensor | None = None,
+        num_draws: int = 0,
+        return_dict: bool = True,
+    ) -> VAEModelOutput | tuple:
+        """Reconstruct images (B, C, H, W) in [−1, 1].
+
+        Args:
+            sample: The images.
+            class_labels: See `encode`.
+            num_draws: Number L of samples from each q(z | x); 0 uses its mean instead.
+            return_dict: Return a `VAEModelOutput` instead of a tuple.
+        """
+        latent_dist = self.encode(sample, class_labels)
+        latents = latent_dist.rsample((num_draws,)).flatten(0, 1) if num_draws else latent_dist.mean
+        if class_labels is not None:
+            class_labels = class_labels.repeat(max(num_draws, 1))
+        parameters = self._pixel_parameters(latents, class_labels)
+        sample = pixel_distribution(*parameters).mean * 2 - 1
+        output = VAEModelOutput(sample, latent_dist.mean, latent_dist.stddev, latents, *parameters)
+        return output if return_dict else output.to_tuple()
+
+    def _with_classes(self, features: Tensor, class_labels: Tensor | None) -> Tensor:
+        if (class_labels is None) != (self.config.num_classes is None):
+            raise ValueError(
+                "class_labels are missing: this model is class-conditional"
+                if class_labels is None
+                else "this model is unconditional: class_labels do not apply"
+            )
+        if class_labels is None:
+            return features
+        return torch.cat([features, functional.one_hot(class_labels, self.config.num_classes).to(features)], dim=1)
+
+
+@dataclass
+class GaussianMixtureOutput(BaseOutput):
+    """Samples of a Gaussian mixture, (B, D)."""
+
+    sample: Tensor
+
+
+class GaussianMixtureModel(ModelMixin, ConfigMixin):
+    """Gaussian mixture fitted to the aggregate posterior q(z), an alternative to the N(0, I) prior for sampling.
+
+    Args:
+        latent_dim: Dimension D of the latents.
+        num_components: Number K of components.
+    """
+
+    @register_to_config
+    def __init__(self, latent_dim: int = 20, num_components: int = 10):
+        super().__init__()
+        self.register_buffer("weights", torch.full((num_components,), 1 / num_components))
+        self.register_buffer("means", torch.zeros(num_components, latent_dim))
+        self.register_buffer("scale_trils", torch.eye(latent_dim).repeat(num_components, 1, 1))
+
+    def set_parameters(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        """Set weights (K,), means (K, D) and covariances (K, D, D), preferably in double precision."""
+        self.weights.copy_(weights.float())  # converted first, as some devices have no float64
+        self.means.copy_(means.float())
+        self.scale_trils.copy_(torch.linalg.cholesky(covariances).float())
+
+    def forward(
+        self, noise: Tensor, uniform: Tensor, return_dict: bool = True
+    ) -> GaussianMixtureOutput | tuple[Tensor]:
+        """Sample latents.
+
+        Args:
+            noise: Standard normal noise, (B, D).
+            uniform: Uniform random numbers in [0, 1], (B,).
+            return_dict: Return a `GaussianMixtureOutput` instead of a tuple.
+        """
+        # In float32 whatever the weights' type: a cumulative sum in half precision would skip components.
+        chosen = torch.searchsorted(self.weights.float().cumsum(0), uniform.float()).clamp(max=len(self.weights) - 1)
+        sample = self.means[chosen].float() + (self.scale_trils[chosen].float() @ noise.float()[..., None])[..., 0]
+        return GaussianMixtureOutput(sample) if return_dict else (sample,)
+
+
+@dataclass
+class LatentFlowOutput(BaseOutput):
+    """Velocities or latents, (B, D)."""
+
+    sample: Tensor
+
+
+class LatentFlowBlock(nn.Module):
+    """Residual block of two linear layers on (B, H), to which an embedding of time and class (B, H) is added."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.condition = nn.Linear(hidden_size, hidden_size)
+        self.widen = nn.Linear(hidden_size, 2 * hidden_size)
+        self.out = nn.Linear(2 * hidden_size, hidden_size)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Add the residual."""
+        return x + self.out(functional.silu(self.widen(self.norm(x) + self.condition(condition))))
+
+
+class LatentFlowModel(ModelMixin, ConfigMixin):
+    """Rectified flow (Liu et al. 2023) from N(0, I) to the aggregate posterior q(z), a learnt prior for sampling.
+
+    Args:
+        latent_dim: Dimension D of the latents.
+        hidden_size: Width H of the residual blocks.
+        num_blocks: Number of these.
+        num_classes: Number of classes of a class-conditional VAE, whose latents are those of the given class, or None.
+        num_steps: Steps of Heun's method when sampling, one or more; each calls the network twice.
+
+    Raises:
+        ValueError: for no steps.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_dim: int = 20,
+        hidden_size: int = 192,
+        num_blocks: int = 4,
+        num_classes: int | None = None,
+        num_steps: int = 16,
+    ):
+        super().__init__()
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be positive, not {num_steps}")
+        self.embed = nn.Linear(latent_dim, hidden_size)
+        self.class_embedding = nn.Embedding(num_classes, hidden_size) if num_classes else None
+        self.blocks = nn.ModuleList(LatentFlowBlock(hidden_size) for _ in range(num_blocks))
+        self.norm = nn.LayerNorm(hidden_size)
+        self.project = nn.Linear(hidden_size, latent_dim)
+
+    def forward(
+        self, x: Tensor, times: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> LatentFlowOutput | tuple[Tensor]:
+        """Return the velocity ε − z at x_t = (1 − t) z + t ε, in float32.
+
+        Args:
+            x: x_t, (B, D).
+            times: t, (B,), from 0 (latents) to 1 (noise).
+            class_labels: int64 (B,), for a class-conditional model.
+            return_dict: Return a `LatentFlowOutput` instead of a tuple.
+        """
+        times = get_timestep_embedding(1000 * times.float(), self.config.hidden_size, downscale_freq_shift=0)
+        condition = times.to(self.dtype)
+        if self.class_embedding is not None:
+            condition = condition + self.class_embedding(class_labels)
+        hidden = self.embed(x.to(self.dtype))
+        for block in self.blocks:
+            hidden = block(hidden, condition)
+        velocity = self.project(self.norm(hidden)).float()
+        return LatentFlowOutput(velocity) if return_dict else (velocity,)
+
+    @apply_forward_hook
+    def draw(
+        self, noise: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> LatentFlowOutput | tuple[Tensor]:
+        """Return latents (B, D), in float32, for standard normal noise (B, D) and classes (B,), by Heun's method."""
+        x, step = noise.float(), 1 / self.config.num_steps
+        for number in range(self.config.num_steps):
+            time = 1 - number * step
+            velocity = self(x, torch.full_like(x[:, 0], time), class_labels).sample
+            ahead = self(x - step * velocity, torch.full_like(x[:, 0], time - step), class_labels).sample
+            x = x - step / 2 * (velocity + ahead)
+        return LatentFlowOutput(x) if return_dict else (x,)
