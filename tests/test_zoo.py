@@ -39,8 +39,9 @@ def test_the_zoo_is_in_the_checkout_and_small():
 @pytest.mark.parametrize("name", MODELS)
 def test_the_code_beside_a_model_is_that_of_the_package(name):
     """A model is a complete repository, whose copies would age unseen."""
-    for copy in (ZOO / name).glob("*.py"):
-        assert copy.read_bytes() == (REPOSITORY / "hfgen" / "pipelines" / copy.name).read_bytes(), copy
+    for copy in (ZOO / name).rglob("*.py"):
+        folder = "models" if copy.name.startswith("modeling") else "pipelines"
+        assert copy.read_bytes() == (REPOSITORY / "hfgen" / folder / copy.name).read_bytes(), copy
 
 
 @pytest.mark.parametrize("name", DRAWING)
