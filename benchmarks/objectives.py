@@ -9,15 +9,21 @@ Results go to benchmarks/results/objectives_DATASET.json and, as a table, .md; w
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch.nn.functional import avg_pool2d
 
 from hfgen.config import DDPMConfig
 from hfgen.config.commands import CompareSamplersConfig
+from hfgen.data.loader import Batch
 from hfgen.evaluation.samplers import compare_samplers
+from hfgen.tasks.base import Loss
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.training.run import train
 from hfgen.utils.markdown import number, with_std
@@ -38,6 +44,23 @@ BASE = {
 }
 FIRST = "channels 16-32-64, batch 64, AdamW 4e-3, v, cosine schedule, uniform weights"
 FLOW = {"prediction_type": "flow_prediction", "timestep_sampling": "logit_normal"}
+BEST = FLOW | {"train_batch_size": 32, "optimizer": "muon"}
+LARGER = BEST | {"block_out_channels": [32, 64, 104], "learning_rate": 3e-3}
+
+
+class HalfResolutionFirst(DiffusionTask):
+    """Trains on images of half the height and width for the first 40 % of the time."""
+
+    started: float | None = None
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Yield the loss."""
+        self.started = self.started or time.monotonic()
+        if time.monotonic() - self.started < 0.4 * self.config.max_train_seconds:
+            batch = dataclasses.replace(batch, images=avg_pool2d(batch.images, 2))
+        yield from super().losses(batch)
+
+
 VARIANTS = {
     FIRST: {},
     "noise prediction, linear schedule": {"prediction_type": "epsilon", "beta_schedule": "linear"},
@@ -58,7 +81,11 @@ VARIANTS = {
     "Muon 2e-3": {"optimizer": "muon", "learning_rate": 2e-3},
     "batch 32, Muon 4e-3": {"train_batch_size": 32, "optimizer": "muon"},
     "logit-normal flow, batch 32": FLOW | {"train_batch_size": 32},
-    "logit-normal flow, batch 32, Muon 4e-3": FLOW | {"train_batch_size": 32, "optimizer": "muon"},
+    "logit-normal flow, batch 32, Muon 4e-3": BEST,
+    "logit-normal flow, batch 32, Muon 3e-3, channels 32-64-104": LARGER,
+    "four resolutions, otherwise as before: channels 32-64-128-128": LARGER
+    | {"block_out_channels": [32, 64, 128, 128]},
+    "half the resolution for 40 % of the time, channels 32-64-104": LARGER | {"task": HalfResolutionFirst},
     "channels 32-64-96, AdamW 2e-3": {"block_out_channels": [32, 64, 96], "learning_rate": 2e-3},
     f"again: {FIRST}": {},
 }
@@ -67,13 +94,15 @@ GUIDANCE = {"1": 1.0, "1.5": 1.5}
 
 def measure(fields: dict, options: argparse.Namespace, folder: Path) -> dict:
     """Train one variant, and draw from it with each guidance."""
+    fields = BASE | fields
+    task = fields.pop("task", DiffusionTask)
     config = DDPMConfig(
-        **BASE | fields,
+        **fields,
         dataset_name=options.dataset_name,
         max_train_seconds=options.seconds,
         output_dir=str(folder / "run"),
     )
-    run = train(config, DiffusionTask)
+    run = train(config, task)
     found = {}
     for name, scale in GUIDANCE.items():
         asked = CompareSamplersConfig(

@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "watching.json"
 MODELS = {  # family, recipe, steps between checkpoints, images of hfgen evaluate
     "ddpm": ("ddpm_conditional_mnist_cpu5min", 150, 1000),
     "vae": ("vae_mnist_mlp_cpu5min", 400, 2000),
-    "gan": ("gan_mnist_cpu10min", 150, 2000),
+    "gan": ("gan_mnist_tuned", 150, 2000),
 }
 
 

@@ -1,4 +1,4 @@
-"""Train a generative adversarial network: `accelerate launch scripts/train_gan.py --config gan_mnist_tuned`."""
+"""Train a generative adversarial network: `accelerate launch scripts/train_gan.py --config gan_mnist_cpu10min`."""
 
 import sys
 

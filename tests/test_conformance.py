@@ -109,8 +109,8 @@ PIPELINES: dict[str, tuple[Callable[[], DiffusionPipeline], Callable[[list[int]]
     ),
     "GAN of classes": (
         lambda: GANPipeline(
-            ConvolutionalGenerator(8, 1, 3, [4, 4], batch_norm=True, num_classes=3),
-            ConvolutionalDiscriminator(8, 1, [4, 4], spectral_norm=True, num_classes=3),
+            ConvolutionalGenerator(8, 1, 3, [4, 4], [5], pixel_shuffle=True, batch_norm=True, num_classes=3),
+            ConvolutionalDiscriminator(8, 1, [4, 4], [5], spectral_norm=True, num_classes=3),
             NAMES,
             truncation=0.7,
         ),
@@ -527,13 +527,16 @@ NETWORKS: dict[str, tuple[Callable[[], ModelMixin], dict[str, torch.Tensor]]] = 
         lambda: ConvolutionalGenerator(8, 1, 3, [4, 4], batch_norm=True, num_classes=3),
         {"latents": LATENTS, "class_labels": CLASSES},
     ),
+    "convolutional generator with linear layers": (
+        lambda: ConvolutionalGenerator(8, 1, 3, [4, 4], [5], pixel_shuffle=True), {"latents": LATENTS}
+    ),
     "residual generator": (lambda: ResidualGenerator(8, 1, 3, [4, 4], 1), {"latents": LATENTS}),
     "fully connected discriminator": (
         lambda: FullyConnectedDiscriminator(8, 1, [10], dropout=0.1, num_classes=3),
         {"sample": PIXELS, "class_labels": CLASSES},
     ),
     "convolutional discriminator": (
-        lambda: ConvolutionalDiscriminator(8, 1, [4, 4], spectral_norm=True), {"sample": PIXELS}
+        lambda: ConvolutionalDiscriminator(8, 1, [4] * 4, [5], spectral_norm=True), {"sample": PIXELS}
     ),
     "residual discriminator": (lambda: ResidualDiscriminator(8, 1, [4, 4], 1), {"sample": PIXELS}),
     "translation U-Net": (lambda: TranslationUNet(8, block_out_channels=[4, 8]), {"sample": PIXELS}),

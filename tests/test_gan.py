@@ -1,6 +1,7 @@
 """Generative adversarial networks: the networks, the losses, who is updated by what, the pipeline, digits."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -10,14 +11,18 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import yaml
 from conftest import finish, flags, hfgen, kill_when
 from huggingface_hub import ModelCard
 
 import hfgen as package
 from hfgen.cli.main import main
 from hfgen.config import GANConfig
-from hfgen.data.images import load_images
+from hfgen.config.recipes import RECIPES
+from hfgen.data.images import ImageData, load_images
 from hfgen.data.loader import Batch
+from hfgen.evaluation.sweep_report import Member
+from hfgen.figures.curves import training_curves
 from hfgen.losses.adversarial import (
     discriminator_loss,
     frozen,
@@ -34,6 +39,7 @@ from hfgen.models.modeling_hfgen_gan import (
     ResidualGenerator,
 )
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
+from hfgen.publishing.pages import curves_of
 from hfgen.runs.record import read_rows
 from hfgen.tasks.gan import GANTask
 from hfgen.training.run import train
@@ -44,6 +50,11 @@ LOSSES = ["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", 
 PAIRS = [
     (FullyConnectedGenerator, FullyConnectedDiscriminator, {"hidden_sizes": (20,)}),
     (ConvolutionalGenerator, ConvolutionalDiscriminator, {"block_out_channels": (16, 16)}),
+    (
+        functools.partial(ConvolutionalGenerator, pixel_shuffle=True),
+        ConvolutionalDiscriminator,
+        {"block_out_channels": (16, 16), "hidden_sizes": (20,)},
+    ),
     (ResidualGenerator, ResidualDiscriminator, {"block_out_channels": (16, 16, 16), "layers_per_block": 1}),
 ]
 
@@ -51,6 +62,14 @@ PAIRS = [
 def config(**fields) -> GANConfig:
     settings = {"dataset_name": "digits", "output_dir": "unused", "architecture": "fully_connected", "latent_dim": 3}
     return GANConfig(**settings | {"hidden_sizes": [16], "train_batch_size": 6} | fields)
+
+
+def networks_of(recipe: str, shape: tuple[int, int, int]):
+    """Return the generator and the discriminator of a recipe, for images (C, H, W)."""
+    images = torch.zeros(2, *shape, dtype=torch.uint8)
+    data = ImageData(images, None, None, source="pictures", fingerprint="", splits=())
+    task = GANTask(GANConfig(**yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())), data)
+    return task.generator, task.discriminator
 
 
 def batch_of(data, count: int = 6) -> Batch:
@@ -103,7 +122,7 @@ def test_classes_change_what_is_made_and_what_is_thought_of_it(make, judge, size
 
 
 def test_the_convolutional_pair_is_that_of_its_specification():
-    generator, discriminator = ConvolutionalGenerator(), ConvolutionalDiscriminator(dropout=0.4)
+    generator, discriminator = networks_of("gan_mnist_conv_cpu10min", (1, 28, 28))
     sizes = [[tuple(weight.shape) for weight in module.parameters()] for module in (generator, discriminator)]
     assert sizes == [
         [(6272, 100), (6272,), (128, 128, 4, 4), (128,), (128, 128, 4, 4), (128,), (1, 128, 7, 7), (1,)],
@@ -119,7 +138,23 @@ def test_the_convolutional_pair_is_that_of_its_specification():
     inner = discriminator.eval().layers(images / 2 + 0.5)
     logits = discriminator(images).logits
     torch.testing.assert_close(logits, discriminator.head(inner.flatten(1))[:, 0])
-    assert inner.shape == (2, 64, 7, 7)
+    assert inner.shape == (2, 64 * 7 * 7)
+
+
+def test_the_small_convolutional_pair_computes_four_pixels_at_a_time_and_has_linear_layers():
+    generator, discriminator = networks_of("gan_mnist_cpu10min", (1, 28, 28))
+    sizes = [[tuple(weight.shape) for weight in module.parameters()] for module in (generator, discriminator)]
+    linear, first, last = [(256, 18), (256,), (64 * 7 * 7, 256), (3136,)], (64, 32, 4, 4), (4, 32, 3, 3)
+    assert sizes == [
+        [*linear, first, (32,), last, (4,)],
+        [
+            *((16, 1, 3, 3), (16,), (32, 16, 3, 3), (32,), (64, 32, 3, 3), (64,)),
+            *((256, 64 * 4 * 4), (256,), (1, 256), (1,)),  # after 28, 14 and 7 pixels, 4
+        ],
+    ]
+    assert discriminator(torch.rand(2, 1, 28, 28)).logits.shape == (2,)
+    before = generator.layers[:-1](torch.randn(2, 18))
+    torch.testing.assert_close(generator.layers[-1](before)[:, 0, 1::2, ::2], before[:, 2])
 
 
 def test_batch_norm_makes_an_image_depend_on_its_batch_in_training_alone(digits):
@@ -224,7 +259,7 @@ def test_a_loss_by_itself_is_the_published_objective(digits, loss):
 def test_r1_and_r2_count_half_of_their_gammas_and_the_third_penalty_its_whole_weight(digits):
     def loss(**fields):
         torch.manual_seed(0)
-        task = GANTask(config(adversarial_loss="non_saturating", **fields), digits)
+        task = GANTask(config(adversarial_loss="non_saturating", penalty_interval=1, **fields), digits)
         torch.manual_seed(1)
         return next(task.losses(batch_of(digits)))
 
@@ -233,6 +268,20 @@ def test_r1_and_r2_count_half_of_their_gammas_and_the_third_penalty_its_whole_we
         (1.5 * both.terms["r1"] + 2.5 * both.terms["r2"]).item(), rel=1e-3
     )
     assert (third.value - plain).item() == pytest.approx(10 * third.terms["gradient_penalty"].item(), rel=1e-3)
+
+
+def test_penalties_come_every_few_steps_and_count_as_many_times(digits):
+    def loss(step, **fields):
+        torch.manual_seed(0)
+        task = GANTask(config(adversarial_loss="non_saturating", **fields), digits)
+        torch.manual_seed(1)
+        return next(task.losses(dataclasses.replace(batch_of(digits), step=step)))
+
+    plain, each = loss(0).value, loss(0, r1_gamma=3.0, penalty_interval=1)
+    rare = [loss(step, r1_gamma=3.0, penalty_interval=4) for step in (3, 4, 5)]
+    assert [set(loss.terms) for loss in rare] == [{"real", "fake"}, {"real", "fake", "r1", "r2"}, {"real", "fake"}]
+    assert rare[0].value == rare[2].value == plain
+    assert (rare[1].value - plain).item() == pytest.approx(4 * (each.value - plain).item(), rel=1e-4)
 
 
 def test_frozen_passes_gradients_through():
@@ -341,7 +390,7 @@ def test_a_collapsed_generator_is_named(judge_run, digits):
     last.bias.data.copy_(10 * (digits.images[3].float() / 127.5 - 1).flatten())
     diagnosis = task.diagnose()
     assert max(diagnosis.class_shares.values()) == 1
-    (problem,) = diagnosis.problems
+    (problem,) = [problem for problem in diagnosis.problems if "mode collapse" in problem]
     assert problem.startswith(
         "possible mode collapse, or too short a training: classifier digits_judge finds almost no samples of "
     )
@@ -366,10 +415,39 @@ def test_a_judge_that_errs_on_real_images_is_named(judge_run, digits):
 
 def test_nothing_is_counted_where_there_is_no_judge(digits):
     others = dataclasses.replace(digits, source="someones/digits")
-    diagnosis = GANTask(config(dataset_name="someones/digits"), others).diagnose()
-    assert not diagnosis.problems
-    assert not diagnosis.class_shares
+    assert not GANTask(config(dataset_name="someones/digits"), others).diagnose().class_shares
     assert GANTask(config(), digits).diagnose().class_shares, "by the shipped judge of the digits"
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        (
+            {"r1_gamma": 0.0, "r2_gamma": 0.0, "discriminator_learning_rate": 0.01, "learning_rate": 1e-6},
+            "the discriminator tells nearly all generated images from real ones: raise r1_gamma and r2_gamma, or "
+            "lower discriminator_learning_rate",
+        ),
+        (
+            {"r1_gamma": 1e4, "r2_gamma": 1e4, "penalty_interval": 1},
+            "the outputs of the discriminator for real and generated images hardly differ: lower r1_gamma and "
+            "r2_gamma, or raise discriminator_learning_rate",
+        ),
+    ],
+)
+def test_a_discriminator_that_is_too_good_or_too_weak_is_named_with_the_settings_to_change(tmp_path, fields, problem):
+    length = {"max_train_steps": 150, "train_batch_size": 64, "num_samples": 4, "checkpointing_steps": 150}
+    settings = config(**{"output_dir": str(tmp_path / "run"), "adversarial_loss": "non_saturating"} | length | fields)
+    run = train(settings, GANTask)
+    said = json.loads((run / "run.json").read_text())["problems"]
+    assert said[0] == problem, said
+
+
+def test_only_what_applies_to_the_loss_is_advised(digits):
+    for loss, advice in [("hinge", ["raise discriminator_learning_rate"]), ("wasserstein", [])]:
+        task = GANTask(config(adversarial_loss=loss, gradient_penalty_weight=1.0), digits)
+        torch.nn.init.zeros_(task.discriminator.head.weight)
+        found = [problem.partition("hardly differ: ") for problem in task.diagnose().problems]
+        assert [said for _, hardly, said in found if hardly] == advice
 
 
 def test_colour_pictures_that_are_not_square(tmp_path):
@@ -563,3 +641,36 @@ def test_a_sweep_over_a_penalty_shows_it_where_there_is_one(tmp_path):
     page = (folder / "sweep.md").read_text()
     assert "Adversarial losses do not rank runs; use `hfgen evaluate`" in page
     assert "discriminator/r1" in page
+
+
+def test_penalties_of_some_steps_are_drawn_and_averaged_over_these(tmp_path):
+    settings = {
+        "dataset_name": "digits",
+        "architecture": "fully_connected",
+        "hidden_sizes": 8,
+        "max_train_samples": 16,
+    }
+    length = {"max_train_steps": 4, "num_samples": 4, "train_batch_size": 8, "mixed_precision": "no"}
+    folder = tmp_path / "sweep"
+    assert main(["train", "gan", *flags(**settings, **length, output_dir=folder, sweep="penalty_interval=1,3")]) == 0
+    every, third = sorted(path.parent for path in folder.glob("*/run.json"))
+    penalties = [row.get("discriminator/r1") for row in read_rows(third / METRICS_FILE)]
+    assert penalties[1:3] == [None, None]
+    assert None not in [row.get("discriminator/r1") for row in read_rows(every / METRICS_FILE)]
+    last = Member(third, {}).last("discriminator/r1")
+    assert last == penalties[3], "the last epoch has two steps, one of them with a penalty"
+    assert Member(third, {}).curves()["discriminator/r1"] == ([0.5, 2.0], [penalties[0], penalties[3]])
+    short_epochs = Member(third, {})
+    short_epochs.training["steps_per_epoch"] = 1
+    short_epochs.rows = short_epochs.rows[:3]
+    assert short_epochs.last("discriminator/r1") == penalties[0], "no step of the last epoch has one"
+    shown = curves_of(third)["values"]["discriminator/r1"]
+    assert [value is None for value in shown] == [False, True, True, False]
+    axes = training_curves(read_rows(third / METRICS_FILE), 2).axes
+    drawn = [
+        line.get_xdata().tolist()
+        for panel in axes
+        for line in panel.lines
+        if line.get_label() == "R1 (discriminator/r1)"
+    ]
+    assert drawn == [[1, 4]]

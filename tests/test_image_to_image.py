@@ -378,8 +378,15 @@ def test_the_noise_is_told_for_each_image():
 
 
 def test_a_run_offers_pictures_and_a_model_that_diffusers_loads_alone(translation_run, tmp_path, without_hfgen):
-    for name in ("training_curves.png", "training.gif"):
+    for name in ("training_curves.png", "training.gif", "input.png"):
         assert (translation_run / "figures" / name).exists()
+    assert main(["card", str(translation_run), "--gallery", str(tmp_path / "gallery")]) == 0
+    page = tmp_path / "gallery" / translation_run.name
+    assert "[figures/input.png](figures/input.png) is an input" in (page / "README.md").read_text()
+    cells = json.loads((page / "notebook.ipynb").read_text())["cells"]
+    assert f'hf_hub_download("user/{translation_run.name}", "figures/input.png")' in cells[2]["source"]
+    with PIL.Image.open(page / "figures" / "input.png") as picture:
+        assert picture.size == (8, 8)
     losses = [row["generator/l1"] for row in read_rows(translation_run / METRICS_FILE)]
     assert np.mean(losses[-20:]) < 0.4 * np.mean(losses[:3])
     with PIL.Image.open(max((translation_run / "samples").iterdir())) as picture:

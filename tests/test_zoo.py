@@ -104,6 +104,23 @@ def test_its_notebook_runs_with_diffusers_alone(name, tmp_path, without_hfgen):
         assert image.size in ((28, 28), (32, 32))
 
 
+@pytest.mark.parametrize("name", sorted({*MODELS} - {*DRAWING}))
+def test_the_notebook_of_a_translator_takes_the_input_beside_it(name, tmp_path, without_hfgen):
+    cells = json.loads((ZOO / name / "notebook.ipynb").read_text())["cells"]
+    _, fetch, *others = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    download = "from huggingface_hub import hf_hub_download"
+    assert download in fetch
+    code = fetch.replace(download, "import os.path\nhf_hub_download = os.path.join") + "\n" + "\n".join(others)
+    without_hfgen.python(code.replace(f'"user/{name}"', repr(str(ZOO / name))), folder=tmp_path)
+    pixels = []
+    for picture in ("input.png", "output.png"):
+        with PIL.Image.open(tmp_path / picture) as image:
+            pixels.append(np.asarray(image).astype(float))
+    assert pixels[0].shape == pixels[1].shape == (28, 28)
+    roughness = [np.abs(np.diff(each)).mean() for each in pixels]
+    assert roughness[1] < 0.7 * roughness[0], "without noise"
+
+
 def test_a_recipe_without_a_model_is_named_with_its_training(tmp_path, monkeypatch, capsys):
     assert main(["sample", "vae_cifar10", "--output", str(tmp_path / "x.png")]) == 2
     assert "has no trained model" in capsys.readouterr().err

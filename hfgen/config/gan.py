@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import MAX_BATCH_SIZE, MAX_DEPTH, MAX_WIDTH, TrainingConfig
+from hfgen.config.training import MAX_BATCH_SIZE, MAX_DEPTH, MAX_PENALTY_INTERVAL, MAX_WIDTH, TrainingConfig
 from hfgen.utils.errors import UserError
 
 
@@ -13,15 +13,19 @@ class GANConfig(TrainingConfig):
 
     Args:
         > Network
-        architecture: `fully_connected`, `convolutional` (stride-2 transposed convolutions, DCGAN, Radford et al. 2016)
-            or `residual` (residual blocks without normalisation, similar to R3GAN, Huang et al. 2024).
+        architecture: `fully_connected`, `convolutional` (linear layers, then stride-2 transposed convolutions, DCGAN,
+            Radford et al. 2016) or `residual` (residual blocks without normalisation, similar to R3GAN, Huang et al.
+            2024).
         latent_dim: Dimension of the latent space.
-        hidden_sizes: Hidden layer sizes of a fully connected generator.
-        discriminator_hidden_sizes: Hidden layer sizes of its discriminator; by default the generator's, reversed.
-        block_out_channels: Channels of a convolutional generator's transposed convolutions, or of a residual generator
-            at each resolution, from coarse to fine.
+        hidden_sizes: Hidden layer sizes of a fully connected generator, or of the linear layers before the
+            convolutions of a convolutional one.
+        discriminator_hidden_sizes: Hidden layer sizes of its discriminator, after its convolutions if it has any; by
+            default the generator's, reversed.
+        block_out_channels: Channels of a convolutional or residual generator at each resolution, from coarse to fine.
         discriminator_block_out_channels: Channels of its discriminator, from fine to coarse; by default the
-            generator's, reversed.
+            generator's, reversed, and for a convolutional one after half of the first of these.
+        pixel_shuffle: Let a convolutional generator compute its pixels from features of half the resolution, in place
+            of its last transposed convolution: a fraction of the cost.
         layers_per_block: Residual blocks per resolution.
         batch_norm: Batch normalisation in a convolutional generator (Ioffe and Szegedy 2015).
         dropout: Dropout probability in the discriminator.
@@ -36,6 +40,8 @@ class GANConfig(TrainingConfig):
         r1_gamma: Weight γ of the R1 penalty, γ/2 ‖∇D‖² on real images (Mescheder et al. 2018); by default 0.1 with the
             loss `relativistic` (R3GAN, Huang et al. 2024), else 0.
         r2_gamma: Weight γ of the R2 penalty, the same on generated images; defaults likewise.
+        penalty_interval: Optimizer steps between these two penalties, whose weights are multiplied by it (lazy
+            regularisation, Karras et al. 2020), since they need second derivatives, which take long.
         gradient_penalty_weight: Weight of the gradient penalty (‖∇D‖ − 1)² between real and generated images (WGAN-GP,
             Gulrajani et al. 2017).
         discriminator_steps: Discriminator updates per generator update, each on its own batch.
@@ -53,27 +59,29 @@ class GANConfig(TrainingConfig):
         save_discriminator: Include the discriminator in the saved pipeline. Checkpoints always have it.
 
     Examples:
-        hfgen train gan --config gan_mnist_tuned
+        hfgen train gan --config gan_mnist_cpu10min
         hfgen train gan --train_data_dir my_pictures --resolution 32 --augmentation shift erase --output_dir runs/mine
     """
 
     family: ClassVar[str] = "gan"
 
-    learning_rate: float = 2e-4
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    train_batch_size: int = 64
+    learning_rate: float = 2e-3
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "cosine"
     lr_warmup_steps: int = 0
-    adam_beta1: float = 0.5
-    adam_beta2: float = 0.999
+    adam_beta1: float = 0.0
+    adam_beta2: float = 0.99
     max_grad_norm: float = 1000.0
     checkpointing_steps: int = 1000
     save_images_epochs: int | None = 1
     ema_max_decay: float = 0.999
-    architecture: Literal["fully_connected", "convolutional", "residual"] = "residual"
-    latent_dim: int = 64
-    hidden_sizes: list[int] = field(default_factory=lambda: [256, 512])
+    architecture: Literal["fully_connected", "convolutional", "residual"] = "convolutional"
+    latent_dim: int = 32
+    hidden_sizes: list[int] = field(default_factory=lambda: [256])
     discriminator_hidden_sizes: list[int] | None = None
-    block_out_channels: list[int] = field(default_factory=lambda: [128, 64, 32])
+    block_out_channels: list[int] = field(default_factory=lambda: [64, 32])
     discriminator_block_out_channels: list[int] | None = None
+    pixel_shuffle: bool = True
     layers_per_block: int = 1
     batch_norm: bool = False
     dropout: float = 0.0
@@ -84,6 +92,7 @@ class GANConfig(TrainingConfig):
     )
     r1_gamma: float | None = None
     r2_gamma: float | None = None
+    penalty_interval: int = 8
     gradient_penalty_weight: float = 0.0
     discriminator_steps: int = 1
     discriminator_learning_rate: float | None = None
@@ -95,6 +104,13 @@ class GANConfig(TrainingConfig):
     def __post_init__(self):
         """Validate the fields (see `TrainingConfig`)."""
         super().__post_init__()
+        if self.discriminator_hidden_sizes is None:
+            self.discriminator_hidden_sizes = self.hidden_sizes[::-1]
+        if self.discriminator_block_out_channels is None:
+            mirrored = self.block_out_channels[::-1]
+            if self.architecture == "convolutional":
+                mirrored = [max(1, channels // 2) for channels in mirrored[:1]] + mirrored
+            self.discriminator_block_out_channels = mirrored
         for name in ("r1_gamma", "r2_gamma"):
             if getattr(self, name) is None:
                 setattr(self, name, 0.1 if self.adversarial_loss == "relativistic" else 0.0)
@@ -103,6 +119,7 @@ class GANConfig(TrainingConfig):
             "discriminator_block_out_channels",
         ], at_most=MAX_WIDTH)  # fmt: skip
         self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
+        self._require("positive", ["penalty_interval"], at_most=MAX_PENALTY_INTERVAL)
         self._require("positive", ["discriminator_steps"], at_most=MAX_BATCH_SIZE // self.train_batch_size)
         self._require("positive", ["discriminator_learning_rate", "truncation"])
         self._require("zero or more", ["r1_gamma", "r2_gamma", "gradient_penalty_weight"])

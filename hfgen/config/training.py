@@ -36,6 +36,7 @@ MAX_GUIDANCE = 1_000
 MAX_LOGIT = 10  # beyond, the sigmoid is 0 or 1
 MAX_CLUSTERS = 1_000  # of training images
 MAX_NOISE = 100  # standard deviation, for pixels in [0, 1]
+MAX_PENALTY_INTERVAL = 10_000  # optimizer steps
 MAX_TILE = 1_000_000  # pixels
 MAX_TRUNCATION = 1_000
 MAX_SEED = 2**63 - 1

@@ -137,17 +137,30 @@ class Member:
 
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
         """Return epochs and values of each loss and term."""
-        epochs = [row["step"] / self.training["steps_per_epoch"] for row in self.rows]
-        return {name: (epochs, [row[name] for row in self.rows]) for name in self._shown()}
+        curves = {}
+        for name in self._shown():
+            rows = [row for row in self.rows if name in row]
+            epochs = [row["step"] / self.training["steps_per_epoch"] for row in rows]
+            curves[name] = epochs, [row[name] for row in rows]
+        return curves
 
     def samples(self) -> Path:
         """Return the last sample grid."""
         return list_steps(self.run / "samples", ".png")[-1]
 
     def last(self, prefix: str) -> float:
-        """Return the sum of the metrics with a prefix, averaged over the last epoch."""
-        rows = self.rows[-self.training["steps_per_epoch"] :]
-        return sum(value for row in rows for name, value in row.items() if name.startswith(prefix)) / len(rows)
+        """Return the sum of the metrics with a prefix, averaged over the steps of the last epoch that have them.
+
+        If none has, it is that of the last step that has.
+        """
+        sums = {
+            row["step"]: sum(row[name] for name in names)
+            for row in self.rows
+            if (names := [name for name in row if name.startswith(prefix)])
+        }
+        before = self.rows[-1]["step"] - self.training["steps_per_epoch"]
+        last = [value for step, value in sums.items() if step > before] or [*sums.values()][-1:]
+        return sum(last) / len(last)
 
     def negative_elbo(self) -> _Measured | None:
         """Return the −ELBO on the test images, if it was computed; without std, as all runs share the images."""

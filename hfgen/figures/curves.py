@@ -75,7 +75,7 @@ def training_curves(rows: list[dict[str, float]], steps_per_epoch: int) -> Figur
         rows: Of a `metrics.jsonl`.
         steps_per_epoch: Optimizer steps per epoch.
     """
-    steps = np.array([row["step"] for row in rows])
+    last = rows[-1]["step"]
     panels: dict[str, list[str]] = {}
     for metric in metrics_of(rows[0]):
         panels.setdefault(panel_and_line(metric)[0], []).append(metric)
@@ -84,7 +84,7 @@ def training_curves(rows: list[dict[str, float]], steps_per_epoch: int) -> Figur
     for (title, metrics), axes in zip(panels.items(), all_axes, strict=True):
         curves: list[tuple[np.ndarray, np.ndarray]] = []
         for color, metric in enumerate(metrics):
-            values = np.array([row[metric] for row in rows])
+            steps, values = np.array([(row["step"], row[metric]) for row in rows if metric in row]).T
             line = panel_and_line(metric)[1]
             label = f"{line} ({metric})" if line in LINES.values() else metric
             if title == METRICS["learning_rate"]:  # without noise, so that a mean would only blur it
@@ -107,7 +107,7 @@ def training_curves(rows: list[dict[str, float]], steps_per_epoch: int) -> Figur
             axes.set_ylim(bottom=0)
     note = f"; the first {100 // EARLY} % may lie outside the axes" if outside else ""
     figure.supxlabel(f"optimizer steps (one epoch is {steps_per_epoch:,}){note}", fontsize=9)
-    figure.suptitle(f"Training: {steps[-1]:,} steps, {steps[-1] / steps_per_epoch:,.2f} epochs", x=0.01, ha="left")
+    figure.suptitle(f"Training: {last:,} steps, {last / steps_per_epoch:,.2f} epochs", x=0.01, ha="left")
     if window > 1:
         lines = [Line2D([], [], color="C0", alpha=0.25, linewidth=0.8), Line2D([], [], color="C0")]
         figure.legend(lines, ["each step", f"mean of {window:,} steps"], loc="outside upper right", ncols=2)

@@ -231,14 +231,18 @@ class UnflattenChannelsLast(nn.Unflatten):
 
 
 class ConvolutionalGenerator(_Generator):
-    """Linear layer and stride-2 transposed convolutions with leaky ReLU (DCGAN, Radford et al. 2016).
+    """Linear layers and stride-2 transposed convolutions with leaky ReLU (DCGAN, Radford et al. 2016).
 
     Args:
         sample_size: Height and width of the images, or one number for both; each transposed convolution doubles them.
         out_channels: 1 for greyscale, 3 for RGB.
         latent_dim: Dimension of the latent space.
-        block_out_channels: Output channels of each transposed convolution; the linear layer has the first number.
-        batch_norm: Batch normalisation after each of these layers (Ioffe and Szegedy 2015).
+        block_out_channels: Channels at each resolution, from coarse to fine.
+        hidden_sizes: Sizes of further linear layers before it.
+        pixel_shuffle: Compute the pixels from features of half the resolution, four at a time (sub-pixel convolution,
+            Shi et al. 2016), in place of the last transposed convolution: a fraction of the cost.
+        batch_norm: Batch normalisation after the last linear layer and each transposed convolution (Ioffe and Szegedy
+            2015).
         num_classes: Number of classes of a class-conditional model, or None.
 
     Raises:
@@ -252,6 +256,8 @@ class ConvolutionalGenerator(_Generator):
         out_channels: int = 1,
         latent_dim: int = 100,
         block_out_channels: Sequence[int] = (128, 128),
+        hidden_sizes: Sequence[int] = (),
+        pixel_shuffle: bool = False,
         batch_norm: bool = False,
         num_classes: int | None = None,
     ):
@@ -261,30 +267,35 @@ class ConvolutionalGenerator(_Generator):
         def activation(channels: int) -> list[nn.Module]:
             return [nn.BatchNorm2d(channels), leaky()] if batch_norm else [leaky()]
 
+        sizes = [latent_dim + (num_classes or 0), *hidden_sizes]
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim + (num_classes or 0), math.prod(inner)),
+            *linear_layers(sizes, leaky),
+            nn.Linear(sizes[-1], math.prod(inner)),
             UnflattenChannelsLast(1, inner),
             *activation(block_out_channels[0]),
         )
-        for before, after in pairwise([block_out_channels[0], *block_out_channels]):
+        doubled = block_out_channels if pixel_shuffle else [block_out_channels[0], *block_out_channels]
+        for before, after in pairwise(doubled):
             self.layers.extend([nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), *activation(after)])
-        self.layers.append(nn.Conv2d(block_out_channels[-1], out_channels, 7, padding=3))
+        last = block_out_channels[-1]
+        if pixel_shuffle:
+            self.layers.extend([nn.Conv2d(last, 4 * out_channels, 3, padding=1), nn.PixelShuffle(2)])
+        else:
+            self.layers.append(nn.Conv2d(last, out_channels, 7, padding=3))
         self.apply(initialize_evenly)
 
 
 class ConvolutionalDiscriminator(_Discriminator):
-    """Stride-2 convolutions with leaky ReLU and dropout, then a linear layer (DCGAN, Radford et al. 2016).
+    """Stride-2 convolutions with leaky ReLU and dropout, then linear layers (DCGAN, Radford et al. 2016).
 
     Args:
-        sample_size: Height and width of the images, or one number for both; each convolution halves them.
+        sample_size: Height and width of the images, or one number for both; each convolution halves them, rounding up.
         in_channels: 1 for greyscale, 3 for RGB.
         block_out_channels: Channels of the convolutions.
-        dropout: Dropout probability after each convolution.
+        hidden_sizes: Sizes of linear layers after them and before the last one.
+        dropout: Dropout probability after each of these layers.
         spectral_norm: Spectral normalisation of the weights (Miyato et al. 2018).
         num_classes: Number of classes of a class-conditional model, or None.
-
-    Raises:
-        ValueError: if the image size is not divisible accordingly.
     """
 
     @register_to_config
@@ -293,6 +304,7 @@ class ConvolutionalDiscriminator(_Discriminator):
         sample_size: int | Sequence[int] = 28,
         in_channels: int = 1,
         block_out_channels: Sequence[int] = (64, 64),
+        hidden_sizes: Sequence[int] = (),
         dropout: float = 0.0,
         spectral_norm: bool = False,
         num_classes: int | None = None,
@@ -301,8 +313,10 @@ class ConvolutionalDiscriminator(_Discriminator):
         self.layers = nn.Sequential()
         for before, after in pairwise([in_channels, *block_out_channels]):
             self.layers.extend([nn.Conv2d(before, after, 3, stride=2, padding=1), leaky(), nn.Dropout(dropout)])
-        inner = _halved(sample_size, len(block_out_channels))
-        self._add_head(block_out_channels[-1] * math.prod(inner), num_classes)
+        pixels = math.prod(math.ceil(side / 2 ** len(block_out_channels)) for side in _height_and_width(sample_size))
+        sizes = [block_out_channels[-1] * pixels, *hidden_sizes]
+        self.layers.extend([nn.Flatten(), *linear_layers(sizes, leaky, dropout)])
+        self._add_head(sizes[-1], num_classes)
         self.apply(initialize_evenly)
         if spectral_norm:
             self._normalize_spectrally()

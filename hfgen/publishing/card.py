@@ -24,6 +24,7 @@ from hfgen.runs.folder import (
     CLASSES,
     CURVES,
     FIGURES,
+    INPUT,
     REPORTS,
     RUN_FILE,
     TIMELAPSE,
@@ -47,7 +48,9 @@ NOTEBOOK_MARK = {"generator": "hfgen card"}  # in the metadata of a notebook tha
 def write_card(
     run: Path, folder: Path, *, repo_id: str | None = None, spdx_license: str, weights: str | None = None
 ) -> Path:
-    """Write the model card of a finished run, `README.md`, its figures, and a notebook if it generates images.
+    """Write the model card of a finished run, `README.md`, its figures, and a notebook.
+
+    A classifier has no notebook, and a translator one only with an input among its figures.
 
     Args:
         run: The run folder.
@@ -99,11 +102,12 @@ def write_card(
             copy_whole(run / name, folder / name)
     with complete_or_absent(folder / CARD) as temporary:
         temporary.write_text(with_sections(str(card), sections), encoding="utf-8")
-    if facts["kind"].use in ("denoise", "decode"):
+    if facts["kind"].use in ("denoise", "decode") or INPUT in pictures:
         notebook = own_file(folder, NOTEBOOK)
         if is_own_notebook(notebook):
             with complete_or_absent(notebook) as temporary:
-                temporary.write_text(_notebook(model, card_text(facts, model, block="use")), encoding="utf-8")
+                code = card_text(facts, model, block="use")
+                temporary.write_text(_notebook(model, code, INPUT if INPUT in pictures else None), encoding="utf-8")
         else:
             print(f"{notebook} was not written by hfgen and stays as it is")
     if sections:
@@ -234,7 +238,9 @@ def _pictures_of(run: Path) -> dict[str, str]:
     """Return the figures of a run's model card, by target name, with their names in the run."""
     samples = list_steps(own_file(run, "samples"), ".png")
     found = {f"{FIGURES}/{SAMPLES_PICTURE}": f"samples/{samples[-1].name}"} if samples else {}
-    names = [f"{FIGURES}/{name}" for name in (CURVES, VALIDATION_CURVES, CLASSES, ANIMATION, TIMELAPSE, *LATENTS)]
+    names = [
+        f"{FIGURES}/{name}" for name in (CURVES, VALIDATION_CURVES, CLASSES, ANIMATION, TIMELAPSE, INPUT, *LATENTS)
+    ]
     return found | {name: name for name in names if _is_there(run / name)}
 
 
@@ -256,13 +262,25 @@ def is_own_notebook(file: Path) -> bool:
     return not file.exists() or read_json(file).get("metadata") == NOTEBOOK_MARK
 
 
-def _notebook(model: str, code: str) -> str:
-    """Return a notebook that installs diffusers, runs the code of the card, and shows the first image enlarged."""
+def _notebook(model: str, code: str, picture: str | None) -> str:
+    """Return a notebook that installs diffusers, runs the code of the card, and shows the first image enlarged.
+
+    Args:
+        model: The Hub id.
+        code: The code of the card.
+        picture: The name of the picture among the figures that the code takes, if it takes one.
+    """
     diffusers = next(package for package in requires("hfgen") if package.startswith("diffusers"))
+    download = (
+        "import shutil\n\nfrom huggingface_hub import hf_hub_download\n\n"
+        f'shutil.copy(hf_hub_download("{model}", "{FIGURES}/{picture}"), "{picture}")'
+    )
+    shown = "output.png" if picture else "image.png"
     sources = [
         f'%pip install -q "{diffusers}"',
+        *([download] if picture else []),
         code.strip(),
-        'from PIL import Image\n\nImage.open("image.png").resize((280, 280), Image.Resampling.NEAREST)',
+        f'from PIL import Image\n\nImage.open("{shown}").resize((280, 280), Image.Resampling.NEAREST)',
     ]
     cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": f"# {model}"}]
     for number, source in enumerate(sources):

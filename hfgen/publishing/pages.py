@@ -130,7 +130,7 @@ def family_of_run(class_name: str, fields: Iterable[str]) -> Family:
 
 
 def curves_of(run: Path) -> dict[str, Any]:
-    """Return the metrics of a run as at most 200 points, each the mean over as many steps.
+    """Return the metrics of a run as at most 200 points, each the mean over as many steps, of those that have it.
 
     Returns:
         `steps_per_point`, `steps` and `minutes` of each point (`minutes` is None without a record of times), and
@@ -141,11 +141,13 @@ def curves_of(run: Path) -> dict[str, Any]:
         return {}
     width = math.ceil(len(rows) / POINTS)
     starts = np.arange(0, len(rows), width)
-    counts = np.diff([*starts, len(rows)])
-    means = {
-        name: np.add.reduceat([row.get(name, np.nan) for row in rows], starts) / counts
-        for name in ("step", *metrics_of(rows[0]))
-    }
+    means = {}
+    for name in ("step", *metrics_of(rows[0])):
+        sums, counts = (
+            np.add.reduceat(values, starts)
+            for values in ([row.get(name, 0.0) for row in rows], [float(name in row) for row in rows])
+        )
+        means[name] = np.divide(sums, counts, out=np.full(len(starts), np.nan), where=counts > 0)
     steps, minutes = means.pop("step"), None
     if (run / TIMES_FILE).is_file() and (times := read_rows(run / TIMES_FILE)):
         known = np.array([(0, 0), *((row["step"], row["seconds"]) for row in times)])

@@ -26,7 +26,7 @@ ROWS = (METRICS_FILE, CLASSES_FILE, TIMES_FILE)  # files with a row per step or 
 CHECKPOINTS, SAMPLES, FIGURES, OUTDATED, LOCK = "checkpoints", "samples", "figures", "outdated", ".lock"
 VALIDATION = "validation.json"  # the protocol of evaluations while training
 CURVES, CLASSES, ANIMATION, TIMELAPSE = "training_curves.png", "classes.png", "film.gif", "training.gif"  # in FIGURES
-VALIDATION_CURVES = "validation.png"  # likewise
+VALIDATION_CURVES, INPUT = "validation.png", "input.png"  # likewise
 
 SUGGESTED_RUNS = 3  # are named where a folder of runs is given for a run
 

@@ -65,15 +65,12 @@ class MetricsFile:
             The last row, or the first one with a loss or gradient norm that is not finite; it and later ones are not
             written.
         """
-        tensors = [[v for v in values.values() if isinstance(v, Tensor)] for _, values in self.waiting]
-        stacked = torch.stack([torch.stack(scalars) for scalars in tensors])
-        averaged = self.accelerator.reduce(stacked, "mean").tolist()
-        rows = []
-        for (step, values), numbers in zip(self.waiting, averaged, strict=True):
-            remaining = iter(numbers)
-            rows.append(
-                {"step": step} | {k: next(remaining) if isinstance(v, Tensor) else v for k, v in values.items()}
-            )
+        scalars = [v for _, values in self.waiting for v in values.values() if isinstance(v, Tensor)]
+        averaged = iter(self.accelerator.reduce(torch.stack(scalars), "mean").tolist())
+        rows = [
+            {"step": step} | {k: next(averaged) if isinstance(v, Tensor) else v for k, v in values.items()}
+            for step, values in self.waiting
+        ]
         self.waiting.clear()
         bad = next((i for i, row in enumerate(rows) if self.not_finite(row)), None)
         if self.accelerator.is_main_process:

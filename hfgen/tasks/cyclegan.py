@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import PIL.Image
@@ -13,9 +14,10 @@ from hfgen.config import CycleGANConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
 from hfgen.data.paired import TargetDomain
-from hfgen.figures.grids import comparison_grid
+from hfgen.figures.grids import comparison_grid, save_picture, to_pil
 from hfgen.losses.adversarial import discriminator_loss, discriminator_scores, frozen, generator_loss
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
+from hfgen.runs.folder import INPUT
 from hfgen.sampling.sample import to_uint8
 from hfgen.tasks.base import Loss, Task
 from hfgen.tasks.image_to_image import make_patch_discriminator, make_translator
@@ -195,14 +197,21 @@ class CycleGANTask(Task):
         fingerprint = hashlib.sha256(images.numpy().tobytes()).hexdigest()
         return ImageData(images, None, None, self.domain_b.data.source, fingerprint)
 
+    def save_figures(self, folder: Path) -> None:
+        """Save an image of domain A, for those who want to try the model."""
+        save_picture(to_pil(self.data.images[self._chosen(1, self.config.seed)][0]), folder / INPUT)
+
+    def _chosen(self, num_images: int, seed: int) -> Tensor:
+        """Return indices of random images of domain A, int64 (N,)."""
+        generator = torch.Generator().manual_seed(derive_seed("preview", seed))
+        return torch.randperm(len(self.data), generator=generator)[:num_images]
+
     @torch.no_grad()
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Return images of each domain, their translations and their cycle reconstructions."""
         device = self.generators.there.device
-        generator = torch.Generator().manual_seed(derive_seed("preview", seed))
-        chosen = torch.randperm(len(self.data), generator=generator)[:num_images]
         seed_torch(derive_seed("preview", seed), device)
-        a = self.data.images[chosen].to(device).float() / 127.5 - 1
+        a = self.data.images[self._chosen(num_images, seed)].to(device).float() / 127.5 - 1
         b = self.domain_b.draw(len(a), device)
         outputs = self.generators(a, b)
         rows = {"A": a, "A to B": outputs.to_b, "A to B to A": outputs.cycled_a,

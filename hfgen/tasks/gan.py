@@ -37,8 +37,10 @@ from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
-CHECKED_IMAGES = 1000  # sampled for the mode-collapse check
+CHECKED_IMAGES = 1000  # sampled for the checks
 RELIABLE = 0.9  # minimum accuracy of a judge on training images
+AHEAD = 0.98  # fraction of real images with higher outputs than a generated one, above which it is too far ahead
+NO_DIFFERENCE = 0.02  # of the discriminator's mean outputs, below which the generator gets no useful gradient
 VANISHED = 0.1  # fraction of a class's frequency in training images below which it counts as missing
 AUGMENTATIONS = {
     "color": random_color,
@@ -80,7 +82,7 @@ class GANTask(Task):
         for first in range(0, len(batch.images), size):
             real = batch.images[first : first + size]
             labels = batch.labels[first : first + size] if self.config.class_conditional else None
-            yield self._discriminator_loss(real, labels)
+            yield self._discriminator_loss(real, labels, penalised=batch.step % self.config.penalty_interval == 0)
         with frozen(self.discriminator):
             yield self._generator_loss(real, labels)
 
@@ -92,20 +94,23 @@ class GANTask(Task):
         scores = self._discriminate(torch.cat([batch.images, fake]), labels).chunk(2)
         return Loss("discriminator", discriminator_loss(name, *scores), discriminator_scores(name, *scores)).values()
 
-    def _discriminator_loss(self, real: Tensor, labels: Tensor | None) -> Loss:
+    def _discriminator_loss(self, real: Tensor, labels: Tensor | None, penalised: bool) -> Loss:
+        """Return the loss, with R1 and R2 if it is `penalised`."""
         config = self.config
+        penalised = penalised and bool(config.r1_gamma or config.r2_gamma)
         with torch.no_grad():
             fake = self._generate(labels, len(real))
         images = self._augment(torch.cat([real, fake]))
-        if config.r1_gamma or config.r2_gamma:
+        if penalised:
             images.requires_grad_()
         scores = self._discriminate(images, labels)
         loss = discriminator_loss(config.adversarial_loss, *scores.chunk(2))
         terms = discriminator_scores(config.adversarial_loss, *scores.chunk(2))
-        if config.r1_gamma or config.r2_gamma:
+        if penalised:
             at_real, at_fake = squared_gradient_norms(scores, images).chunk(2)
             terms |= {"r1": at_real.mean(), "r2": at_fake.mean()}
-            loss = loss + 0.5 * (config.r1_gamma * terms["r1"] + config.r2_gamma * terms["r2"])
+            penalties = 0.5 * (config.r1_gamma * terms["r1"] + config.r2_gamma * terms["r2"])
+            loss = loss + config.penalty_interval * penalties
         if config.gradient_penalty_weight:
             penalty = gradient_penalty(
                 lambda interpolated: self._discriminate(interpolated, labels), *images.detach().chunk(2)
@@ -147,39 +152,72 @@ class GANTask(Task):
 
     @torch.no_grad()
     def diagnose(self) -> Diagnosis:
-        """Check samples for missing classes (mode collapse) with the judge, and the judge's accuracy.
+        """Compare samples with training images: the discriminator's outputs, and the classes that the judge finds.
 
         The reference is a random sample of training images; a class-conditional model is given their labels.
         """
+        labels = self.data.labels[self._reference].tolist() if self.label_names else ()
+        options = {"num_images": CHECKED_IMAGES, "seed": self.config.seed, "class_labels": labels}
+        generated = torch.cat(list(sample(self.pipeline(), **options, truncation=math.inf)))
+        problems = self._imbalances(generated)
         if self.judge is None:
-            return Diagnosis()
-        indices, real, problems = self._reference
-        labels = self.data.labels[indices].tolist() if self.label_names else ()
-        batches = sample(
-            self.pipeline(), num_images=CHECKED_IMAGES, seed=self.config.seed, class_labels=labels, truncation=math.inf
-        )
-        fake = self._frequencies(self._classes_of(torch.cat(list(batches))))
+            return Diagnosis(problems)
+        real, unreliable = self._real_classes
+        fake = self._frequencies(self._classes_of(generated))
+        problems += unreliable
         if vanished := [name for name, frequency in fake.items() if frequency < VANISHED * real[name]]:
             found = f"classifier {self.judge.name} finds almost no samples of {', '.join(vanished)}"
-            problems = [
-                *problems,
-                f"possible mode collapse, or too short a training: {found} among {CHECKED_IMAGES:,}",
-            ]
+            problems.append(f"possible mode collapse, or too short a training: {found} among {CHECKED_IMAGES:,}")
         return Diagnosis(problems, fake, real)
 
+    def _imbalances(self, generated: Tensor) -> list[str]:
+        """Return whether one of the networks is too far ahead, by the discriminator's outputs, and what to change.
+
+        Args:
+            generated: Samples for the labels of the reference, uint8 (N, C, H, W).
+        """
+        config = self.config
+        if config.adversarial_loss == "wasserstein":  # whose discriminator should be ahead, with outputs of any scale
+            return []
+        real, fake = self._scores(self.data.images[self._reference]), self._scores(generated)
+        if (real > fake).float().mean() > AHEAD:
+            found = "the discriminator tells nearly all generated images from real ones"
+            return [f"{found}: raise r1_gamma and r2_gamma, or lower discriminator_learning_rate"]
+        if (real.mean() - fake.mean()).abs() < NO_DIFFERENCE:
+            found = "the outputs of the discriminator for real and generated images hardly differ"
+            lower = "lower r1_gamma and r2_gamma, or " if config.r1_gamma or config.r2_gamma else ""
+            return [f"{found}: {lower}raise discriminator_learning_rate"]
+        return []
+
+    def _scores(self, images: Tensor) -> Tensor:
+        """Return the discriminator's outputs, (N,), for images uint8 (N, C, H, W) with the labels of the reference."""
+        labels = self.data.labels[self._reference] if self.label_names else None
+        self.discriminator.eval()
+        scores = []
+        for part in torch.arange(len(images)).split(self.config.train_batch_size):
+            pixels = images[part].to(self.discriminator.device).float() / 127.5 - 1
+            of_part = None if labels is None else labels[part].to(pixels.device)
+            scores.append(self.discriminator(pixels, of_part).logits.float())
+        self.discriminator.train()
+        return torch.cat(scores)
+
     @functools.cached_property
-    def _reference(self) -> tuple[Tensor, dict[str, float], list[str]]:
-        """Indices of the reference training images, int64 (N,), their predicted class frequencies, and problems."""
+    def _reference(self) -> Tensor:
+        """Indices of the training images with which samples are compared, int64 (N,)."""
         generator = torch.Generator().manual_seed(derive_seed("diagnosis", self.config.seed))
-        indices = torch.randint(len(self.data), (CHECKED_IMAGES,), generator=generator)
-        found = self._classes_of(self.data.images[indices])
+        return torch.randint(len(self.data), (CHECKED_IMAGES,), generator=generator)
+
+    @functools.cached_property
+    def _real_classes(self) -> tuple[dict[str, float], list[str]]:
+        """The predicted class frequencies of these images, and problems of the judge."""
+        found = self._classes_of(self.data.images[self._reference])
         problems = []
         if self.data.labels is not None:
-            accuracy = (found == self._judge_indices()[self.data.labels[indices]]).float().mean().item()
+            accuracy = (found == self._judge_indices()[self.data.labels[self._reference]]).float().mean().item()
             if accuracy < RELIABLE:
                 known = f"the judge {self.judge.name} has an accuracy of only {100 * accuracy:.0f} % on real images"
                 problems = [f"{known}, so its results are unreliable"]
-        return indices, self._frequencies(found), problems
+        return self._frequencies(found), problems
 
     def _judge_indices(self) -> Tensor:
         return judges_numbers(self.data.label_names, self.data.source, self.judge.label_names)
@@ -213,20 +251,15 @@ def _make_networks(
         "dropout": config.dropout,
         "spectral_norm": config.spectral_norm,
     }
+    if config.architecture != "residual":
+        generator["hidden_sizes"] = config.hidden_sizes
+        discriminator["hidden_sizes"] = config.discriminator_hidden_sizes
     if config.architecture == "fully_connected":
-        hidden_sizes = config.discriminator_hidden_sizes
-        hidden_sizes = list(reversed(config.hidden_sizes)) if hidden_sizes is None else hidden_sizes
-        return (
-            FullyConnectedGenerator(**generator, hidden_sizes=config.hidden_sizes),
-            FullyConnectedDiscriminator(**discriminator, hidden_sizes=hidden_sizes),
-        )
+        return FullyConnectedGenerator(**generator), FullyConnectedDiscriminator(**discriminator)
     generator["block_out_channels"] = config.block_out_channels
-    discriminator["block_out_channels"] = config.discriminator_block_out_channels or list(
-        reversed(config.block_out_channels)
-    )
+    discriminator["block_out_channels"] = config.discriminator_block_out_channels
     if config.architecture == "convolutional":
-        return ConvolutionalGenerator(**generator, batch_norm=config.batch_norm), ConvolutionalDiscriminator(
-            **discriminator
-        )
+        options = {"pixel_shuffle": config.pixel_shuffle, "batch_norm": config.batch_norm}
+        return ConvolutionalGenerator(**generator, **options), ConvolutionalDiscriminator(**discriminator)
     blocks = {"layers_per_block": config.layers_per_block}
     return ResidualGenerator(**generator, **blocks), ResidualDiscriminator(**discriminator, **blocks)

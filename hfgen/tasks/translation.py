@@ -1,6 +1,7 @@
 """Paired image-to-image translation (pix2pix, Isola et al. 2017)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import PIL.Image
 import torch
@@ -12,11 +13,12 @@ from hfgen.data.degradations import Degraded
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
 from hfgen.data.paired import PairedInputs
-from hfgen.figures.grids import comparison_grid
+from hfgen.figures.grids import comparison_grid, save_picture, to_pil
 from hfgen.losses.adversarial import discriminator_loss, discriminator_scores, frozen, generator_loss
 from hfgen.losses.similarity import SSIM_PIXELS, structural_similarity
 from hfgen.metrics.image_similarity.image_similarity import image_similarity
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
+from hfgen.runs.folder import INPUT
 from hfgen.sampling.sample import to_uint8
 from hfgen.tasks.base import Loss, Task
 from hfgen.tasks.image_to_image import make_patch_discriminator, make_translator
@@ -119,11 +121,19 @@ class TranslationTask(Task):
     @torch.no_grad()
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Return training targets, their inputs and the outputs."""
-        device = self.generator.device
-        generator = torch.Generator().manual_seed(derive_seed("preview", seed))
-        chosen = torch.randperm(len(self.data), generator=generator)[:num_images]
-        images = self.data.images[chosen]
-        seed_torch(derive_seed("preview", seed), device)
-        inputs = self.inputs(images.to(device).float() / 127.5 - 1, chosen)
+        images, inputs = self._examples(num_images, seed)
         outputs = self.generator(inputs.images, inputs.noise_std if self.config.noise_level_input else None).sample
         return comparison_grid({"target": images, "input": to_uint8(inputs.images), "output": to_uint8(outputs)})
+
+    def save_figures(self, folder: Path) -> None:
+        """Save an input, for those who want to try the model."""
+        _, inputs = self._examples(1, self.config.seed)
+        save_picture(to_pil(to_uint8(inputs.images)[0]), folder / INPUT)
+
+    def _examples(self, num_images: int, seed: int) -> tuple[Tensor, Degraded]:
+        """Return random training targets, uint8 (N, C, H, W), and their inputs."""
+        generator = torch.Generator().manual_seed(derive_seed("preview", seed))
+        chosen = torch.randperm(len(self.data), generator=generator)[:num_images]
+        images, device = self.data.images[chosen], self.generator.device
+        seed_torch(derive_seed("preview", seed), device)
+        return images, self.inputs(images.to(device).float() / 127.5 - 1, chosen)

@@ -52,7 +52,7 @@ function drawChart(place, lines, xTitle, { height = 180, isLinear = false, isWho
     let path = "", pen = "M";
     line.x.forEach((x, index) => {
       if (line.y[index] === null) pen = "M";
-      else { path += `${pen}${atX(x).toFixed(1)} ${atY(line.y[index]).toFixed(1)}`; pen = "L"; }
+      else { path += `${pen}${atX(x).toFixed(1)} ${atY(line.y[index]).toFixed(1)}${pen === "M" ? "h0" : ""}`; pen = "L"; }
     });
     draw("path", { d: path, stroke: line.color }, plot);
   }
