@@ -1,9 +1,10 @@
-"""Pictures of the pages of `hfgen demo` for docs/demo.md, taken in Chromium.
+r"""Pictures of the pages of `hfgen demo` for docs/demo.md, taken in Chromium.
 
     make .venv/.installed-browser
-    python benchmarks/screenshots.py ddpm_conditional_mnist_cpu5min ddpm_mnist_clusters_cpu5min runs/vae runs/denoiser
+    python benchmarks/screenshots.py ddpm_conditional_mnist_cpu5min ddpm_mnist_clusters_cpu5min \
+        vae_mnist_flow_cpu5min gan_conditional_mnist_cpu10min translation_fashion_mnist_cpu10min
 
-The models are two diffusion models, a VAE and a translator, in this order. Pictures go to docs/images.
+The models are two diffusion models, a VAE, a GAN and a translator, in this order. Pictures go to docs/images.
 """
 
 import argparse
@@ -24,7 +25,7 @@ DIGIT = [(-30, -70), (40, 0), (-10, 60), (20, 40), (-50, 40)]  # strokes of a 3,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs=4)
+    parser.add_argument("models", nargs=5)
     models = parser.parse_args().models
     options = ChromeOptions()
     for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars", "window-size=1000,900"):
@@ -32,14 +33,15 @@ def main() -> None:
     options.binary_location, driver_of = shutil.which("chromium"), Service(shutil.which("chromedriver"))
     with tempfile.TemporaryDirectory() as site, Chrome(options=options, service=driver_of) as driver:
         hfgen.demo(*models, output=site)
-        for model, name in zip(models, ("diffusion", "", "vae", "translation"), strict=True):
+        for model, name in zip(models, ("diffusion", "", "vae", "gan", "translation"), strict=True):
             if name:
                 driver.get("about:blank")
                 driver.get(f"file://{site}/index.html#model={Path(model).name}&seed=1")
                 wait(driver)
                 if name == "diffusion":
                     click(driver, "one of each")
-                draw(driver)
+                if name != "gan":  # which takes no image
+                    draw(driver)
                 if name == "diffusion":
                     click(driver, "add noise and denoise")
                 save(driver, IMAGES / f"demo_{name}.png")

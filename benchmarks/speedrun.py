@@ -59,7 +59,7 @@ RULES = """## Enter
 1. Train on at most two CPU cores, and on the training split alone: no pretrained network, no other data, no features
    of a judge for a loss, a discriminator or clusters. Choose settings and checkpoints without the test images, or say
    what was chosen by them: for hfgen's diffusion models steps and guidance were, with `hfgen compare-samplers`,
-   and for its VAE with a flow β.
+   for its VAE with a flow β, and for its GANs of ten minutes networks and settings, on MNIST.
 2. The clock runs from the first training step to the end of the last one, which may be 1 % late. Reading and decoding
    the images, compiling code and clustering come before it, evaluating and sampling after it.
 3. Sample exactly 10,000 images, and save them as one `.npz` file with `images`, uint8 (10000, height, width) or

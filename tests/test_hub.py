@@ -231,6 +231,18 @@ def test_refusals_by_what_is_there_come_before_any_upload(push, server):
     assert server.repos["model", "ada/tiny"].refs.keys() == {"main"}
 
 
+def test_a_recipe_finds_its_model_in_a_namespace_of_the_hub(push, ask):
+    push(repo_id="ada/ddpm_mnist_cpu5min")
+    code = (
+        "import os\nfrom pathlib import Path\nimport hfgen\nfrom hfgen.pipelines import loading\n"
+        "loading.ZOO = Path('nowhere')\nos.environ['HFGEN_NAMESPACE'] = 'ada'\n"
+        "print(hfgen.load('ddpm_mnist_cpu5min').config._name_or_path)\n"
+    )
+    answer = ask(code=code)
+    assert answer["status"] == 0, answer["output"]
+    assert "models--ada--ddpm_mnist_cpu5min" in answer["output"]
+
+
 def test_a_page_that_draws_becomes_a_static_space(push, server, home):
     stand_in_runtime(home / "hf")
     assert "/spaces/ada/tiny" in push("--demo", "--private")

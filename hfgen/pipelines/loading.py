@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,25 +149,28 @@ def _source(run_or_repo: str, revision: str | None) -> str:
     if run_or_repo in read_recipes():
         if revision:
             raise UserError(f"{run_or_repo} is a recipe, and revision ({revision}) needs a Hub id; leave it out")
-        return _zoo_folder(run_or_repo)
+        return _model_of(run_or_repo)
     if not first or not second or "/" in second:
         raise UserError(f"there is no folder {run_or_repo}, and a Hub id has the form user/name{_similar(folder)}")
     return run_or_repo
 
 
-def _zoo_folder(recipe: str) -> str:
-    """Return the folder of a recipe's model in this checkout.
+def _model_of(recipe: str) -> str:
+    """Return the folder of a recipe's model in this checkout, or its Hub id in the namespace `HFGEN_NAMESPACE`.
 
     Raises:
         UserError: if there is none.
     """
-    folder = ZOO / recipe
+    folder, namespace = ZOO / recipe, os.environ.get("HFGEN_NAMESPACE")
     if not (folder / INDEX).is_file():
+        if namespace:
+            return f"{namespace}/{recipe}"
         there = [path.parent.name for path in sorted(ZOO.glob(f"*/{INDEX}"))]
         have = f"; there are {', '.join(there)}" if there else ""
         raise UserError(
             f"the recipe {recipe} has no trained model in {ZOO}{have}. Train it with: hfgen train "
-            f"{recipe.partition('_')[0]} --config {recipe}"
+            f"{recipe.partition('_')[0]} --config {recipe}; or set HFGEN_NAMESPACE to the user or organisation that "
+            "has published one on the Hub"
         )
     return str(folder)
 
