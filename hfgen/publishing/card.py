@@ -271,17 +271,15 @@ def _notebook(model: str, code: str, picture: str | None) -> str:
         picture: The name of the picture among the figures that the code takes, if it takes one.
     """
     diffusers = next(package for package in requires("hfgen") if package.startswith("diffusers"))
-    download = (
-        "import shutil\n\nfrom huggingface_hub import hf_hub_download\n\n"
-        f'shutil.copy(hf_hub_download("{model}", "{FIGURES}/{picture}"), "{picture}")'
-    )
     shown = "output.png" if picture else "image.png"
     sources = [
         f'%pip install -q "{diffusers}"',
-        *([download] if picture else []),
         code.strip(),
         f'from PIL import Image\n\nImage.open("{shown}").resize((280, 280), Image.Resampling.NEAREST)',
     ]
+    if picture:
+        download = f'shutil.copy(hf_hub_download("{model}", "{FIGURES}/{picture}"), "{picture}")'
+        sources.insert(1, f"import shutil\n\nfrom huggingface_hub import hf_hub_download\n\n{download}")
     cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": f"# {model}"}]
     for number, source in enumerate(sources):
         shared = {"cell_type": "code", "id": f"code-{number}", "metadata": {}}

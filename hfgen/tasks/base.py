@@ -17,6 +17,7 @@ from hfgen.families import own_sampler
 from hfgen.figures.grids import sample_grid
 from hfgen.pipelines.saving import save_pipeline
 from hfgen.sampling.sample import is_conditional, labels_of, sample
+from hfgen.utils.seeds import derive_seed
 
 
 class Loss(NamedTuple):
@@ -120,6 +121,11 @@ class Task:
         if not is_conditional(pipeline):
             return sample_grid(images)
         return sample_grid(images, labels_of(pipeline, (), range(num_images)), list(pipeline.labels))
+
+    def example_indices(self, num_images: int, seed: int) -> Tensor:
+        """Return indices of random training images for a preview, int64 (N,)."""
+        generator = torch.Generator().manual_seed(derive_seed("preview", seed))
+        return torch.randperm(len(self.data), generator=generator)[:num_images]
 
     def save(self, folder: Path) -> None:
         """Save the model as a folder that its library loads without hfgen."""

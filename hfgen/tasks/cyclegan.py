@@ -199,19 +199,14 @@ class CycleGANTask(Task):
 
     def save_figures(self, folder: Path) -> None:
         """Save an image of domain A, for those who want to try the model."""
-        save_picture(to_pil(self.data.images[self._chosen(1, self.config.seed)][0]), folder / INPUT)
-
-    def _chosen(self, num_images: int, seed: int) -> Tensor:
-        """Return indices of random images of domain A, int64 (N,)."""
-        generator = torch.Generator().manual_seed(derive_seed("preview", seed))
-        return torch.randperm(len(self.data), generator=generator)[:num_images]
+        save_picture(to_pil(self.data.images[self.example_indices(1, self.config.seed)][0]), folder / INPUT)
 
     @torch.no_grad()
     def preview(self, num_images: int, seed: int) -> PIL.Image.Image:
         """Return images of each domain, their translations and their cycle reconstructions."""
         device = self.generators.there.device
         seed_torch(derive_seed("preview", seed), device)
-        a = self.data.images[self._chosen(num_images, seed)].to(device).float() / 127.5 - 1
+        a = self.data.images[self.example_indices(num_images, seed)].to(device).float() / 127.5 - 1
         b = self.domain_b.draw(len(a), device)
         outputs = self.generators(a, b)
         rows = {"A": a, "A to B": outputs.to_b, "A to B to A": outputs.cycled_a,

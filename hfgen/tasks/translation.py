@@ -132,8 +132,7 @@ class TranslationTask(Task):
 
     def _examples(self, num_images: int, seed: int) -> tuple[Tensor, Degraded]:
         """Return random training targets, uint8 (N, C, H, W), and their inputs."""
-        generator = torch.Generator().manual_seed(derive_seed("preview", seed))
-        chosen = torch.randperm(len(self.data), generator=generator)[:num_images]
+        chosen = self.example_indices(num_images, seed)
         images, device = self.data.images[chosen], self.generator.device
         seed_torch(derive_seed("preview", seed), device)
         return images, self.inputs(images.to(device).float() / 127.5 - 1, chosen)
