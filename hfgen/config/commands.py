@@ -149,7 +149,63 @@ class SampleConfig(SamplerOptions):
 
 
 @dataclass(kw_only=True)
-class TranslateConfig(Options):
+class EditOptions(Options):
+    """What to do with images: the options of an image-to-image model, or of editing with a diffusion model.
+
+    Args:
+        > Image-to-image model
+        noise_std: Standard deviation of the noise to remove, for pixels in [0, 1]; by default estimated.
+            Image-to-image models require it if they were trained with noise_level_input, and refuse it otherwise.
+        inverse: Translate in the opposite direction, if the model supports it.
+        tile_size: Process larger images in overlapping square tiles of this many pixels (image-to-image models only);
+            by default images are processed whole.
+
+        > Diffusion model
+        task: Task of a diffusion model: `denoise` (remove Gaussian white noise), `vary` (make similar images),
+            `inpaint` (fill in the masked region) or `change_class`. Image-to-image models have a single task.
+        strength: Fraction of the noise schedule applied to the input (SDEdit strength), from 0 to 1; by default 0.5 to
+            vary an image and 0.8 to change its class.
+        class_labels: Target classes, by name or index, of a class-conditional model: one for all images or one per
+            image. Required by the task change_class.
+        source_class_labels: Classes of the input images for the task change_class, likewise; by default unconditional,
+            which needs a model trained with label dropout.
+        guidance_scale: Classifier-free guidance scale; by default 2 for the task change_class, else 1.
+        num_inference_steps: Denoising steps; by default 1 to denoise (which estimates the posterior mean), 20 to vary,
+            else 50.
+        seed: Random seed of the noise.
+    """
+
+    noise_std: float | None = None
+    inverse: bool = False
+    tile_size: int | None = None
+    task: Literal["denoise", "vary", "inpaint", "change_class"] | None = None
+    strength: float | None = None
+    class_labels: list[str] = field(default_factory=list)
+    source_class_labels: list[str] = field(default_factory=list)
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        """Validate the fields, and that they fit the task."""
+        super().__post_init__()
+        require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
+        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        require(self, "any", ["noise_std"], at_most=MAX_NOISE)
+        require(self, "positive", ["tile_size"], at_most=MAX_TILE)
+        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
+        own = {
+            "noise_std": {"denoise"}, "strength": {"vary", "change_class"}, "source_class_labels": {"change_class"},
+        }  # fmt: skip
+        for name, tasks in own.items():
+            if getattr(self, name) not in (None, []) and self.task is not None and self.task not in tasks:
+                raise UserError(f"{name} needs the task {' or '.join(sorted(tasks))}, not {self.task}")
+        if self.task == "change_class" and not self.class_labels:
+            raise UserError("the task change_class needs --class_labels")
+
+
+@dataclass(kw_only=True)
+class TranslateConfig(EditOptions):
     """Transform images with an image-to-image model, or edit them with a diffusion model.
 
     Args:
@@ -164,27 +220,8 @@ class TranslateConfig(Options):
         invert: Invert the input's brightness, for instance a black-on-white drawing for a model trained on
             white-on-black images such as MNIST.
 
-        > Image-to-image model
-        noise_std: Standard deviation of the noise to remove, for pixels in [0, 1]; by default estimated.
-            Image-to-image models require it if they were trained with noise_level_input, and refuse it otherwise.
-        inverse: Translate in the opposite direction, if the model supports it.
-        tile_size: Process larger images in overlapping square tiles of this many pixels (image-to-image models only);
-            by default images are processed whole.
-
         > Diffusion model
-        task: Task of a diffusion model: `denoise` (remove Gaussian white noise), `vary` (make similar images),
-            `inpaint` (fill in the masked region) or `change_class`. Image-to-image models have a single task.
         mask: Image whose white pixels mark the region to inpaint.
-        strength: Fraction of the noise schedule applied to the input (SDEdit strength), from 0 to 1; by default 0.5 to
-            vary an image and 0.8 to change its class.
-        class_labels: Target classes, by name or index, of a class-conditional model: one for all images or one per
-            image. Required by the task change_class.
-        source_class_labels: Classes of the input images for the task change_class, likewise; by default unconditional,
-            which needs a model trained with label dropout.
-        guidance_scale: Classifier-free guidance scale; by default 2 for the task change_class, else 1.
-        num_inference_steps: Denoising steps; by default 1 to denoise (which estimates the posterior mean), 20 to vary,
-            else 50.
-        seed: Random seed of the noise.
 
     Examples:
         hfgen translate runs/denoiser --input scans --output cleaned
@@ -194,40 +231,19 @@ class TranslateConfig(Options):
     run_or_repo: str
     input: str
     invert: bool = False
-    task: Literal["denoise", "vary", "inpaint", "change_class"] | None = None
-    noise_std: float | None = None
-    inverse: bool = False
-    tile_size: int | None = None
     mask: str | None = None
-    strength: float | None = None
-    class_labels: list[str] = field(default_factory=list)
-    source_class_labels: list[str] = field(default_factory=list)
-    guidance_scale: float | None = None
-    num_inference_steps: int | None = None
-    seed: int = 0
     output: str = "translated.png"
 
     def __post_init__(self):
         """Validate the fields, and that they fit the task."""
         super().__post_init__()
-        require(self, "positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
-        require(self, "any", ["guidance_scale"], at_most=MAX_GUIDANCE)
-        require(self, "any", ["noise_std"], at_most=MAX_NOISE)
-        require(self, "positive", ["tile_size"], at_most=MAX_TILE)
-        require(self, "zero or more", ["seed"], at_most=MAX_SEED)
         for name in ("input", "mask"):
             if (value := getattr(self, name)) is not None and not local_path(value).exists():
                 raise UserError(f"there is no image, folder or .npz file {value} ({name})")
-        own = {
-            "noise_std": {"denoise"}, "mask": {"inpaint"}, "strength": {"vary", "change_class"},
-            "source_class_labels": {"change_class"},
-        }  # fmt: skip
-        for name, tasks in own.items():
-            if getattr(self, name) not in (None, []) and self.task is not None and self.task not in tasks:
-                raise UserError(f"{name} needs the task {' or '.join(sorted(tasks))}, not {self.task}")
-        for task, name in (("inpaint", "mask"), ("change_class", "class_labels")):
-            if self.task == task and not getattr(self, name):
-                raise UserError(f"the task {task} needs --{name}")
+        if self.mask is not None and self.task not in (None, "inpaint"):
+            raise UserError(f"mask needs the task inpaint, not {self.task}")
+        if self.task == "inpaint" and not self.mask:
+            raise UserError("the task inpaint needs --mask")
         if Path(self.output).suffix.lower() not in {"", ".png", ".npz"}:
             raise UserError(f"output must end in .png or .npz, or be a folder, not {self.output}")
         source, output = (local_path(place).resolve() for place in (self.input, self.output))

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from hfgen.config.commands import TranslateConfig
+from hfgen.config.commands import EditOptions, TranslateConfig
 from hfgen.data.decoding import border_brightness, is_inverse, open_picture, to_array
 from hfgen.data.images import load_images
 from hfgen.data.sources import SHORT_NAMES, placed_folder
@@ -236,13 +236,7 @@ def _by_diffusion(
     loaded: DiffusionPipeline, config: TranslateConfig, unreadable: dict[Path, str]
 ) -> Iterator[Translated]:
     """Edit images with a diffusion model, resized and converted for it."""
-    if unused := [name for name in ("inverse", "tile_size") if getattr(config, name)]:
-        raise UserError(f"{unused[0]} needs an image-to-image model, and {config.run_or_repo} is a diffusion model")
-    if config.task is None:
-        raise UserError("a diffusion model needs --task: denoise, vary, inpaint or change_class")
-    if not is_conditional(loaded) and (config.task == "change_class" or config.class_labels):
-        raise UserError("this model is unconditional: it has no classes")
-    pipeline = editing_pipeline(loaded)
+    editing = check_editing(loaded, config, config.run_or_repo)
     channels, height, width = image_shape_of(loaded)
     resolution = height if height == width and config.noise_std is None else None
     pictures = dict(_pictures(config, channels, resolution, unreadable))
@@ -255,31 +249,68 @@ def _by_diffusion(
     if not pictures:
         return
     names, given = [*pictures], torch.stack([*pictures.values()])
-    labels = {
-        name: _one_an_image(name, getattr(config, name), len(given))
-        for name in ("class_labels", "source_class_labels")
-        if getattr(config, name)
-    }
+    for field in ("class_labels", "source_class_labels"):
+        if len(labels := getattr(config, field)) not in (0, 1, len(given)):
+            raise UserError(
+                f"{field} must be one for all or one for each of the {len(given)} images, not {len(labels)}"
+            )
     masks = _masks(config.mask, height, width, len(given)) if config.mask else None
     for first in range(0, len(given), BATCH_SIZE):
-        images = given[first : first + BATCH_SIZE].float() / 255
-        numbers = range(first, first + len(images))
-        options: dict[str, Any] = {name: each[first : numbers.stop] for name, each in labels.items()}
-        options["output_type"] = "pt"
-        options |= {name: value for name in OF_DIFFUSION if (value := getattr(config, name)) is not None}
-        if config.task in ("vary", "inpaint"):
-            # Unlike in `sample`: the inputs may be its images, and this noise must be independent of theirs.
-            seeds = [derive_seed("translate", config.task, config.seed, i) for i in numbers]
-            options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
-        if masks is not None:
-            options["mask_image"] = masks[numbers] if len(masks) == len(given) else masks
-        function = pipeline if config.task == "vary" else getattr(pipeline, config.task)
-        try:
-            made = function(images, **options).images
-        except ValueError as error:
-            raise UserError(with_hint(str(error), [*config.class_labels, *config.source_class_labels])) from error
-        part = slice(first, numbers.stop)
-        yield Translated(names[part], [*given[part]], [*to_uint8(made * 2 - 1)])
+        part = slice(first, first + BATCH_SIZE)
+        mask = masks[part] if masks is not None and len(masks) == len(given) else masks
+        *_, made = edit_steps(editing, config, given[part], mask, first)
+        yield Translated(names[part], [*given[part]], [*made])
+
+
+def check_editing(loaded: DiffusionPipeline, options: EditOptions, name: str) -> DiffusionEditingPipeline:
+    """Check that a diffusion model can do what the options say, and return its editing pipeline.
+
+    Raises:
+        UserError: naming the model or the option, if not.
+    """
+    if unused := [option for option in ("inverse", "tile_size") if getattr(options, option)]:
+        raise UserError(f"{unused[0]} needs an image-to-image model, and {name} is a diffusion model")
+    if options.task is None:
+        raise UserError("a diffusion model needs --task: denoise, vary, inpaint or change_class")
+    if not is_conditional(loaded) and (options.task == "change_class" or options.class_labels):
+        raise UserError("this model is unconditional: it has no classes")
+    return editing_pipeline(loaded)
+
+
+def edit_steps(
+    editing: DiffusionEditingPipeline, options: EditOptions, images: Tensor, mask: Tensor | None, first: int = 0
+) -> Iterator[Tensor]:
+    """Edit images with a diffusion model in one batch, step by step.
+
+    Args:
+        editing: See `check_editing`.
+        options: What to do. Several labels are those of the images from number 0 on.
+        images: uint8 (B, C, H, W), of the model's size.
+        mask: Of the task `inpaint`: float (1 or B, 1, H, W) in [0, 1].
+        first: Number of the first image, which its noise depends on.
+
+    Yields:
+        Intermediate images, and at last the result; uint8 (B, C, H, W) each.
+
+    Raises:
+        UserError: if options or images do not fit the model.
+    """
+    numbers = range(first, first + len(images))
+    given: dict[str, Any] = {name: value for name in OF_DIFFUSION if (value := getattr(options, name)) is not None}
+    for name in ("class_labels", "source_class_labels"):
+        if labels := getattr(options, name):
+            given[name] = labels * len(images) if len(labels) == 1 else labels[first : numbers.stop]
+    if options.task in ("vary", "inpaint"):
+        # Unlike in `sample`: the inputs may be its images, and this noise must be independent of theirs.
+        seeds = [derive_seed("translate", options.task, options.seed, i) for i in numbers]
+        given["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if mask is not None:
+        given["mask_image"] = mask
+    try:
+        for step in getattr(editing, f"{options.task}_steps")(images.float() / 255, **given):
+            yield to_uint8(step)
+    except ValueError as error:
+        raise UserError(with_hint(str(error), [*options.class_labels, *options.source_class_labels])) from error
 
 
 def editing_pipeline(loaded: DiffusionPipeline) -> DiffusionEditingPipeline:
@@ -301,9 +332,3 @@ def _masks(source: str, height: int, width: int, count: int) -> Tensor:
     if len(masks) not in (1, count):
         raise UserError(f"mask must be one image, or one for each of the {count} images, not {len(masks)}")
     return masks.float() / 255
-
-
-def _one_an_image(name: str, labels: list[str], count: int) -> list[str]:
-    if len(labels) not in (1, count):
-        raise UserError(f"{name} must be one for all or one for each of the {count} images, not {len(labels)}")
-    return labels * count if len(labels) == 1 else labels

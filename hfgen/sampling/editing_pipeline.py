@@ -5,7 +5,7 @@ This file depends only on torch, diffusers and their dependencies.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -122,13 +122,31 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             ValueError: for an invalid strength, an unknown class or output_type, pixels outside the range of their
                 type, or images of different sizes.
         """
+        steps = self.vary_steps(image, strength, class_labels, guidance_scale, num_inference_steps, generator)
+        varied = self._postprocess(_last(steps), output_type)
+        return varied if return_dict else (varied.images,)
+
+    @torch.no_grad()
+    def vary_steps(
+        self,
+        image: Images,
+        strength: float = 0.5,
+        class_labels: ClassLabels = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 20,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield the image with noise, then the estimate of the result after each step, of `__call__`.
+
+        Each is float (B, C, H, W) in [−1, 1] or beyond, as from the other methods that yield steps.
+        """
         images = self._preprocess(image)
         first = self._level_of_strength(strength)
         noise = randn_tensor(images.shape, generator, images.device)
         x = self.alphas[first] * images + self.sigmas[first] * noise
         model = self._model(class_labels, len(images), guidance_scale)
-        varied = self._postprocess(self._descend(model, x, first, num_inference_steps), output_type)
-        return varied if return_dict else (varied.images,)
+        yield x
+        yield from self._descend(model, x, first, num_inference_steps)
 
     @torch.no_grad()
     def denoise(
@@ -160,6 +178,19 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         Raises:
             ValueError: if noise_std exceeds the model's highest noise level.
         """
+        steps = self.denoise_steps(image, noise_std, class_labels, guidance_scale, num_inference_steps)
+        return self._postprocess(_last(steps), output_type)
+
+    @torch.no_grad()
+    def denoise_steps(
+        self,
+        image: Images,
+        noise_std: float | None = None,
+        class_labels: ClassLabels = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 1,
+    ) -> Iterator[Tensor]:
+        """Yield the estimate of the result after each step of `denoise`."""
         images = self._preprocess(image)
         stds = estimate_noise_std(images) if noise_std is None else torch.full((len(images),), 2.0 * noise_std)
         ratios = self.sigmas / self.alphas.clamp(min=1e-8)
@@ -168,13 +199,14 @@ class DiffusionEditingPipeline(DiffusionPipeline):
                 raise ValueError(f"noise_std must be from 0 to {ratios[-1] / 2:.3g} for this model, not {std / 2:.3g}")
         levels = (ratios - stds.cpu()[:, None]).abs().argmin(1)
         each = self._one_an_image(class_labels, len(images))
-        results = torch.empty_like(images)
+        results = images.clone()
         for level in levels.unique().tolist():
             same = (levels == level).nonzero()[:, 0]
             labels = None if each is None else [each[index] for index in same]
             model = self._model(labels, len(same), guidance_scale)
-            results[same] = self._descend(model, self.alphas[level] * images[same], level, num_inference_steps)
-        return self._postprocess(results, output_type)
+            for estimate in self._descend(model, self.alphas[level] * images[same], level, num_inference_steps):
+                results = results.index_copy(0, same.to(results.device), estimate)
+                yield results
 
     @torch.no_grad()
     def inpaint(
@@ -208,6 +240,23 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             ValueError: if the mask has another size or no white pixels, for fewer than two steps or no resamples, or
                 for an unknown class.
         """
+        steps = self.inpaint_steps(
+            image, mask_image, class_labels, guidance_scale, num_inference_steps, num_resamples, generator
+        )
+        return self._postprocess(_last(steps), output_type)
+
+    @torch.no_grad()
+    def inpaint_steps(
+        self,
+        image: Images,
+        mask_image: Images,
+        class_labels: ClassLabels = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        num_resamples: int = 5,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield x_t after each step of `inpaint`, and at last its result."""
         images = self._preprocess(image)
         mask = (self._stacked(mask_image, "L").mean(1, keepdim=True) > 0.5).to(images.dtype)
         if mask.shape[-2:] != images.shape[-2:]:
@@ -229,11 +278,12 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             for repetition in range(num_resamples):
                 if repetition:
                     x = self._noise_again(x, below, level, generator)
-                filled = self._step_down(model, x, level, below)
+                filled, _ = self._step_down(model, x, level, below)
                 known = self.alphas[below] * images + self.sigmas[below] * randn_tensor(x.shape, generator, x.device)
                 x = mask * filled + (1 - mask) * known
+                yield x
         filled = self._predict(model, x, levels[-1])[0]
-        return self._postprocess(mask * filled + (1 - mask) * images, output_type)
+        yield mask * filled + (1 - mask) * images
 
     @torch.no_grad()
     def change_class(
@@ -269,6 +319,22 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         Raises:
             ValueError: if the model is unconditional; for an unknown class or an invalid strength.
         """
+        steps = self.change_class_steps(
+            image, class_labels, source_class_labels, strength, guidance_scale, num_inference_steps
+        )
+        return self._postprocess(_last(steps), output_type)
+
+    @torch.no_grad()
+    def change_class_steps(
+        self,
+        image: Images,
+        class_labels: ClassLabels,
+        source_class_labels: ClassLabels = None,
+        strength: float = 0.8,
+        guidance_scale: float | None = None,
+        num_inference_steps: int = 50,
+    ) -> Iterator[Tensor]:
+        """Yield x_t after each step up, then the estimate of the result after each step down, of `change_class`."""
         if guidance_scale is None:
             guidance_scale = 2.0 if self.config.learnt_no_class else 1.0
         if not self.unet.config.num_class_embeds:
@@ -286,8 +352,9 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         for level, above in itertools.pairwise(upwards):
             image_estimate, noise_estimate = self._predict(inverting, x, level)
             x = self.alphas[above] * image_estimate + self.sigmas[above] * noise_estimate
+            yield x
         model = self._model(class_labels, len(x), guidance_scale)
-        return self._postprocess(self._descend(model, x, first, num_inference_steps), output_type)
+        yield from self._descend(model, x, first, num_inference_steps)
 
     def _preprocess(self, image: Images) -> Tensor:
         """Convert to float32 (B, C, H, W) in [−1, 1], or beyond if noisy.
@@ -400,18 +467,19 @@ class DiffusionEditingPipeline(DiffusionPipeline):
             case _:
                 return x - sigma * said, x + alpha * said
 
-    def _step_down(self, model: Model, x: Tensor, level: int, below: int) -> Tensor:
-        """Step x from one noise level to a lower one, with x̂₀ clipped to [−1, 1]."""
+    def _step_down(self, model: Model, x: Tensor, level: int, below: int) -> tuple[Tensor, Tensor]:
+        """Step x from one noise level to a lower one; return it, and the x̂₀ of the step, clipped to [−1, 1]."""
         image = self._predict(model, x, level)[0].clamp(-1, 1)
         noise = (x - self.alphas[level] * image) / self.sigmas[level]
-        return self.alphas[below] * image + self.sigmas[below] * noise
+        return self.alphas[below] * image + self.sigmas[below] * noise, image
 
-    def _descend(self, model: Model, x: Tensor, first: int, num_inference_steps: int) -> Tensor:
-        """Denoise x from a noise level to the image."""
+    def _descend(self, model: Model, x: Tensor, first: int, num_inference_steps: int) -> Iterator[Tensor]:
+        """Denoise x from a noise level, and yield the estimate of the image after each step."""
         levels = self._levels(first, num_inference_steps)
         for level, below in itertools.pairwise(levels):
-            x = self._step_down(model, x, level, below)
-        return self._predict(model, x, levels[-1])[0]
+            x, image = self._step_down(model, x, level, below)
+            yield image
+        yield self._predict(model, x, levels[-1])[0]
 
     def _noise_again(
         self, x: Tensor, level: int, above: int, generator: torch.Generator | list[torch.Generator] | None
@@ -420,3 +488,9 @@ class DiffusionEditingPipeline(DiffusionPipeline):
         factor = self.alphas[above] / self.alphas[level]
         std = (self.sigmas[above] ** 2 - (factor * self.sigmas[level]) ** 2).clamp(min=0).sqrt()
         return factor * x + std * randn_tensor(x.shape, generator, x.device)
+
+
+def _last(steps: Iterator[Tensor]) -> Tensor:
+    """Return the last of the yielded tensors."""
+    *_, last = steps
+    return last

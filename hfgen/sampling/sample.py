@@ -145,7 +145,36 @@ def sample(
     end = first_image + num_images
     for first in range(first_image, end, batch_size):
         numbers = range(first, min(first + batch_size, end))
-        yield to_uint8(draw(numbers, [derive_seed("image", seed, i) for i in numbers]))
+        *_, (images, _) = draw(numbers, [image_seed(seed, i) for i in numbers])
+        yield to_uint8(images)
+
+
+def sample_steps(
+    pipeline: DiffusionPipeline, *, seeds: Sequence[int], class_labels: Sequence[str | int] = (), **sampler: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Sample images in one batch, step by step.
+
+    Args:
+        pipeline: See `sample`.
+        seeds: The seed of each image, as `image_seed` returns it.
+        class_labels: See `sample`.
+        sampler: See `sample`.
+
+    Yields:
+        x_t and the predicted x₀ before each denoising step, and at last twice the images; uint8 (B, C, H, W) each. A
+        VAE or GAN yields only the last.
+
+    Raises:
+        UserError: see `check_sampling`.
+    """
+    draw = _drawing(pipeline, class_labels, sampler)
+    for x, estimate in draw(range(len(seeds)), list(seeds)):
+        yield to_uint8(x), to_uint8(estimate)
+
+
+def image_seed(seed: int, number: int) -> int:
+    """Return the seed of image `number` of those that `sample` makes from a seed."""
+    return derive_seed("image", seed, number)
 
 
 def film(
@@ -170,7 +199,7 @@ def film(
     solver = _check_denoising(pipeline, class_labels, **sampler)
     solver.set_timesteps(sampler["num_inference_steps"])
     frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
-    seeds = [derive_seed("image", seed, i) for i in range(num_images)]
+    seeds = [image_seed(seed, i) for i in range(num_images)]
     states = enumerate(_denoise(pipeline, solver, class_labels, sampler, range(num_images), seeds))
     kept = [(to_uint8(x), to_uint8(estimate)) for index, (x, estimate) in states if index in frames]
     noised, estimates = zip(*kept, strict=True)
@@ -203,18 +232,13 @@ def to_uint8(x: Tensor) -> Tensor:
 
 def _drawing(
     pipeline: DiffusionPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
-) -> Callable[[range, list[int]], Tensor]:
-    """Return what draws images (B, C, H, W) in [−1, 1] by their numbers and seeds; see `check_sampling`."""
+) -> Callable[[range, list[int]], Iterator[tuple[Tensor, Tensor]]]:
+    """Return what draws images (B, C, H, W) in [−1, 1] by their numbers and seeds, step by step (`sample_steps`)."""
     if decodes(pipeline):
         return _one_step(pipeline, class_labels, sampler)
     require_diffusion(pipeline)
     solver = _check_denoising(pipeline, class_labels, **sampler)
-
-    def draw(numbers: range, seeds: list[int]) -> Tensor:
-        *_, (images, _) = _denoise(pipeline, solver, class_labels, sampler, numbers, seeds)
-        return images
-
-    return draw
+    return functools.partial(_denoise, pipeline, solver, class_labels, sampler)
 
 
 def _check_denoising(
@@ -289,8 +313,8 @@ def _predict(unet: UNet2DModel, x: Tensor, timestep: Tensor) -> Tensor:
 
 def _one_step(
     pipeline: VAEPipeline | GANPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
-) -> Callable[[range, list[int]], Tensor]:
-    """Return what draws latents and makes images of them."""
+) -> Callable[[range, list[int]], Iterator[tuple[Tensor, Tensor]]]:
+    """Return what draws latents and makes images of them, in one step."""
     name = type(pipeline).__name__
     own = model_of(name).sampler
     if others := sampler.keys() - set(own):
@@ -312,10 +336,11 @@ def _one_step(
     except ValueError as error:
         raise UserError(with_hint(str(error), class_labels)) from error
 
-    def draw(numbers: range, seeds: list[int]) -> Tensor:
+    def draw(numbers: range, seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         classes = {"class_labels": labels_of(pipeline, class_labels, numbers)} if is_conditional(pipeline) else {}
         options = {"generator": generators, "output_type": "pt"}
-        return pipeline(len(seeds), **sampler, **classes, **options).images * 2 - 1
+        images = pipeline(len(seeds), **sampler, **classes, **options).images * 2 - 1
+        yield images, images
 
     return draw

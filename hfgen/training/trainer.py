@@ -267,8 +267,12 @@ class Trainer:
                 + "A lower --learning_rate, a longer --lr_warmup_steps or --mixed_precision no may help"
             )
         if self.accelerator.is_main_process:
-            append_row(self.run / TIMES_FILE, {"step": self.step, "seconds": round(seconds, 3)})
+            append_row(self.run / TIMES_FILE, self._time_row(seconds))
         return row
+
+    def _time_row(self, seconds: float) -> dict[str, float]:
+        """Return a row of `times.jsonl`: the seconds of training until this step, and the completed fraction."""
+        return {"step": self.step, "seconds": round(seconds, 3), "progress": round(self._progress(seconds), 5)}
 
     def _progress(self, seconds: float) -> float:
         """Return the completed fraction of the run, in steps or time, whichever is larger."""
@@ -485,7 +489,7 @@ class Trainer:
         """Write the final outputs: model, samples, curves, run record."""
         seconds = self.seconds()
         if self.accelerator.is_main_process:  # later than that of the last step, if it was resumed there
-            add_row(self.run / TIMES_FILE, {"step": self.step, "seconds": round(seconds, 3)})
+            add_row(self.run / TIMES_FILE, self._time_row(seconds))
         self.save_checkpoint()
         if self.validation:
             self._evaluate_last()
