@@ -7,7 +7,7 @@ from typing import Any
 _EXPORTS = {  # of the public names, imported on first access; `__init__.pyi` declares them for type checkers
     "hfgen.api.calls": (
         "analyze", "card", "compare_samplers", "demo", "edit", "evaluate", "export", "load", "publish_all", "push",
-        "recipes", "results", "sample", "train", "tune",
+        "recipes", "results", "sample", "studio", "train", "tune",
     ),
     "hfgen.api.outputs": ("Animation", "Edited", "Images", "Report", "Study"),
     "hfgen.config": (
@@ -15,7 +15,7 @@ _EXPORTS = {  # of the public names, imported on first access; `__init__.pyi` de
     ),
     "hfgen.config.commands": (
         "AnalyzeConfig", "CardConfig", "CompareSamplersConfig", "DemoConfig", "EvaluateConfig", "ExportConfig",
-        "PublishAllConfig", "PushConfig", "ResultsConfig", "SampleConfig", "TranslateConfig",
+        "PublishAllConfig", "PushConfig", "ResultsConfig", "SampleConfig", "StudioConfig", "TranslateConfig",
     ),
     "hfgen.runs.folder": ("RunFolder",),
     "hfgen.utils.errors": ("InterruptedTrainingError", "PublishingError", "TrainingError", "UserError"),

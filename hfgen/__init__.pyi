@@ -11,6 +11,7 @@ from hfgen.api.calls import push as push
 from hfgen.api.calls import recipes as recipes
 from hfgen.api.calls import results as results
 from hfgen.api.calls import sample as sample
+from hfgen.api.calls import studio as studio
 from hfgen.api.calls import train as train
 from hfgen.api.calls import tune as tune
 from hfgen.api.outputs import Animation as Animation
@@ -34,6 +35,7 @@ from hfgen.config.commands import PublishAllConfig as PublishAllConfig
 from hfgen.config.commands import PushConfig as PushConfig
 from hfgen.config.commands import ResultsConfig as ResultsConfig
 from hfgen.config.commands import SampleConfig as SampleConfig
+from hfgen.config.commands import StudioConfig as StudioConfig
 from hfgen.config.commands import TranslateConfig as TranslateConfig
 from hfgen.runs.folder import RunFolder as RunFolder
 from hfgen.utils.errors import InterruptedTrainingError as InterruptedTrainingError

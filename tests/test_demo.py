@@ -128,5 +128,5 @@ def test_dimensions_are_ordered_by_what_they_change(vae_run):
     pipeline = hfgen.load(vae_run)
     pipeline.vae.from_latents[0].weight.data[:, 2] *= 100
     pipeline.vae.from_latents[0].weight.data[:, 0] = 0
-    order = site._dimensions(pipeline)
+    order = site.dimensions_of(pipeline)
     assert (order[0], order[-1]) == (2, 0)

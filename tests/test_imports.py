@@ -19,7 +19,8 @@ TASKS = [family.replace("ddpm", "diffusion") for family in FAMILIES]
 # A module imports from its own room and from those before it.
 ROOMS = [
     "utils", "metrics", "models", "losses", "config", "runs", "data", "families", "pipelines", "figures", "judges",
-    "sampling", "tasks", "training", "evaluation", "runtimes", "tuning", "publishing", "api", "cli", "__main__",
+    "sampling", "tasks", "training", "evaluation", "runtimes", "tuning", "publishing", "serving", "api", "cli",
+    "__main__",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from hfgen.config.commands import (
     PushConfig,
     ResultsConfig,
     SampleConfig,
+    StudioConfig,
     TranslateConfig,
 )
 from hfgen.config.parser import make_config, parse_config
@@ -370,6 +372,27 @@ def demo(*runs: Name | DemoConfig, **fields: Any) -> Path:
         page = write_site(config)
     print(f"The page is {page}; open it in a browser, from disk or from any web server")
     return page
+
+
+def studio(*runs: Name | StudioConfig, **fields: Any) -> None:
+    """Serve a page to train, draw with, edit with and compare models, like `hfgen studio`, until Ctrl-C.
+
+    Args:
+        runs: Runs, folders of runs, names of models in `model_cards`, or Hub ids; or one configuration.
+        fields: Other configuration fields, as in `hfgen studio --help`.
+
+    Raises:
+        UserError: if there is no such model, the port is taken, or the packages of hfgen[studio] are missing.
+    """
+    given = runs[0] if runs and isinstance(runs[0], StudioConfig) else runs or None
+    config = _configuration(StudioConfig, given, fields, "hfgen studio", "runs")
+    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"hfgen studio needs the package {missing[0]}: pip install 'hfgen[studio]'")
+    print("Opening the studio…", flush=True)
+    from hfgen.serving.server import serve
+
+    serve(config)
 
 
 def card(run: Name | CardConfig, **fields: Any) -> Path:

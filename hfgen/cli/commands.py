@@ -17,6 +17,7 @@ from hfgen.config.commands import (
     PushConfig,
     ResultsConfig,
     SampleConfig,
+    StudioConfig,
     TranslateConfig,
 )
 from hfgen.config.parser import parse_config
@@ -36,6 +37,7 @@ CALLS = {  # command: API call, configuration, positional field
     "results": (calls.results, ResultsConfig, "folders"),
     "export": (calls.export, ExportConfig, "run_or_repo"),
     "demo": (calls.demo, DemoConfig, "runs"),
+    "studio": (calls.studio, StudioConfig, "runs"),
     "card": (calls.card, CardConfig, "run"),
     "push": (calls.push, PushConfig, "run"),
     "publish-all": (calls.publish_all, PublishAllConfig, "folder"),

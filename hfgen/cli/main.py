@@ -30,6 +30,7 @@ Commands:
   results RUN …           put runs side by side: tables in Markdown, or a sortable .html page with pictures
   export RUN              write a model as ONNX or torch.export files
   demo RUN …              write a web page on which models draw in the visitor's browser
+  studio [RUN …]          open a local page to train, draw with, edit with and compare models
   card RUN                write the model card for the Hub
   push RUN                publish a model on the Hub
   publish-all             publish all runs in a folder as a collection

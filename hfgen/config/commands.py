@@ -679,3 +679,44 @@ class PublishAllConfig:
     license: str = "apache-2.0"
     collection: str = "hfgen"
     dry_run: bool = False
+
+
+@dataclass(kw_only=True)
+class StudioConfig:
+    """Open a local page to train, draw with, edit with and compare models; it is an HTTP endpoint too.
+
+    Args:
+        > Models
+        runs: Runs, folders of runs, names of models in `model_cards`, or Hub ids; by default the folder `runs` and the
+            models in `model_cards`.
+        train_dir: Folder of the runs of trainings that are started on the page.
+        device: Device to compute on, as for `hfgen sample`.
+        dtype: Data type of the models' weights, as for `hfgen sample`.
+
+        > Server
+        host: Address to listen on. With the default, only this machine can open the page.
+        port: Port to listen on; 0 is any that is free.
+        open_browser: Open the page in the default browser.
+        max_waiting: Requests that may wait; the others are told to try again later (status 503).
+
+    Examples:
+        hfgen studio
+        hfgen studio runs/first ddpm_conditional_mnist_cpu5min --port 8000
+    """
+
+    runs: list[str] = field(default_factory=list)
+    train_dir: str = "runs"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    host: str = "127.0.0.1"
+    port: int = 7860
+    open_browser: bool = True
+    max_waiting: int = 256
+
+    def __post_init__(self):
+        """Validate the fields."""
+        require_values(self)
+        require(self, "zero or more", ["port"], at_most=65_535)
+        require(self, "positive", ["max_waiting"], at_most=100_000)
+        if not self.train_dir.strip():
+            raise UserError("train_dir must name a folder")

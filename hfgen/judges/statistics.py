@@ -234,15 +234,18 @@ class RealStatistics:
             results["generated"]["closer_than_unseen"] = (distances < self._close()).double().mean().item()
         return results
 
-    def _close(self) -> float:
-        """Return the distance to the nearest training image that 99 % of the test images exceed."""
+    def distances_of_unseen(self) -> Tensor:
+        """Return the distance of each test image to its nearest training image, float32 (N,)."""
         test, train = self.test.fingerprint[:16], self.train.fingerprint[:16]
 
         def compute() -> dict[str, Tensor]:
             return {"distances": nearest(self.features(self.test), self.features(self.train))[0]}
 
-        distances = self._cached(f"nearest-{test}-{train}", compute)["distances"]
-        return torch.quantile(distances, CLOSE).item()
+        return self._cached(f"nearest-{test}-{train}", compute)["distances"]
+
+    def _close(self) -> float:
+        """Return the distance to the nearest training image that 99 % of the test images exceed."""
+        return torch.quantile(self.distances_of_unseen(), CLOSE).item()
 
     def _cached(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         path = self._cache_file(f"{name}.safetensors")

@@ -118,14 +118,14 @@ def _grids(folder: RunFolder, training: dict[str, Any]) -> list[dict[str, Any]]:
     return grids
 
 
-def family_of_run(class_name: str, fields: Iterable[str]) -> Family:
+def family_of_run(class_name: str | None, fields: Iterable[str]) -> Family:
     """Return the family of a run: of those that save its class, the one with most of the fields of its configuration.
 
     Args:
-        class_name: The class of its model.
+        class_name: The class of its model, or None where it is not known.
         fields: Names of fields of its configuration.
     """
-    candidates = [family for family in families().values() if class_name in family.models]
+    candidates = [family for family in families().values() if class_name is None or class_name in family.models]
     return max(candidates, key=lambda family: len(defaults(family.config).keys() & set(fields)))
 
 

@@ -30,7 +30,7 @@ from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent, local_path, parts_complete_or_absent
 from hfgen.utils.markdown import TEMPLATES, number, render, with_std
 
-PAGE, SCRIPT, FILES = "index.html", "demo.js", "files"
+PAGE, SCRIPTS, FILES = "index.html", ("widgets.js", "demo.js"), "files"
 MARK = '<meta name="generator" content="hfgen demo">'
 VERSION = "1.30.0"  # of onnxruntime-web
 RUNTIME_SCRIPT = "ort.wasm.min.js"
@@ -75,7 +75,8 @@ def write_site(config: DemoConfig, source: str | None = None) -> Path:
                 shutil.copyfile(runtime / RUNTIME_SCRIPT, parts / RUNTIME_SCRIPT)
                 packed = {f"{name}.js": _pack(runtime / name, parts / FILES) for name in RUNTIME_PARTS}
                 site |= {"runtime_files": [*packed], "runtime_bytes": sum(packed.values())}
-            shutil.copyfile(TEMPLATES / SCRIPT, parts / SCRIPT)
+            for name in SCRIPTS:
+                shutil.copyfile(TEMPLATES / name, parts / name)
             script = RUNTIME_SCRIPT if runtime else CDN + RUNTIME_SCRIPT
             page = render("demo.html", mark=MARK, title=config.title, site=site, runtime_script=script)
             (parts / PAGE).write_text(page, encoding="utf-8")
@@ -104,13 +105,13 @@ def _model(run: str, source: str, config: DemoConfig, folder: Path) -> dict[str,
     export_pipeline(pipeline, ExportConfig(run_or_repo=run, output=str(folder), scheduler=scheduler))
     model = json.loads((folder / MODEL_FILE).read_text())
     family = family_of(model["pipeline"]).name
-    model |= {"family": family, "kind": _kind(model), "quality": _quality(run), "source": source}
+    model |= {"family": family, "kind": kind_of(model), "quality": quality_of(run), "source": source}
     model["image_shape"] = list(image_shape_of(pipeline))
     match model["use"]:
         case "denoise":
             model |= _denoising(pipeline, model.pop("sampler"))
         case "decode":
-            model["dimensions"] = _dimensions(pipeline)
+            model["dimensions"] = dimensions_of(pipeline)
         case "translate":
             generator = networks_of(pipeline)["generator"]
             model["image_shape"] = list(generator.module(**generator.inputs).shape[1:])
@@ -118,14 +119,14 @@ def _model(run: str, source: str, config: DemoConfig, folder: Path) -> dict[str,
     return model
 
 
-def _kind(model: dict[str, Any]) -> str:
+def kind_of(model: dict[str, Any]) -> str:
     """Name the kind of a model for visitors."""
     kinds = {"denoise": "diffusion model", "translate": "image-to-image network"}
     kind = kinds.get(model["use"]) or family_of(model["pipeline"]).name.upper()
     return f"{kind} with classes" if "classes" in model else kind
 
 
-def _quality(run: str) -> str:
+def quality_of(run: str) -> str:
     """Describe how close a model's images are to real ones, or return nothing without an evaluation."""
     file = file_beside(run, EVALUATION)
     record = read_record(file) if file else {}
@@ -160,7 +161,7 @@ def _short(numbers: torch.Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def _dimensions(pipeline: DiffusionPipeline) -> list[int]:
+def dimensions_of(pipeline: DiffusionPipeline) -> list[int]:
     """Order the latent dimensions by how much the image changes along each of them from the centre."""
     network = next(network for name, network in networks_of(pipeline).items() if name in ("decoder", "generator"))
     size = network.inputs["latents"].shape[1]

@@ -1,0 +1,304 @@
+"""The models and runs that a studio shows: by name, found in its folders, and loaded when they are needed."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from hfgen.config.recipes import read_recipes
+from hfgen.config.training import CONFIG_FILE
+from hfgen.evaluation.real import data_source_of
+from hfgen.families import Model, family_of, model_of
+from hfgen.judges.judge import load_judge, shipped_judges_of
+from hfgen.pipelines.loading import ZOO, load, require_folder
+from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
+from hfgen.runs.checkpoints import newest_complete
+from hfgen.runs.folder import CHECKPOINTS, EVALUATION, RunFolder, run_fields
+from hfgen.runtimes.networks import networks_of
+from hfgen.runtimes.site import dimensions_of, kind_of, quality_of
+from hfgen.sampling.edit import editing_pipeline
+from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline
+from hfgen.sampling.sample import default_sampler, image_shape_of, is_conditional, is_guided
+from hfgen.sampling.schedulers import SHORT_NAMES, suitable_schedulers
+from hfgen.utils.errors import UserError, first_line
+from hfgen.utils.untrusted import INDEX, read_index
+
+MOST_LOADED = 12  # models in memory
+RUNS = "runs"  # the folder of runs that is shown by default, and in which trainings of the page are written
+CLASSIFIER = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model or run by its name.
+
+    Attributes:
+        name: As in commands: a path, the name of a recipe, or a Hub id.
+        folder: Its folder; None for a Hub id.
+        is_run: Whether it is a run, which has a record of its training.
+    """
+
+    name: str
+    folder: Path | None
+    is_run: bool
+
+    @property
+    def state(self) -> tuple[str, int] | None:
+        """What changes when its model does: the folder that holds it, and when its index was written."""
+        if self.folder is None:
+            return None
+        index = self.folder / INDEX
+        if not index.is_file():
+            newest = newest_complete(self.folder / CHECKPOINTS)
+            if newest is None:
+                return None
+            index = newest / INDEX
+        return (str(index), index.stat().st_mtime_ns) if index.is_file() else None
+
+
+class LoadedModel:
+    """A model in memory, and what the page must know of it."""
+
+    def __init__(self, entry: Entry, pipeline: DiffusionPipeline):
+        self.entry, self.pipeline = entry, pipeline
+        self.fields = run_fields(entry.folder) if entry.folder and entry.is_run else run_fields(Path(entry.name))
+        self.kind: Model | None = model_of(type(pipeline).__name__)
+        self.label_names = (
+            [name for _, name in sorted(pipeline.config.id2label.items())] if self.is_conditional else []
+        )
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it takes classes."""
+        return is_conditional(self.pipeline)
+
+    @property
+    def use(self) -> str:
+        """`denoise`, `decode` or `translate`, as in `hfgen.families.Model`."""
+        return self.kind.use if self.kind else "denoise"
+
+    @cached_property
+    def sampler(self) -> dict[str, Any]:
+        """The sampler options of its own sample grids."""
+        return default_sampler(self.pipeline, self.fields)
+
+    @cached_property
+    def editing(self) -> DiffusionEditingPipeline:
+        """The editing pipeline of a diffusion model."""
+        return editing_pipeline(self.pipeline)
+
+    @cached_property
+    def image_shape(self) -> list[int]:
+        """Shape (C, H, W) of the images that it draws, or of those that it is given."""
+        if self.use == "translate":
+            return list(networks_of(self.pipeline)["generator"].inputs["sample"].shape[1:])
+        return list(image_shape_of(self.pipeline))
+
+    @property
+    def judges(self) -> list[str]:
+        """Names of the judges of its data set."""
+        dataset = data_source_of(self.fields)
+        return shipped_judges_of(dataset) if dataset else []
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the page must know of it."""
+        pipeline, family = self.pipeline, family_of(type(self.pipeline).__name__)
+        facts: dict[str, Any] = {
+            "name": self.entry.name,
+            "use": self.use,
+            "family": family.name if family else "ddpm",
+            "classes": self.label_names,
+            "image_shape": self.image_shape,
+            "has_judge": any(load_judge(name, "cpu").image_shape == tuple(self.image_shape) for name in self.judges),
+        }
+        match self.use:
+            case "denoise":
+                own = self.sampler["scheduler"]
+                suitable = suitable_schedulers(pipeline.scheduler, self.sampler["num_inference_steps"], [*SHORT_NAMES])
+                facts |= {
+                    "sampler": self.sampler,
+                    "schedulers": list(dict.fromkeys([own, *suitable])),
+                    "num_train_timesteps": pipeline.scheduler.config.num_train_timesteps,
+                    "has_guidance": is_guided(pipeline) and _has_guidance(pipeline),
+                    "learnt_no_class": bool(pipeline.config.get("learnt_no_class", True)),
+                }
+            case "decode":
+                encodes = isinstance(pipeline, VAEPipeline)
+                facts |= {
+                    "sampler": self.sampler,
+                    "priors": ["normal", "mixture", *["flow"] * (pipeline.flow is not None)] if encodes else [],
+                    "dimensions": dimensions_of(pipeline),
+                    "encodes": encodes,
+                }
+            case "translate":
+                facts |= {
+                    "degradation": pipeline.config.degradation,
+                    "takes_noise_std": bool(pipeline.generator.config.get("noise_level_input")),
+                    "has_inverse": pipeline.inverse_generator is not None,
+                }
+        return facts
+
+
+def _has_guidance(pipeline: DiffusionPipeline) -> bool:
+    return getattr(pipeline, "guide", None) is not None or bool(pipeline.config.get("learnt_no_class"))
+
+
+class Library:
+    """The models and runs of a studio.
+
+    Args:
+        sources: Runs, folders of runs, names of recipes with a model, and Hub ids; empty for the folder `runs` and the
+            models in `model_cards`.
+        train_dir: Folder of the trainings that are started on the page, whose runs are shown too.
+        device: Where to compute, see `hfgen.pipelines.loading.load`.
+        dtype: Likewise.
+
+    Raises:
+        UserError: if a source is none of these, or there is nothing to show.
+    """
+
+    def __init__(self, sources: list[str], train_dir: Path, *, device: str, dtype: str):
+        self.device, self.dtype, self.train_dir = device, dtype, train_dir
+        zoo = sorted(path.parent.name for path in ZOO.glob(f"*/{INDEX}"))
+        self.sources = sources or [*[RUNS] * Path(RUNS).is_dir(), *zoo]
+        if str(train_dir) not in self.sources:
+            self.sources.append(str(train_dir))
+        for source in sources:
+            _check_source(source)
+        self.loaded: OrderedDict[str, tuple[Any, LoadedModel]] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def entries(self) -> dict[str, Entry]:
+        """Return what there is now, by name: the sources in their order, in folders the newest first."""
+        found: dict[str, Entry] = {}
+        for source in self.sources:
+            for entry in _entries_of(source):
+                found.setdefault(entry.name, entry)
+        return found
+
+    def find(self, name: str) -> Entry:
+        """Return an entry.
+
+        Raises:
+            UserError: if there is none of this name.
+        """
+        entry = self.entries().get(name)
+        if entry is None:
+            raise UserError(f"there is no model or run {name} in this studio")
+        return entry
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of an entry.
+
+        Raises:
+            UserError: if there is none of this name, or it has no folder.
+        """
+        entry = self.find(name)
+        if entry.folder is None:
+            raise UserError(f"{name} is on the Hub and has no folder here")
+        return entry.folder
+
+    def models(self) -> list[dict[str, Any]]:
+        """List the models for the page, without loading them."""
+        return [facts for entry in self.entries().values() if (facts := _facts_without_loading(entry))]
+
+    def held(self, name: str) -> LoadedModel | None:
+        """Return a model if it is in memory and has not changed since."""
+        entry = self.find(name)
+        with self.lock:
+            state, model = self.loaded.get(name, (None, None))
+            if model is None or state != entry.state:
+                return None
+            self.loaded.move_to_end(name)
+            return model
+
+    def load(self, name: str) -> LoadedModel:
+        """Return a model, loaded if it is not in memory yet; the one that was used least recently is dropped.
+
+        Raises:
+            UserError: if there is none of this name, or it cannot be loaded.
+        """
+        if held := self.held(name):
+            return held
+        entry = self.find(name)
+        if entry.folder and (entry.folder / CLASSIFIER).is_file():
+            raise UserError(f"{name} is a classifier, which generates no images")
+        state = entry.state
+        pipeline = load(str(entry.folder or name), device=self.device, dtype=self.dtype)
+        model = LoadedModel(entry, pipeline)
+        with self.lock:
+            self.loaded[name] = (state, model)
+            while len(self.loaded) > MOST_LOADED:
+                self.loaded.popitem(last=False)
+        return model
+
+
+def _check_source(source: str) -> None:
+    if Path(source).expanduser().is_dir() or source in read_recipes() or source.count("/") == 1:
+        if source in read_recipes() and not Path(source).is_dir() and not (ZOO / source / INDEX).is_file():
+            load(source)  # says what is missing
+        return
+    require_folder(source)
+
+
+def _entries_of(source: str) -> Iterator[Entry]:
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if source in read_recipes() and (ZOO / source / INDEX).is_file():
+            yield Entry(source, ZOO / source, is_run=False)
+        elif not folder.exists() and source.count("/") == 1 and not (folder.parent.is_dir()):
+            yield Entry(source, None, is_run=False)
+        return
+    if _is_model(folder):
+        yield Entry(source, folder, _is_run(folder))
+        return
+    below = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_dir() and _is_model(path)]
+    inside = [path for path in below if not _is_part(path, below)]
+    for path in sorted(inside, key=lambda path: path.stat().st_mtime, reverse=True):
+        yield Entry(f"{source.rstrip('/')}/{path.relative_to(folder).as_posix()}", path, _is_run(path))
+
+
+def _is_part(path: Path, others: Iterable[Path]) -> bool:
+    """Tell whether a folder is inside of another model's."""
+    return any(path.parent == other for other in others)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file()
+
+
+def _is_model(folder: Path) -> bool:
+    return _is_run(folder) or (folder / INDEX).is_file()
+
+
+def _facts_without_loading(entry: Entry) -> dict[str, Any] | None:
+    """Return what is known of a model from its files, None for a classifier or a run without a model yet."""
+    if entry.folder is None:
+        return {"name": entry.name, "use": None, "kind": "on the Hub", "quality": "", "has_evaluation": False}
+    if (entry.folder / CLASSIFIER).is_file() or (state := entry.state) is None:
+        return None
+    facts: dict[str, Any] = {"name": entry.name, "has_evaluation": (entry.folder / EVALUATION).is_file()}
+    try:
+        index = read_index(Path(state[0]))
+        name = index["_class_name"]
+        class_name = name[1] if isinstance(name, list) else name
+        known = model_of(class_name)
+        classes = "classes" if index.get("id2label") else None
+        use = known.use if known else "denoise"
+        about = {"use": use, "pipeline": class_name} | ({"classes": classes} if classes else {})
+        facts |= {"use": use, "kind": kind_of(about), "quality": quality_of(entry.name), "problem": ""}
+    except (UserError, OSError, json.JSONDecodeError) as error:
+        facts |= {"use": None, "kind": "damaged", "quality": "", "problem": first_line(error)}
+    return facts
+
+
+def runs_of(library: Library) -> list[tuple[str, RunFolder]]:
+    """List the runs of a library with their names."""
+    return [(entry.name, RunFolder(entry.folder)) for entry in library.entries().values() if entry.is_run]

@@ -1,0 +1,109 @@
+"""What a run folder tells of a training, also of one that is going on elsewhere."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from hfgen.publishing.pages import family_of_run, panels
+from hfgen.runs.checkpoints import step_of
+from hfgen.runs.folder import (
+    CLASSES_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    TIMES_FILE,
+    VALIDATION,
+    RunFolder,
+)
+from hfgen.runs.record import EVALUATED, read_rows
+from hfgen.serving.trainings import Trainings
+from hfgen.utils.errors import UserError, first_line
+from hfgen.utils.untrusted import read_json
+
+QUIET_SECONDS = 120.0  # without a new line in its record, after which a run counts as stopped
+PICTURES = {".png", ".gif"}
+
+
+def summary_of(name: str, run: RunFolder, trainings: Trainings) -> dict[str, Any]:
+    """Return what the list of runs shows of one."""
+    try:
+        fields, problem = run.fields(), ""
+    except UserError as error:
+        fields, problem = {}, first_line(error)
+    times = read_rows(run / TIMES_FILE) if (run / TIMES_FILE).is_file() else []
+    last = times[-1] if times else {"step": 0, "seconds": 0.0}
+    progress = last.get("progress")
+    left = last["seconds"] * (1 - progress) / progress if progress else None
+    return {
+        "name": name,
+        "family": family_of_run(None, fields).name if fields else "",
+        "dataset": fields.get("dataset_name") or fields.get("train_data_dir") or "",
+        "state": _state(run, trainings),
+        "is_here": trainings.is_running(run.path),
+        "step": last["step"],
+        "seconds": last["seconds"],
+        "progress": progress,
+        "seconds_left": left,
+        "problem": problem,
+    }
+
+
+def record_of(name: str, run: RunFolder, trainings: Trainings) -> dict[str, Any]:
+    """Return what the page shows of a run: curves, sample grids, evaluations, class frequencies, output, problems."""
+    training = read_json(run / RUN_FILE) if (run / RUN_FILE).is_file() else {}
+    protocol = read_json(run / VALIDATION) if (run / VALIDATION).is_file() else {}
+    classes = read_rows(run / CLASSES_FILE) if (run / CLASSES_FILE).is_file() else []
+    return summary_of(name, run, trainings) | {
+        "curves": panels(run.path),
+        "grids": [{"step": step_of(grid), "file": f"samples/{grid.name}"} for grid in run.grids()],
+        "evaluations": evaluations_of(run, protocol),
+        "classes": [_finite(row) for row in classes],
+        "output": trainings.output(run.path),
+        "problems": training.get("problems", []),
+        "figures": sorted(f"figures/{path.name}" for path in run.figures.glob("*") if path.suffix in PICTURES),
+    }
+
+
+def evaluations_of(run: RunFolder, protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return the evaluations while training by metric, with the values of real images.
+
+    Returns:
+        `steps`, `values` (metric: values) and `real` (metric: value of as many training images); empty without any.
+    """
+    rows = read_rows(run / METRICS_FILE) if (run / METRICS_FILE).is_file() else []
+    found = [row for row in rows if any(name.startswith(EVALUATED) for name in row)]
+    if not found:
+        return {}
+    names = dict.fromkeys(name for row in found for name in row if name.startswith(EVALUATED))
+    values = {name.removeprefix(EVALUATED): [_number(row.get(name)) for row in found] for name in names}
+    return {"steps": [row["step"] for row in found], "values": values, "real": protocol.get("floors", {})}
+
+
+def picture_of(run: Path, name: str) -> Path:
+    """Return the path of a picture in a run folder.
+
+    Raises:
+        UserError: if there is none, or the name leads out of the folder.
+    """
+    path = (run / name).resolve()
+    if path.suffix not in PICTURES or not path.is_relative_to(run.resolve()) or not path.is_file():
+        raise UserError(f"there is no picture {name} in {run}")
+    return path
+
+
+def _state(run: RunFolder, trainings: Trainings) -> str:
+    """Return `running`, `finished` or `stopped`."""
+    if trainings.is_running(run.path):
+        return "running"
+    if (run / RUN_FILE).is_file():
+        return "finished"
+    written = [(run / name).stat().st_mtime for name in (METRICS_FILE, TIMES_FILE) if (run / name).is_file()]
+    return "running" if written and time.time() - max(written) < QUIET_SECONDS else "stopped"
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: _number(value) for name, value in row.items()}

@@ -1,0 +1,174 @@
+"""The thread that computes for all visitors: a step of each job in turn, and jobs that are alike in one batch."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+MOST_ITEMS = 64  # in a batch of several jobs
+MOST_BATCHES = 8  # that are computed in turn
+States = Iterator[dict[str, Any]]
+
+
+class BusyError(Exception):
+    """Too many jobs wait."""
+
+
+class ClosedError(Exception):
+    """The server is being stopped."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Something to compute, step by step.
+
+    Attributes:
+        work: Given the items of all jobs of a batch, yields states: of each, the tensors have as many rows as items.
+        items: What to compute, such as the seeds of images; sent to `work` together with those of jobs that are alike.
+        key: Jobs with the same key may share a batch; None for a job that does not.
+    """
+
+    work: Callable[[Sequence[Any]], States]
+    items: Sequence[Any] = (None,)
+    key: Hashable | None = None
+    deliver: Callable[[Any], None] = field(default=lambda state: None, init=False)
+    is_given_up: bool = field(default=False, init=False)
+
+
+@dataclass(eq=False)
+class _Batch:
+    jobs: list[Job]
+    states: States
+
+
+class Worker:
+    """Computes jobs in one thread, so that those of one visitor neither stop nor slow down those of others by threads.
+
+    Args:
+        most_waiting: Number of jobs that may wait.
+    """
+
+    def __init__(self, most_waiting: int):
+        self.most_waiting = most_waiting
+        self.waiting: deque[Job] = deque()
+        self.batches: list[_Batch] = []
+        self.is_closed = False
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._run, name="hfgen-studio", daemon=True)
+        self.thread.start()
+
+    async def states(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+        """Compute a job and yield its states. It is given up when the caller stops to iterate.
+
+        Raises:
+            BusyError: if too many jobs wait.
+            Exception: whatever the work raises.
+        """
+        loop, found = asyncio.get_running_loop(), asyncio.Queue()
+
+        def deliver(state: Any) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(found.put_nowait, state)
+
+        job.deliver = deliver
+        self._add(job)
+        try:
+            while (state := await found.get()) is not None:
+                if isinstance(state, BaseException):
+                    raise state
+                yield state
+        finally:
+            job.is_given_up = True
+
+    async def result(self, job: Job) -> dict[str, Any]:
+        """Compute a job and return its last state."""
+        last: dict[str, Any] = {}
+        async for state in self.states(job):
+            last = state
+        return last
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in the thread, as a job of one step."""
+        return (await self.result(Job(lambda items: iter([{"value": function(*arguments)}]))))["value"]
+
+    def load(self) -> dict[str, int]:
+        """Return how many jobs wait and are computed."""
+        with self.changed:
+            return {"waiting": len(self.waiting), "computed": sum(len(batch.jobs) for batch in self.batches)}
+
+    def close(self) -> None:
+        """End the thread; jobs that are not done fail."""
+        with self.changed:
+            self.is_closed = True
+            self.changed.notify()
+        self.thread.join()
+
+    def _add(self, job: Job) -> None:
+        with self.changed:
+            if self.is_closed:
+                raise ClosedError("the studio is being stopped")
+            self.waiting = deque(other for other in self.waiting if not other.is_given_up)
+            if len(self.waiting) >= self.most_waiting:
+                raise BusyError(f"{len(self.waiting)} requests wait already; try again later")
+            self.waiting.append(job)
+            self.changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self.changed:
+                while not (self.waiting or self.batches or self.is_closed):
+                    self.changed.wait()
+                if self.is_closed:
+                    self._fail_all()
+                    return
+                self._take()
+            for batch in list(self.batches):
+                self._step(batch)
+
+    def _take(self) -> None:
+        """Begin the jobs that wait, those with the same key together."""
+        while self.waiting and len(self.batches) < MOST_BATCHES:
+            first = self.waiting.popleft()
+            jobs, size = [first], len(first.items)
+            for other in list(self.waiting) if first.key is not None else []:
+                if other.key == first.key and size + len(other.items) <= MOST_ITEMS:
+                    jobs.append(other)
+                    size += len(other.items)
+                    self.waiting.remove(other)
+            items = [item for job in jobs for item in job.items]
+            self.batches.append(_Batch(jobs, _begin(first.work, items)))
+
+    def _step(self, batch: _Batch) -> None:
+        """Compute a step of a batch, and deliver to each job its rows."""
+        if all(job.is_given_up for job in batch.jobs):
+            batch.states.close()
+            self.batches.remove(batch)
+            return
+        try:
+            state = next(batch.states, None)
+        except Exception as error:  # whatever a model raises is the answer to its request, and ends no other
+            state = error
+        start = 0
+        for job in batch.jobs:
+            rows = slice(start, start := start + len(job.items))
+            if isinstance(state, dict):
+                job.deliver(
+                    {name: value[rows] if isinstance(value, Tensor) else value for name, value in state.items()}
+                )
+            else:
+                job.deliver(state)
+        if not isinstance(state, dict):
+            self.batches.remove(batch)
+
+    def _fail_all(self) -> None:
+        for job in (*self.waiting, *(job for batch in self.batches for job in batch.jobs)):
+            job.deliver(ClosedError("the studio was stopped"))
+
+
+def _begin(work: Callable[[Sequence[Any]], States], items: Sequence[Any]) -> States:
+    """Return the states of a work, which itself is begun by the first step."""
+    yield from work(items)

@@ -1,0 +1,151 @@
+"use strict";
+// The tab Draw.
+
+const GRID_STEPS = [2, 4, 8, 15, 30], GRID_SCALES = [1, 1.5, 2, 4], STEPS = [1, 2, 4, 8, 15, 30, 50, 100];
+const COUNTS = [1, 4, 16, 64];
+
+function drawTab(root) {
+  return withModel(root, ["denoise", "decode"], "There is no model that draws.", (facts, models) => {
+    const controls = drawControls(facts);
+    const panels = [facts.use === "denoise" ? denoisingPanel(facts, controls) : decodingPanel(facts, controls)];
+    if (facts.use === "denoise") panels.push(settingsPanel(facts, controls));
+    const others = models.filter(model => model.use !== null);
+    if (others.length > 1) {
+      const second = others.find(model => model.name !== facts.name);
+      panels.push(racePanel(others, "Side by side", "The chosen models draw one after the other; those of the same image size start from the same noise.", 16, model => model.name === facts.name || model === second));
+    }
+    return panels;
+  });
+}
+
+// What to draw, and how: controls whose values the address keeps.
+function drawControls(facts) {
+  const controls = { onchange: () => {} };
+  const changed = () => controls.onchange();
+  const classes = facts.classes.length ? h("select", { id: "class", onchange: changed }, h("option", { value: "" }, "each in turn"), facts.classes.map((name, index) => h("option", { value: index }, name))) : null;
+  if (classes) classes.value = kept("class", "");
+  const counts = h("select", { id: "count", onchange: changed }, COUNTS.map(count => h("option", { value: count }, count)));
+  counts.value = kept("count", facts.use === "denoise" ? 1 : 16);
+  const seed = seedField("seed", changed);
+  seed.value = keptNumber("seed", 0);
+  controls.elements = [labelled("class", classes), h("label", { htmlFor: "count" }, "images ", counts), seed.element];
+  controls.body = () => ({ model: facts.name, num_images: Number(counts.value), seed: seed.value, ...(classes && classes.value !== "" ? { class_labels: [Number(classes.value)] } : {}) });
+  controls.count = () => Number(counts.value);
+  controls.remember = () => remember({ seed: seed.value, count: counts.value, class: classes ? classes.value : "" });
+  if (facts.use === "denoise") addSampler(facts, controls, changed);
+  return controls;
+}
+
+function addSampler(facts, controls, changed) {
+  const own = facts.sampler, all = [...new Set([...STEPS, own.num_inference_steps])].filter(count => count <= facts.num_train_timesteps).sort((a, b) => a - b);
+  const steps = h("select", { id: "steps", onchange: changed }, all.map(count => h("option", { value: count }, count === own.num_inference_steps ? `${count} (its own)` : count)));
+  steps.value = kept("steps", own.num_inference_steps);
+  const scheduler = h("select", { id: "scheduler", onchange: changed }, facts.schedulers.map(name => h("option", { value: name }, name)));
+  scheduler.value = kept("scheduler", own.scheduler);
+  const guidance = facts.has_guidance ? slider("guidance", "", { min: 0, max: 8, step: 0.25, value: keptNumber("guidance", own.guidance_scale), text: value => value.toFixed(2), oninput: changed }) : null;
+  controls.elements.push(h("span", {}, h("label", { htmlFor: "steps" }, "steps ", steps), term("", "num_inference_steps")), h("span", {}, h("label", { htmlFor: "scheduler" }, "scheduler ", scheduler), term("", "scheduler")));
+  if (guidance) controls.elements.push(h("span", {}, "guidance", guidance.element, term("", "guidance_scale")));
+  const body = controls.body, rememberRest = controls.remember;
+  controls.body = () => ({ ...body(), num_inference_steps: Number(steps.value), scheduler: scheduler.value, ...(guidance ? { guidance_scale: guidance.input.valueAsNumber } : {}) });
+  controls.remember = () => { rememberRest(); remember({ steps: steps.value, scheduler: scheduler.value, ...(guidance ? { guidance: guidance.input.value } : {}) }); };
+  controls.set = values => {
+    if (values.num_inference_steps) steps.value = values.num_inference_steps;
+    if (guidance && values.guidance_scale !== undefined) { guidance.input.value = values.guidance_scale; guidance.show(); }
+    changed();
+  };
+}
+
+// Draw with a diffusion model; the film keeps each step.
+function denoisingPanel(facts, controls) {
+  const noised = picture("noised", "the noisy image"), image = picture("image", "the predicted image"), time = h("output", { id: "time" }), same = sameAs();
+  let frames = [];
+  const film = slider("film", "", { min: 0, max: 0, step: 1, value: 0, text: step => (step ? `after step ${step}` : "noise"), oninput: () => frame(film.input.valueAsNumber) });
+  function frame(index) {
+    if (!frames[index]) return; // not drawn yet
+    showImages(noised, frames[index].noised);
+    showImages(image, frames[index].images);
+  }
+  const start = newest(async goOn => {
+    const since = performance.now(), body = controls.body(), made = [];
+    controls.remember();
+    const { model, ...fields } = body;
+    same.update("sample", model, fields);
+    await resultOf("draw", body, goOn, state => {
+      made.push(state);
+      frames = made;
+      film.input.max = made.length - 1;
+      film.input.value = made.length - 1;
+      film.show();
+      frame(made.length - 1);
+      time.textContent = `step ${state.step}, ${seconds(since)}`;
+    });
+    time.textContent = `${body.num_images === 1 ? "1 image" : `${body.num_images} images`} in ${seconds(since)}`;
+  });
+  controls.onchange = start;
+  start();
+  return h("section", { "aria-label": "draw" }, h("h2", {}, "Draw"), h("div", { className: "controls" }, controls.elements),
+    h("div", { className: "pictures" }, figure(noised, "noisy image x_t"), figure(image, "image predicted from it")),
+    h("p", {}, ...term("film"), " ", film.element, " ", time), same.element);
+}
+
+// Draw with a VAE or a GAN, at once.
+function decodingPanel(facts, controls) {
+  const image = picture("image", "the images"), time = h("output", { id: "time" }), same = sameAs();
+  const prior = facts.priors.length ? choice("latents from", facts.priors.map(name => [name, name]), kept("prior", facts.sampler.prior), () => start()) : null;
+  const none = 4, own = facts.sampler.truncation;
+  const truncation = facts.family === "gan" ? slider("truncation", "", { min: 0.2, max: none, step: 0.1, value: keptNumber("truncation", Math.min(none, own ?? none)), text: value => (value === none ? "none" : value.toFixed(1)), oninput: () => start() }) : null;
+  const start = newest(async goOn => {
+    const since = performance.now(), body = controls.body();
+    if (prior) body.prior = prior.value;
+    if (truncation) body.truncation = truncation.input.valueAsNumber === none ? 1000 : truncation.input.valueAsNumber;
+    controls.remember();
+    remember({ ...(prior ? { prior: prior.value } : {}), ...(truncation ? { truncation: truncation.input.value } : {}) });
+    const { model, ...fields } = body;
+    same.update("sample", model, fields);
+    const { images } = await resultOf("draw", body, goOn);
+    showImages(image, images);
+    time.textContent = `${body.num_images === 1 ? "1 image" : `${body.num_images} images`} in ${seconds(since)}`;
+  });
+  controls.onchange = start;
+  start();
+  return h("section", { "aria-label": "draw" }, h("h2", {}, "Draw"),
+    h("div", { className: "controls" }, controls.elements, prior ? h("span", {}, prior.element, term("", "prior")) : [], truncation ? h("span", {}, "truncation", truncation.element, term("", "truncation")) : []),
+    h("div", { className: "pictures" }, figure(image, "the images")), h("p", {}, time), same.element);
+}
+
+// One noise with several numbers of steps and guidance scales, each with its time and, where measured, its distance.
+function settingsPanel(facts, controls) {
+  const table = h("table", { className: "cells" }), note = h("p", { className: "dim" });
+  const scales = facts.has_guidance ? GRID_SCALES : [null];
+  const steps = GRID_STEPS.filter(count => count <= facts.num_train_timesteps);
+  const start = newest(async goOn => {
+    const body = { ...controls.body(), num_images: 1 }, measured = await measuredSettings(facts.name);
+    goOn();
+    note.textContent = measured.length ? "FD: the Fréchet distance, from hfgen compare-samplers." : `Run hfgen compare-samplers ${facts.name} to see the Fréchet distance of each setting here.`;
+    table.replaceChildren(h("tr", {}, h("th", {}, scales[0] === null ? "steps" : "steps \\ guidance"), scales.map(scale => h("th", {}, scale ?? ""))));
+    for (const count of steps) {
+      const row = table.appendChild(h("tr", {}, h("th", {}, count)));
+      for (const scale of scales) {
+        const canvas = picture(`cell-${count}-${scale ?? 1}`, `${count} steps, guidance ${scale ?? 1}`), since = performance.now();
+        const values = { num_inference_steps: count, ...(scale === null ? {} : { guidance_scale: scale }) };
+        const text = h("span", {}, "…");
+        row.append(h("td", {}, h("button", { type: "button", title: "draw with these settings", onclick: () => controls.set(values) }, canvas), h("br"), text));
+        const { images } = await resultOf("draw", { ...body, ...values }, goOn);
+        showImages(canvas, images);
+        const found = measured.find(each => each.scheduler === body.scheduler && each.num_inference_steps === count && (scale === null || (each.guidance_scale ?? 1) === scale));
+        text.textContent = seconds(since) + (found ? ` · FD ${short(found.frechet_distance.value)}` : "");
+      }
+    }
+  });
+  return h("section", { "aria-label": "settings" }, h("h2", {}, "Steps and guidance"),
+    h("p", {}, "The same noise with several settings. More steps cost time; more guidance shows the class more clearly, with less variety. Click a picture to draw with its settings."),
+    h("button", { type: "button", id: "settings", onclick: start }, "draw all settings"), note, h("div", { className: "scroll" }, table));
+}
+
+async function measuredSettings(name) {
+  try {
+    return (await ask(withQuery("evaluation", { model: name }))).comparison?.settings ?? [];
+  } catch {
+    return []; // not evaluated
+  }
+}

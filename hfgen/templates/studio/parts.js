@@ -1,0 +1,141 @@
+"use strict";
+// Parts of the page that several tabs have.
+
+const main = document.getElementById("main");
+const terms = JSON.parse(document.getElementById("terms").textContent);
+Object.assign(terms, {
+  film: "A diffusion model starts from noise and removes it step by step. Left: the noisy image x_t. Right: the image that the network predicts from it.",
+  latents: "The numbers from which a decoder or generator makes an image. Nearby latents give similar images.",
+  active: "A latent dimension is active if it says something about the image: its mean varies from image to image. The KL divergence, in nats, is how much it says.",
+  "Fréchet distance": terms.frechet_distance,
+  checkpoint: "The model and the state of its training, saved from time to time; a training that was stopped goes on from the newest one.",
+  "mode collapse": "A GAN that draws only some of the classes, or the same few images again and again.",
+});
+
+let helpNumber = 0;
+// A text with a button that explains it.
+function term(text, key = text) {
+  if (!terms[key]) return [text];
+  const id = `help-${++helpNumber}`;
+  return [text, h("button", { type: "button", className: "help", popovertarget: "", "aria-label": `what is ${text}?`, onclick: event => event.stopPropagation() }, "?"), h("span", { id, popover: "auto" }, terms[key])].map((part, index, all) => {
+    if (index === 1) part.popoverTargetElement = all[2];
+    return part;
+  });
+}
+
+// The value that the address has for a control, or its default.
+const kept = (key, usual) => state().get(key) ?? usual;
+const keptNumber = (key, usual) => (state().has(key) ? Number(state().get(key)) : usual);
+
+const duration = total => {
+  if (total === null || total === undefined) return "";
+  if (total < 90) return `${Math.round(total)} s`;
+  return total < 5400 ? `${Math.round(total / 60)} min` : `${(total / 3600).toFixed(1)} h`;
+};
+const milliseconds = since => Math.round(performance.now() - since);
+const percent = share => `${(100 * share).toFixed(1)} %`;
+const sized = facts => ({ image_shape: facts.image_shape });
+const showImages = (canvas, { data, shape, count }, columns = columnsOf(count)) => paint(canvas, data, shape, columns);
+
+// Commands and Python for the present state; `update(verb, source, fields)` shows them.
+const CALLS = { sample: "sample", translate: "edit" };
+function sameAs() {
+  const command = h("code", { id: "command" }), python = h("code", { id: "python" });
+  const copy = from => h("button", { type: "button", onclick: () => navigator.clipboard.writeText(from.textContent).then(() => say("Copied")) }, "copy");
+  const element = h("div", { className: "same" }, "command", command, copy(command), "Python", python, copy(python));
+  return {
+    element,
+    update(verb, source, fields) {
+      const given = Object.entries(fields).filter(([, value]) => value !== null && value !== undefined && value.length !== 0);
+      const word = value => (/^[\w./:@%+=-]+$/.test(value) ? String(value) : `'${String(value).replaceAll("'", "'\\''")}'`);
+      const flags = given.map(([name, value]) => ` --${name} ${[value].flat().map(word).join(" ")}`);
+      command.textContent = `hfgen ${verb} ${word(source)}${flags.join("")}`;
+      python.textContent = `hfgen.${CALLS[verb]}(${[JSON.stringify(source), ...given.map(([name, value]) => `${name}=${JSON.stringify(value)}`)].join(", ")})`;
+    },
+  };
+}
+
+// A list of the models that a tab can use, and below it what `show(facts)` makes of the chosen one.
+async function withModel(root, uses, about, show) {
+  const page = shown;
+  const models = (await listModels()).filter(model => !model.problem || uses.includes(model.use)).filter(model => model.use === null || uses.includes(model.use));
+  if (page !== shown) return;
+  if (!models.length) return void root.append(h("p", {}, `${about} Train one on the tab Watch, or start the studio with the name of a model.`));
+  const wanted = kept("model", ""), first = models.find(model => model.name === wanted) ?? models[0];
+  const place = h("div", { id: "panels" }), facts = h("span", { className: "dim", id: "about" });
+  const choose = h("select", { id: "model", onchange: () => { remember({ model: choose.value }); open(); } }, models.map(model => h("option", { value: model.name, selected: model === first }, model.name)));
+  let opened = 0;
+  async function open() {
+    const number = ++opened, name = choose.value, listed = models.find(model => model.name === name);
+    shown++; // gives up what the former model still computes
+    const own = shown;
+    facts.textContent = [listed.kind, listed.quality].filter(Boolean).join(" · ");
+    place.replaceChildren(h("p", { className: "dim" }, `Loading ${name}…`));
+    try {
+      const found = await factsOf(name);
+      if (number === opened && own === shown) {
+        place.replaceChildren(...show(found, models).flat());
+        say("");
+      }
+    } catch (error) {
+      if (number === opened) place.replaceChildren(h("p", { className: "warn" }, `${name} cannot be used: ${error.message}`));
+    }
+  }
+  root.append(h("div", { className: "chooser" }, h("label", { htmlFor: "model" }, "model ", choose), facts), place);
+  remember({ model: first.name });
+  await counted(open());
+}
+
+// Count a promise among the jobs of the page, and say if it fails.
+async function counted(promise) {
+  document.body.dataset.jobs = ++waitingJobs;
+  try {
+    return await promise;
+  } catch (error) {
+    if (!(error instanceof Replaced)) {
+      console.error(error);
+      say(`This did not work: ${error.message}`);
+    }
+  } finally {
+    document.body.dataset.jobs = --waitingJobs;
+  }
+}
+
+// Bars with their values: [[name, share, text, isWeak], …].
+const bars = rows => h("div", { className: "bars" }, rows.flatMap(([name, share, text, isWeak]) => {
+  const bar = h("i", { className: isWeak ? "weak" : "" });
+  bar.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
+  return [h("span", {}, name), bar, h("span", {}, text)];
+}));
+
+// Several models on the same noise, one after the other, at their real speed.
+function racePanel(models, title, about, count, isChosen) {
+  const entries = models.map(model => {
+    const canvas = picture(`of-${model.name}`, `images of ${model.name}`), time = h("output", {}, "–");
+    const check = h("input", { type: "checkbox", id: `in-${model.name}`, checked: isChosen(model) });
+    return { model, canvas, time, check, element: h("figure", { className: "entry" }, h("label", { htmlFor: check.id }, check, ` ${model.name}`), canvas, h("figcaption", {}, time, h("br"), model.quality)) };
+  });
+  const seed = seedField("race-seed", () => {});
+  seed.value = keptNumber("race_seed", 0);
+  const start = newest(async goOn => {
+    remember({ race_seed: seed.value });
+    for (const entry of entries) entry.time.textContent = entry.check.checked ? "waits" : "–";
+    for (const { model, canvas, time, check } of entries) {
+      if (!check.checked) continue;
+      time.textContent = "loading";
+      const facts = await factsOf(model.name);
+      goOn();
+      const since = performance.now();
+      const body = { model: model.name, num_images: count, seed: seed.value };
+      const last = await resultOf("draw", body, goOn, state => {
+        showImages(canvas, state.images);
+        if (facts.use === "denoise") time.textContent = `step ${state.step}, ${seconds(since)}`;
+      });
+      showImages(canvas, last.images);
+      time.textContent = `${count} images in ${seconds(since)}`;
+    }
+  });
+  return h("section", { "aria-label": title }, h("h2", {}, title), h("p", {}, about),
+    h("div", { className: "controls" }, seed.element, h("button", { type: "button", id: "race", onclick: start }, "start the race")),
+    h("div", { className: "entries" }, entries.map(entry => entry.element)));
+}

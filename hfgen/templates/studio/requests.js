@@ -1,0 +1,96 @@
+"use strict";
+// Requests to the endpoints of the studio.
+
+// Ask for JSON, with a body by POST.
+async function ask(path, body) {
+  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const response = await fetch(`/api/${path}`, options);
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+const withQuery = (path, values) => `${path}?${new URLSearchParams(values)}`;
+
+// Images of an answer: {shape: [C, H, W], count, data}.
+function unpacked({ shape: [count, ...shape], pixels }) {
+  const data = Float32Array.from(atob(pixels), character => character.charCodeAt(0) / 127.5 - 1);
+  return { shape, count, data };
+}
+
+// The states of a computation, as the server computes them. When the caller stops to iterate, so does the server.
+async function* stepsOf(name, body) {
+  const stop = new AbortController();
+  try {
+    const response = await fetch(`/api/${name}`, {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...body, format: "stream" }), signal: stop.signal,
+    });
+    if (!response.ok) throw new Error((await response.json()).error);
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) throw new Error("the studio did not finish its answer");
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        const state = JSON.parse(line);
+        if (state.error) throw new Error(state.error);
+        if (state.is_done) return;
+        for (const key of ["images", "noised"]) if (state[key]) state[key] = unpacked(state[key]);
+        yield state;
+      }
+    }
+  } finally {
+    stop.abort();
+  }
+}
+
+// The last state of a computation; `goOn` is called at each, and gives it up by throwing.
+async function resultOf(name, body, goOn = () => {}, onState = () => {}) {
+  let last = null;
+  for await (const state of stepsOf(name, body)) {
+    goOn();
+    onState(state);
+    last = state;
+  }
+  return last;
+}
+
+// What the page must know of a model, asked once until the models are listed anew.
+const knownFacts = new Map();
+async function factsOf(name) {
+  if (!knownFacts.has(name)) knownFacts.set(name, await ask(withQuery("model", { name })));
+  return knownFacts.get(name);
+}
+
+async function listModels() {
+  knownFacts.clear();
+  return (await ask("models")).models;
+}
+
+// A picture of a canvas in base64, as endpoints take it; image: Float32Array (C, H, W).
+function asFile(image, [channels, height, width]) {
+  const canvas = h("canvas", { width, height }), context = canvas.getContext("2d"), pixels = context.createImageData(width, height);
+  for (let i = 0; i < width * height; i++) {
+    for (let c = 0; c < 3; c++) pixels.data[4 * i + c] = Math.round((image[(channels === 1 ? 0 : c) * width * height + i] / 2 + 0.5) * 255);
+    pixels.data[4 * i + 3] = 255;
+  }
+  context.putImageData(pixels, 0, 0);
+  return canvas.toDataURL();
+}
+
+// Read an uploaded picture by the server, which checks it as it does other images.
+async function uploadedPicture(file, model) {
+  const text = await new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`${file.name} could not be read`));
+    reader.readAsDataURL(file);
+  });
+  try {
+    return unpacked((await ask("picture", { model, image: text || "data:," })).images);
+  } catch (error) {
+    throw new Error(`${file.name}: ${error.message}`);
+  }
+}

@@ -1,0 +1,184 @@
+"use strict";
+// The tab Watch: trainings, those of this page and any others in the folders of the studio.
+
+const POLL_MILLISECONDS = 2000;
+
+async function watchTab(root) {
+  const page = shown;
+  const list = h("div", { className: "scroll", id: "runs" }), record = h("div", { id: "record" }), form = h("div", { id: "form" });
+  root.append(h("section", { "aria-label": "trainings" }, h("h2", {}, "Trainings"), list), record, h("section", { "aria-label": "new training" }, h("h2", {}, "Start a training"), form));
+  const view = { name: kept("run", ""), others: new Set(kept("with", "").split("|").filter(Boolean)), grid: null };
+  const refresh = async () => {
+    const { runs, train_dir } = await ask("runs");
+    if (page !== shown) return;
+    if (!runs.some(run => run.name === view.name)) view.name = runs[0]?.name ?? "";
+    showRuns(list, runs, view, refreshNow);
+    if (view.name) await showRecord(record, view, refreshNow, page);
+    else record.replaceChildren();
+    form.dataset.folder = train_dir;
+  };
+  const refreshNow = () => counted(refresh());
+  await counted(refresh());
+  await counted(trainingForm(form, name => { view.name = name; remember({ run: name }); return refreshNow(); }));
+  const poll = async () => {
+    if (page !== shown) return;
+    if (!document.hidden) await refresh().catch(error => say(`The studio does not answer: ${error.message}`));
+    setTimeout(poll, POLL_MILLISECONDS);
+  };
+  setTimeout(poll, POLL_MILLISECONDS);
+}
+
+function showRuns(place, runs, view, refresh) {
+  if (!runs.length) return place.replaceChildren(h("p", {}, "There are no trainings yet. Start one below; it takes a few minutes."));
+  const rows = runs.map(run => {
+    const choose = h("button", { type: "button", onclick: () => { view.name = run.name; view.grid = null; remember({ run: run.name }); refresh(); } }, run.name);
+    const together = h("input", { type: "checkbox", "aria-label": `show the curves of ${run.name} too`, checked: view.others.has(run.name), onchange: () => { view.others[together.checked ? "add" : "delete"](run.name); remember({ with: [...view.others].join("|") }); refresh(); } });
+    const bar = run.progress ? h("progress", { value: run.progress, max: 1, "aria-label": `done: ${percent(run.progress)}` }) : "";
+    const left = run.state === "running" && run.seconds_left !== null ? `${duration(run.seconds_left)} left` : "";
+    return h("tr", { "aria-selected": String(run.name === view.name) }, h("td", {}, choose), h("td", {}, run.family), h("td", {}, run.dataset), h("td", {}, run.problem || run.state), h("td", {}, bar, " ", left), h("td", {}, `${run.step.toLocaleString("en")} steps in ${duration(run.seconds)}`), h("td", {}, together));
+  });
+  place.replaceChildren(h("table", { className: "runs" }, h("tr", {}, ["run", "family", "data set", "state", "", "", "curves"].map(title => h("th", {}, title))), rows));
+}
+
+async function showRecord(place, view, refresh, page) {
+  const names = [view.name, ...[...view.others].filter(name => name !== view.name)];
+  const records = await Promise.all(names.map(name => ask(withQuery("run", { name })).catch(error => (name === view.name ? Promise.reject(error) : null))));
+  if (page !== shown || names[0] !== view.name) return;
+  const found = records[0], all = records.filter(Boolean);
+  const stop = h("button", { type: "button", id: "stop", onclick: () => counted(ask("stop", { run: found.name }).then(() => say("Stopping; the state is saved first."))) }, "stop");
+  const resume = h("button", { type: "button", id: "resume", onclick: () => counted(ask("resume", { run: found.name }).then(refresh)) }, "go on");
+  const draw = h("button", { type: "button", onclick: () => go({ tab: "draw", model: found.name }) }, "draw with it");
+  const buttons = [found.is_here ? stop : [], !found.is_here && found.state === "stopped" ? resume : [], found.step ? draw : []];
+  const head = h("section", { "aria-label": "run" }, h("h2", {}, found.name),
+    h("p", { id: "run-state" }, `${found.state}${found.progress ? `, ${percent(found.progress)} done` : ""}${found.state === "running" && found.seconds_left !== null ? `, ${duration(found.seconds_left)} left` : ""}`),
+    h("div", { className: "controls" }, buttons), found.problems.map(problem => h("p", { className: "warn" }, problem)));
+  const kept = place.querySelector("#grids"), grids = kept && kept.dataset.run === found.name ? kept : h("div", { id: "grids", "data-run": found.name });
+  showGrids(grids, found, view);
+  const charts = h("div", { className: "panels" });
+  const output = found.output ? h("details", { open: found.output.status !== null && found.output.status !== 0 }, h("summary", {}, "Output"), h("pre", { className: "log" }, found.output.lines.slice(-30).join("\n"))) : "";
+  if (place.firstElementChild?.dataset.run === found.name && place.contains(document.activeElement) && document.activeElement.type === "range") place.querySelector("section").replaceWith(head);
+  place.replaceChildren(h("div", { "data-run": found.name }, head, grids, h("h3", {}, "Curves"), charts, classShares(found), output));
+  showCurves(charts, all);
+}
+
+// The sample grids, all from the same noise, with a slider over the time of the training.
+function showGrids(place, found, view) {
+  const { grids } = found;
+  if (!grids.length) return void place.replaceChildren(h("p", { className: "dim" }, "The first samples are saved with the first ", ...term("checkpoint"), "."));
+  const isLast = view.grid === null || view.grid >= (place.grids?.length ?? 0) - 1;
+  if (isLast) view.grid = grids.length - 1;
+  if (place.grids?.length === grids.length) return;
+  place.grids = grids;
+  const image = h("img", { className: "grid-picture", id: "grid", alt: "samples" });
+  const range = slider("grid-range", "training ", { min: 0, max: grids.length - 1, step: 1, value: view.grid, text: index => `${grids[index].step.toLocaleString("en")} steps`, oninput: () => frame() });
+  const frame = () => {
+    view.grid = range.input.valueAsNumber;
+    image.src = withQuery("/api/file", { run: found.name, file: grids[view.grid].file });
+    image.alt = `samples after ${grids[view.grid].step} steps`;
+  };
+  frame();
+  place.replaceChildren(h("h3", {}, "Samples from the same noise"), h("p", {}, range.element), image);
+}
+
+function showCurves(place, records) {
+  const add = (title, lines, xTitle, options = {}, key = title) => {
+    const chart = h("div"), legend = h("div", { className: "legend" });
+    place.append(h("div", { className: "panel" }, h("b", {}, ...term(title, key)), legend, chart));
+    if (lines.length > 1) drawLegend(legend, lines);
+    drawChart(chart, lines, xTitle, options);
+  };
+  const several = records.length > 1, named = (record, line) => [several ? record.name : "", line].filter(Boolean).join(": ");
+  const evaluated = [...new Set(records.flatMap(record => Object.keys(record.evaluations.values ?? {})))];
+  const first = ["frechet_distance", "recall", "precision", "negative_elbo", "accuracy", "psnr"];
+  const chosen = [...first.filter(name => evaluated.includes(name)), ...evaluated.filter(name => name.startsWith("loss/"))].slice(0, 6);
+  for (const metric of chosen) {
+    const lines = records.filter(record => record.evaluations.values?.[metric]).map(record => ({ name: named(record, "held out"), x: record.evaluations.steps, y: record.evaluations.values[metric] }));
+    const training = records.filter(record => record.evaluations.values?.[`train_${metric}`]).map(record => ({ name: named(record, "training images"), x: record.evaluations.steps, y: record.evaluations.values[`train_${metric}`] }));
+    const real = records.find(record => record.evaluations.real?.[metric] !== undefined);
+    const steps = records.flatMap(record => record.evaluations.steps ?? []);
+    if (real) lines.push({ name: "real images", x: [Math.min(...steps), Math.max(...steps)], y: [real.evaluations.real[metric], real.evaluations.real[metric]] });
+    const together = [...lines, ...training].map((line, index) => ({ ...line, color: COLORS[index % COLORS.length] }));
+    add(metric.startsWith("loss/") ? `validation loss of the ${metric.slice(5)}` : metric.replaceAll("_", " "), together, "optimizer steps", { isWhole: true }, metric);
+  }
+  const panels = [...new Set(records.flatMap(record => Object.keys(record.curves.panels ?? {})))];
+  for (const panel of panels) {
+    const lines = records.flatMap(record => Object.entries(record.curves.panels?.[panel] ?? {}).map(([line, y]) => ({ name: named(record, line), x: record.curves.steps, y }))).map((line, index) => ({ ...line, color: COLORS[index % COLORS.length] }));
+    add(panel, lines, "optimizer steps", { isLinear: /^(learning rate|mean output)/.test(panel), isWhole: panel === "learning rate" });
+  }
+  if (!place.children.length) place.append(h("p", { className: "dim" }, "The first values are written after a few steps."));
+}
+
+// The share of each class among the samples, by a classifier; a GAN that forgets classes shows here.
+function classShares(found) {
+  if (!found.classes.length) return "";
+  const last = found.classes.at(-1), names = Object.keys(last).filter(name => name !== "step"), even = 1 / names.length;
+  const rare = names.filter(name => last[name] < even / 4);
+  return h("div", {}, h("h3", {}, "Classes among the samples"), bars(names.map(name => [name, last[name] / Math.max(...names.map(each => last[each])), percent(last[name]), last[name] < even / 4])),
+    rare.length ? h("p", { className: "warn" }, `Hardly any samples of ${rare.join(", ")}: a sign of `, ...term("mode collapse"), ".") : h("p", { className: "dim" }, "By a classifier, at the newest checkpoint; all classes are there."));
+}
+
+// The form of a new training: a recipe, and below it all fields of the command line.
+async function trainingForm(place, started) {
+  const { recipes } = await ask("recipes");
+  const families = [...new Set(recipes.map(recipe => recipe.family))];
+  const about = h("p", { className: "dim", id: "recipe-about" }), fields = h("div"), command = h("code", { id: "train-command" }), note = h("p", { id: "train-note", role: "alert" });
+  const family = h("select", { id: "family", onchange: () => { showRecipes(); counted(showFields()); } }, families.map(name => h("option", {}, name)));
+  const recipe = h("select", { id: "recipe", onchange: () => update() });
+  const name = h("input", { id: "name", type: "text", size: 20, value: "", oninput: () => update() });
+  const inputs = new Map();
+  function showRecipes() {
+    recipe.replaceChildren(...recipes.filter(each => each.family === family.value).map(each => h("option", { value: each.name }, `${each.is_first ? "★ " : ""}${each.name}`)), h("option", { value: "" }, "none: set the fields below"));
+    update();
+  }
+  function values() {
+    const set = {};
+    for (const [field, input] of inputs) {
+      const text = input.type === "checkbox" ? input.checked : input.value.trim();
+      if (field.kind === "bool" ? text !== field.default : text !== "") set[field.name] = field.is_list ? text.split(/\s+/) : text;
+    }
+    return { ...(recipe.value ? { config: recipe.value } : {}), ...set };
+  }
+  function update() {
+    const chosen = recipes.find(each => each.name === recipe.value);
+    about.textContent = chosen ? `${chosen.about} ${chosen.summary}` : "";
+    const given = values(), flags = Object.entries(given).map(([key, value]) => (typeof value === "boolean" ? ` --${value ? "" : "no_"}${key}` : ` --${key} ${[value].flat().join(" ")}`));
+    command.textContent = `hfgen train ${family.value}${flags.join("")} --output_dir ${place.dataset.folder ?? "runs"}/${name.value || "NAME"}`;
+  }
+  async function showFields() {
+    const found = (await ask(withQuery("form", { family: family.value }))).fields;
+    inputs.clear();
+    const groups = new Map();
+    for (const field of found) {
+      const id = `field-${field.name}`, usual = field.default === null || field.default === undefined ? "" : [field.default].flat().join(" ");
+      let input;
+      if (field.kind === "bool") input = h("input", { type: "checkbox", id, checked: field.default, onchange: update });
+      else if (field.choices.length) input = h("select", { id, onchange: update }, h("option", { value: "" }, usual ? `(${usual})` : ""), field.choices.map(value => h("option", { value }, value)));
+      else input = h("input", { type: "text", id, placeholder: usual, oninput: update });
+      inputs.set(field, input);
+      terms[field.name] = field.help;
+      if (!groups.has(field.group)) groups.set(field.group, []);
+      groups.get(field.group).push(h("div", {}, h("label", { htmlFor: id }, field.name), term("", field.name), input));
+    }
+    fields.replaceChildren(...[...groups].map(([group, entries]) => h("details", {}, h("summary", {}, group), h("div", { className: "form" }, entries))));
+    update();
+  }
+  const start = h("button", { type: "button", id: "start", onclick: () => counted(begin()) }, "start");
+  async function begin() {
+    note.textContent = "";
+    try {
+      const { run } = await ask("train", { family: family.value, name: name.value, fields: values() });
+      note.textContent = `${run} is being trained.`;
+      await started(run);
+    } catch (error) {
+      note.textContent = error.message;
+      note.className = "warn";
+    }
+  }
+  const wanted = kept("recipe", ""), first = recipes.find(each => each.name === wanted);
+  if (first) family.value = first.family;
+  name.value = kept("name", "");
+  place.replaceChildren(h("div", { className: "controls" }, h("label", { htmlFor: "family" }, "family ", family), h("label", { htmlFor: "recipe" }, "recipe ", recipe), h("label", { htmlFor: "name" }, "name of the run ", name), start), about, note, fields, h("p", { className: "dim" }, "The same in a terminal: ", command));
+  showRecipes();
+  if (first) recipe.value = wanted;
+  await showFields();
+}
