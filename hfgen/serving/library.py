@@ -1,6 +1,8 @@
 """The models and runs that a studio shows: by name, found in its folders, and loaded when they are needed."""
 
 import json
+import math
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -14,6 +16,7 @@ from diffusers import DiffusionPipeline
 from hfgen.config.recipes import read_recipes
 from hfgen.config.training import CONFIG_FILE
 from hfgen.evaluation.real import data_source_of
+from hfgen.evaluation.results import read_record
 from hfgen.families import Model, family_of, model_of
 from hfgen.judges.judge import load_judge, shipped_judges_of
 from hfgen.pipelines.loading import ZOO, load, require_folder
@@ -166,7 +169,7 @@ class Library:
 
     def __init__(self, sources: list[str], train_dir: Path, *, device: str, dtype: str):
         self.device, self.dtype, self.train_dir = device, dtype, train_dir
-        zoo = sorted(path.parent.name for path in ZOO.glob(f"*/{INDEX}"))
+        zoo = sorted((path.parent.name for path in ZOO.glob(f"*/{INDEX}")), key=_distance)
         self.sources = sources or [*[RUNS] * Path(RUNS).is_dir(), *zoo]
         if str(train_dir) not in self.sources:
             self.sources.append(str(train_dir))
@@ -184,15 +187,20 @@ class Library:
         return found
 
     def find(self, name: str) -> Entry:
-        """Return an entry.
+        """Return an entry, or that of a checkpoint of one, `NAME/checkpoints/step-000500`.
 
         Raises:
             UserError: if there is none of this name.
         """
-        entry = self.entries().get(name)
-        if entry is None:
-            raise UserError(f"there is no model or run {name} in this studio")
-        return entry
+        entries = self.entries()
+        if name in entries:
+            return entries[name]
+        run, _, checkpoint = name.partition(f"/{CHECKPOINTS}/")
+        if run in entries and entries[run].is_run and re.fullmatch(r"step-\d+", checkpoint):
+            folder = entries[run].folder / CHECKPOINTS / checkpoint
+            if (folder / INDEX).is_file():
+                return Entry(name, folder, is_run=True)
+        raise UserError(f"there is no model or run {name} in this studio")
 
     def folder(self, name: str) -> Path:
         """Return the folder of an entry.
@@ -238,6 +246,14 @@ class Library:
             while len(self.loaded) > MOST_LOADED:
                 self.loaded.popitem(last=False)
         return model
+
+
+def _distance(name: str) -> tuple[float, str]:
+    """Order the models of the zoo: the one with the lowest Fréchet distance first, those without any last."""
+    file = ZOO / name / EVALUATION
+    measures = read_record(file).get("measures", {}) if file.is_file() else {}
+    found = next(iter(measures.values()), {}).get("frechet_distance")
+    return (found["value"] if found else math.inf), name
 
 
 def _check_source(source: str) -> None:

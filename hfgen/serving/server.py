@@ -242,7 +242,8 @@ class Studio:
         """List the recipes, those to start with first."""
         recipes = sorted(read_recipes().values(), key=lambda recipe: (not recipe.is_first, not recipe.is_trained))
         names = ("name", "about", "family", "dataset", "summary", "is_first")
-        return JSONResponse({"recipes": [{name: getattr(recipe, name) for name in names} for recipe in recipes]})
+        listed = [{name: getattr(recipe, name) for name in names} for recipe in recipes]
+        return JSONResponse({"recipes": listed, "families": list(families())})
 
     async def form(self, request: Request) -> Response:
         """Return the fields of a family."""

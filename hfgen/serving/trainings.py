@@ -1,5 +1,6 @@
 """Trainings that are started on the page: processes of `hfgen train`, which go on without a browser."""
 
+import io
 import os
 import re
 import signal
@@ -42,9 +43,6 @@ class _Training:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            newline="",
             env=environment,
             start_new_session=True,  # so that Ctrl-C ends the studio first, which then lets it save its state
         )
@@ -54,7 +52,8 @@ class _Training:
     def _read(self) -> None:
         """Keep what is printed; a progress bar rewrites its line, so that only its last state is kept."""
         line, is_over = "", False
-        while character := self.process.stdout.read(1):
+        output = io.TextIOWrapper(self.process.stdout, encoding="utf-8", errors="replace", newline="")
+        while character := output.read(1):
             if character == "\n":
                 self.lines.append(line)
                 line, is_over = "", False
@@ -64,6 +63,7 @@ class _Training:
                 line, is_over = ("" if is_over else line) + character, False
         if line:
             self.lines.append(line)
+        output.close()
 
     @property
     def is_running(self) -> bool:
@@ -82,7 +82,6 @@ class _Training:
             self.process.kill()
             self.process.wait()
         self.reader.join()
-        self.process.stdout.close()
 
 
 class Trainings:

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hfgen.families import families
 from hfgen.publishing.pages import family_of_run, panels
-from hfgen.runs.checkpoints import step_of
+from hfgen.runs.checkpoints import list_checkpoints, step_of
 from hfgen.runs.folder import (
     CLASSES_FILE,
     METRICS_FILE,
@@ -18,7 +19,7 @@ from hfgen.runs.folder import (
 from hfgen.runs.record import EVALUATED, read_rows
 from hfgen.serving.trainings import Trainings
 from hfgen.utils.errors import UserError, first_line
-from hfgen.utils.untrusted import read_json
+from hfgen.utils.untrusted import INDEX, read_json
 
 QUIET_SECONDS = 120.0  # without a new line in its record, after which a run counts as stopped
 PICTURES = {".png", ".gif"}
@@ -50,11 +51,13 @@ def summary_of(name: str, run: RunFolder, trainings: Trainings) -> dict[str, Any
 
 def record_of(name: str, run: RunFolder, trainings: Trainings) -> dict[str, Any]:
     """Return what the page shows of a run: curves, sample grids, evaluations, class frequencies, output, problems."""
+    summary = summary_of(name, run, trainings)
     training = read_json(run / RUN_FILE) if (run / RUN_FILE).is_file() else {}
     protocol = read_json(run / VALIDATION) if (run / VALIDATION).is_file() else {}
     classes = read_rows(run / CLASSES_FILE) if (run / CLASSES_FILE).is_file() else []
-    return summary_of(name, run, trainings) | {
+    return summary | {
         "curves": panels(run.path),
+        "saves": saves_of(name, run, training) if draws(summary["family"]) else [],
         "grids": [{"step": step_of(grid), "file": f"samples/{grid.name}"} for grid in run.grids()],
         "evaluations": evaluations_of(run, protocol),
         "classes": [_finite(row) for row in classes],
@@ -62,6 +65,21 @@ def record_of(name: str, run: RunFolder, trainings: Trainings) -> dict[str, Any]
         "problems": training.get("problems", []),
         "figures": sorted(f"figures/{path.name}" for path in run.figures.glob("*") if path.suffix in PICTURES),
     }
+
+
+def saves_of(name: str, run: RunFolder, training: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the models that a training has saved, by step: those of its checkpoints, and the finished one."""
+    checkpoints = [path for path in list_checkpoints(run.checkpoints) if (path / INDEX).is_file()]
+    found = {step_of(path): f"{name}/{path.relative_to(run.path).as_posix()}" for path in checkpoints}
+    if training and (run / INDEX).is_file():
+        found[training.get("model_step", training.get("optimizer_steps", 0))] = name
+    return [{"step": step, "model": model} for step, model in sorted(found.items())]
+
+
+def draws(family: str) -> bool:
+    """Return whether models of a family draw images from noise."""
+    known = families().get(family)
+    return known is not None and any(model.use in ("denoise", "decode") for model in known.models.values())
 
 
 def evaluations_of(run: RunFolder, protocol: dict[str, Any]) -> dict[str, Any]:
@@ -97,8 +115,9 @@ def _state(run: RunFolder, trainings: Trainings) -> str:
         return "running"
     if (run / RUN_FILE).is_file():
         return "finished"
+    was_here = trainings.output(run.path) is not None
     written = [(run / name).stat().st_mtime for name in (METRICS_FILE, TIMES_FILE) if (run / name).is_file()]
-    return "running" if written and time.time() - max(written) < QUIET_SECONDS else "stopped"
+    return "running" if not was_here and written and time.time() - max(written) < QUIET_SECONDS else "stopped"
 
 
 def _number(value: Any) -> float | None:

@@ -4,16 +4,17 @@
 const REACH = 3, CELLS = 9, TRAVERSED = 8;
 
 function latentsTab(root) {
-  return withModel(root, ["decode"], "There is no VAE or GAN, and other models have no latents.", facts => {
-    const space = { facts, latents: startLatents(facts), onchange: [] };
+  return withModel(root, ["decode"], "There is no VAE or GAN, and other models have no latents.", async facts => {
+    const space = { facts, latents: await startLatents(facts), onchange: [] };
     return [planePanel(space), traversalPanel(space), seedsPanel(space), ...(facts.encodes ? [unitsPanel(space)] : [])];
   });
 }
 
-// Where to start: at the latents of the address, which the tab Your picture leaves there, or at the centre.
-function startLatents(facts) {
+// Where to start: at the latents of the address, which the tab Your picture leaves there, or at those of an image.
+async function startLatents(facts) {
   const found = kept("latents", "").split(" ").map(Number);
-  return found.length === facts.dimensions.length && found.every(Number.isFinite) ? found : facts.dimensions.map(() => 0);
+  if (found.length === facts.dimensions.length && found.every(Number.isFinite)) return found;
+  return (await ask("latents", { model: facts.name })).latents[0];
 }
 
 const decoded = (space, latents, goOn) => resultOf("decode", { model: space.facts.name, latents, ...(space.label ? { class_labels: [Number(space.label.value)] } : {}) }, goOn);
@@ -131,7 +132,7 @@ function planePanel(space) {
   moveTo(at);
   return h("section", { "aria-label": "the plane" }, h("h2", {}, "The plane of two latents"),
     h("p", {}, `Each image is made of ${size} numbers, its `, ...term("latents"), ". Move over the map to change two of them, by default those that change the image most. Drag the two points to see the images between them."),
-    h("div", { className: "controls" }, labelled("across", axes[0]), labelled("down", axes[1]), labelled("class", space.label), facts.encodes ? encode : []),
+    h("div", { className: "controls" }, labelled("across", axes[0]), labelled("down", axes[1]), labelled("class", space.label), facts.encodes ? encode : [], h("button", { type: "button", id: "centre", onclick: () => { space.latents = space.latents.map(() => 0); space.refresh(); } }, "to the centre")),
     h("div", { className: "pictures" }, h("figure", {}, h("div", { className: "map" }, map, overlay, marker), legend, h("figcaption", {}, `from −${REACH} to ${REACH} in both directions`)), h("div", {}, figure(image, place), figure(path, "from the first point to the last"))));
 }
 
@@ -158,7 +159,7 @@ function traversalPanel(space) {
   let waits = null;
   space.onchange.push(() => { clearTimeout(waits); waits = setTimeout(start, 150); }); // not at each movement of the mouse
   start();
-  return h("section", { "aria-label": "traversals" }, h("h2", {}, "One latent at a time"), h("div", { className: "scroll" }, h("table", { className: "cells" }, rows.map(row => row.element))));
+  return h("section", { "aria-label": "traversals" }, h("h2", {}, "One latent at a time"), h("div", { className: "scroll" }, h("table", { className: "cells strips" }, rows.map(row => row.element))));
 }
 
 const clippedTo = value => Math.max(-REACH, Math.min(REACH, value));

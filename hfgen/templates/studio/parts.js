@@ -74,7 +74,7 @@ async function withModel(root, uses, about, show) {
     try {
       const found = await factsOf(name);
       if (number === opened && own === shown) {
-        place.replaceChildren(...show(found, models).flat());
+        place.replaceChildren(...(await show(found, models)).flat());
         say("");
       }
     } catch (error) {

@@ -30,14 +30,17 @@ async function showEvaluation(facts, place) {
   const header = evaluation.spaces.flatMap(space => [h("th", {}, `generated (${space})`), h("th", {}, "real")]);
   const rows = evaluation.measures.map(measure => h("tr", {}, h("td", {}, ...term(measure.title, measure.name)), measure.cells.flatMap(cell => [h("td", { className: "number" }, h("b", {}, withDeviation(cell.value))), h("td", { className: "number" }, cell.real === null || cell.real === undefined ? "" : short(cell.real))]), h("td", { className: "dim" }, measure.better)));
   const classes = evaluation.classes.slice(0, 1).flatMap(({ judge, accuracy, classes }) => [h("h3", {}, "Classes, the worst first"), h("p", {}, `${percent(accuracy)} of the images show the requested class, by the judge ${judge}.`), bars(classes.map(each => [each.name, each.accuracy, percent(each.accuracy) + (each.distance === null ? "" : ` · FD ${short(each.distance)}`), false]))]);
-  const pictures = evaluation.pictures.filter(name => name.endsWith("images.png") || name.includes("restored") || name.endsWith("neighbours.png"));
+  const pictures = evaluation.pictures.filter(captionOf);
   place.replaceChildren(
     h("h2", {}, "Evaluation"), h("div", { className: "verdict" }, h("b", {}, "In short"), h("ul", {}, evaluation.verdict.map(sentence => h("li", {}, sentence)))),
     rows.length ? h("p", {}, `${evaluation.protocol.num_images.toLocaleString("en")} generated images beside ${evaluation.protocol.reference_images.toLocaleString("en")} test images of ${evaluation.protocol.dataset}; “real” is the same metric of real training images.`) : "",
     rows.length ? h("div", { className: "scroll" }, h("table", {}, h("tr", {}, h("th", {}, "metric"), header, h("th", {}, "better")), rows)) : "",
     ...classes,
-    ...pictures.map(name => h("figure", {}, h("img", { src: withQuery("/api/file", { run: facts.name, file: name }), alt: name, loading: "lazy" }), h("figcaption", {}, name))));
+    ...pictures.map(name => h("figure", {}, h("img", { src: withQuery("/api/file", { run: facts.name, file: name }), alt: captionOf(name), loading: "lazy" }), h("figcaption", {}, captionOf(name)))));
 }
+
+const CAPTIONS = { "images.png": "The first of the evaluated images, not selected", "neighbours.png": "The generated images nearest to a training image, and that image", restored: "Inputs, outputs and what they should be" };
+const captionOf = name => Object.entries(CAPTIONS).find(([part]) => name.includes(part))?.[1];
 
 // An image, and the training images nearest to it.
 function copiesPanel(facts) {

@@ -7,7 +7,7 @@ async function watchTab(root) {
   const page = shown;
   const list = h("div", { className: "scroll", id: "runs" }), record = h("div", { id: "record" }), form = h("div", { id: "form" });
   root.append(h("section", { "aria-label": "trainings" }, h("h2", {}, "Trainings"), list), record, h("section", { "aria-label": "new training" }, h("h2", {}, "Start a training"), form));
-  const view = { name: kept("run", ""), others: new Set(kept("with", "").split("|").filter(Boolean)), grid: null };
+  const view = { name: kept("run", ""), others: new Set(kept("with", "").split("|").filter(Boolean)) };
   const refresh = async () => {
     const { runs, train_dir } = await ask("runs");
     if (page !== shown) return;
@@ -31,7 +31,7 @@ async function watchTab(root) {
 function showRuns(place, runs, view, refresh) {
   if (!runs.length) return place.replaceChildren(h("p", {}, "There are no trainings yet. Start one below; it takes a few minutes."));
   const rows = runs.map(run => {
-    const choose = h("button", { type: "button", onclick: () => { view.name = run.name; view.grid = null; remember({ run: run.name }); refresh(); } }, run.name);
+    const choose = h("button", { type: "button", onclick: () => { view.name = run.name; remember({ run: run.name }); refresh(); } }, run.name);
     const together = h("input", { type: "checkbox", "aria-label": `show the curves of ${run.name} too`, checked: view.others.has(run.name), onchange: () => { view.others[together.checked ? "add" : "delete"](run.name); remember({ with: [...view.others].join("|") }); refresh(); } });
     const bar = run.progress ? h("progress", { value: run.progress, max: 1, "aria-label": `done: ${percent(run.progress)}` }) : "";
     const left = run.state === "running" && run.seconds_left !== null ? `${duration(run.seconds_left)} left` : "";
@@ -45,39 +45,71 @@ async function showRecord(place, view, refresh, page) {
   const records = await Promise.all(names.map(name => ask(withQuery("run", { name })).catch(error => (name === view.name ? Promise.reject(error) : null))));
   if (page !== shown || names[0] !== view.name) return;
   const found = records[0], all = records.filter(Boolean);
+  if (view.parts?.name !== found.name) {
+    view.parts = { name: found.name, head: h("div"), film: trainingFilm(found.name), charts: h("div", { className: "panels" }), classes: h("div"), output: h("details", { hidden: true }, h("summary", {}, "Output"), h("pre", { className: "log" })) };
+    const { head, film, charts, classes, output } = view.parts;
+    place.replaceChildren(h("section", { "aria-label": "run" }, h("h2", {}, found.name), head, film.element, h("h3", {}, "Curves"), charts, classes, output));
+  }
+  const { head, film, charts, classes, output } = view.parts;
   const stop = h("button", { type: "button", id: "stop", onclick: () => counted(ask("stop", { run: found.name }).then(() => say("Stopping; the state is saved first."))) }, "stop");
   const resume = h("button", { type: "button", id: "resume", onclick: () => counted(ask("resume", { run: found.name }).then(refresh)) }, "go on");
   const draw = h("button", { type: "button", onclick: () => go({ tab: "draw", model: found.name }) }, "draw with it");
-  const buttons = [found.is_here ? stop : [], !found.is_here && found.state === "stopped" ? resume : [], found.step ? draw : []];
-  const head = h("section", { "aria-label": "run" }, h("h2", {}, found.name),
-    h("p", { id: "run-state" }, `${found.state}${found.progress ? `, ${percent(found.progress)} done` : ""}${found.state === "running" && found.seconds_left !== null ? `, ${duration(found.seconds_left)} left` : ""}`),
-    h("div", { className: "controls" }, buttons), found.problems.map(problem => h("p", { className: "warn" }, problem)));
-  const kept = place.querySelector("#grids"), grids = kept && kept.dataset.run === found.name ? kept : h("div", { id: "grids", "data-run": found.name });
-  showGrids(grids, found, view);
-  const charts = h("div", { className: "panels" });
-  const output = found.output ? h("details", { open: found.output.status !== null && found.output.status !== 0 }, h("summary", {}, "Output"), h("pre", { className: "log" }, found.output.lines.slice(-30).join("\n"))) : "";
-  if (place.firstElementChild?.dataset.run === found.name && place.contains(document.activeElement) && document.activeElement.type === "range") place.querySelector("section").replaceWith(head);
-  place.replaceChildren(h("div", { "data-run": found.name }, head, grids, h("h3", {}, "Curves"), charts, classShares(found), output));
-  showCurves(charts, all);
+  const buttons = [found.is_here ? stop : [], !found.is_here && found.state === "stopped" ? resume : [], found.saves.length ? draw : []];
+  const state = `${found.state}${found.progress ? `, ${percent(found.progress)} done` : ""}${found.state === "running" && found.seconds_left !== null ? `, ${duration(found.seconds_left)} left` : ""}`;
+  if (head.dataset.state !== `${state} ${found.is_here} ${found.saves.length}`) {
+    head.dataset.state = `${state} ${found.is_here} ${found.saves.length}`;
+    head.replaceChildren(h("p", { id: "run-state" }, state), h("div", { className: "controls" }, buttons), ...found.problems.map(problem => h("p", { className: "warn" }, problem)));
+  }
+  film.update(found);
+  const drawnUntil = all.map(record => `${record.name} ${record.step}`).join();
+  if (charts.dataset.until !== drawnUntil) {
+    charts.dataset.until = drawnUntil;
+    charts.replaceChildren();
+    showCurves(charts, all);
+  }
+  if (classes.dataset.rows !== String(found.classes.length)) {
+    classes.dataset.rows = found.classes.length;
+    classes.replaceChildren(classShares(found));
+  }
+  if (found.output) {
+    if (found.output.status && output.hidden) output.open = true; // it failed
+    output.hidden = false;
+    output.querySelector("pre").textContent = found.output.lines.slice(-30).join("\n");
+  }
 }
 
-// The sample grids, all from the same noise, with a slider over the time of the training.
-function showGrids(place, found, view) {
-  const { grids } = found;
-  if (!grids.length) return void place.replaceChildren(h("p", { className: "dim" }, "The first samples are saved with the first ", ...term("checkpoint"), "."));
-  const isLast = view.grid === null || view.grid >= (place.grids?.length ?? 0) - 1;
-  if (isLast) view.grid = grids.length - 1;
-  if (place.grids?.length === grids.length) return;
-  place.grids = grids;
-  const image = h("img", { className: "grid-picture", id: "grid", alt: "samples" });
-  const range = slider("grid-range", "training ", { min: 0, max: grids.length - 1, step: 1, value: view.grid, text: index => `${grids[index].step.toLocaleString("en")} steps`, oninput: () => frame() });
-  const frame = () => {
-    view.grid = range.input.valueAsNumber;
-    image.src = withQuery("/api/file", { run: found.name, file: grids[view.grid].file });
-    image.alt = `samples after ${grids[view.grid].step} steps`;
+// The same sixteen noises at each save of a training, with a slider over its time; of other models, their grids.
+function trainingFilm(name) {
+  let frames = [];
+  const canvas = picture("grid", "samples"), image = h("img", { className: "grid-picture", alt: "samples", hidden: true });
+  const note = h("p", { className: "dim" }, "The first samples can be drawn after the first ", term("checkpoint"), ".");
+  const range = slider("grid-range", "training ", { min: 0, max: 0, step: 1, value: 0, text: index => (frames[index] ? `${frames[index].step.toLocaleString("en")} steps` : ""), oninput: () => frame() });
+  const place = h("div", { hidden: true }, h("p", {}, range.element), canvas, image);
+  const kept = new Map(); // images by save
+  const frame = newest(async goOn => {
+    const { step, model, file } = frames[range.input.valueAsNumber];
+    canvas.hidden = !model;
+    image.hidden = Boolean(model);
+    if (!model) return void (image.src = withQuery("/api/file", { run: name, file }));
+    if (!kept.has(model + step)) kept.set(model + step, (await resultOf("draw", { model, num_images: 16, seed: 0 }, goOn, state => showImages(canvas, state.images, 8))).images);
+    goOn();
+    showImages(canvas, kept.get(model + step), 8);
+  }, { last: Promise.resolve() });
+  return {
+    element: h("div", {}, h("h3", {}, "Samples from the same noise"), note, place),
+    update({ saves, grids }) {
+      const found = saves.length ? saves : grids;
+      note.hidden = found.length > 0;
+      place.hidden = !found.length;
+      if (found.length === frames.length) return;
+      const isAtEnd = range.input.valueAsNumber === frames.length - 1 || !frames.length;
+      frames = found;
+      range.input.max = frames.length - 1;
+      if (isAtEnd) range.input.value = frames.length - 1;
+      range.show();
+      if (isAtEnd) frame();
+    },
   };
-  frame();
-  place.replaceChildren(h("h3", {}, "Samples from the same noise"), h("p", {}, range.element), image);
 }
 
 function showCurves(place, records) {
@@ -110,7 +142,7 @@ function showCurves(place, records) {
 
 // The share of each class among the samples, by a classifier; a GAN that forgets classes shows here.
 function classShares(found) {
-  if (!found.classes.length) return "";
+  if (!found.classes.length) return h("div");
   const last = found.classes.at(-1), names = Object.keys(last).filter(name => name !== "step"), even = 1 / names.length;
   const rare = names.filter(name => last[name] < even / 4);
   return h("div", {}, h("h3", {}, "Classes among the samples"), bars(names.map(name => [name, last[name] / Math.max(...names.map(each => last[each])), percent(last[name]), last[name] < even / 4])),
@@ -119,8 +151,7 @@ function classShares(found) {
 
 // The form of a new training: a recipe, and below it all fields of the command line.
 async function trainingForm(place, started) {
-  const { recipes } = await ask("recipes");
-  const families = [...new Set(recipes.map(recipe => recipe.family))];
+  const { recipes, families } = await ask("recipes");
   const about = h("p", { className: "dim", id: "recipe-about" }), fields = h("div"), command = h("code", { id: "train-command" }), note = h("p", { id: "train-note", role: "alert" });
   const family = h("select", { id: "family", onchange: () => { showRecipes(); counted(showFields()); } }, families.map(name => h("option", {}, name)));
   const recipe = h("select", { id: "recipe", onchange: () => update() });
@@ -134,7 +165,7 @@ async function trainingForm(place, started) {
     const set = {};
     for (const [field, input] of inputs) {
       const text = input.type === "checkbox" ? input.checked : input.value.trim();
-      if (field.kind === "bool" ? text !== field.default : text !== "") set[field.name] = field.is_list ? text.split(/\s+/) : text;
+      if (field.kind === "bool" ? text !== Boolean(field.default) : text !== "") set[field.name] = field.is_list ? text.split(/\s+/) : text;
     }
     return { ...(recipe.value ? { config: recipe.value } : {}), ...set };
   }
@@ -151,7 +182,7 @@ async function trainingForm(place, started) {
     for (const field of found) {
       const id = `field-${field.name}`, usual = field.default === null || field.default === undefined ? "" : [field.default].flat().join(" ");
       let input;
-      if (field.kind === "bool") input = h("input", { type: "checkbox", id, checked: field.default, onchange: update });
+      if (field.kind === "bool") input = h("input", { type: "checkbox", id, checked: Boolean(field.default), onchange: update });
       else if (field.choices.length) input = h("select", { id, onchange: update }, h("option", { value: "" }, usual ? `(${usual})` : ""), field.choices.map(value => h("option", { value }, value)));
       else input = h("input", { type: "text", id, placeholder: usual, oninput: update });
       inputs.set(field, input);
