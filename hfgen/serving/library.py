@@ -170,7 +170,7 @@ class Library:
     def __init__(self, sources: list[str], train_dir: Path, *, device: str, dtype: str):
         self.device, self.dtype, self.train_dir = device, dtype, train_dir
         zoo = sorted((path.parent.name for path in ZOO.glob(f"*/{INDEX}")), key=_distance)
-        self.sources = sources or [*[RUNS] * Path(RUNS).is_dir(), *zoo]
+        self.sources = [*sources] or [*[RUNS] * Path(RUNS).is_dir(), *zoo]
         if str(train_dir) not in self.sources:
             self.sources.append(str(train_dir))
         for source in sources:

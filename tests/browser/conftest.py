@@ -66,7 +66,7 @@ class Page:
         if element.tag_name == "select":
             Select(element).select_by_value(str(value))
         else:
-            event = "input" if element.get_attribute("type") == "range" else "change"
+            event = "input" if element.get_attribute("type") in ("range", "text") else "change"
             set_value = f"arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('{event}'))"
             self.driver.execute_script(set_value, element, value)
         self.wait()
