@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import PIL
 import torch
 from torch import Tensor
 
@@ -256,6 +257,8 @@ def read_picture(text: Any, channels: int | None, size: Sequence[int] | None) ->
             image = torch.from_numpy(to_array(opened, resolution, channels).copy())
     except UserError:
         raise
+    except PIL.UnidentifiedImageError as error:
+        raise UserError("the file cannot be read as an image (its format is not one of those known here)") from error
     except Exception as error:  # Pillow's readers raise any kind for a damaged file
         raise UserError(f"the file cannot be read as an image ({first_line(error)})") from error
     if size and tuple(image.shape[1:]) != tuple(size):

@@ -545,7 +545,7 @@ function editingPanel(model, memory) {
   });
   const vary = timed(options => editing.vary(model, sketch.image, { ...options, strength: strength.input.valueAsNumber, steps: 12 }));
   const inpaint = timed(options => {
-    if (!sketch.mask.includes(1)) throw new Error("first mark what to fill in");
+    if (!sketch.mask.includes(1)) throw new Said("first mark what to fill in");
     const noise = sketch.image.map((value, i) => (sketch.mask[i % sketch.mask.length] ? 0 : value));
     paint(noised, noise, model.image_shape);
     return editing.inpaint(model, sketch.image, sketch.mask, { ...options, steps: 15, resamples: 3 });

@@ -95,9 +95,17 @@ const labelled = (text, select) => (select ? h("label", { htmlFor: select.id }, 
 // Jobs of a queue run one after the other. A job that is wanted again while it runs or waits, or whose panel is closed,
 // is given up: the function that it gets throws `Replaced` then, and is called between steps.
 class Replaced extends Error {}
+class Said extends Error {} // with a message for the visitor: no mistake of the page
 const pageQueue = { last: Promise.resolve() };
 let waitingJobs = 0, shown = 0; // `shown` counts the changes of the page
 document.body.dataset.jobs = waitingJobs; // for tests, which wait until it is 0
+
+// Say what went wrong.
+function explain(error) {
+  if (error instanceof Replaced) return;
+  if (!(error instanceof Said)) console.error(error);
+  say(`This did not work: ${error.message}`);
+}
 
 function newest(job, queue = pageQueue) {
   const page = shown;
@@ -111,10 +119,7 @@ function newest(job, queue = pageQueue) {
         goOn();
         await job(goOn);
       } catch (error) {
-        if (!(error instanceof Replaced)) {
-          console.error(error);
-          say(`This did not work: ${error.message}`);
-        }
+        explain(error);
       }
       document.body.dataset.jobs = --waitingJobs;
     });
@@ -247,7 +252,7 @@ async function readPicture(file, [channels, height, width]) {
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name} is not a picture that this browser can read`);
+    throw new Said(`${file.name} is not a picture that this browser can read`);
   }
   const canvas = h("canvas", { width, height }), context = canvas.getContext("2d");
   const scale = Math.max(width / bitmap.width, height / bitmap.height);

@@ -24,7 +24,11 @@ function pictureOf(facts, onchange, canMark = false) {
     if (facts.has_judge) judge();
     onchange();
   };
-  const sketch = new Sketch(facts.image_shape, changed, { canMark, read: file => counted(uploadedPicture(file, facts.name)).then(found => found ? found.data : Promise.reject(new Error(document.getElementById("status").textContent))) });
+  const sketch = new Sketch(facts.image_shape, changed, { canMark, read: async file => {
+    const { data } = await tracked(uploadedPicture(file, facts.name));
+    say("");
+    return data;
+  } });
   if (drawn.has(key)) {
     sketch.image = drawn.get(key);
     sketch.show();
@@ -63,8 +67,8 @@ function editingPanel(facts) {
   if (label) label.value = kept("class", facts.learnt_no_class ? "" : 0);
   const start = task => newest(async goOn => {
     const since = performance.now(), fields = { task, seed: seed.value };
-    if (task === "inpaint" && !sketch.mask.includes(1)) throw new Error("first choose “mark what to fill in”, and mark a part of the picture");
-    if (task === "change_class" && label.value === "") throw new Error("first choose the class that it shall have");
+    if (task === "inpaint" && !sketch.mask.includes(1)) throw new Said("first choose “mark what to fill in”, and mark a part of the picture");
+    if (task === "change_class" && label.value === "") throw new Said("first choose the class that it shall have");
     if (EDITS[task][1]) fields.strength = strength.input.valueAsNumber;
     if (label && label.value !== "") fields.class_labels = [Number(label.value)];
     remember({ seed: seed.value, strength: strength.input.value, class: label ? label.value : "" });

@@ -63,7 +63,7 @@ async function withModel(root, uses, about, show) {
   if (!models.length) return void root.append(h("p", {}, `${about} Train one on the tab Watch, or start the studio with the name of a model.`));
   const wanted = kept("model", ""), first = models.find(model => model.name === wanted) ?? models[0];
   const place = h("div", { id: "panels" }), facts = h("span", { className: "dim", id: "about" });
-  const choose = h("select", { id: "model", onchange: () => { remember({ model: choose.value }); open(); } }, models.map(model => h("option", { value: model.name, selected: model === first }, model.name)));
+  const choose = h("select", { id: "model", onchange: () => { remember({ model: choose.value }); counted(open()); } }, models.map(model => h("option", { value: model.name, selected: model === first }, model.name)));
   let opened = 0;
   async function open() {
     const number = ++opened, name = choose.value, listed = models.find(model => model.name === name);
@@ -86,20 +86,18 @@ async function withModel(root, uses, about, show) {
   await counted(open());
 }
 
-// Count a promise among the jobs of the page, and say if it fails.
-async function counted(promise) {
+// Count a promise among the jobs of the page.
+async function tracked(promise) {
   document.body.dataset.jobs = ++waitingJobs;
   try {
     return await promise;
-  } catch (error) {
-    if (!(error instanceof Replaced)) {
-      console.error(error);
-      say(`This did not work: ${error.message}`);
-    }
   } finally {
     document.body.dataset.jobs = --waitingJobs;
   }
 }
+
+// Likewise, and say what went wrong.
+const counted = promise => tracked(promise).catch(explain);
 
 // Bars with their values: [[name, share, text, isWeak], …].
 const bars = rows => h("div", { className: "bars" }, rows.flatMap(([name, share, text, isWeak]) => {

@@ -6,7 +6,7 @@ async function ask(path, body) {
   const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const response = await fetch(`/api/${path}`, options);
   const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
+  if (!response.ok) throw new Said(answer.error);
   return answer;
 }
 
@@ -25,7 +25,7 @@ async function* stepsOf(name, body) {
     const response = await fetch(`/api/${name}`, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...body, format: "stream" }), signal: stop.signal,
     });
-    if (!response.ok) throw new Error((await response.json()).error);
+    if (!response.ok) throw new Said((await response.json()).error);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
@@ -35,7 +35,7 @@ async function* stepsOf(name, body) {
       rest = lines.pop();
       for (const line of lines) {
         const state = JSON.parse(line);
-        if (state.error) throw new Error(state.error);
+        if (state.error) throw new Said(state.error);
         if (state.is_done) return;
         for (const key of ["images", "noised"]) if (state[key]) state[key] = unpacked(state[key]);
         yield state;
@@ -85,12 +85,12 @@ async function uploadedPicture(file, model) {
   const text = await new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error(`${file.name} could not be read`));
+    reader.onerror = () => reject(new Said(`${file.name} could not be read`));
     reader.readAsDataURL(file);
   });
   try {
     return unpacked((await ask("picture", { model, image: text || "data:," })).images);
   } catch (error) {
-    throw new Error(`${file.name}: ${error.message}`);
+    throw new Said(`${file.name}: ${error.message}`);
   }
 }

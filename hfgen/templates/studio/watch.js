@@ -153,7 +153,7 @@ function classShares(found) {
 async function trainingForm(place, started) {
   const { recipes, families } = await ask("recipes");
   const about = h("p", { className: "dim", id: "recipe-about" }), fields = h("div"), command = h("code", { id: "train-command" }), note = h("p", { id: "train-note", role: "alert" });
-  const family = h("select", { id: "family", onchange: () => { showRecipes(); counted(showFields()); } }, families.map(name => h("option", {}, name)));
+  const family = h("select", { id: "family", onchange: () => { showRecipes(); counted(showFields()); } }, families.map(name => h("option", { value: name }, name)));
   const recipe = h("select", { id: "recipe", onchange: () => update() });
   const name = h("input", { id: "name", type: "text", size: 20, value: "", oninput: () => update() });
   const inputs = new Map();
