@@ -49,7 +49,7 @@ $(VENV)/.installed-browser: $(VENV)/.installed  # Selenium, and Debian's Chromiu
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update -qq && apt-get install -qq -y chromium chromium-driver; }
 	@touch $@
 
-test-browser: $(VENV)/.installed-browser  ## run the tests of the pages of hfgen demo, in Chromium
+test-browser: $(VENV)/.installed-browser  ## run the tests of the pages of hfgen demo and hfgen studio, in Chromium
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser --numprocesses auto --dist worksteal
 	@echo "All tests in the browser passed"
 

@@ -1,10 +1,11 @@
-r"""Pictures of the pages of `hfgen demo` for docs/demo.md, taken in Chromium.
+r"""Pictures of the pages of `hfgen demo` and `hfgen studio` for docs/demo.md and docs/studio.md, taken in Chromium.
 
     make .venv/.installed-browser
     python benchmarks/screenshots.py ddpm_conditional_mnist_cpu5min ddpm_mnist_clusters_cpu5min \
         vae_mnist_flow_cpu5min gan_conditional_mnist_cpu10min translation_fashion_mnist_cpu10min
 
-The models are two diffusion models, a VAE, a GAN and a translator, in this order. Pictures go to docs/images.
+The models are two diffusion models, a VAE, a GAN and a translator, in this order. Pictures go to docs/images. For the
+studio a model of digits is trained for a minute.
 """
 
 import argparse
@@ -16,10 +17,14 @@ from pathlib import Path
 
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
+from serving import Server
 
 import hfgen
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
+TALLEST = 1500  # pixels
+TRAINING = {"config": "ddpm_digits_quickstart", "max_train_seconds": 60, "validation_fraction": 0.2}
+TRAINING |= {"evaluation_seconds": 8, "evaluation_share": 0.3, "checkpointing_steps": 100}
 DIGIT = [(-30, -70), (40, 0), (-10, 60), (20, 40), (-50, 40)]  # strokes of a 3, in pixels of the page
 
 
@@ -32,11 +37,12 @@ def main() -> None:
         options.add_argument(f"--{flag}")
     options.binary_location, driver_of = shutil.which("chromium"), Service(shutil.which("chromedriver"))
     with tempfile.TemporaryDirectory() as site, Chrome(options=options, service=driver_of) as driver:
-        hfgen.demo(*models, output=site)
+        studio(driver, models, Path(site) / "runs")
+        hfgen.demo(*models, output=f"{site}/site")
         for model, name in zip(models, ("diffusion", "", "vae", "gan", "translation"), strict=True):
             if name:
                 driver.get("about:blank")
-                driver.get(f"file://{site}/index.html#model={Path(model).name}&seed=1")
+                driver.get(f"file://{site}/site/index.html#model={Path(model).name}&seed=1")
                 wait(driver)
                 if name == "diffusion":
                     click(driver, "one of each")
@@ -48,6 +54,39 @@ def main() -> None:
         click(driver, "side by side")
         click(driver, "start")
         save(driver, IMAGES / "demo_side_by_side.png")
+
+
+def studio(driver: Chrome, models: list[str], runs: Path) -> None:
+    """Save pictures of each part of the studio."""
+    diffusion, _, vae, *_ = models
+    server = Server(*models, "--train_dir", str(runs))
+    run = server.ask("train", family="ddpm", name="first", fields=TRAINING)["run"]
+    while server.ask_for("run", name=run)["is_here"]:
+        time.sleep(1)
+    for name, state in {
+        "start": "",
+        "watch": f"&run={run}",
+        "draw": f"&model={diffusion}&class=5&seed=2",
+        "picture": f"&model={diffusion}",
+        "latents": f"&model={vae}",
+        "quality": f"&model={diffusion}",
+    }.items():
+        driver.get("about:blank")
+        driver.get(f"{server.address}/#tab={name}{state}")
+        time.sleep(1)  # until its script runs
+        wait(driver)
+        match name:
+            case "draw":
+                click(driver, "draw all settings")
+            case "picture":
+                draw(driver)
+                click(driver, "add noise and denoise")
+            case "latents":
+                click(driver, "show where test images are")
+            case "quality":
+                click(driver, "find its nearest training images")
+        save(driver, IMAGES / f"studio_{name}.png")
+    server.close()
 
 
 def wait(driver: Chrome) -> None:
@@ -76,7 +115,7 @@ def draw(driver: Chrome) -> None:
 def save(driver: Chrome, file: Path) -> None:
     """Save a picture of the whole page."""
     size = driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-    whole = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+    whole = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], TALLEST), "scale": 1}
     found = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": whole})
     file.write_bytes(base64.b64decode(found["data"]))
     print(f"{file}: {file.stat().st_size:,} bytes")

@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 from conftest import REPOSITORY, WITHOUT_HFGEN, Client, stand_in_runtime
 from hub_server import HubServer
+from studio import RunningStudio
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SHRUNK = "--max_train_steps 2 --max_train_samples 200 --num_samples 2"
@@ -72,6 +73,31 @@ def client(environment):
 def client_without_hfgen(environment):
     with contextlib.closing(Client(environment, WITHOUT_HFGEN)) as client:
         yield client
+
+
+class Studio:
+    """The studio that a page opens, on a free port instead of the usual one."""
+
+    USUAL = "localhost:7860"
+
+    def __init__(self) -> None:
+        self.running: RunningStudio | None = None
+
+    def open(self, command: str) -> None:
+        self.running = RunningStudio(*shlex.split(command)[2:])
+
+    def addressed(self, text: str) -> str:
+        return text.replace(self.USUAL, self.running.address.removeprefix("http://")) if self.running else text
+
+    def close(self) -> None:
+        if self.running:
+            self.running.close()
+
+
+@pytest.fixture
+def studio():
+    with contextlib.closing(Studio()) as studio:
+        yield studio
 
 
 @pytest.fixture
@@ -164,18 +190,22 @@ def run(command: str, folder: Path, environment: dict[str, str], client: Client)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands(page, workplace, environment, client, client_without_hfgen):
+def test_commands(page, workplace, environment, client, client_without_hfgen, studio, monkeypatch):
+    monkeypatch.chdir(workplace)
     environment = environment | {"HFGEN_DATA_DIR": str(workplace / "data")}
     commands = [line for block in blocks(page, "bash") for line in block.splitlines() if line]
     for command in commands:
-        status, output = run(shrink(command), workplace, environment, client)
+        if command.startswith("hfgen studio"):
+            studio.open(command)
+            continue
+        status, output = run(studio.addressed(shrink(command)), workplace, environment, client)
         assert status == 0, f"{command}\n{output}"
         for output in re.findall(r"--output(?:_dir)? (\S+)", command):
             assert (workplace / output).exists(), command
     for snippet in blocks(page, "python"):
         uses_hfgen = re.search("^(import|from) hfgen", snippet, re.MULTILINE)
         python = client.python if uses_hfgen else client_without_hfgen.python
-        python(snippet.replace("user/", "ada/"), folder=workplace)
+        python(studio.addressed(snippet.replace("user/", "ada/")), folder=workplace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

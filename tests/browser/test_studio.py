@@ -78,7 +78,7 @@ def test_newcomers_see_each_family_and_a_tour_that_ends_with_a_training(page, st
     page.click("Train your own")
     assert page.find("#recipe").get_attribute("value") == "ddpm_digits_quickstart"
     assert page.find("#name").get_attribute("value") == "my_first_model"
-    assert page.text("#train-command").endswith(f"--output_dir {folder}/new/my_first_model")
+    assert page.text("#command").endswith(f"--output_dir {folder}/new/my_first_model")
 
 
 def test_drawing_is_that_of_sample_and_the_address_keeps_it(page, studio, folder):
@@ -302,7 +302,7 @@ def test_a_training_is_started_watched_stopped_and_goes_on(page, studio, folder)
     page.click("start")
     assert "name the training data" in page.text("#train-note")
     page.put("#field-dataset_name", "digits"), page.put("#field-checkpointing_steps", 100)
-    assert "--hidden_sizes 16 8" in page.text("#train-command")
+    assert "--hidden_sizes 16 8" in page.text("#command")
     page.click("start")
     run = f"{folder}/new/mine"
     assert f"{run} is being trained" in page.text("#train-note")

@@ -23,7 +23,7 @@ const decoded = (space, latents, goOn) => resultOf("decode", { model: space.fact
 function planePanel(space) {
   const { facts } = space, size = facts.dimensions.length;
   const map = h("canvas", { id: "plane", className: "plane", tabIndex: 0, role: "application", "aria-label": "the plane of two latents; move with the mouse or the arrow keys", width: 1, height: 1 });
-  const marker = h("span", { className: "marker" }), image = picture("decoded", "the image at this place"), place = h("output", { id: "place" }), path = picture("path", "images between the two points");
+  const marker = h("span", { className: "marker" }), image = picture("decoded", "the image at this place"), place = h("output", { id: "place" }), path = picture("path", "images between the two points"), same = sameAs();
   const overlay = document.createElementNS("http://www.w3.org/2000/svg", "svg"), legend = h("div", { className: "legend" });
   overlay.setAttribute("viewBox", "0 0 100 100");
   space.label = classList(facts.classes.length ? facts : {}, "class", () => drawMap());
@@ -52,6 +52,8 @@ function planePanel(space) {
     showImages(image, images);
     place.textContent = `${axes.map((select, index) => `latent ${select.value}: ${at[index].toFixed(2)}`).join(", ")} (${milliseconds(since)} ms)`;
     space.latents = latentsAt(at);
+    const numbers = space.latents.map(value => +value.toFixed(3)).join(", "), classes = space.label ? `, class_labels=[${space.label.value}]` : "";
+    same.say("", `hfgen.load(${JSON.stringify(facts.name)})(latents=torch.tensor([[${numbers}]])${classes}).images[0]`);
     remember({ latents: space.latents.map(value => +value.toFixed(3)).join(" ") });
     space.onchange.forEach(changed => changed());
   });
@@ -133,7 +135,8 @@ function planePanel(space) {
   return h("section", { "aria-label": "the plane" }, h("h2", {}, "The plane of two latents"),
     h("p", {}, `Each image is made of ${size} numbers, its `, ...term("latents"), ". Move over the map to change two of them, by default those that change the image most. Drag the two points to see the images between them."),
     h("div", { className: "controls" }, labelled("across", axes[0]), labelled("down", axes[1]), labelled("class", space.label), facts.encodes ? encode : [], h("button", { type: "button", id: "centre", onclick: () => { space.latents = space.latents.map(() => 0); space.refresh(); } }, "to the centre")),
-    h("div", { className: "pictures" }, h("figure", {}, h("div", { className: "map" }, map, overlay, marker), legend, h("figcaption", {}, `from −${REACH} to ${REACH} in both directions`)), h("div", {}, figure(image, place), figure(path, "from the first point to the last"))));
+    h("div", { className: "pictures" }, h("figure", {}, h("div", { className: "map" }, map, overlay, marker), legend, h("figcaption", {}, `from −${REACH} to ${REACH} in both directions`)), figure(image, place)),
+    figure(path, "from the first point to the last"), same.element);
 }
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };

@@ -37,22 +37,29 @@ const percent = share => `${(100 * share).toFixed(1)} %`;
 const sized = facts => ({ image_shape: facts.image_shape });
 const showImages = (canvas, { data, shape, count }, columns = columnsOf(count)) => paint(canvas, data, shape, columns);
 
-// Commands and Python for the present state; `update(verb, source, fields)` shows them.
+// Commands and Python for the present state: `update(verb, source, fields)` or `say(command, python)` shows them.
 const CALLS = { sample: "sample", translate: "edit" };
+const word = value => (/^[\w./:@%+=-]+$/.test(value) ? String(value) : `'${String(value).replaceAll("'", "'\\''")}'`);
+const inPython = value => (typeof value === "boolean" ? (value ? "True" : "False") : JSON.stringify(value));
+
 function sameAs() {
   const command = h("code", { id: "command" }), python = h("code", { id: "python" });
   const copy = from => h("button", { type: "button", onclick: () => navigator.clipboard.writeText(from.textContent).then(() => say("Copied")) }, "copy");
-  const element = h("div", { className: "same" }, "command", command, copy(command), "Python", python, copy(python));
-  return {
-    element,
+  const rows = [["command", command], ["Python", python]].map(([title, code]) => [h("span", {}, title), code, copy(code)]);
+  const found = {
+    element: h("div", { className: "same" }, rows),
+    say(commandText, pythonText) {
+      command.textContent = commandText;
+      python.textContent = pythonText;
+      rows[0].forEach(part => (part.hidden = !commandText));
+    },
     update(verb, source, fields) {
       const given = Object.entries(fields).filter(([, value]) => value !== null && value !== undefined && value.length !== 0);
-      const word = value => (/^[\w./:@%+=-]+$/.test(value) ? String(value) : `'${String(value).replaceAll("'", "'\\''")}'`);
-      const flags = given.map(([name, value]) => ` --${name} ${[value].flat().map(word).join(" ")}`);
-      command.textContent = `hfgen ${verb} ${word(source)}${flags.join("")}`;
-      python.textContent = `hfgen.${CALLS[verb]}(${[JSON.stringify(source), ...given.map(([name, value]) => `${name}=${JSON.stringify(value)}`)].join(", ")})`;
+      const flags = given.map(([name, value]) => (value === true ? ` --${name}` : ` --${name} ${[value].flat().map(word).join(" ")}`));
+      found.say(`hfgen ${verb} ${word(source)}${flags.join("")}`, `hfgen.${CALLS[verb]}(${[JSON.stringify(source), ...given.map(([name, value]) => `${name}=${inPython(value)}`)].join(", ")})`);
     },
   };
+  return found;
 }
 
 // A list of the models that a tab can use, and below it what `show(facts)` makes of the chosen one.

@@ -3,7 +3,8 @@
 
 function qualityTab(root) {
   return withModel(root, ["denoise", "decode", "translate"], "There is no model to judge.", (facts, models) => {
-    const place = h("div", { id: "evaluation" }), panels = [place];
+    const place = h("div", { id: "evaluation" }), same = sameAs(), panels = [place, same.element];
+    same.say(`hfgen evaluate ${word(facts.name)}`, `hfgen.evaluate(${JSON.stringify(facts.name)})`);
     counted(showEvaluation(facts, place));
     if (facts.use !== "translate") {
       panels.push(copiesPanel(facts));

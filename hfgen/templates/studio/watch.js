@@ -152,7 +152,7 @@ function classShares(found) {
 // The form of a new training: a recipe, and below it all fields of the command line.
 async function trainingForm(place, started) {
   const { recipes, families } = await ask("recipes");
-  const about = h("p", { className: "dim", id: "recipe-about" }), fields = h("div"), command = h("code", { id: "train-command" }), note = h("p", { id: "train-note", role: "alert" });
+  const about = h("p", { className: "dim", id: "recipe-about" }), fields = h("div"), same = sameAs(), note = h("p", { id: "train-note", role: "alert" });
   const family = h("select", { id: "family", onchange: () => { showRecipes(); counted(showFields()); } }, families.map(name => h("option", { value: name }, name)));
   const recipe = h("select", { id: "recipe", onchange: () => update() });
   const name = h("input", { id: "name", type: "text", size: 20, value: "", oninput: () => update() });
@@ -172,8 +172,9 @@ async function trainingForm(place, started) {
   function update() {
     const chosen = recipes.find(each => each.name === recipe.value);
     about.textContent = chosen ? `${chosen.about} ${chosen.summary}` : "";
-    const given = values(), flags = Object.entries(given).map(([key, value]) => (typeof value === "boolean" ? ` --${value ? "" : "no_"}${key}` : ` --${key} ${[value].flat().join(" ")}`));
-    command.textContent = `hfgen train ${family.value}${flags.join("")} --output_dir ${place.dataset.folder ?? "runs"}/${name.value || "NAME"}`;
+    const given = { ...values(), output_dir: `${place.dataset.folder ?? "runs"}/${name.value || "NAME"}` };
+    const flags = Object.entries(given).map(([key, value]) => (typeof value === "boolean" ? ` --${value ? "" : "no_"}${key}` : ` --${key} ${[value].flat().map(word).join(" ")}`));
+    same.say(`hfgen train ${family.value}${flags.join("")}`, `hfgen.train(${[JSON.stringify(family.value), ...Object.entries(given).map(([key, value]) => `${key}=${inPython(value)}`)].join(", ")})`);
   }
   async function showFields() {
     const found = (await ask(withQuery("form", { family: family.value }))).fields;
@@ -208,7 +209,7 @@ async function trainingForm(place, started) {
   const wanted = kept("recipe", ""), first = recipes.find(each => each.name === wanted);
   if (first) family.value = first.family;
   name.value = kept("name", "");
-  place.replaceChildren(h("div", { className: "controls" }, h("label", { htmlFor: "family" }, "family ", family), h("label", { htmlFor: "recipe" }, "recipe ", recipe), h("label", { htmlFor: "name" }, "name of the run ", name), start), about, note, fields, h("p", { className: "dim" }, "The same in a terminal: ", command));
+  place.replaceChildren(h("div", { className: "controls" }, h("label", { htmlFor: "family" }, "family ", family), h("label", { htmlFor: "recipe" }, "recipe ", recipe), h("label", { htmlFor: "name" }, "name of the run ", name), start), about, note, fields, same.element);
   showRecipes();
   if (first) recipe.value = wanted;
   await showFields();
