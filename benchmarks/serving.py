@@ -2,9 +2,9 @@
 
     python benchmarks/serving.py
 
-A studio is started over some models of the zoo in a process of its own, on the CPU. For each model, 1, 8 and 64 clients
-ask for one image at a time, each with its own seed, for some seconds. Results go to benchmarks/results/serving.json
-and, as a table, .md.
+A studio is started over some models of the zoo in a process of its own, on the CPU. For each of them, 1, 8 and 64
+clients ask for one image at a time, each with its own seed, for some seconds. Results go to
+benchmarks/results/serving.json and, as a table, .md.
 """
 
 import argparse

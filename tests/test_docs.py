@@ -175,7 +175,7 @@ def run(command: str, folder: Path, environment: dict[str, str], client: Client)
     if words[0] == "hfgen":
         answer = client(arguments=words[1:], **place)
         return answer["status"], answer["output"]
-    if words[:5] == ["accelerate", "launch", "-m", "hfgen", "evaluate"]:  # test_evaluation has its launcher
+    if words[:4] == ["accelerate", "launch", "-m", "hfgen"]:  # test_processes and test_evaluation have the launcher
         answer = client(arguments=words[4:], **place)
         return answer["status"], answer["output"]
     if words[:2] == ["accelerate", "launch"] and words[2] != "-m":  # the launcher is the same for each family

@@ -118,6 +118,7 @@ class LoadedModel:
             "use": self.use,
             "family": family.name if family else "ddpm",
             "classes": self.label_names,
+            "dataset": data_source_of(self.fields),
             "image_shape": self.image_shape,
             "has_judge": any(load_judge(name, "cpu").image_shape == tuple(self.image_shape) for name in self.judges),
         }
@@ -135,7 +136,7 @@ class LoadedModel:
             case "decode":
                 encodes = isinstance(pipeline, VAEPipeline)
                 facts |= {
-                    "sampler": self.sampler,
+                    "sampler": {option: value for option, value in self.sampler.items() if value != math.inf},
                     "priors": ["normal", "mixture", *["flow"] * (pipeline.flow is not None)] if encodes else [],
                     "dimensions": dimensions_of(pipeline),
                     "encodes": encodes,
@@ -171,19 +172,20 @@ class Library:
         self.device, self.dtype, self.train_dir = device, dtype, train_dir
         zoo = sorted((path.parent.name for path in ZOO.glob(f"*/{INDEX}")), key=_distance)
         self.sources = [*sources] or [*[RUNS] * Path(RUNS).is_dir(), *zoo]
-        if str(train_dir) not in self.sources:
-            self.sources.append(str(train_dir))
         for source in sources:
             _check_source(source)
+        self.known: dict[str, Entry] = {}  # as last found
         self.loaded: OrderedDict[str, tuple[Any, LoadedModel]] = OrderedDict()
         self.lock = threading.Lock()
 
     def entries(self) -> dict[str, Entry]:
         """Return what there is now, by name: the sources in their order, in folders the newest first."""
         found: dict[str, Entry] = {}
-        for source in self.sources:
+        trained = [str(self.train_dir)] * self.train_dir.is_dir()
+        for source in dict.fromkeys([*self.sources, *trained]):
             for entry in _entries_of(source):
                 found.setdefault(entry.name, entry)
+        self.known = found
         return found
 
     def find(self, name: str) -> Entry:
@@ -192,7 +194,9 @@ class Library:
         Raises:
             UserError: if there is none of this name.
         """
-        entries = self.entries()
+        entries = self.known
+        if (known := entries.get(name)) is None or (known.folder and not known.folder.is_dir()):
+            entries = self.entries()  # looks for what is new; it reads many folders
         if name in entries:
             return entries[name]
         run, _, checkpoint = name.partition(f"/{CHECKPOINTS}/")
@@ -257,20 +261,21 @@ def _distance(name: str) -> tuple[float, str]:
 
 
 def _check_source(source: str) -> None:
-    if Path(source).expanduser().is_dir() or source in read_recipes() or source.count("/") == 1:
-        if source in read_recipes() and not Path(source).is_dir() and not (ZOO / source / INDEX).is_file():
-            load(source)  # says what is missing
+    """Check that a source can be found: a folder, a model of the zoo, a recipe's model, or perhaps a Hub id."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() or (ZOO / source / INDEX).is_file():
         return
-    require_folder(source)
+    if source in read_recipes():
+        load(source)  # says what is missing, or finds it on the Hub
+    elif source.count("/") != 1 or folder.parent.is_dir():
+        require_folder(source)
 
 
 def _entries_of(source: str) -> Iterator[Entry]:
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        if source in read_recipes() and (ZOO / source / INDEX).is_file():
-            yield Entry(source, ZOO / source, is_run=False)
-        elif not folder.exists() and source.count("/") == 1 and not (folder.parent.is_dir()):
-            yield Entry(source, None, is_run=False)
+        zoo = ZOO / source
+        yield Entry(source, zoo if (zoo / INDEX).is_file() else None, is_run=False)
         return
     if _is_model(folder):
         yield Entry(source, folder, _is_run(folder))

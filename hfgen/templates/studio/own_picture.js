@@ -38,16 +38,12 @@ function pictureOf(facts, onchange, canMark = false) {
   return { sketch, seen, controls: [sketch.controls, sample] };
 }
 
-// Put a drawn image of the chosen model, or of another of the same size, on the canvas.
+// Put an image of the chosen model, or of another for the same images, on the canvas.
 async function takeSample(facts, sketch) {
-  const models = (await listModels()).filter(model => ["denoise", "decode"].includes(model.use));
-  for (const model of [models.find(each => each.name === facts.name), ...models].filter(Boolean)) {
-    const other = await factsOf(model.name);
-    if (String(other.image_shape) !== String(facts.image_shape)) continue;
-    const { images } = await resultOf("draw", { model: model.name, seed: Math.floor(Math.random() * 1e6), ...(other.classes.length ? { class_labels: [Math.floor(Math.random() * other.classes.length)] } : {}) });
-    return sketch.set(images.data);
-  }
-  say("No model here draws images of this size");
+  const model = await modelFor(facts);
+  if (!model) return say("No model here draws images of this size");
+  const { images } = await resultOf("draw", { model: model.name, seed: Math.floor(Math.random() * 1e6), ...(model.classes.length ? { class_labels: [Math.floor(Math.random() * model.classes.length)] } : {}) });
+  sketch.set(images.data);
 }
 
 const EDITS = {

@@ -64,6 +64,19 @@ async function factsOf(name) {
   return knownFacts.get(name);
 }
 
+// A model that draws images such as another takes: that model itself, else one of its data set, else of its size.
+async function modelFor(facts) {
+  if (facts.use !== "translate") return facts;
+  let found = null;
+  for (const { name } of (await ask("models")).models.filter(model => ["denoise", "decode"].includes(model.use))) {
+    const other = await factsOf(name);
+    if (String(other.image_shape) !== String(facts.image_shape)) continue;
+    if (other.dataset === facts.dataset) return other;
+    found ??= other;
+  }
+  return found;
+}
+
 async function listModels() {
   knownFacts.clear();
   return (await ask("models")).models;

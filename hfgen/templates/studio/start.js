@@ -20,7 +20,10 @@ const TOUR = [
 async function startTab(root) {
   const page = shown, models = await listModels();
   if (page !== shown) return;
-  const named = kinds => models.find(model => kinds && kinds.test(model.kind) && !model.problem);
+  const named = kinds => {
+    const found = models.filter(model => kinds && kinds.test(model.kind) && !model.problem);
+    return found.find(model => model.quality) ?? found[0]; // one that was measured, if there is any
+  };
   const cards = FAMILIES.map(({ kinds, title, text, action, go: target }) => {
     const model = named(kinds), image = picture(`card-${title}`, `images of a ${title} model`);
     const button = h("button", { type: "button", disabled: !model, onclick: () => go({ ...target, model: model.name }) }, action);
@@ -40,21 +43,19 @@ async function startTab(root) {
       if (!model) continue;
       const facts = await factsOf(model.name);
       goOn();
-      if (facts.use === "translate") await showTranslation(facts, models, image, goOn);
+      if (facts.use === "translate") await showTranslation(facts, image, goOn);
       else await resultOf("draw", { model: model.name, num_images: 9, seed: 0 }, goOn, state => showImages(image, state.images, 3));
     }
   });
   fill();
 }
 
-// A drawn image, the same with noise, and what the network makes of it.
-async function showTranslation(facts, models, canvas, goOn) {
-  for (const model of models.filter(each => ["denoise", "decode"].includes(each.use))) {
-    const other = await factsOf(model.name);
-    goOn();
-    if (String(other.image_shape) !== String(facts.image_shape)) continue;
-    const { images } = await resultOf("draw", { model: model.name, seed: 1 }, goOn);
-    const made = await resultOf("translate", { model: facts.name, image: asFile(images.data, images.shape), noise: 0.3 }, goOn);
-    return paint(canvas, joined([made.noised.data, made.images.data]), made.images.shape, 2);
-  }
+// A drawn image with noise, and what the network makes of it.
+async function showTranslation(facts, canvas, goOn) {
+  const model = await modelFor(facts);
+  goOn();
+  if (!model) return;
+  const { images } = await resultOf("draw", { model: model.name, seed: 1 }, goOn);
+  const made = await resultOf("translate", { model: facts.name, image: asFile(images.data, images.shape), noise: 0.3 }, goOn);
+  paint(canvas, joined([made.noised.data, made.images.data]), made.images.shape, 2);
 }
