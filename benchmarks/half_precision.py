@@ -27,21 +27,24 @@ def measure(name: str) -> dict[str, Any]:
     record = json.loads((ZOO / name / "evaluation.json").read_text())
     protocol = record["protocol"]
     sampler = {option: protocol[option] for option in SAMPLER if protocol.get(option) is not None}
+    number = {"num_images": protocol["num_images"]} if "num_images" in protocol else {}
     with tempfile.TemporaryDirectory() as folder:
         hfgen.evaluate(
-            ZOO / name,
+            name,
             dataset_name=protocol["dataset"].partition("/")[2],
-            num_images=protocol["num_images"],
             seed=protocol["seed"],
             dtype=protocol["dtype"],
             output_dir=folder,
+            **number,
             **sampler,
         )
         found = json.loads((Path(folder) / "evaluation.json").read_text())
-    return {"float32": _measures(record), "float16": _measures(found), "num_images": protocol["num_images"]}
+    return {"float32": _measures(record), "float16": _measures(found), **number}
 
 
 def _measures(record: dict[str, Any]) -> dict[str, Any]:
+    if settings := record.get("restoration"):
+        return {"restoration": {setting["title"]: setting["made"]["psnr"] for setting in settings}}
     judge = next(iter(record["measures"]))
     measures = {name: record["measures"][judge][name] for name in ("frechet_distance", "recall")}
     accuracy = record["conditional"][judge]["accuracy"] if record.get("conditional") else None
@@ -50,7 +53,7 @@ def _measures(record: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", help="names of models in model_cards that draw")
+    parser.add_argument("models", nargs="+", help="names of models in model_cards")
     options = parser.parse_args()
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in options.models:
@@ -63,8 +66,13 @@ def main() -> None:
 
 def page(rows: dict[str, Any]) -> str:
     """Return the table of the measured models."""
-    cells = []
+    cells, restored = [], []
     for name, row in sorted(rows.items()):
+        if "restoration" in row["float32"]:
+            for setting, ratio in row["float32"]["restoration"].items():
+                after = row["float16"]["restoration"][setting]
+                restored.append([name, setting, f"{ratio:.3f}", f"{after:.3f}"])
+            continue
         distances = [with_std(row[dtype]["frechet_distance"]) for dtype in DTYPES]
         recalls = [number(row[dtype]["recall"]["value"]) for dtype in DTYPES]
         accuracies = [row[dtype]["accuracy"] for dtype in DTYPES]
@@ -75,6 +83,7 @@ def page(rows: dict[str, Any]) -> str:
         "Written by `python benchmarks/half_precision.py` and the names of models: weights of the training, in",
         "float32, and those in model_cards, in float16, with the same seeds, classes and sampler, by the first judge.",
         *table(["model", "images", *measures], cells),
+        *table(["model", "input", *(f"PSNR (dB), {dtype}" for dtype in DTYPES)], restored),
     ]
     return "\n".join(lines) + "\n"
 

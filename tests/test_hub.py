@@ -251,7 +251,7 @@ def test_a_page_that_draws_becomes_a_static_space(push, server, home):
     push("--demo")
     files = server.repos["space", "ada/tiny"].files("main")[1]
     scripts = {"files/tiny-unet.onnx.js", *(f"files/{name}.js" for name in RUNTIME_PARTS)}
-    assert files.keys() == {"README.md", "index.html", "demo.js", "widgets.js", RUNTIME_SCRIPT, "own.txt", *scripts}
+    assert files.keys() == {"README.md", "index.html", "demo.js", RUNTIME_SCRIPT, "own.txt", *scripts}
     card = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
     assert (card["sdk"], card["app_file"], card["models"]) == ("static", "index.html", ["ada/tiny"])
     assert "model_index.json" in server.model("ada/tiny")

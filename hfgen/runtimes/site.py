@@ -30,7 +30,7 @@ from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent, local_path, parts_complete_or_absent
 from hfgen.utils.markdown import TEMPLATES, number, render, with_std
 
-PAGE, SCRIPTS, FILES = "index.html", ("widgets.js", "demo.js"), "files"
+PAGE, SCRIPT, FILES = "index.html", "demo.js", "files"
 MARK = '<meta name="generator" content="hfgen demo">'
 VERSION = "1.30.0"  # of onnxruntime-web
 RUNTIME_SCRIPT = "ort.wasm.min.js"
@@ -75,8 +75,7 @@ def write_site(config: DemoConfig, source: str | None = None) -> Path:
                 shutil.copyfile(runtime / RUNTIME_SCRIPT, parts / RUNTIME_SCRIPT)
                 packed = {f"{name}.js": _pack(runtime / name, parts / FILES) for name in RUNTIME_PARTS}
                 site |= {"runtime_files": [*packed], "runtime_bytes": sum(packed.values())}
-            for name in SCRIPTS:
-                shutil.copyfile(TEMPLATES / name, parts / name)
+            (parts / SCRIPT).write_text("".join((TEMPLATES / name).read_text() for name in ("widgets.js", SCRIPT)))
             script = RUNTIME_SCRIPT if runtime else CDN + RUNTIME_SCRIPT
             page = render("demo.html", mark=MARK, title=config.title, site=site, runtime_script=script)
             (parts / PAGE).write_text(page, encoding="utf-8")
