@@ -51,10 +51,10 @@ class RunningStudio:
     def memory(self) -> psutil.Process:
         return psutil.Process(self.process.pid)
 
-    def close(self) -> str:
-        """End it as Ctrl-C does, and return what it printed."""
+    def close(self, number: int = signal.SIGINT) -> str:
+        """End it by a signal, by default as Ctrl-C does, and return what it printed."""
         self.client.close()
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(number)
         return self.process.communicate(timeout=SECONDS)[0]
 
 

@@ -697,7 +697,7 @@ class StudioConfig:
         host: Address to listen on. With the default, only this machine can open the page.
         port: Port to listen on; 0 is any that is free.
         open_browser: Open the page in the default browser.
-        max_waiting: Requests that may wait; the others are told to try again later (status 503).
+        max_requests: Requests that are answered at once; others are told to try again later (status 503).
 
     Examples:
         hfgen studio
@@ -711,12 +711,12 @@ class StudioConfig:
     host: str = "127.0.0.1"
     port: int = 7860
     open_browser: bool = True
-    max_waiting: int = 256
+    max_requests: int = 256
 
     def __post_init__(self):
         """Validate the fields."""
         require_values(self)
         require(self, "zero or more", ["port"], at_most=65_535)
-        require(self, "positive", ["max_waiting"], at_most=100_000)
+        require(self, "positive", ["max_requests"], at_most=100_000)
         if not self.train_dir.strip():
             raise UserError("train_dir must name a folder")

@@ -25,7 +25,8 @@ from hfgen.runtimes.networks import networks_of
 from hfgen.runtimes.sampler_table import sampler_table
 from hfgen.runtimes.write import MODEL_FILE, export_pipeline, require_onnx
 from hfgen.sampling.edit import editing_pipeline
-from hfgen.sampling.sample import image_shape_of
+from hfgen.sampling.latents import first_class
+from hfgen.sampling.sample import image_shape_of, network_of
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent, local_path, parts_complete_or_absent
 from hfgen.utils.markdown import TEMPLATES, number, render, with_std
@@ -159,14 +160,11 @@ def _short(numbers: torch.Tensor) -> list[float]:
     return [float(f"{value:.8g}") for value in numbers.tolist()]
 
 
-@torch.no_grad()
 def dimensions_of(pipeline: DiffusionPipeline) -> list[int]:
     """Order the latent dimensions by how much the image changes along each of them from the centre."""
-    network = next(network for name, network in networks_of(pipeline).items() if name in ("decoder", "generator"))
-    size = network.inputs["latents"].shape[1]
+    size = network_of(pipeline).config.latent_dim
     ends = torch.cat([sign * TRAVERSED * torch.eye(size) for sign in (-1, 1)])
-    classes = {name: tensor[:1].expand(2 * size) for name, tensor in network.inputs.items() if name != "latents"}
-    low, high = network.module(latents=ends, **classes).chunk(2)
+    low, high = pipeline(latents=ends, class_labels=first_class(pipeline), output_type="pt").images.chunk(2)
     return (high - low).abs().mean(dim=(1, 2, 3)).argsort(descending=True).tolist()
 
 

@@ -1,5 +1,6 @@
 """`hfgen translate`: image-to-image translation, and image editing with diffusion models."""
 
+import collections
 import contextlib
 import io
 import statistics
@@ -258,7 +259,7 @@ def _by_diffusion(
     for first in range(0, len(given), BATCH_SIZE):
         part = slice(first, first + BATCH_SIZE)
         mask = masks[part] if masks is not None and len(masks) == len(given) else masks
-        *_, made = edit_steps(editing, config, given[part], mask, first)
+        made = collections.deque(edit_steps(editing, config, given[part], mask, first), maxlen=1).pop()
         yield Translated(names[part], [*given[part]], [*made])
 
 

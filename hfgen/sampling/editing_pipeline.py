@@ -3,6 +3,7 @@
 This file depends only on torch, diffusers and their dependencies.
 """
 
+import collections
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -491,6 +492,5 @@ class DiffusionEditingPipeline(DiffusionPipeline):
 
 
 def _last(steps: Iterator[Tensor]) -> Tensor:
-    """Return the last of the yielded tensors."""
-    *_, last = steps
-    return last
+    """Return the last of the yielded tensors, without keeping the others."""
+    return collections.deque(steps, maxlen=1).pop()

@@ -158,7 +158,7 @@ def is_compatible(scheduler: SchedulerMixin, own: SchedulerMixin, num_inference_
     try:
         *_, x = visited(error=0.0)
         *states, _ = visited(error=0.05)
-    except (AssertionError, AttributeError, NotImplementedError, TypeError, ValueError):
+    except (AssertionError, AttributeError, IndexError, NotImplementedError, TypeError, ValueError):
         return False
     return bool((x - image).abs().max() < 0.03) and max(float(x.abs().max()) for x in states) < 10
 

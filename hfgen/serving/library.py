@@ -1,6 +1,6 @@
 """The models and runs that a studio shows: by name, found in its folders, and loaded when they are needed."""
 
-import json
+import contextlib
 import math
 import re
 import threading
@@ -19,15 +19,13 @@ from hfgen.evaluation.real import data_source_of
 from hfgen.evaluation.results import read_record
 from hfgen.families import Model, family_of, model_of
 from hfgen.judges.judge import load_judge, shipped_judges_of
-from hfgen.pipelines.loading import ZOO, load, require_folder
+from hfgen.pipelines.loading import ZOO, file_beside, load, require_folder
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
-from hfgen.runs.checkpoints import newest_complete
-from hfgen.runs.folder import CHECKPOINTS, EVALUATION, RunFolder, run_fields
+from hfgen.runs.checkpoints import list_checkpoints
+from hfgen.runs.folder import CHECKPOINTS, EVALUATION, run_fields
 from hfgen.runtimes.networks import networks_of
 from hfgen.runtimes.site import dimensions_of, kind_of, quality_of
-from hfgen.sampling.edit import editing_pipeline
-from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline
-from hfgen.sampling.sample import default_sampler, image_shape_of, is_conditional, is_guided
+from hfgen.sampling.sample import default_sampler, image_shape_of, is_conditional, is_guided, require_diffusion
 from hfgen.sampling.schedulers import SHORT_NAMES, suitable_schedulers
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import INDEX, read_index
@@ -52,17 +50,20 @@ class Entry:
     is_run: bool
 
     @property
-    def state(self) -> tuple[str, int] | None:
-        """What changes when its model does: the folder that holds it, and when its index was written."""
+    def index(self) -> Path | None:
+        """The file that names the parts of its model, of a run in training that of its newest checkpoint, or None."""
         if self.folder is None:
             return None
-        index = self.folder / INDEX
-        if not index.is_file():
-            newest = newest_complete(self.folder / CHECKPOINTS)
-            if newest is None:
-                return None
-            index = newest / INDEX
-        return (str(index), index.stat().st_mtime_ns) if index.is_file() else None
+        checkpoints = list_checkpoints(self.folder / CHECKPOINTS)[-1:]
+        return next((place / INDEX for place in (self.folder, *checkpoints) if (place / INDEX).is_file()), None)
+
+    @property
+    def state(self) -> tuple[Path, int] | None:
+        """What changes when its model does: the index, and when it was written."""
+        with contextlib.suppress(OSError):  # a checkpoint that has just been removed
+            if index := self.index:
+                return index, index.stat().st_mtime_ns
+        return None
 
 
 class LoadedModel:
@@ -72,6 +73,8 @@ class LoadedModel:
         self.entry, self.pipeline = entry, pipeline
         self.fields = run_fields(entry.folder) if entry.folder and entry.is_run else run_fields(Path(entry.name))
         self.kind: Model | None = model_of(type(pipeline).__name__)
+        if self.kind is None:
+            require_diffusion(pipeline)
         self.label_names = (
             [name for _, name in sorted(pipeline.config.id2label.items())] if self.is_conditional else []
         )
@@ -90,11 +93,6 @@ class LoadedModel:
     def sampler(self) -> dict[str, Any]:
         """The sampler options of its own sample grids."""
         return default_sampler(self.pipeline, self.fields)
-
-    @cached_property
-    def editing(self) -> DiffusionEditingPipeline:
-        """The editing pipeline of a diffusion model."""
-        return editing_pipeline(self.pipeline)
 
     @cached_property
     def image_shape(self) -> list[int]:
@@ -165,18 +163,18 @@ class Library:
         dtype: Likewise.
 
     Raises:
-        UserError: if a source is none of these, or there is nothing to show.
+        UserError: if a source is none of these.
     """
 
     def __init__(self, sources: list[str], train_dir: Path, *, device: str, dtype: str):
         self.device, self.dtype, self.train_dir = device, dtype, train_dir
-        zoo = sorted((path.parent.name for path in ZOO.glob(f"*/{INDEX}")), key=_distance)
-        self.sources = [*sources] or [*[RUNS] * Path(RUNS).is_dir(), *zoo]
+        self.sources = [*sources] or [*[RUNS] * Path(RUNS).is_dir(), *_zoo()]
         for source in sources:
             _check_source(source)
         self.known: dict[str, Entry] = {}  # as last found
         self.loaded: OrderedDict[str, tuple[Any, LoadedModel]] = OrderedDict()
         self.lock = threading.Lock()
+        self.loading: dict[str, threading.Lock] = {}
 
     def entries(self) -> dict[str, Entry]:
         """Return what there is now, by name: the sources in their order, in folders the newest first."""
@@ -237,14 +235,15 @@ class Library:
         Raises:
             UserError: if there is none of this name, or it cannot be loaded.
         """
-        if held := self.held(name):
-            return held
         entry = self.find(name)
-        if entry.folder and (entry.folder / CLASSIFIER).is_file():
-            raise UserError(f"{name} is a classifier, which generates no images")
-        state = entry.state
-        pipeline = load(str(entry.folder or name), device=self.device, dtype=self.dtype)
-        model = LoadedModel(entry, pipeline)
+        with self.lock:
+            loading = self.loading.setdefault(name, threading.Lock())
+        with loading:  # of two visitors one loads it, and the other waits for that
+            if held := self.held(name):
+                return held
+            state = entry.state
+            pipeline = load(str(entry.folder or name), device=self.device, dtype=self.dtype)
+            model = LoadedModel(entry, pipeline)
         with self.lock:
             self.loaded[name] = (state, model)
             while len(self.loaded) > MOST_LOADED:
@@ -252,12 +251,17 @@ class Library:
         return model
 
 
-def _distance(name: str) -> tuple[float, str]:
-    """Order the models of the zoo: the one with the lowest Fréchet distance first, those without any last."""
-    file = ZOO / name / EVALUATION
-    measures = read_record(file).get("measures", {}) if file.is_file() else {}
-    found = next(iter(measures.values()), {}).get("frechet_distance")
-    return (found["value"] if found else math.inf), name
+def _zoo() -> list[str]:
+    """List the models of the zoo: the one with the lowest Fréchet distance first, those without any last."""
+
+    def distance(name: str) -> tuple[float, str]:
+        with contextlib.suppress(UserError, OSError):
+            measures = read_record(ZOO / name / EVALUATION).get("measures", {})
+            if found := next(iter(measures.values()), {}).get("frechet_distance"):
+                return found["value"], name
+        return math.inf, name
+
+    return sorted((path.parent.name for path in ZOO.glob(f"*/{INDEX}")), key=distance)
 
 
 def _check_source(source: str) -> None:
@@ -266,7 +270,7 @@ def _check_source(source: str) -> None:
     if folder.is_dir() or (ZOO / source / INDEX).is_file():
         return
     if source in read_recipes():
-        load(source)  # says what is missing, or finds it on the Hub
+        file_beside(source, INDEX)  # says what is missing, or finds it on the Hub
     elif source.count("/") != 1 or folder.parent.is_dir():
         require_folder(source)
 
@@ -282,8 +286,14 @@ def _entries_of(source: str) -> Iterator[Entry]:
         return
     below = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_dir() and _is_model(path)]
     inside = [path for path in below if not _is_part(path, below)]
-    for path in sorted(inside, key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(inside, key=_modified, reverse=True):
         yield Entry(f"{source.rstrip('/')}/{path.relative_to(folder).as_posix()}", path, _is_run(path))
+
+
+def _modified(path: Path) -> float:
+    with contextlib.suppress(OSError):  # it has just been removed
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _is_part(path: Path, others: Iterable[Path]) -> bool:
@@ -302,24 +312,26 @@ def _is_model(folder: Path) -> bool:
 def _facts_without_loading(entry: Entry) -> dict[str, Any] | None:
     """Return what is known of a model from its files, None for a classifier or a run without a model yet."""
     if entry.folder is None:
-        return {"name": entry.name, "use": None, "kind": "on the Hub", "quality": "", "has_evaluation": False}
-    if (entry.folder / CLASSIFIER).is_file() or (state := entry.state) is None:
+        return {
+            "name": entry.name,
+            "use": None,
+            "kind": "on the Hub",
+            "quality": "",
+            "has_evaluation": False,
+            "problem": "",
+        }
+    if (entry.folder / CLASSIFIER).is_file() or (file := entry.index) is None:
         return None
     facts: dict[str, Any] = {"name": entry.name, "has_evaluation": (entry.folder / EVALUATION).is_file()}
     try:
-        index = read_index(Path(state[0]))
+        index = read_index(file)
         name = index["_class_name"]
         class_name = name[1] if isinstance(name, list) else name
         known = model_of(class_name)
         classes = "classes" if index.get("id2label") else None
         use = known.use if known else "denoise"
         about = {"use": use, "pipeline": class_name} | ({"classes": classes} if classes else {})
-        facts |= {"use": use, "kind": kind_of(about), "quality": quality_of(entry.name), "problem": ""}
-    except (UserError, OSError, json.JSONDecodeError) as error:
+        facts |= {"use": use, "kind": kind_of(about), "quality": quality_of(str(entry.folder)), "problem": ""}
+    except (UserError, OSError) as error:
         facts |= {"use": None, "kind": "damaged", "quality": "", "problem": first_line(error)}
     return facts
-
-
-def runs_of(library: Library) -> list[tuple[str, RunFolder]]:
-    """List the runs of a library with their names."""
-    return [(entry.name, RunFolder(entry.folder)) for entry in library.entries().values() if entry.is_run]

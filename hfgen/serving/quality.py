@@ -1,6 +1,6 @@
 """How good a model is: its evaluation, what it may have copied, and where it puts real images."""
 
-import threading
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ from hfgen.utils.untrusted import read_json
 ENCODED = 1000  # test images in the plane of latents
 NEIGHBOURS = 5  # training images beside a sample
 QUANTILES = (0.01, 0.1, 0.5, 0.9)  # of the distances of unseen real images to their nearest training images
+READING = (  # fields of a run that decide which real images there are
+    "train_split", "validation_fraction", "test_fraction", "resolution", "channels", "max_train_samples",
+    "image_column", "label_column", "on_bad_image",
+)  # fmt: skip
 MOST_DATA_SETS = 2  # whose features are kept in memory
 
 
@@ -39,10 +43,10 @@ def evaluation_of(folder: Path) -> dict[str, Any]:
         found["evaluation"] = _evaluation(read_record(folder / EVALUATION), folder)
     if (folder / COMPARISON).is_file():
         comparison = read_json(folder / COMPARISON)
-        found["comparison"] = {name: comparison.get(name) for name in ("settings", "real_images")}
+        found["comparison"] = {"settings": comparison.get("settings", [])}
     if not any(found.values()):
         raise UserError(f"{folder.name} has not been evaluated; hfgen evaluate {folder} measures how good it is")
-    return found
+    return _finite(found)
 
 
 def _evaluation(record: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -75,7 +79,11 @@ def _evaluation(record: dict[str, Any], folder: Path) -> dict[str, Any]:
         "spaces": [*measures],
         "measures": rows,
         "classes": classes,
-        "restoration": record.get("restoration", []),
+        "restoration": [
+            {"input": setting["title"]}
+            | {f"{kind}_{name}": setting[kind].get(name) for kind in ("given", "made") for name in ("psnr", "ssim")}
+            for setting in record.get("restoration", [])
+        ],
         "pictures": sorted(
             f"{EVALUATION_PICTURES}/{path.name}" for path in (folder / EVALUATION_PICTURES).glob("*.png")
         ),
@@ -83,10 +91,16 @@ def _evaluation(record: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 class RealImages:
-    """The real images of models' data sets, with features of a judge; computing them takes a while, once."""
+    """The real images of models' data sets, with features of a judge; computing them takes a while, once.
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    It is used by one thread at a time.
+
+    Args:
+        device: Where to compute.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.references: OrderedDict[str, RealStatistics] = OrderedDict()
 
     def encodings(self, model: LoadedModel) -> dict[str, Any]:
@@ -101,9 +115,8 @@ class RealImages:
         """
         if not isinstance(model.pipeline, VAEPipeline):
             raise UserError(f"{model.entry.name} is no VAE, so it encodes nothing")
-        config, dataset = _evaluation_config(model)
-        with self.lock:
-            data = load_real(config, model.fields, dataset, config.reference_split)
+        config, dataset = self._config(model)
+        data = load_real(config, model.fields, dataset, config.reference_split)
         images, labels = data.images[:ENCODED], None if data.labels is None else data.labels[:ENCODED]
         classes = labels.to(model.pipeline.device) if model.is_conditional and labels is not None else None
         with torch.no_grad():
@@ -132,13 +145,12 @@ class RealImages:
         Raises:
             UserError: if the data are not there, or no judge fits them.
         """
-        with self.lock:
-            real = self._references(model)
-            features = real.extractor.extract(image[None])[0]
-            known = real.features(real.train)
-            distances = torch.cdist(features, known)[0]
-            nearest = distances.topk(NEIGHBOURS, largest=False)
-            unseen = torch.quantile(real.distances_of_unseen(), torch.tensor(QUANTILES))
+        real = self._references(model)
+        features = real.extractor.extract(image[None])[0]
+        nearest = torch.cdist(features, real.features(real.train))[0].topk(NEIGHBOURS, largest=False)
+        if not real.is_unseen:
+            raise UserError(f"the test images of {real.test.source} are in its training images, so they tell nothing")
+        unseen = torch.quantile(real.distances_of_unseen(), torch.tensor(QUANTILES))
         return {
             "images": real.train.images[nearest.indices],
             "distances": nearest.values.tolist(),
@@ -147,8 +159,8 @@ class RealImages:
         }
 
     def _references(self, model: LoadedModel) -> RealStatistics:
-        config, dataset = _evaluation_config(model)
-        key = f"{dataset} {model.fields.get('resolution')} {model.fields.get('train_split')}"
+        config, dataset = self._config(model)
+        key = repr((dataset, [model.fields.get(name) for name in READING]))
         if key not in self.references:
             self.references[key] = load_references(config, model.fields, model.entry.name, DEFAULT_NUM_IMAGES)[0]
         self.references.move_to_end(key)
@@ -156,11 +168,22 @@ class RealImages:
             self.references.popitem(last=False)
         return self.references[key]
 
+    def _config(self, model: LoadedModel) -> tuple[EvaluateConfig, str]:
+        """Return the configuration of an evaluation of a model, and its data set."""
+        dataset = data_source_of(model.fields)
+        if dataset is None:
+            raise UserError(f"{model.entry.name} does not record on which images it was trained")
+        return EvaluateConfig(run_or_repo=model.entry.name, device=self.device), dataset
 
-def _evaluation_config(model: LoadedModel) -> tuple[EvaluateConfig, str]:
-    """Return the configuration of an evaluation of a model, and its data set."""
-    dataset = data_source_of(model.fields)
-    if dataset is None:
-        raise UserError(f"{model.entry.name} does not record on which images it was trained")
-    config = EvaluateConfig(run_or_repo=model.entry.name)
-    return config, dataset
+
+def _finite(value: Any) -> Any:
+    """Return a record for JSON, which has no infinite numbers."""
+    match value:
+        case dict():
+            return {name: _finite(part) for name, part in value.items()}
+        case list():
+            return [_finite(part) for part in value]
+        case float():
+            return value if math.isfinite(value) else None
+        case _:
+            return value

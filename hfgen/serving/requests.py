@@ -28,7 +28,7 @@ from hfgen.utils.seeds import derive_seed
 
 MOST_IMAGES = 256  # of a request
 MOST_STEPS = 1000  # of denoising
-LARGEST_PICTURE = 4096  # pixels on a side of an uploaded picture
+LARGEST_PICTURE = 2048  # pixels on a side of an uploaded picture
 LARGEST_TRANSLATED = 512  # likewise, of a picture for an image-to-image model
 TOP_CLASSES = 5  # of a judge
 LOADING = {*Options.__annotations__}  # options of the server, not of a request
@@ -68,8 +68,9 @@ def draw(model: LoadedModel, body: Body) -> Answer:
     count = range(config.num_images)
     labels = labels_of(model.pipeline, config.class_labels, count) if model.is_conditional else None
     items = [(image_seed(config.seed, number), labels[number] if labels else None) for number in count]
-    negative = config.negative_class_labels  # these belong to the images by their numbers
-    key = None if negative else ("draw", id(model), repr(sorted(sampler.items())))
+    # Negative classes belong to the images by their numbers, and a reader of each step may be slow.
+    is_alone = bool(config.negative_class_labels) or body.get("format") == "stream"
+    key = None if is_alone else ("draw", id(model), repr(sorted(sampler.items())))
 
     def work(items: Sequence[Any]) -> States:
         classes = [label for _, label in items] if model.is_conditional else []
@@ -154,7 +155,12 @@ def edit(model: LoadedModel, body: Body) -> Answer:
     _limit("num_inference_steps", options.num_inference_steps or 0, MOST_STEPS)
     editing = check_editing(model.pipeline, options, model.entry.name)
     shape = model.image_shape
-    image = read_picture(_needed(body, "image"), shape[0], shape[1:])
+    if options.noise_std is None:
+        image = read_picture(_needed(body, "image"), shape[0], shape[1:])
+    else:  # resizing would change the noise
+        image = read_picture(_needed(body, "image"), shape[0], None)
+        if [*image.shape] != [*shape]:
+            raise UserError(f"with noise_std the picture must have {shape[2]}×{shape[1]} pixels, as the model has")
     if (options.task == "inpaint") != (body.get("mask") is not None):
         raise UserError("the task inpaint needs a mask, and the others have none")
     mask = None
@@ -303,7 +309,7 @@ def _numbers(body: Body, name: str, size: int) -> Tensor:
     """Return the vectors of a request, float32 (B, size)."""
     try:
         found = torch.tensor(_needed(body, name), dtype=torch.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(f"{name} must be lists of {size} numbers") from error
     if found.ndim != 2 or found.shape[1] != size or not len(found) or not found.isfinite().all():
         raise UserError(f"{name} must be one or more lists of {size} numbers, not of shape {tuple(found.shape)}")

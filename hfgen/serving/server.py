@@ -4,34 +4,38 @@ import asyncio
 import base64
 import contextlib
 import io
+import ipaddress
 import json
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 import webbrowser
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
 from hfgen.config.commands import EditOptions, SampleConfig, StudioConfig
 from hfgen.config.fields import fields_of
-from hfgen.config.recipes import read_recipes
+from hfgen.config.recipes import RECIPES, read_recipes
+from hfgen.config.training import read_fields
 from hfgen.families import families
 from hfgen.figures.grids import sample_grid, to_pil
 from hfgen.runs.folder import RunFolder
@@ -43,18 +47,24 @@ from hfgen.serving.trainings import Trainings, form_of
 from hfgen.serving.watching import picture_of, record_of, summary_of
 from hfgen.serving.worker import BusyError, ClosedError, Job, Worker
 from hfgen.utils.errors import UserError
+from hfgen.utils.files import local_path
 from hfgen.utils.markdown import TEMPLATES, render
 
 LARGEST_BODY = 8 * 2**20  # bytes of a request
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+LOOPBACK = ("127.0.0.1", "::1")
+DECODED_AT_ONCE = 4  # requests whose pictures are decoded
+LISTENING_SECONDS = 0.5  # between looks whether a client still waits
 FORMATS = ("json", "png", "stream")
 RETRY_SECONDS = "2"
+CLIENT_LEFT = 499  # a status for nobody, as nginx has it
+UNEXPECTED = "this failed in the studio; its terminal says why"
 # The page loads nothing from elsewhere, and no other page may show it or ask it for anything.
 SECURITY = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; "
         "form-action 'none'; base-uri 'none'"
     ),
+    "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -65,14 +75,16 @@ class Studio:
     """The models, the thread that computes, the trainings, and the answers to requests."""
 
     def __init__(self, config: StudioConfig):
-        train_dir = Path(config.train_dir)
+        train_dir = local_path(config.train_dir)
         self.config = config
         self.library = Library(config.runs, train_dir, device=config.device, dtype=config.dtype)
-        self.worker = Worker(config.max_waiting)
+        self.worker = Worker(config.max_requests)
         self.trainings = Trainings(train_dir)
+        self.begun: dict[str, Path] = {}  # the runs of the trainings that were started on the page, by name
         self.judges = requests.Judges()
-        self.real = RealImages()
-        self.slow = asyncio.Semaphore(1)  # for what takes long on the data, apart from the thread of the models
+        self.real = RealImages(config.device)
+        self.slow = asyncio.Semaphore(1)  # for what takes long on the data, apart from the thread that computes
+        self.decoding = asyncio.Semaphore(DECODED_AT_ONCE)
 
     def app(self) -> Starlette:
         """Return the web application."""
@@ -116,12 +128,6 @@ class Studio:
             Route("/widgets.js", lambda request: FileResponse(TEMPLATES / "widgets.js")),
             Route("/charts.js", lambda request: FileResponse(TEMPLATES / "charts.js")),
         ]
-        own_host = [] if self.config.host in (*LOOPBACK, "0.0.0.0", "::") else [self.config.host]
-        hosts = ["*"] if self.config.host in ("0.0.0.0", "::") else [*LOOPBACK, *own_host]
-        middleware = [
-            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
-            Middleware(BaseHTTPMiddleware, dispatch=_guard),
-        ]
         handlers = {
             UserError: _say(400),
             BusyError: _say(503),
@@ -129,10 +135,11 @@ class Studio:
             HTTPException: _say_http,
             Exception: _say_unexpected,
         }
+        middleware = [Middleware(Guard, host=self.config.host)]
         return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
-    def close(self) -> list[Path]:
-        """End the thread and the trainings; return the runs that were being trained, whose state is saved."""
+    def close(self) -> dict[Path, bool]:
+        """End the thread and the trainings; return of each run that was being trained whether its state is saved."""
         self.worker.close()
         return self.trainings.close()
 
@@ -161,15 +168,29 @@ class Studio:
     async def model(self, request: Request) -> Response:
         """Load a model, and return what is known of it."""
         model = await self._load(request.query_params.get("name"))
-        return JSONResponse(await self.worker.call(lambda: model.facts))
+        return JSONResponse(await run_in_threadpool(lambda: model.facts))
 
     # Drawing and editing.
 
     async def _load(self, name: Any) -> LoadedModel:
         if not isinstance(name, str) or not name:
             raise UserError("the request names no model")
-        held = await run_in_threadpool(self.library.held, name)
-        return held or await self.worker.call(self.library.load, name)
+        return await run_in_threadpool(self.library.load, name)
+
+    async def _checked(self, function: Callable[[LoadedModel, Body], Any], model: LoadedModel, body: Body) -> Any:
+        """Check a request and decode its pictures, of a few requests at once."""
+        async with self.decoding:
+            return await run_in_threadpool(function, model, body)
+
+    async def _result(self, request: Request, job: Job) -> dict[str, Any]:
+        """Compute a job, or give it up if nobody waits for it any more."""
+        task = asyncio.ensure_future(self.worker.result(job))
+        while not task.done():
+            await asyncio.wait({task}, timeout=LISTENING_SECONDS)
+            if not task.done() and await request.is_disconnected():
+                task.cancel()
+                raise HTTPException(CLIENT_LEFT, "nobody waits for this answer")
+        return await task
 
     def _computing(self, function: Callable[[LoadedModel, Body], Answer]) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint whose answer is images, in the wanted format."""
@@ -179,19 +200,15 @@ class Studio:
             if (kind := body.get("format", "json")) not in FORMATS:
                 raise UserError(f"format must be {', '.join(FORMATS)}, not {kind}")
             model = await self._load(body.get("model"))
-            answer = await run_in_threadpool(function, model, body)
+            answer = await self._checked(function, model, body)
             if kind == "stream":
                 states = self.worker.states(answer.job)
                 first = await anext(states)  # so that a refusal has its status
                 return StreamingResponse(_lines(first, states, answer), media_type="application/x-ndjson")
             since = time.monotonic()
-            images = (await self.worker.result(answer.job))["images"]
-            if kind == "png":
-                return Response(_png(sample_grid(images, answer.labels, answer.label_names)), media_type="image/png")
-            names = None if answer.labels is None else [answer.label_names[label] for label in answer.labels]
-            pictures = [base64.b64encode(_png(to_pil(image))).decode() for image in images]
+            images = (await self._result(request, answer.job))["images"]
             seconds = round(time.monotonic() - since, 4)
-            return JSONResponse({"images": pictures, "class_labels": names, "seconds": seconds})
+            return await run_in_threadpool(_pictures, images, answer, kind, seconds)
 
         return endpoint
 
@@ -201,8 +218,8 @@ class Studio:
         async def endpoint(request: Request) -> Response:
             body = await _body(request)
             model = await self._load(body.get("model"))
-            job = await run_in_threadpool(function, model, body)
-            return JSONResponse(await self.worker.result(job))
+            job = await self._checked(function, model, body)
+            return JSONResponse(await self._result(request, job))
 
         return endpoint
 
@@ -213,14 +230,14 @@ class Studio:
         """Decode an uploaded picture for the canvas of a model."""
         body = await _body(request)
         model = await self._load(body.get("model"))
-        return JSONResponse(_raw(await run_in_threadpool(requests.open_upload, model, body)))
+        return JSONResponse(_raw(await self._checked(requests.open_upload, model, body)))
 
     async def neighbours(self, request: Request) -> Response:
         """Draw an image, and find the training images nearest to it."""
         body = await _body(request)
         model = await self._load(body.get("model"))
-        answer = await run_in_threadpool(requests.draw, model, body | {"num_images": 1})
-        image = (await self.worker.result(answer.job))["images"][0]
+        answer = await self._checked(requests.draw, model, body | {"num_images": 1})
+        image = (await self._result(request, answer.job))["images"][0]
         async with self.slow:
             found = await run_in_threadpool(self.real.neighbours, model, image)
         return JSONResponse(_raw(found) | {"sample": _encoded(image[None])})
@@ -242,7 +259,10 @@ class Studio:
         """List the recipes, those to start with first."""
         recipes = sorted(read_recipes().values(), key=lambda recipe: (not recipe.is_first, not recipe.is_trained))
         names = ("name", "about", "family", "dataset", "summary", "is_first")
-        listed = [{name: getattr(recipe, name) for name in names} for recipe in recipes]
+        listed = [
+            {name: getattr(recipe, name) for name in names} | {"fields": read_fields(RECIPES / f"{recipe.name}.yaml")}
+            for recipe in recipes
+        ]
         return JSONResponse({"recipes": listed, "families": list(families())})
 
     async def form(self, request: Request) -> Response:
@@ -258,11 +278,11 @@ class Studio:
         def found() -> list[dict[str, Any]]:
             entries = [entry for entry in self.library.entries().values() if entry.is_run]
             listed = [summary_of(entry.name, RunFolder(entry.folder), self.trainings) for entry in entries]
-            known = {entry.folder for entry in entries}
-            begun = [run for run in self.trainings.started() if run not in known]  # which have no folder yet
-            return [summary_of(str(run), RunFolder(run), self.trainings) for run in begun] + listed
+            known = {entry.name for entry in entries}
+            begun = [name for name in self.begun if name not in known]  # which have no folder yet
+            return [summary_of(name, RunFolder(self.begun[name]), self.trainings) for name in begun] + listed
 
-        return JSONResponse({"runs": await run_in_threadpool(found), "train_dir": self.config.train_dir})
+        return JSONResponse({"runs": await run_in_threadpool(found), "train_dir": str(self.trainings.folder)})
 
     async def run(self, request: Request) -> Response:
         """Return the record of a run."""
@@ -283,7 +303,9 @@ class Studio:
             raise UserError("fields must be an object of configuration fields and values")
         family, name = body.get("family"), body.get("name")
         run = await run_in_threadpool(self.trainings.start, family, name, fields)
-        return JSONResponse({"run": str(run)})
+        shown = f"{self.trainings.folder}/{name}"
+        self.begun[shown] = run
+        return JSONResponse({"run": shown})
 
     async def stop(self, request: Request) -> Response:
         """Ask a training to save its state and end."""
@@ -301,25 +323,66 @@ class Studio:
 
     def _run(self, name: Any) -> Path:
         """Return the folder of a run by its name, also of one that has none yet."""
-        begun = next((run for run in self.trainings.started() if str(run) == name), None)
-        return begun or self.library.folder(str(name))
+        return self.begun.get(str(name)) or self.library.folder(str(name))
 
 
-def serve(config: StudioConfig, ready: Callable[[str], None] | None = None) -> None:
-    """Serve a studio until the process is asked to end.
+class Guard:
+    """Refuses what other web pages ask for, and adds headers that keep the page to itself.
+
+    Args:
+        app: The application.
+        host: The address that the server listens on.
+    """
+
+    def __init__(self, app: ASGIApp, host: str):
+        self.app = app
+        self.names = {"localhost", host.lower(), socket.gethostname().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if refusal := self._refusal(Headers(scope=scope), scope["path"]):
+            await refusal(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(SECURITY)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+    def _refusal(self, headers: Headers, path: str) -> Response | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        name = (urlsplit(f"//{host}").hostname or "").lower()
+        # A name of another site may be made to mean this machine; an address may not.
+        if name not in self.names and not _is_address(name):
+            return JSONResponse({"error": f"this is not the server of {name}"}, status_code=400)
+        is_other = origin is not None and urlsplit(origin).netloc != host
+        if path != "/" and (is_other or headers.get("sec-fetch-site") == "cross-site"):
+            return JSONResponse({"error": "requests from other web pages are not answered"}, status_code=403)
+        return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def serve(config: StudioConfig) -> None:
+    """Serve a studio until the process is asked to end, and print its address once it answers.
 
     Args:
         config: What to show, and where.
-        ready: Called with the address once requests are answered; by default it is printed, and opened in a browser
-            if the configuration says so.
 
     Raises:
-        UserError: if there is nothing to show, or the port is taken.
+        UserError: if there is no such model, or the port is taken.
     """
     with contextlib.closing(_bound(config)) as listener:
-        host, port = listener.getsockname()[:2]
-        address = f"http://{'localhost' if host in LOOPBACK else host}:{port}"
         studio = Studio(config)
+        # The lifespan protocol is for applications that begin and end things; here `Studio` does.
         options = {"log_level": "warning", "access_log": False, "lifespan": "off", "timeout_graceful_shutdown": 2}
         server = uvicorn.Server(uvicorn.Config(studio.app(), **options))
 
@@ -327,14 +390,36 @@ def serve(config: StudioConfig, ready: Callable[[str], None] | None = None) -> N
             serving = asyncio.ensure_future(server.serve([listener]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
-            (ready or _announcer(config))(address)
+            if server.started:
+                _announce(config, listener)
             await serving
 
         try:
-            asyncio.run(run())
+            with _ended_by_signals():
+                asyncio.run(run())
         finally:
-            for run_folder in studio.close():
-                print(f"The training in {run_folder} is saved; it can go on from the page or by hfgen train")
+            for folder, is_saved in studio.close().items():
+                if is_saved:
+                    print(f"The training in {folder} is saved; it can go on from the page or by hfgen train")
+                else:
+                    print(f"hfgen: the training in {folder} has ended without saving its state", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let signals that ask the process to end raise KeyboardInterrupt, as Ctrl-C does."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()  # only there signals can be handled
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)] if is_main else []
+    before = {name: signal.signal(getattr(signal, name), end) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def _bound(config: StudioConfig) -> socket.socket:
@@ -357,29 +442,19 @@ def _bound(config: StudioConfig) -> socket.socket:
     return listener
 
 
-def _announcer(config: StudioConfig) -> Callable[[str], None]:
-    def announce(address: str) -> None:
-        print(f"The studio is open at {address}; Ctrl-C ends it", flush=True)
-        if config.host not in LOOPBACK:
-            print(
-                f"hfgen: warning: everyone who reaches {config.host} can draw with these models and start trainings "
-                "here; there is no password",
-                file=sys.stderr,
-            )
-        if config.open_browser:
-            webbrowser.open(address)
-
-    return announce
-
-
-async def _guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    """Refuse requests that other pages make, and add headers that keep the page to itself."""
-    origin = request.headers.get("origin")
-    if request.method == "POST" and origin and urlsplit(origin).netloc != request.headers.get("host"):
-        return JSONResponse({"error": f"requests from pages of {origin} are not answered"}, status_code=403)
-    response = await call_next(request)
-    response.headers.update(SECURITY)
-    return response
+def _announce(config: StudioConfig, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    name = "localhost" if host in LOOPBACK else f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{port}"
+    print(f"The studio is open at {address}; Ctrl-C ends it", flush=True)
+    if host not in LOOPBACK:
+        print(
+            f"hfgen: warning: everyone who reaches {host} can draw with these models and start trainings here; there "
+            "is no password",
+            file=sys.stderr,
+        )
+    if config.open_browser:
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()  # it may block
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -410,10 +485,22 @@ async def _lines(first: dict[str, Any], states: AsyncIterator[dict[str, Any]], a
         async for state in states:
             yield json.dumps(_raw(state)) + "\n"
         yield json.dumps({"is_done": True}) + "\n"
-    except UserError as error:
+    except (UserError, ClosedError) as error:
         yield json.dumps({"error": str(error)}) + "\n"
+    except Exception as error:
+        traceback.print_exception(error)
+        yield json.dumps({"error": UNEXPECTED}) + "\n"
     finally:
         await states.aclose()
+
+
+def _pictures(images: Tensor, answer: Answer, kind: str, seconds: float) -> Response:
+    """Return images, uint8 (B, C, H, W), as one picture or as JSON."""
+    if kind == "png":
+        return Response(_png(sample_grid(images, answer.labels, answer.label_names)), media_type="image/png")
+    names = None if answer.labels is None else [answer.label_names[label] for label in answer.labels]
+    pictures = [base64.b64encode(_png(to_pil(image))).decode() for image in images]
+    return JSONResponse({"images": pictures, "class_labels": names, "seconds": seconds})
 
 
 def _raw(state: dict[str, Any]) -> dict[str, Any]:
@@ -450,6 +537,5 @@ def _say_http(request: Request, error: Exception) -> Response:
 
 
 def _say_unexpected(request: Request, error: Exception) -> Response:
-    """Print an error that nobody foresaw, and answer without its details."""
-    traceback.print_exception(error)
-    return JSONResponse({"error": "this failed in the studio; its terminal says why"}, status_code=500)
+    """Answer without the details of an error that nobody foresaw; the server prints them."""
+    return JSONResponse({"error": UNEXPECTED}, status_code=500)

@@ -26,10 +26,11 @@ STOPPING_SECONDS = 60  # that a training may take to save its state
 # Fields that name files, other places or accounts. They are for a command line, whose user owns the machine.
 NOT_ON_THE_PAGE = {
     "output_dir", "cache_dir", "resume_from_checkpoint", "evaluation_judge", "judge", "report_to", "sweep",
-    "train_data_dir", "target_data_dir", "input_data_dir", "test_dataset_name", "push_to_hub", "hub_model_id",
-    "hub_private_repo", "hub_license", "hub_strategy",
+    "input_data_dir", "test_dataset_name", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_license",
+    "hub_strategy",
 }  # fmt: skip
-NAMES_OF_DATASETS = ("dataset_name", "target_dataset_name")
+MOST_RUNNING = 4  # trainings at once
+SAVED = 128 + signal.SIGINT  # the exit status of a training that was asked to stop, and saved its state
 
 
 class _Training:
@@ -37,6 +38,7 @@ class _Training:
 
     def __init__(self, arguments: list[str]):
         self.lines: deque[str] = deque(maxlen=LINES)
+        self.was_asked_to_stop = False
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hfgen", *arguments],
@@ -70,18 +72,20 @@ class _Training:
         return self.process.poll() is None
 
     def stop(self) -> None:
-        """Ask it to save its state and end."""
-        if self.is_running:
+        """Ask it to save its state and end, once: a second signal would interrupt the saving."""
+        if self.is_running and not self.was_asked_to_stop:
+            self.was_asked_to_stop = True
             self.process.send_signal(signal.SIGINT)
 
-    def wait(self) -> None:
-        """Wait until it has ended, by force if it takes too long."""
+    def wait(self) -> int:
+        """Wait until it has ended, by force if it takes too long, and return its exit status."""
         try:
             self.process.wait(STOPPING_SECONDS)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # with processes of its own
             self.process.wait()
-        self.reader.join()
+        self.reader.join(1)
+        return self.process.returncode
 
 
 class Trainings:
@@ -115,10 +119,9 @@ class Trainings:
             raise UserError(f"there is a run {run} already; choose another name")
         check_fields(known, fields)
         given = {key: value for key, value in fields.items() if value not in (None, "", [])}
-        make_config(known.config, {**given, "output_dir": str(run)}, prog=f"hfgen train {family}")
-        with self.lock:
-            self._forget_ended(run)
-            self.processes[run] = _Training(["train", family, *_flags({**given, "output_dir": str(run)})])
+        given["output_dir"] = str(run)
+        make_config(known.config, given, prog=f"hfgen train {family}")
+        self._begin(run, ["train", family, *_flags(given)])
         return run
 
     def resume(self, run: Path, family: str) -> None:
@@ -127,15 +130,11 @@ class Trainings:
         Raises:
             UserError: if it is running, or has no configuration.
         """
-        if self.is_running(run):
-            raise UserError(f"{run} is being trained")
         if not (run / CONFIG_FILE).is_file():
             raise UserError(f"{run} has no {CONFIG_FILE} to go on from")
         _family(family)
         flags = {"config": str(run / CONFIG_FILE), "resume_from_checkpoint": "latest"}
-        with self.lock:
-            self._forget_ended(run)
-            self.processes[run] = _Training(["train", family, *_flags(flags)])
+        self._begin(run, ["train", family, *_flags(flags)])
 
     def stop(self, run: Path) -> None:
         """Ask a training to save its state and end.
@@ -143,49 +142,50 @@ class Trainings:
         Raises:
             UserError: if it was not started here, or has ended.
         """
-        training = self.processes.get(run)
+        training = self.processes.get(run.resolve())
         if training is None or not training.is_running:
             raise UserError(f"{run} is not being trained by this studio; stop it where it was started, with Ctrl-C")
         training.stop()
 
     def is_running(self, run: Path) -> bool:
         """Return whether a run is being trained by this studio."""
-        return (training := self.processes.get(run)) is not None and training.is_running
+        return (training := self.processes.get(run.resolve())) is not None and training.is_running
 
     def output(self, run: Path) -> dict[str, Any] | None:
         """Return the last lines that a training printed, and its exit status; None if it was not started here."""
-        if (training := self.processes.get(run)) is None:
+        if (training := self.processes.get(run.resolve())) is None:
             return None
         return {"lines": list(training.lines), "status": training.process.poll()}
 
-    def started(self) -> list[Path]:
-        """List the runs of the trainings that were started here."""
-        return list(self.processes)
+    def close(self) -> dict[Path, bool]:
+        """Stop all trainings, wait until they have ended, and return of each that ran whether its state is saved."""
+        running = [training for training in self.processes.values() if training.is_running]
+        for training in running:
+            training.stop()
+        statuses = {run: training.wait() for run, training in self.processes.items() if training in running}
+        return {run: status == SAVED for run, status in statuses.items()}
 
-    def close(self) -> list[Path]:
-        """Stop all trainings, wait until they have saved their state, and return the runs of those that ran."""
-        running = [run for run in self.processes if self.is_running(run)]
-        for run in running:
-            self.processes[run].stop()
-        for training in self.processes.values():
-            training.wait()
-        return running
-
-    def _forget_ended(self, run: Path) -> None:
-        if (before := self.processes.pop(run, None)) is not None:
-            before.wait()
+    def _begin(self, run: Path, arguments: list[str]) -> None:
+        """Start a process for a run, if none is running for it."""
+        place = run.resolve()
+        with self.lock:
+            if self.is_running(run):
+                raise UserError(f"{run} is being trained")
+            if sum(training.is_running for training in self.processes.values()) >= MOST_RUNNING:
+                raise UserError(f"{MOST_RUNNING} trainings are running; stop one of them first, or wait")
+            self.processes[place] = _Training(arguments)
 
 
 def form_of(family: Family) -> list[dict[str, Any]]:
     """Return the fields of a family for the form on the page, with their help."""
-    fields = [field for name, field in fields_of(family.config).items() if name not in NOT_ON_THE_PAGE]
+    fields = [field for name, field in fields_of(family.config).items() if name not in _files_of(family)]
     return [
         {
             "name": field.name,
             "group": field.group,
             "help": field.help,
             "kind": field.kind.__name__ if isinstance(field.kind, type) else "str",
-            "choices": list(DATASETS) if field.name in NAMES_OF_DATASETS else [*field.choices],
+            "choices": list(DATASETS) if field.name in family.config.dataset_fields else [*field.choices],
             "is_list": field.is_list,
             "default": field.default,
         }
@@ -200,16 +200,24 @@ def check_fields(family: Family, fields: Mapping[str, Any]) -> None:
         UserError: naming the field, if not.
     """
     for name, value in fields.items():
-        if name in NOT_ON_THE_PAGE:
+        if name in _files_of(family):
             raise UserError(f"{name} cannot be set on the page; use hfgen train {family.name}")
-        if name in NAMES_OF_DATASETS and value not in (None, "", *DATASETS):
+        if name in family.config.dataset_fields and value not in (None, "", *DATASETS):
             raise UserError(f"{name} must be {', '.join(DATASETS)} on the page, not {value}; use hfgen train")
-    if (recipe := fields.get("config")) and recipe not in read_recipes():
+        for entry in value if isinstance(value, list) else []:
+            if re.match(r"-(?![\d.])", str(entry)):  # a command line would take it for a flag
+                raise UserError(f"an entry of {name} cannot begin with a dash, as {entry} does")
+    if (recipe := fields.get("config")) and (not isinstance(recipe, str) or recipe not in read_recipes()):
         raise UserError(f"config must be the name of a recipe on the page, not {recipe}")
 
 
+def _files_of(family: Family) -> set[str]:
+    """Return the fields of a family that are not on the page."""
+    return NOT_ON_THE_PAGE | set(family.config.folder_fields)
+
+
 def _family(name: str) -> Family:
-    if name not in families():
+    if not isinstance(name, str) or name not in families():
         raise UserError(f"there is no family {name}{suggest_family(str(name))}")
     return families()[name]
 

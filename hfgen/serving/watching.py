@@ -1,5 +1,7 @@
 """What a run folder tells of a training, also of one that is going on elsewhere."""
 
+import contextlib
+import functools
 import math
 import time
 from pathlib import Path
@@ -22,6 +24,7 @@ from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import INDEX, read_json
 
 QUIET_SECONDS = 120.0  # without a new line in its record, after which a run counts as stopped
+KEPT = 64  # files whose content is kept until they change
 PICTURES = {".png", ".gif"}
 
 
@@ -31,7 +34,7 @@ def summary_of(name: str, run: RunFolder, trainings: Trainings) -> dict[str, Any
         fields, problem = run.fields(), ""
     except UserError as error:
         fields, problem = {}, first_line(error)
-    times = read_rows(run / TIMES_FILE) if (run / TIMES_FILE).is_file() else []
+    times = _rows(run / TIMES_FILE)
     last = times[-1] if times else {"step": 0, "seconds": 0.0}
     progress = last.get("progress")
     left = last["seconds"] * (1 - progress) / progress if progress else None
@@ -54,9 +57,9 @@ def record_of(name: str, run: RunFolder, trainings: Trainings) -> dict[str, Any]
     summary = summary_of(name, run, trainings)
     training = read_json(run / RUN_FILE) if (run / RUN_FILE).is_file() else {}
     protocol = read_json(run / VALIDATION) if (run / VALIDATION).is_file() else {}
-    classes = read_rows(run / CLASSES_FILE) if (run / CLASSES_FILE).is_file() else []
+    classes = _rows(run / CLASSES_FILE)
     return summary | {
-        "curves": panels(run.path),
+        "curves": _curves(run.path, _stamp(run / METRICS_FILE)),
         "saves": saves_of(name, run, training) if draws(summary["family"]) else [],
         "grids": [{"step": step_of(grid), "file": f"samples/{grid.name}"} for grid in run.grids()],
         "evaluations": evaluations_of(run, protocol),
@@ -88,8 +91,7 @@ def evaluations_of(run: RunFolder, protocol: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `steps`, `values` (metric: values) and `real` (metric: value of as many training images); empty without any.
     """
-    rows = read_rows(run / METRICS_FILE) if (run / METRICS_FILE).is_file() else []
-    found = [row for row in rows if any(name.startswith(EVALUATED) for name in row)]
+    found = [row for row in _rows(run / METRICS_FILE) if any(name.startswith(EVALUATED) for name in row)]
     if not found:
         return {}
     names = dict.fromkeys(name for row in found for name in row if name.startswith(EVALUATED))
@@ -103,10 +105,34 @@ def picture_of(run: Path, name: str) -> Path:
     Raises:
         UserError: if there is none, or the name leads out of the folder.
     """
-    path = (run / name).resolve()
-    if path.suffix not in PICTURES or not path.is_relative_to(run.resolve()) or not path.is_file():
-        raise UserError(f"there is no picture {name} in {run}")
-    return path
+    with contextlib.suppress(OSError, ValueError):
+        path = (run / name).resolve()
+        if path.suffix in PICTURES and path.is_relative_to(run.resolve()) and path.is_file():
+            return path
+    raise UserError(f"there is no picture {name} in {run}")
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Return what changes with a file, None if it is not there."""
+    with contextlib.suppress(OSError):
+        found = file.stat()
+        return found.st_mtime_ns, found.st_size
+    return None
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file, which are read again only if it has changed."""
+    return _read(file, stamp) if (stamp := _stamp(file)) else []
+
+
+@functools.lru_cache(KEPT)
+def _read(file: Path, stamp: tuple[int, int]) -> list[dict[str, Any]]:
+    return read_rows(file)
+
+
+@functools.lru_cache(KEPT)
+def _curves(run: Path, stamp: tuple[int, int] | None) -> dict[str, Any]:
+    return panels(run)
 
 
 def _state(run: RunFolder, trainings: Trainings) -> str:

@@ -1,7 +1,9 @@
 """The thread that computes for all visitors: a step of each job in turn, and jobs that are alike in one batch."""
 
 import asyncio
+import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +12,17 @@ from typing import Any
 from torch import Tensor
 
 MOST_ITEMS = 64  # in a batch of several jobs
-MOST_BATCHES = 8  # that are computed in turn
+MOST_UNREAD = 16  # states of a job; then it is not computed further until its reader has caught up
+PAUSE_SECONDS = 0.01  # where all jobs wait for their readers
 States = Iterator[dict[str, Any]]
 
 
 class BusyError(Exception):
-    """Too many jobs wait."""
+    """There are too many jobs."""
 
 
 class ClosedError(Exception):
-    """The server is being stopped."""
+    """The thread has ended."""
 
 
 @dataclass(eq=False)
@@ -36,6 +39,7 @@ class Job:
     items: Sequence[Any] = (None,)
     key: Hashable | None = None
     deliver: Callable[[Any], None] = field(default=lambda state: None, init=False)
+    unread: int = field(default=0, init=False)  # states that were delivered, and not read yet
     is_given_up: bool = field(default=False, init=False)
 
 
@@ -49,11 +53,11 @@ class Worker:
     """Computes jobs in one thread, so that those of one visitor neither stop nor slow down those of others by threads.
 
     Args:
-        most_waiting: Number of jobs that may wait.
+        most_jobs: Number of jobs that may wait and be computed.
     """
 
-    def __init__(self, most_waiting: int):
-        self.most_waiting = most_waiting
+    def __init__(self, most_jobs: int):
+        self.most_jobs = most_jobs
         self.waiting: deque[Job] = deque()
         self.batches: list[_Batch] = []
         self.is_closed = False
@@ -65,19 +69,21 @@ class Worker:
         """Compute a job and yield its states. It is given up when the caller stops to iterate.
 
         Raises:
-            BusyError: if too many jobs wait.
+            BusyError: if there are too many jobs.
             Exception: whatever the work raises.
         """
         loop, found = asyncio.get_running_loop(), asyncio.Queue()
 
         def deliver(state: Any) -> None:
-            if not loop.is_closed():
+            job.unread += 1
+            with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(found.put_nowait, state)
 
         job.deliver = deliver
         self._add(job)
         try:
             while (state := await found.get()) is not None:
+                job.unread -= 1
                 if isinstance(state, BaseException):
                     raise state
                 yield state
@@ -90,10 +96,6 @@ class Worker:
         async for state in self.states(job):
             last = state
         return last
-
-    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function in the thread, as a job of one step."""
-        return (await self.result(Job(lambda items: iter([{"value": function(*arguments)}]))))["value"]
 
     def load(self) -> dict[str, int]:
         """Return how many jobs wait and are computed."""
@@ -111,9 +113,9 @@ class Worker:
         with self.changed:
             if self.is_closed:
                 raise ClosedError("the studio is being stopped")
-            self.waiting = deque(other for other in self.waiting if not other.is_given_up)
-            if len(self.waiting) >= self.most_waiting:
-                raise BusyError(f"{len(self.waiting)} requests wait already; try again later")
+            jobs = [*self.waiting, *(other for batch in self.batches for other in batch.jobs)]
+            if sum(not other.is_given_up for other in jobs) >= self.most_jobs:
+                raise BusyError(f"{self.most_jobs} requests are being answered already; try again later")
             self.waiting.append(job)
             self.changed.notify()
 
@@ -126,12 +128,19 @@ class Worker:
                     self._fail_all()
                     return
                 self._take()
-            for batch in list(self.batches):
+            ready = [
+                batch
+                for batch in self.batches
+                if any(job.unread < MOST_UNREAD or job.is_given_up for job in batch.jobs)
+            ]
+            for batch in ready:
                 self._step(batch)
+            if not ready:
+                time.sleep(PAUSE_SECONDS)
 
     def _take(self) -> None:
         """Begin the jobs that wait, those with the same key together."""
-        while self.waiting and len(self.batches) < MOST_BATCHES:
+        while self.waiting:
             first = self.waiting.popleft()
             jobs, size = [first], len(first.items)
             for other in list(self.waiting) if first.key is not None else []:
@@ -146,7 +155,7 @@ class Worker:
         """Compute a step of a batch, and deliver to each job its rows."""
         if all(job.is_given_up for job in batch.jobs):
             batch.states.close()
-            self.batches.remove(batch)
+            self._forget(batch)
             return
         try:
             state = next(batch.states, None)
@@ -162,6 +171,10 @@ class Worker:
             else:
                 job.deliver(state)
         if not isinstance(state, dict):
+            self._forget(batch)
+
+    def _forget(self, batch: _Batch) -> None:
+        with self.changed:
             self.batches.remove(batch)
 
     def _fail_all(self) -> None:

@@ -480,7 +480,7 @@ function planePanel(model, memory) {
       moveTo([share(event.clientX, box.left, box.width), share(event.clientY, box.top, box.height)]);
     });
   map.addEventListener("keydown", event => {
-    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    const step = ARROWS[event.key];
     if (!step) return;
     event.preventDefault();
     moveTo(at.map((value, index) => value + step[index] * (event.shiftKey ? 0.5 : 0.1)));

@@ -98,6 +98,13 @@ class Replaced extends Error {}
 class Said extends Error {} // with a message for the visitor: no mistake of the page
 const pageQueue = { last: Promise.resolve() };
 let waitingJobs = 0, shown = 0; // `shown` counts the changes of the page
+
+// Begin a new page, whose jobs do not wait for those of the former one.
+function turnPage() {
+  shown++;
+  pageQueue.last = Promise.resolve();
+}
+
 document.body.dataset.jobs = waitingJobs; // for tests, which wait until it is 0
 
 // Say what went wrong.
@@ -145,6 +152,8 @@ function spherical(a, b, share) {
   return a.map((value, i) => (size * (Math.sin((1 - share) * angle) * (value / m) + Math.sin(share * angle) * (b[i] / n))) / Math.sin(angle));
 }
 
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
 // A canvas to draw on, with the mouse, a finger or the keyboard; `mask` is 1 where a region is marked.
 class Sketch {
   constructor(shape, onchange, { canMark = false, read = readPicture } = {}) {
@@ -181,7 +190,7 @@ class Sketch {
         last = null;
       });
     this.canvas.addEventListener("keydown", event => {
-      const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0] }[event.key];
+      const step = { ...ARROWS, " ": [0, 0] }[event.key];
       if (!step) return;
       event.preventDefault();
       const before = this.cursor ?? [width / 2, height / 2];

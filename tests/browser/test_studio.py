@@ -133,9 +133,7 @@ def test_settings_beside_their_time_and_distance(page, studio, folder, judge_run
 def test_several_models_race_on_the_same_noise(page, studio, folder):
     show(page, studio, "draw", model=str(folder / "diffusion"))
     page.click("start the race")
-    for run in ("diffusion", "damaged"):
-        check = page.find(f"[id='in-{folder}/{run}']")
-        assert check.is_selected() == (run == "diffusion") or run == "damaged"
+    assert page.find(f"[id='in-{folder}/diffusion']").is_selected()
     times = [found.text for found in page.driver.find_elements("css selector", ".entry output")]
     assert sum("16 images in" in text for text in times) == 2
 
@@ -180,7 +178,7 @@ def test_pictures_of_each_bad_kind_are_refused_with_a_message(page, studio, fold
     (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     before = grey(page, "#sketch")
     messages = {"text.png": "cannot be read", "empty.png": "cannot be read", "cut.png": "cannot be read"}
-    for file, message in (messages | {"wide.png": "at most 4096", "drawing.eps": "cannot be read"}).items():
+    for file, message in (messages | {"wide.png": "at most 2048", "drawing.eps": "cannot be read"}).items():
         page.find("#open").send_keys(str(tmp_path / file))
         page.until(lambda file=file: file in page.text("#status"))
         assert message in page.text("#status")
@@ -204,7 +202,7 @@ def test_a_vae_reconstructs_and_shows_the_place(page, studio, folder):
     code = pipeline.encode(given)[0]
     page.click("Latents")
     found = page.driver.execute_script("return state().get('latents')")
-    assert found is None or np.abs(np.array(found.split(), float) - code.numpy()).max() < 20
+    assert np.abs(np.array(found.split(), float) - code.numpy()).max() < 0.01
 
 
 def test_a_translator_cleans_a_picture(page, studio, folder):

@@ -23,14 +23,13 @@ function drawControls(facts) {
   const controls = { onchange: () => {} };
   const changed = () => controls.onchange();
   const classes = facts.classes.length ? h("select", { id: "class", onchange: changed }, h("option", { value: "" }, "each in turn"), facts.classes.map((name, index) => h("option", { value: index }, name))) : null;
-  if (classes) classes.value = kept("class", "");
+  if (classes) choose(classes, "class", "");
   const counts = h("select", { id: "count", onchange: changed }, COUNTS.map(count => h("option", { value: count }, count)));
-  counts.value = kept("count", facts.use === "denoise" ? 1 : 16);
+  choose(counts, "count", facts.use === "denoise" ? 1 : 16);
   const seed = seedField("seed", changed);
   seed.value = keptNumber("seed", 0);
   controls.elements = [labelled("class", classes), h("label", { htmlFor: "count" }, "images ", counts), seed.element];
-  controls.body = () => ({ model: facts.name, num_images: Number(counts.value), seed: seed.value, ...(classes && classes.value !== "" ? { class_labels: [Number(classes.value)] } : {}) });
-  controls.count = () => Number(counts.value);
+  controls.body = () => ({ model: facts.name, num_images: Number(counts.value), seed: seed.value, ...(classes && classes.value !== "" ? { class_labels: [facts.classes[classes.value]] } : {}) });
   controls.remember = () => remember({ seed: seed.value, count: counts.value, class: classes ? classes.value : "" });
   if (facts.use === "denoise") addSampler(facts, controls, changed);
   return controls;
@@ -39,12 +38,12 @@ function drawControls(facts) {
 function addSampler(facts, controls, changed) {
   const own = facts.sampler, all = [...new Set([...STEPS, own.num_inference_steps])].filter(count => count <= facts.num_train_timesteps).sort((a, b) => a - b);
   const steps = h("select", { id: "steps", onchange: changed }, all.map(count => h("option", { value: count }, count === own.num_inference_steps ? `${count} (its own)` : count)));
-  steps.value = kept("steps", own.num_inference_steps);
+  choose(steps, "steps", own.num_inference_steps);
   const scheduler = h("select", { id: "scheduler", onchange: changed }, facts.schedulers.map(name => h("option", { value: name }, name)));
-  scheduler.value = kept("scheduler", own.scheduler);
-  const guidance = facts.has_guidance ? slider("guidance", "", { min: 0, max: 8, step: 0.25, value: keptNumber("guidance", own.guidance_scale), text: value => value.toFixed(2), oninput: changed }) : null;
+  choose(scheduler, "scheduler", own.scheduler);
+  const guidance = facts.has_guidance ? slider("guidance", "guidance", { min: 0, max: 8, step: 0.25, value: keptNumber("guidance", own.guidance_scale), text: value => value.toFixed(2), oninput: changed }) : null;
   controls.elements.push(h("span", {}, h("label", { htmlFor: "steps" }, "steps ", steps), term("", "num_inference_steps")), h("span", {}, h("label", { htmlFor: "scheduler" }, "scheduler ", scheduler), term("", "scheduler")));
-  if (guidance) controls.elements.push(h("span", {}, "guidance", guidance.element, term("", "guidance_scale")));
+  if (guidance) controls.elements.push(h("span", {}, guidance.element, term("", "guidance_scale")));
   const body = controls.body, rememberRest = controls.remember;
   controls.body = () => ({ ...body(), num_inference_steps: Number(steps.value), scheduler: scheduler.value, ...(guidance ? { guidance_scale: guidance.input.valueAsNumber } : {}) });
   controls.remember = () => { rememberRest(); remember({ steps: steps.value, scheduler: scheduler.value, ...(guidance ? { guidance: guidance.input.value } : {}) }); };
@@ -59,7 +58,7 @@ function addSampler(facts, controls, changed) {
 function denoisingPanel(facts, controls) {
   const noised = picture("noised", "the noisy image"), image = picture("image", "the predicted image"), time = h("output", { id: "time" }), same = sameAs();
   let frames = [];
-  const film = slider("film", "", { min: 0, max: 0, step: 1, value: 0, text: step => (step ? `after step ${step}` : "noise"), oninput: () => frame(film.input.valueAsNumber) });
+  const film = slider("film", "film", { min: 0, max: 0, step: 1, value: 0, text: step => (step ? `after step ${step}` : "noise"), oninput: () => frame(film.input.valueAsNumber) });
   function frame(index) {
     if (!frames[index]) return; // not drawn yet
     showImages(noised, frames[index].noised);
@@ -85,15 +84,15 @@ function denoisingPanel(facts, controls) {
   start();
   return h("section", { "aria-label": "draw" }, h("h2", {}, "Draw"), h("div", { className: "controls" }, controls.elements),
     h("div", { className: "pictures" }, figure(noised, "noisy image x_t"), figure(image, "image predicted from it")),
-    h("p", {}, ...term("film"), " ", film.element, " ", time), same.element);
+    h("p", {}, film.element, term("", "film"), " ", time), same.element);
 }
 
 // Draw with a VAE or a GAN, at once.
 function decodingPanel(facts, controls) {
   const image = picture("image", "the images"), time = h("output", { id: "time" }), same = sameAs();
-  const prior = facts.priors.length ? choice("latents from", facts.priors.map(name => [name, name]), kept("prior", facts.sampler.prior), () => start()) : null;
+  const prior = facts.priors.length ? choice("latents from", facts.priors.map(name => [name, name]), facts.priors.includes(kept("prior", "")) ? kept("prior", "") : facts.sampler.prior, () => start()) : null;
   const none = 4, own = facts.sampler.truncation;
-  const truncation = facts.family === "gan" ? slider("truncation", "", { min: 0.2, max: none, step: 0.1, value: keptNumber("truncation", Math.min(none, own ?? none)), text: value => (value === none ? "none" : value.toFixed(1)), oninput: () => start() }) : null;
+  const truncation = facts.family === "gan" ? slider("truncation", "truncation", { min: 0.2, max: none, step: 0.1, value: keptNumber("truncation", Math.min(none, own ?? none)), text: value => (value === none ? "none" : value.toFixed(1)), oninput: () => start() }) : null;
   const start = newest(async goOn => {
     const since = performance.now(), body = controls.body();
     if (prior) body.prior = prior.value;
@@ -109,7 +108,7 @@ function decodingPanel(facts, controls) {
   controls.onchange = start;
   start();
   return h("section", { "aria-label": "draw" }, h("h2", {}, "Draw"),
-    h("div", { className: "controls" }, controls.elements, prior ? h("span", {}, prior.element, term("", "prior")) : [], truncation ? h("span", {}, "truncation", truncation.element, term("", "truncation")) : []),
+    h("div", { className: "controls" }, controls.elements, prior ? h("span", {}, prior.element, term("", "prior")) : [], truncation ? h("span", {}, truncation.element, term("", "truncation")) : []),
     h("div", { className: "pictures" }, figure(image, "the images")), h("p", {}, time), same.element);
 }
 

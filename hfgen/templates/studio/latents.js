@@ -5,19 +5,21 @@ const REACH = 3, CELLS = 9, TRAVERSED = 8;
 
 function latentsTab(root) {
   return withModel(root, ["decode"], "There is no VAE or GAN, and other models have no latents.", async facts => {
-    const space = { facts, latents: await startLatents(facts), onchange: [] };
+    const space = { facts, latents: await startLatents(facts), onchange: [], onclass: [] };
     return [planePanel(space), traversalPanel(space), seedsPanel(space), ...(facts.encodes ? [unitsPanel(space)] : [])];
   });
 }
 
 // Where to start: at the latents of the address, which the tab Your picture leaves there, or at those of an image.
 async function startLatents(facts) {
-  const found = kept("latents", "").split(" ").map(Number);
+  const found = kept("latents", "").split(" ").filter(Boolean).map(Number);
   if (found.length === facts.dimensions.length && found.every(Number.isFinite)) return found;
   return (await ask("latents", { model: facts.name })).latents[0];
 }
 
-const decoded = (space, latents, goOn) => resultOf("decode", { model: space.facts.name, latents, ...(space.label ? { class_labels: [Number(space.label.value)] } : {}) }, goOn);
+const decoded = (space, latents, goOn) => resultOf("decode", { model: space.facts.name, latents, ...(space.label ? { class_labels: [space.facts.classes[space.label.value]] } : {}) }, goOn);
+
+const clipped = value => Math.max(-REACH, Math.min(REACH, value));
 
 // The plane of two latents: decoded under the mouse, with the encodings of test images, and a path between two points.
 function planePanel(space) {
@@ -26,9 +28,10 @@ function planePanel(space) {
   const marker = h("span", { className: "marker" }), image = picture("decoded", "the image at this place"), place = h("output", { id: "place" }), path = picture("path", "images between the two points"), same = sameAs();
   const overlay = document.createElementNS("http://www.w3.org/2000/svg", "svg"), legend = h("div", { className: "legend" });
   overlay.setAttribute("viewBox", "0 0 100 100");
-  space.label = classList(facts.classes.length ? facts : {}, "class", () => drawMap());
+  space.label = classList(facts.classes.length ? facts : {}, "class", () => { drawMap(); space.onclass.forEach(changed => changed()); });
+  if (space.label) choose(space.label, "class", 0);
   const axis = (id, index) => h("select", { id, onchange: () => drawMap() }, facts.dimensions.map((dimension, rank) => h("option", { value: dimension, selected: rank === index }, `latent ${dimension}`)));
-  const axes = [axis("across", 0), ...(size > 1 ? [axis("down", 1)] : [])];
+  const axes = [choose(axis("across", 0), "across", facts.dimensions[0]), ...(size > 1 ? [choose(axis("down", 1), "down", facts.dimensions[1])] : [])];
   const points = [[-1.5, -1.5], [1.5, 1.5]]; // the ends of the path
   let at = axes.map(select => space.latents[Number(select.value)]), encodings = null;
   const latentsAt = position => {
@@ -52,9 +55,9 @@ function planePanel(space) {
     showImages(image, images);
     place.textContent = `${axes.map((select, index) => `latent ${select.value}: ${at[index].toFixed(2)}`).join(", ")} (${milliseconds(since)} ms)`;
     space.latents = latentsAt(at);
-    const numbers = space.latents.map(value => +value.toFixed(3)).join(", "), classes = space.label ? `, class_labels=[${space.label.value}]` : "";
+    const numbers = space.latents.map(value => +value.toFixed(3)).join(", "), classes = space.label ? `, class_labels=[${JSON.stringify(facts.classes[space.label.value])}]` : "";
     same.say("", `hfgen.load(${JSON.stringify(facts.name)})(latents=torch.tensor([[${numbers}]])${classes}).images[0]`);
-    remember({ latents: space.latents.map(value => +value.toFixed(3)).join(" ") });
+    remember({ latents: space.latents.map(value => +value.toFixed(3)).join(" "), ...Object.fromEntries(axes.map(select => [select.id, select.value])), ...(space.label ? { class: space.label.value } : {}) });
     space.onchange.forEach(changed => changed());
   });
   const drawPath = newest(async goOn => {
@@ -80,7 +83,7 @@ function planePanel(space) {
     const ends = points.map(point => ({ x: share(point[0]), y: share(axes[1] ? point[1] : 0) }));
     overlay.append(svg("line", { x1: ends[0].x, y1: ends[0].y, x2: ends[1].x, y2: ends[1].y, stroke: "#e07b28", "stroke-width": 0.5, "stroke-dasharray": "1.5 1" }));
     ends.forEach((end, index) => {
-      const handle = svg("circle", { class: "handle", id: `end-${index}`, tabindex: 0, role: "slider", "aria-label": `${index ? "last" : "first"} point of the path; move with the arrow keys`, cx: end.x, cy: end.y, r: 1.8, fill: "#fff", stroke: "#e07b28", "stroke-width": 0.8 });
+      const handle = svg("circle", { class: "handle", id: `end-${index}`, tabindex: 0, role: "slider", "aria-label": `${index ? "last" : "first"} point of the path; move with the arrow keys`, "aria-valuenow": points[index].map(value => value.toFixed(2)).join(", "), cx: end.x, cy: end.y, r: 1.8, fill: "#fff", stroke: "#e07b28", "stroke-width": 0.8 });
       handle.addEventListener("pointerdown", event => { event.stopPropagation(); handle.setPointerCapture(event.pointerId); });
       handle.addEventListener("pointermove", event => { if (handle.hasPointerCapture(event.pointerId)) { points[index] = positionOf(event); move(handle, points[index]); } });
       handle.addEventListener("pointerup", () => { drawOverlay(); drawPath(); });
@@ -97,7 +100,6 @@ function planePanel(space) {
     });
   }
   const move = (handle, point) => { handle.setAttribute("cx", share(point[0])); handle.setAttribute("cy", share(point[1])); drawPath(); };
-  const clipped = value => Math.max(-REACH, Math.min(REACH, value));
   const positionOf = event => {
     const box = map.getBoundingClientRect();
     const at = (value, start, length) => clipped(((2 * (value - start)) / length - 1) * REACH * (CELLS / (CELLS - 1)));
@@ -139,17 +141,15 @@ function planePanel(space) {
     figure(path, "from the first point to the last"), same.element);
 }
 
-const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
 // A slider for each of the latents that change the image most, with the images along it.
 function traversalPanel(space) {
   const { facts } = space, rows = facts.dimensions.slice(0, TRAVERSED).map(dimension => {
     const strip = picture(`along-${dimension}`, `images along latent ${dimension}`);
-    const input = slider(`latent-${dimension}`, "", { min: -REACH, max: REACH, step: 0.1, value: clippedTo(space.latents[dimension]), text: value => value.toFixed(1), oninput: () => {
+    const input = slider(`latent-${dimension}`, `latent ${dimension}`, { min: -REACH, max: REACH, step: 0.1, value: clipped(space.latents[dimension]), text: value => value.toFixed(1), oninput: () => {
       space.latents[dimension] = input.input.valueAsNumber;
       space.refresh();
     } });
-    return { dimension, strip, input, element: h("tr", {}, h("th", {}, `latent ${dimension}`), h("td", {}, input.element), h("td", {}, strip)) };
+    return { dimension, strip, input, element: h("tr", {}, h("td", {}, input.element), h("td", {}, strip)) };
   });
   const start = newest(async goOn => {
     for (const { dimension, strip, input } of rows) {
@@ -165,25 +165,24 @@ function traversalPanel(space) {
   return h("section", { "aria-label": "traversals" }, h("h2", {}, "One latent at a time"), h("div", { className: "scroll" }, h("table", { className: "cells strips" }, rows.map(row => row.element))));
 }
 
-const clippedTo = value => Math.max(-REACH, Math.min(REACH, value));
-
 // Interpolate between the latents of two seeds; of a GAN at several thresholds of truncation.
 function seedsPanel(space) {
   const { facts } = space, row = picture("row", "images between two seeds"), first = seedField("first-seed", () => start(), "first seed"), last = seedField("last-seed", () => start(), "last seed");
   first.value = keptNumber("first", 0);
   last.value = keptNumber("last", 1);
-  const none = 4, truncation = facts.family === "gan" ? slider("truncation", "", { min: 0.2, max: none, step: 0.1, value: none, text: value => (value === none ? "none" : value.toFixed(1)), oninput: () => start() }) : null;
+  const none = 4, truncation = facts.family === "gan" ? slider("truncation", "truncation", { min: 0.2, max: none, step: 0.1, value: keptNumber("truncation", none), text: value => (value === none ? "none" : value.toFixed(1)), oninput: () => start() }) : null;
   const start = newest(async goOn => {
-    const options = { model: facts.name, num_images: 1, ...(truncation ? { truncation: truncation.input.valueAsNumber === none ? 1000 : truncation.input.valueAsNumber } : {}), ...(space.label ? { class_labels: [Number(space.label.value)] } : {}) };
+    const options = { model: facts.name, num_images: 1, ...(truncation ? { truncation: truncation.input.valueAsNumber === none ? 1000 : truncation.input.valueAsNumber } : {}), ...(space.label ? { class_labels: [space.facts.classes[space.label.value]] } : {}) };
     const [a, b] = await Promise.all([first, last].map(async field => (await ask("latents", { ...options, seed: field.value })).latents[0]));
     goOn();
     const { images } = await decoded(space, Array.from({ length: 10 }, (_, i) => [...spherical(Float32Array.from(a), Float32Array.from(b), i / 9)]), goOn);
     showImages(row, images, 10);
-    remember({ first: first.value, last: last.value });
+    remember({ first: first.value, last: last.value, ...(truncation ? { truncation: truncation.input.value } : {}) });
   });
+  space.onclass.push(start);
   start();
   return h("section", { "aria-label": "between two seeds" }, h("h2", {}, "Between two seeds"),
-    h("div", { className: "controls" }, first.element, last.element, truncation ? h("span", {}, "truncation", truncation.element, term("", "truncation")) : []), figure(row, "from the first seed to the last"));
+    h("div", { className: "controls" }, first.element, last.element, truncation ? h("span", {}, truncation.element, term("", "truncation")) : []), figure(row, "from the first seed to the last"));
 }
 
 // Which latents the model uses.

@@ -35,14 +35,24 @@ function pictureOf(facts, onchange, canMark = false) {
     if (facts.has_judge) judge();
   }
   const sample = h("button", { type: "button", id: "sample", onclick: () => counted(takeSample(facts, sketch)) }, "take an image of a model");
-  return { sketch, seen, controls: [sketch.controls, sample] };
+  const save = h("button", { type: "button", id: "save", onclick: () => saveFiles(sketch, canMark) }, "save");
+  return { sketch, seen, controls: [sketch.controls, sample, save] };
 }
+
+// Save the picture, and what is marked, under the names that the commands below have.
+function saveFiles(sketch, canMark) {
+  const files = { "picture.png": asFile(sketch.image, sketch.shape), ...(canMark && sketch.mask.includes(1) ? { "mask.png": maskOf(sketch) } : {}) };
+  for (const [download, href] of Object.entries(files)) h("a", { download, href }).click();
+  say(`Saved as ${Object.keys(files).join(" and ")}`);
+}
+
+const maskOf = sketch => asFile(Float32Array.from(sketch.mask, marked => (marked ? 1 : -1)), [1, ...sketch.shape.slice(1)]);
 
 // Put an image of the chosen model, or of another for the same images, on the canvas.
 async function takeSample(facts, sketch) {
   const model = await modelFor(facts);
   if (!model) return say("No model here draws images of this size");
-  const { images } = await resultOf("draw", { model: model.name, seed: Math.floor(Math.random() * 1e6), ...(model.classes.length ? { class_labels: [Math.floor(Math.random() * model.classes.length)] } : {}) });
+  const { images } = await resultOf("draw", { model: model.name, seed: Math.floor(Math.random() * 1e6), ...(model.classes.length ? { class_labels: [model.classes[Math.floor(Math.random() * model.classes.length)]] } : {}) });
   sketch.set(images.data);
 }
 
@@ -56,22 +66,22 @@ const EDITS = {
 function editingPanel(facts) {
   const given = picture("step", "each step"), result = picture("edited", "the result"), time = h("output", { id: "time" }), same = sameAs();
   const { sketch, seen, controls } = pictureOf(facts, () => {}, true);
-  const strength = slider("strength", "", { min: 0.05, max: 1, step: 0.05, value: keptNumber("strength", 0.6), text: value => percent(value) });
+  const strength = slider("strength", "noise", { min: 0.05, max: 1, step: 0.05, value: keptNumber("strength", 0.6), text: value => percent(value) });
   const seed = seedField("seed", () => {});
   seed.value = keptNumber("seed", 0);
   const label = classList(facts.classes.length ? facts : {}, "class", () => {}, facts.learnt_no_class ? h("option", { value: "" }, "any") : []);
-  if (label) label.value = kept("class", facts.learnt_no_class ? "" : 0);
+  if (label) choose(label, "class", facts.learnt_no_class ? "" : 0);
   const start = task => newest(async goOn => {
     const since = performance.now(), fields = { task, seed: seed.value };
     if (task === "inpaint" && !sketch.mask.includes(1)) throw new Said("first choose “mark what to fill in”, and mark a part of the picture");
     if (task === "change_class" && label.value === "") throw new Said("first choose the class that it shall have");
     if (EDITS[task][1]) fields.strength = strength.input.valueAsNumber;
-    if (label && label.value !== "") fields.class_labels = [Number(label.value)];
+    if (label && label.value !== "") fields.class_labels = [facts.classes[label.value]];
     remember({ seed: seed.value, strength: strength.input.value, class: label ? label.value : "" });
     const { seed: number, ...shown } = fields;
     same.update("translate", facts.name, { input: "picture.png", ...(task === "inpaint" ? { mask: "mask.png" } : {}), ...shown, ...(["vary", "inpaint"].includes(task) ? { seed: number } : {}) });
     const body = { model: facts.name, ...fields, image: asFile(sketch.image, sketch.shape) };
-    if (task === "inpaint") body.mask = asFile(Float32Array.from(sketch.mask, marked => (marked ? 1 : -1)), [1, ...sketch.shape.slice(1)]);
+    if (task === "inpaint") body.mask = maskOf(sketch);
     const last = await resultOf("edit", body, goOn, state => {
       showImages(given, state.images);
       time.textContent = `step ${state.step + 1}, ${seconds(since)}`;
@@ -84,7 +94,7 @@ function editingPanel(facts) {
   return h("section", { "aria-label": "your picture" }, h("h2", {}, "Your picture"),
     h("p", {}, "Draw something, open a picture, or take one of a model; then let the model change it."),
     h("div", { className: "controls" }, controls),
-    h("div", { className: "controls" }, h("span", {}, "noise", strength.element, term("", "strength")), labelled("class", label), seed.element),
+    h("div", { className: "controls" }, h("span", {}, strength.element, term("", "strength")), labelled("class", label), seed.element),
     h("div", { className: "controls" }, buttons),
     h("div", { className: "pictures" }, h("figure", {}, sketch.canvas, h("figcaption", {}, "your picture"), seen), figure(given, "each step"), figure(result, "the result")), h("p", {}, time), same.element);
 }
@@ -93,7 +103,7 @@ function reconstructionPanel(facts) {
   const result = picture("reconstructed", "the reconstruction"), place = picture("place", "its place on the plane of two latents"), coded = h("p", { className: "dim", id: "coded" });
   const label = classList(facts.classes.length ? facts : {}, "class", () => start());
   const start = newest(async goOn => {
-    const body = { model: facts.name, image: asFile(sketch.image, sketch.shape), ...(label ? { class_labels: [Number(label.value)] } : {}) };
+    const body = { model: facts.name, image: asFile(sketch.image, sketch.shape), ...(label ? { class_labels: [facts.classes[label.value]] } : {}) };
     const { images } = await resultOf("reconstruct", body, goOn);
     showImages(result, images);
     const { means, stddevs } = await ask("encode", body);
@@ -101,7 +111,7 @@ function reconstructionPanel(facts) {
     const [x, y = x] = facts.dimensions;
     coded.textContent = `latent ${x}: ${means[x].toFixed(2)} ± ${stddevs[x].toFixed(2)}, latent ${y}: ${means[y].toFixed(2)} ± ${stddevs[y].toFixed(2)}; these two change the image most`;
     const around = [1, 0, -1].flatMap(down => [-1, 0, 1].map(across => means.map((value, index) => value + (index === x ? across : 0) + (index === y && x !== y ? down : 0))));
-    const near = await resultOf("decode", { model: facts.name, latents: around, ...(label ? { class_labels: [Number(label.value)] } : {}) }, goOn);
+    const near = await resultOf("decode", { model: facts.name, latents: around, ...(label ? { class_labels: [facts.classes[label.value]] } : {}) }, goOn);
     showImages(place, near.images, 3);
     remember({ latents: means.map(value => +value.toFixed(3)).join(" ") });
   });
@@ -115,7 +125,7 @@ function reconstructionPanel(facts) {
 
 function translationPanel(facts) {
   const given = picture("given", "what the network is given"), result = picture("translated", "the result"), time = h("output", { id: "time" }), same = sameAs();
-  const noise = slider("noise", "noise ", { min: 0, max: 0.8, step: 0.05, value: keptNumber("noise", (facts.degradation ?? "").includes("gaussian_noise") ? 0.3 : 0), text: value => value.toFixed(2), oninput: () => start() });
+  const noise = slider("noise", "noise", { min: 0, max: 0.8, step: 0.05, value: keptNumber("noise", (facts.degradation ?? "").includes("gaussian_noise") ? 0.3 : 0), text: value => value.toFixed(2), oninput: () => start() });
   const direction = facts.has_inverse ? choice("direction", [[false, "there"], [true, "back"]], kept("inverse", "") === "true", () => start()) : null;
   const start = newest(async goOn => {
     const since = performance.now(), fields = { noise: noise.input.valueAsNumber, ...(direction ? { inverse: direction.value } : {}), ...(facts.takes_noise_std ? { noise_std: noise.input.valueAsNumber } : {}) };

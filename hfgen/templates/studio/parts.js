@@ -17,7 +17,7 @@ let helpNumber = 0;
 function term(text, key = text) {
   if (!terms[key]) return [text];
   const id = `help-${++helpNumber}`;
-  return [text, h("button", { type: "button", className: "help", popovertarget: "", "aria-label": `what is ${text}?`, onclick: event => event.stopPropagation() }, "?"), h("span", { id, popover: "auto" }, terms[key])].map((part, index, all) => {
+  return [text, h("button", { type: "button", className: "help", "aria-label": `what is ${text || key.replaceAll("_", " ")}?`, onclick: event => event.stopPropagation() }, "?"), h("span", { id, popover: "auto" }, terms[key])].map((part, index, all) => {
     if (index === 1) part.popoverTargetElement = all[2];
     return part;
   });
@@ -25,7 +25,14 @@ function term(text, key = text) {
 
 // The value that the address has for a control, or its default.
 const kept = (key, usual) => state().get(key) ?? usual;
-const keptNumber = (key, usual) => (state().has(key) ? Number(state().get(key)) : usual);
+const keptNumber = (key, usual) => (Number.isFinite(Number(state().get(key) ?? NaN)) ? Number(state().get(key)) : usual);
+
+// Choose the option of a list that the address has, or the usual one where the list has no such option.
+function choose(select, key, usual) {
+  select.value = kept(key, usual);
+  if (select.selectedIndex < 0) select.value = usual;
+  return select;
+}
 
 const duration = total => {
   if (total === null || total === undefined) return "";
@@ -34,7 +41,6 @@ const duration = total => {
 };
 const milliseconds = since => Math.round(performance.now() - since);
 const percent = share => `${(100 * share).toFixed(1)} %`;
-const sized = facts => ({ image_shape: facts.image_shape });
 const showImages = (canvas, { data, shape, count }, columns = columnsOf(count)) => paint(canvas, data, shape, columns);
 
 // Commands and Python for the present state: `update(verb, source, fields)` or `say(command, python)` shows them.
@@ -42,9 +48,20 @@ const CALLS = { sample: "sample", translate: "edit" };
 const word = value => (/^[\w./:@%+=-]+$/.test(value) ? String(value) : `'${String(value).replaceAll("'", "'\\''")}'`);
 const inPython = value => (typeof value === "boolean" ? (value ? "True" : "False") : JSON.stringify(value));
 
+// Copy the text of an element; where the browser allows that to no page but those of https and localhost, select it.
+async function copyText(element) {
+  try {
+    await navigator.clipboard.writeText(element.textContent);
+    say("Copied");
+  } catch {
+    getSelection().selectAllChildren(element);
+    say("The browser does not let this page copy; the text is selected, so that Ctrl-C copies it");
+  }
+}
+
 function sameAs() {
   const command = h("code", { id: "command" }), python = h("code", { id: "python" });
-  const copy = from => h("button", { type: "button", onclick: () => navigator.clipboard.writeText(from.textContent).then(() => say("Copied")) }, "copy");
+  const copy = from => h("button", { type: "button", onclick: () => copyText(from) }, "copy");
   const rows = [["command", command], ["Python", python]].map(([title, code]) => [h("span", {}, title), code, copy(code)]);
   const found = {
     element: h("div", { className: "same" }, rows),
@@ -65,16 +82,17 @@ function sameAs() {
 // A list of the models that a tab can use, and below it what `show(facts)` makes of the chosen one.
 async function withModel(root, uses, about, show) {
   const page = shown;
-  const models = (await listModels()).filter(model => !model.problem || uses.includes(model.use)).filter(model => model.use === null || uses.includes(model.use));
+  const all = await listModels(), models = all.filter(model => !model.problem && (model.use === null || uses.includes(model.use)));
   if (page !== shown) return;
+  root.append(...all.filter(model => model.problem).map(model => h("p", { className: "warn" }, `${model.name} cannot be used: ${model.problem}`)));
   if (!models.length) return void root.append(h("p", {}, `${about} Train one on the tab Watch, or start the studio with the name of a model.`));
   const wanted = kept("model", ""), first = models.find(model => model.name === wanted) ?? models[0];
   const place = h("div", { id: "panels" }), facts = h("span", { className: "dim", id: "about" });
-  const choose = h("select", { id: "model", onchange: () => { remember({ model: choose.value }); counted(open()); } }, models.map(model => h("option", { value: model.name, selected: model === first }, model.name)));
+  const choices = h("select", { id: "model", onchange: () => { history.replaceState(null, "", `#${new URLSearchParams({ tab: state().get("tab"), model: choices.value, seed: kept("seed", 0) })}`); counted(open()); } }, models.map(model => h("option", { value: model.name, selected: model === first }, model.name)));
   let opened = 0;
   async function open() {
-    const number = ++opened, name = choose.value, listed = models.find(model => model.name === name);
-    shown++; // gives up what the former model still computes
+    const number = ++opened, name = choices.value, listed = models.find(model => model.name === name);
+    turnPage();
     const own = shown;
     facts.textContent = [listed.kind, listed.quality].filter(Boolean).join(" · ");
     place.replaceChildren(h("p", { className: "dim" }, `Loading ${name}…`));
@@ -88,7 +106,7 @@ async function withModel(root, uses, about, show) {
       if (number === opened) place.replaceChildren(h("p", { className: "warn" }, `${name} cannot be used: ${error.message}`));
     }
   }
-  root.append(h("div", { className: "chooser" }, h("label", { htmlFor: "model" }, "model ", choose), facts), place);
+  root.append(h("div", { className: "chooser" }, h("label", { htmlFor: "model" }, "model ", choices), facts), place);
   remember({ model: first.name });
   await counted(open());
 }
@@ -115,29 +133,37 @@ const bars = rows => h("div", { className: "bars" }, rows.flatMap(([name, share,
 
 // Several models on the same noise, one after the other, at their real speed.
 function racePanel(models, title, about, count, isChosen) {
+  const chosen = kept("race", "").split("|").filter(Boolean);
   const entries = models.map(model => {
     const canvas = picture(`of-${model.name}`, `images of ${model.name}`), time = h("output", {}, "–");
-    const check = h("input", { type: "checkbox", id: `in-${model.name}`, checked: isChosen(model) });
+    const check = h("input", { type: "checkbox", id: `in-${model.name}`, checked: chosen.length ? chosen.includes(model.name) : isChosen(model) });
     return { model, canvas, time, check, element: h("figure", { className: "entry" }, h("label", { htmlFor: check.id }, check, ` ${model.name}`), canvas, h("figcaption", {}, time, h("br"), model.quality)) };
   });
   const seed = seedField("race-seed", () => {});
   seed.value = keptNumber("race_seed", 0);
+  const run = async ({ model, canvas, time }, goOn) => {
+    time.textContent = "loading";
+    const facts = await factsOf(model.name);
+    goOn();
+    const since = performance.now();
+    const last = await resultOf("draw", { model: model.name, num_images: count, seed: seed.value }, goOn, state => {
+      showImages(canvas, state.images);
+      if (facts.use === "denoise") time.textContent = `step ${state.step}, ${seconds(since)}`;
+    });
+    showImages(canvas, last.images);
+    time.textContent = `${count} images in ${seconds(since)}`;
+  };
   const start = newest(async goOn => {
-    remember({ race_seed: seed.value });
-    for (const entry of entries) entry.time.textContent = entry.check.checked ? "waits" : "–";
-    for (const { model, canvas, time, check } of entries) {
-      if (!check.checked) continue;
-      time.textContent = "loading";
-      const facts = await factsOf(model.name);
-      goOn();
-      const since = performance.now();
-      const body = { model: model.name, num_images: count, seed: seed.value };
-      const last = await resultOf("draw", body, goOn, state => {
-        showImages(canvas, state.images);
-        if (facts.use === "denoise") time.textContent = `step ${state.step}, ${seconds(since)}`;
-      });
-      showImages(canvas, last.images);
-      time.textContent = `${count} images in ${seconds(since)}`;
+    const racing = entries.filter(entry => entry.check.checked);
+    remember({ race_seed: seed.value, race: racing.map(entry => entry.model.name).join("|") });
+    for (const entry of entries) entry.time.textContent = racing.includes(entry) ? "waits" : "–";
+    for (const entry of racing) {
+      try {
+        await run(entry, goOn);
+      } catch (error) {
+        if (!(error instanceof Said)) throw error;
+        entry.time.textContent = error.message;
+      }
     }
   });
   return h("section", { "aria-label": title }, h("h2", {}, title), h("p", {}, about),

@@ -19,6 +19,8 @@ function qualityTab(root) {
 
 const withDeviation = measure => (measure ? short(measure.value) + (measure.std ? ` ± ${Number(measure.std.toPrecision(1))}` : "") : "");
 
+const number = value => (value === null ? "–" : short(value));
+
 async function showEvaluation(facts, place) {
   let found;
   try {
@@ -36,6 +38,7 @@ async function showEvaluation(facts, place) {
     h("h2", {}, "Evaluation"), h("div", { className: "verdict" }, h("b", {}, "In short"), h("ul", {}, evaluation.verdict.map(sentence => h("li", {}, sentence)))),
     rows.length ? h("p", {}, `${evaluation.protocol.num_images.toLocaleString("en")} generated images beside ${evaluation.protocol.reference_images.toLocaleString("en")} test images of ${evaluation.protocol.dataset}; “real” is the same metric of real training images.`) : "",
     rows.length ? h("div", { className: "scroll" }, h("table", {}, h("tr", {}, h("th", {}, "metric"), header, h("th", {}, "better")), rows)) : "",
+    evaluation.restoration.length ? h("div", { className: "scroll" }, h("table", {}, h("tr", {}, ["input", "PSNR (dB)", "SSIM"].map(title => h("th", {}, title))), evaluation.restoration.map(row => h("tr", {}, h("td", {}, row.input), ["psnr", "ssim"].map(name => h("td", { className: "number" }, `${number(row[`given_${name}`])} → ${number(row[`made_${name}`])}`)))))) : "",
     ...classes,
     ...pictures.map(name => h("figure", {}, h("img", { src: withQuery("/api/file", { run: facts.name, file: name }), alt: captionOf(name), loading: "lazy" }), h("figcaption", {}, captionOf(name)))));
 }
@@ -47,9 +50,12 @@ const captionOf = name => Object.entries(CAPTIONS).find(([part]) => name.include
 function copiesPanel(facts) {
   const place = h("div", { id: "copies" }), seed = seedField("copy-seed", () => {});
   const label = classList(facts.classes.length ? facts : {}, "copy-class", () => {});
+  seed.value = keptNumber("copy_seed", 0);
+  if (label) choose(label, "copy_class", 0);
   const start = newest(async goOn => {
+    remember({ copy_seed: seed.value, ...(label ? { copy_class: label.value } : {}) });
     place.replaceChildren(h("p", { className: "dim" }, "Comparing with all training images; the first time takes about half a minute…"));
-    const found = await ask("neighbours", { model: facts.name, seed: seed.value, ...(label ? { class_labels: [Number(label.value)] } : {}) });
+    const found = await ask("neighbours", { model: facts.name, seed: seed.value, ...(label ? { class_labels: [facts.classes[label.value]] } : {}) });
     goOn();
     const sample = picture("sample-image", "the sample"), image = unpacked(found.sample), near = unpacked(found.images), size = image.data.length;
     showImages(sample, image);

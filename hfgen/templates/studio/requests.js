@@ -54,6 +54,7 @@ async function resultOf(name, body, goOn = () => {}, onState = () => {}) {
     onState(state);
     last = state;
   }
+  goOn();
   return last;
 }
 

@@ -39,23 +39,29 @@ async function startTab(root) {
     h("div", { className: "cards" }, cards.map(card => card.element)),
     h("section", { "aria-label": "tour" }, h("h2", {}, "A tour of five minutes"), h("ol", { className: "tour" }, tour)));
   const fill = newest(async goOn => {
-    for (const { model, image } of cards) {
-      if (!model) continue;
-      const facts = await factsOf(model.name);
-      goOn();
-      if (facts.use === "translate") await showTranslation(facts, image, goOn);
-      else await resultOf("draw", { model: model.name, num_images: 9, seed: 0 }, goOn, state => showImages(image, state.images, 3));
+    for (const { model, image } of cards.filter(card => card.model)) {
+      try {
+        const facts = await factsOf(model.name);
+        goOn();
+        if (facts.use === "translate") await showTranslation(facts, image, goOn);
+        else await resultOf("draw", { model: model.name, num_images: 9, seed: 0 }, goOn, state => showImages(image, state.images, 3));
+      } catch (error) {
+        if (!(error instanceof Said)) throw error;
+        image.replaceWith(h("p", { className: "warn" }, error.message));
+      }
     }
   });
   fill();
 }
 
-// A drawn image with noise, and what the network makes of it.
+// A drawn image, with noise if the network removes that, and what it makes of it.
 async function showTranslation(facts, canvas, goOn) {
   const model = await modelFor(facts);
   goOn();
   if (!model) return;
   const { images } = await resultOf("draw", { model: model.name, seed: 1 }, goOn);
-  const made = await resultOf("translate", { model: facts.name, image: asFile(images.data, images.shape), noise: 0.3 }, goOn);
-  paint(canvas, joined([made.noised.data, made.images.data]), made.images.shape, 2);
+  const noise = (facts.degradation ?? "").includes("gaussian_noise") ? 0.3 : 0;
+  const made = await resultOf("translate", { model: facts.name, image: asFile(images.data, images.shape), noise, ...(facts.takes_noise_std ? { noise_std: noise } : {}) }, goOn);
+  const isSameSize = String(made.images.shape) === String(made.noised.shape);
+  paint(canvas, isSameSize ? joined([made.noised.data, made.images.data]) : made.images.data, made.images.shape, 2);
 }

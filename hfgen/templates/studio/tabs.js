@@ -17,7 +17,7 @@ function go(values) {
 }
 
 function showAddressed() {
-  shown++; // gives up what the former tab still computes
+  turnPage();
   const wanted = kept("tab", "start"), [id, , show] = TABS.find(([each]) => each === wanted) ?? TABS[0];
   for (const button of document.querySelectorAll("#tabs button")) button.setAttribute("aria-pressed", String(button.dataset.tab === id));
   main.replaceChildren();
@@ -25,6 +25,6 @@ function showAddressed() {
   counted(show(main));
 }
 
-document.getElementById("tabs").append(...TABS.map(([id, title]) => h("button", { type: "button", "data-tab": id, onclick: () => go({ tab: id, ...(state().has("model") ? { model: state().get("model") } : {}) }) }, title)));
+document.getElementById("tabs").append(...TABS.map(([id, title]) => h("button", { type: "button", "data-tab": id, onclick: () => go({ tab: id, ...Object.fromEntries([...state()].filter(([key]) => ["model", "latents", "seed"].includes(key))) }) }, title)));
 addEventListener("popstate", showAddressed);
 showAddressed();

@@ -20,19 +20,32 @@ async function watchTab(root) {
   const refreshNow = () => counted(refresh());
   await counted(refresh());
   await counted(trainingForm(form, name => { view.name = name; remember({ run: name }); return refreshNow(); }));
+  let isAway = false;
   const poll = async () => {
     if (page !== shown) return;
-    if (!document.hidden) await refresh().catch(error => say(`The studio does not answer: ${error.message}`));
+    if (!document.hidden) {
+      try {
+        await refresh();
+        if (isAway) say("");
+        isAway = false;
+      } catch (error) {
+        isAway = true;
+        say(error instanceof Said ? error.message : "The studio does not answer; its trainings are saved if it was ended");
+      }
+    }
     setTimeout(poll, POLL_MILLISECONDS);
   };
   setTimeout(poll, POLL_MILLISECONDS);
 }
 
 function showRuns(place, runs, view, refresh) {
+  const names = runs.map(run => run.name).join("|");
+  if (place.dataset.names === names && place.contains(document.activeElement)) return; // not under a hand
+  place.dataset.names = names;
   if (!runs.length) return place.replaceChildren(h("p", {}, "There are no trainings yet. Start one below; it takes a few minutes."));
   const rows = runs.map(run => {
-    const choose = h("button", { type: "button", onclick: () => { view.name = run.name; remember({ run: run.name }); refresh(); } }, run.name);
-    const together = h("input", { type: "checkbox", "aria-label": `show the curves of ${run.name} too`, checked: view.others.has(run.name), onchange: () => { view.others[together.checked ? "add" : "delete"](run.name); remember({ with: [...view.others].join("|") }); refresh(); } });
+    const choose = h("button", { type: "button", onclick: () => { view.name = run.name; place.dataset.names = ""; remember({ run: run.name }); refresh(); } }, run.name);
+    const together = h("input", { type: "checkbox", "aria-label": `show the curves of ${run.name} too`, checked: view.others.has(run.name), onchange: () => { view.others[together.checked ? "add" : "delete"](run.name); place.dataset.names = ""; remember({ with: [...view.others].join("|") }); refresh(); } });
     const bar = run.progress ? h("progress", { value: run.progress, max: 1, "aria-label": `done: ${percent(run.progress)}` }) : "";
     const left = run.state === "running" && run.seconds_left !== null ? `${duration(run.seconds_left)} left` : "";
     return h("tr", { "aria-selected": String(run.name === view.name) }, h("td", {}, choose), h("td", {}, run.family), h("td", {}, run.dataset), h("td", {}, run.problem || run.state), h("td", {}, bar, " ", left), h("td", {}, `${run.step.toLocaleString("en")} steps in ${duration(run.seconds)}`), h("td", {}, together));
@@ -101,7 +114,7 @@ function trainingFilm(name) {
       const found = saves.length ? saves : grids;
       note.hidden = found.length > 0;
       place.hidden = !found.length;
-      if (found.length === frames.length) return;
+      if (JSON.stringify(found) === JSON.stringify(frames)) return;
       const isAtEnd = range.input.valueAsNumber === frames.length - 1 || !frames.length;
       frames = found;
       range.input.max = frames.length - 1;
@@ -154,8 +167,8 @@ async function trainingForm(place, started) {
   const { recipes, families } = await ask("recipes");
   const about = h("p", { className: "dim", id: "recipe-about" }), fields = h("div"), same = sameAs(), note = h("p", { id: "train-note", role: "alert" });
   const family = h("select", { id: "family", onchange: () => { showRecipes(); counted(showFields()); } }, families.map(name => h("option", { value: name }, name)));
-  const recipe = h("select", { id: "recipe", onchange: () => update() });
-  const name = h("input", { id: "name", type: "text", size: 20, value: "", oninput: () => update() });
+  const recipe = h("select", { id: "recipe", onchange: () => { remember({ recipe: recipe.value }); showUsual(); } });
+  const name = h("input", { id: "name", type: "text", size: 20, value: "", oninput: () => { remember({ name: name.value }); update(); } });
   const inputs = new Map();
   function showRecipes() {
     recipe.replaceChildren(...recipes.filter(each => each.family === family.value).map(each => h("option", { value: each.name }, `${each.is_first ? "★ " : ""}${each.name}`)), h("option", { value: "" }, "none: set the fields below"));
@@ -165,9 +178,21 @@ async function trainingForm(place, started) {
     const set = {};
     for (const [field, input] of inputs) {
       const text = input.type === "checkbox" ? input.checked : input.value.trim();
-      if (field.kind === "bool" ? text !== Boolean(field.default) : text !== "") set[field.name] = field.is_list ? text.split(/\s+/) : text;
+      if (field.kind === "bool" ? text !== Boolean(usualOf(field)) : text !== "") set[field.name] = field.is_list ? text.split(/\s+/) : text;
     }
     return { ...(recipe.value ? { config: recipe.value } : {}), ...set };
+  }
+  // The value of a field in the chosen recipe, or its default.
+  const usualOf = field => recipes.find(each => each.name === recipe.value)?.fields[field.name] ?? field.default;
+  // Show the values of another recipe; what was typed stays.
+  function showUsual() {
+    for (const [field, input] of inputs) {
+      const usual = usualOf(field), text = usual === null || usual === undefined ? "" : [usual].flat().join(" ");
+      if (input.type === "checkbox") input.checked = Boolean(usual);
+      else if (input.tagName === "SELECT") input.options[0].textContent = text ? `(${text})` : "";
+      else input.placeholder = text;
+    }
+    update();
   }
   function update() {
     const chosen = recipes.find(each => each.name === recipe.value);
@@ -177,26 +202,29 @@ async function trainingForm(place, started) {
     same.say(`hfgen train ${family.value}${flags.join("")}`, `hfgen.train(${[JSON.stringify(family.value), ...Object.entries(given).map(([key, value]) => `${key}=${inPython(value)}`)].join(", ")})`);
   }
   async function showFields() {
-    const found = (await ask(withQuery("form", { family: family.value }))).fields;
+    const wanted = family.value, found = (await ask(withQuery("form", { family: wanted }))).fields;
+    if (wanted !== family.value) return; // another one was chosen since
     inputs.clear();
     const groups = new Map();
     for (const field of found) {
-      const id = `field-${field.name}`, usual = field.default === null || field.default === undefined ? "" : [field.default].flat().join(" ");
+      const id = `field-${field.name}`;
       let input;
-      if (field.kind === "bool") input = h("input", { type: "checkbox", id, checked: Boolean(field.default), onchange: update });
-      else if (field.choices.length) input = h("select", { id, onchange: update }, h("option", { value: "" }, usual ? `(${usual})` : ""), field.choices.map(value => h("option", { value }, value)));
-      else input = h("input", { type: "text", id, placeholder: usual, oninput: update });
+      if (field.kind === "bool") input = h("input", { type: "checkbox", id, onchange: update });
+      else if (field.choices.length) input = h("select", { id, onchange: update }, h("option", { value: "" }), field.choices.map(value => h("option", { value }, value)));
+      else input = h("input", { type: "text", id, oninput: update });
       inputs.set(field, input);
       terms[field.name] = field.help;
       if (!groups.has(field.group)) groups.set(field.group, []);
       groups.get(field.group).push(h("div", {}, h("label", { htmlFor: id }, field.name), term("", field.name), input));
     }
     fields.replaceChildren(...[...groups].map(([group, entries]) => h("details", {}, h("summary", {}, group), h("div", { className: "form" }, entries))));
-    update();
+    showUsual();
   }
   const start = h("button", { type: "button", id: "start", onclick: () => counted(begin()) }, "start");
   async function begin() {
     note.textContent = "";
+    note.className = "";
+    start.disabled = true;
     try {
       const { run } = await ask("train", { family: family.value, name: name.value, fields: values() });
       note.textContent = `${run} is being trained.`;
@@ -204,6 +232,8 @@ async function trainingForm(place, started) {
     } catch (error) {
       note.textContent = error.message;
       note.className = "warn";
+    } finally {
+      start.disabled = false;
     }
   }
   const wanted = kept("recipe", ""), first = recipes.find(each => each.name === wanted);
