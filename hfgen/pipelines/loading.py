@@ -35,7 +35,7 @@ from hfgen.utils.untrusted import INDEX, check_numbers, components_of, read_inde
 
 LIBRARIES = {"diffusers", "transformers"}  # components of their classes need no remote code
 CONFIGS = ("config.json", "scheduler_config.json")
-ZOO = Path(__file__).parents[2] / "model_cards"  # in a checkout: models of the recipes
+ZOO = Path(__file__).resolve().parents[2] / "model_cards"  # in a checkout: models of the recipes
 
 
 def load(

@@ -13,8 +13,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from hfgen.config.recipes import read_recipes
-from hfgen.config.training import CONFIG_FILE
+from hfgen.config.recipes import RECIPES, read_recipes
+from hfgen.config.training import CONFIG_FILE, read_fields
 from hfgen.evaluation.real import data_source_of
 from hfgen.evaluation.results import read_record
 from hfgen.families import Model, family_of, model_of
@@ -312,18 +312,15 @@ def _is_model(folder: Path) -> bool:
 def _facts_without_loading(entry: Entry) -> dict[str, Any] | None:
     """Return what is known of a model from its files, None for a classifier or a run without a model yet."""
     if entry.folder is None:
-        return {
-            "name": entry.name,
-            "use": None,
-            "kind": "on the Hub",
-            "quality": "",
-            "has_evaluation": False,
-            "problem": "",
-        }
+        return {"name": entry.name, "use": None, "kind": "on the Hub", "quality": "", "dataset": None, "problem": ""}
     if (entry.folder / CLASSIFIER).is_file() or (file := entry.index) is None:
         return None
-    facts: dict[str, Any] = {"name": entry.name, "has_evaluation": (entry.folder / EVALUATION).is_file()}
+    facts: dict[str, Any] = {"name": entry.name, "dataset": None, "problem": ""}
     try:
+        recipe = RECIPES / f"{entry.name}.yaml"
+        facts["dataset"] = data_source_of(
+            read_fields(recipe) if not entry.is_run and recipe.is_file() else run_fields(entry.folder)
+        )
         index = read_index(file)
         name = index["_class_name"]
         class_name = name[1] if isinstance(name, list) else name
@@ -331,7 +328,7 @@ def _facts_without_loading(entry: Entry) -> dict[str, Any] | None:
         classes = "classes" if index.get("id2label") else None
         use = known.use if known else "denoise"
         about = {"use": use, "pipeline": class_name} | ({"classes": classes} if classes else {})
-        facts |= {"use": use, "kind": kind_of(about), "quality": quality_of(str(entry.folder)), "problem": ""}
+        facts |= {"use": use, "kind": kind_of(about), "quality": quality_of(str(entry.folder))}
     except (UserError, OSError) as error:
         facts |= {"use": None, "kind": "damaged", "quality": "", "problem": first_line(error)}
     return facts

@@ -33,19 +33,13 @@ MOST_DATA_SETS = 2  # whose features are kept in memory
 
 
 def evaluation_of(folder: Path) -> dict[str, Any]:
-    """Return the evaluation of a model for the page, and its comparison of samplers.
-
-    Raises:
-        UserError: if there is neither.
-    """
+    """Return the evaluation of a model for the page, and its comparison of samplers, each None if there is none."""
     found: dict[str, Any] = {"evaluation": None, "comparison": None}
     if (folder / EVALUATION).is_file():
         found["evaluation"] = _evaluation(read_record(folder / EVALUATION), folder)
     if (folder / COMPARISON).is_file():
         comparison = read_json(folder / COMPARISON)
         found["comparison"] = {"settings": comparison.get("settings", [])}
-    if not any(found.values()):
-        raise UserError(f"{folder.name} has not been evaluated; hfgen evaluate {folder} measures how good it is")
     return _finite(found)
 
 

@@ -413,13 +413,16 @@ def _ended_by_signals() -> Iterator[None]:
         raise KeyboardInterrupt
 
     is_main = threading.current_thread() is threading.main_thread()  # only there signals can be handled
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)] if is_main else []
-    before = {name: signal.signal(getattr(signal, name), end) for name in names}
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if is_main and hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = [number for number in numbers if before[number] is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    for number in heard:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 def _bound(config: StudioConfig) -> socket.socket:

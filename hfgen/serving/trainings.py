@@ -30,7 +30,8 @@ NOT_ON_THE_PAGE = {
     "hub_strategy",
 }  # fmt: skip
 MOST_RUNNING = 4  # trainings at once
-SAVED = 128 + signal.SIGINT  # the exit status of a training that was asked to stop, and saved its state
+SAVED = 128 + signal.SIGTERM  # the exit status of a training that was asked to stop, and saved its state
+NOT_BEGUN = -signal.SIGTERM  # and of one that had not begun yet
 
 
 class _Training:
@@ -75,7 +76,7 @@ class _Training:
         """Ask it to save its state and end, once: a second signal would interrupt the saving."""
         if self.is_running and not self.was_asked_to_stop:
             self.was_asked_to_stop = True
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGTERM)
 
     def wait(self) -> int:
         """Wait until it has ended, by force if it takes too long, and return its exit status."""

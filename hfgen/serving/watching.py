@@ -7,11 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from hfgen.families import families
 from hfgen.publishing.pages import family_of_run, panels
 from hfgen.runs.checkpoints import list_checkpoints, step_of
 from hfgen.runs.folder import (
     CLASSES_FILE,
+    LOCK,
     METRICS_FILE,
     RUN_FILE,
     TIMES_FILE,
@@ -19,11 +22,11 @@ from hfgen.runs.folder import (
     RunFolder,
 )
 from hfgen.runs.record import EVALUATED, read_rows
-from hfgen.serving.trainings import Trainings
+from hfgen.serving.trainings import NOT_BEGUN, SAVED, Trainings
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import INDEX, read_json
 
-QUIET_SECONDS = 120.0  # without a new line in its record, after which a run counts as stopped
+QUIET_SECONDS = 30.0  # without a new line in its record, after which a run whose lock is free counts as stopped
 KEPT = 64  # files whose content is kept until they change
 PICTURES = {".png", ".gif"}
 
@@ -36,13 +39,18 @@ def summary_of(name: str, run: RunFolder, trainings: Trainings) -> dict[str, Any
         fields, problem = {}, first_line(error)
     times = _rows(run / TIMES_FILE)
     last = times[-1] if times else {"step": 0, "seconds": 0.0}
+    state, output = _state(run, trainings), trainings.output(run.path)
+    if state == "failed":
+        said = [line for line in output["lines"] if line.startswith("hfgen: ")] or output["lines"][-1:]
+        problem = said[-1].removeprefix("hfgen: ") if said else f"it ended with status {output['status']}"
     progress = last.get("progress")
     left = last["seconds"] * (1 - progress) / progress if progress else None
     return {
         "name": name,
         "family": family_of_run(None, fields).name if fields else "",
         "dataset": fields.get("dataset_name") or fields.get("train_data_dir") or "",
-        "state": _state(run, trainings),
+        "state": state,
+        "can_go_on": state in ("stopped", "failed") and bool(list_checkpoints(run.checkpoints)),
         "is_here": trainings.is_running(run.path),
         "step": last["step"],
         "seconds": last["seconds"],
@@ -136,14 +144,30 @@ def _curves(run: Path, stamp: tuple[int, int] | None) -> dict[str, Any]:
 
 
 def _state(run: RunFolder, trainings: Trainings) -> str:
-    """Return `running`, `finished` or `stopped`."""
-    if trainings.is_running(run.path):
+    """Return `running`, `finished`, `failed` or `stopped`."""
+    output = trainings.output(run.path)
+    if output and output["status"] is None:
         return "running"
+    if output and output["status"] not in (0, SAVED, NOT_BEGUN):
+        return "failed"
     if (run / RUN_FILE).is_file():
         return "finished"
-    was_here = trainings.output(run.path) is not None
-    written = [(run / name).stat().st_mtime for name in (METRICS_FILE, TIMES_FILE) if (run / name).is_file()]
-    return "running" if not was_here and written and time.time() - max(written) < QUIET_SECONDS else "stopped"
+    if output is None and _is_trained_elsewhere(run):
+        return "running"
+    return "stopped"
+
+
+def _is_trained_elsewhere(run: RunFolder) -> bool:
+    """Return whether another process holds the run's lock, or has just written to it, perhaps on another machine."""
+    written = [stamp[0] / 1e9 for name in (METRICS_FILE, TIMES_FILE) if (stamp := _stamp(run / name))]
+    if written and time.time() - max(written) < QUIET_SECONDS:
+        return True
+    lock = run / LOCK
+    try:
+        with FileLock(lock, timeout=0) if lock.is_file() else contextlib.nullcontext():
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 def _number(value: Any) -> float | None:

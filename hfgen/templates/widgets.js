@@ -81,7 +81,9 @@ function choice(legend, options, pressed, onchoose) {
 function seedField(id, onchange, label = "seed") {
   const input = h("input", { type: "number", id, min: 0, max: 2 ** 31 - 1, step: 1, value: 0, onchange });
   const next = h("button", { type: "button", onclick: () => { input.value = Number(input.value) + 1; onchange(); } }, `next ${label}`);
-  return { get value() { return Math.max(0, Math.floor(Number(input.value)) || 0); }, set value(seed) { input.value = seed; }, element: h("span", { className: "seed" }, h("label", { htmlFor: id }, `${label} `, input), next) };
+  // What cannot be a seed becomes the nearest that can, also in the field.
+  const corrected = () => (input.value = Math.max(0, Math.min(2 ** 31 - 1, Math.floor(Number(input.value)) || 0)), Number(input.value));
+  return { get value() { return corrected(); }, set value(seed) { input.value = seed; }, element: h("span", { className: "seed" }, h("label", { htmlFor: id }, `${label} `, input), next) };
 }
 
 const columnsOf = count => (count === 10 ? 5 : Math.ceil(Math.sqrt(count)));
@@ -107,17 +109,24 @@ function turnPage() {
 
 document.body.dataset.jobs = waitingJobs; // for tests, which wait until it is 0
 
-// Say what went wrong.
+// Say what went wrong, until something works again.
+let isComplaining = false;
 function explain(error) {
   if (error instanceof Replaced) return;
+  isComplaining = true;
   if (!(error instanceof Said)) console.error(error);
   say(`This did not work: ${error.message}`);
+}
+
+function works() {
+  if (isComplaining) say("");
+  isComplaining = false;
 }
 
 function newest(job, queue = pageQueue) {
   const page = shown;
   let wanted = 0;
-  return () => {
+  const begin = () => {
     const number = ++wanted;
     const goOn = () => { if (number !== wanted || page !== shown) throw new Replaced(); };
     document.body.dataset.jobs = ++waitingJobs;
@@ -125,12 +134,15 @@ function newest(job, queue = pageQueue) {
       try {
         goOn();
         await job(goOn);
+        works();
       } catch (error) {
         explain(error);
       }
       document.body.dataset.jobs = --waitingJobs;
     });
   };
+  begin.cancel = () => wanted++;
+  return begin;
 }
 
 function state() {

@@ -83,7 +83,7 @@ def test_newcomers_see_each_family_and_a_tour_that_ends_with_a_training(page, st
 
 def test_drawing_is_that_of_sample_and_the_address_keeps_it(page, studio, folder):
     model = str(folder / "diffusion")
-    show(page, studio, "draw", model=model)
+    show(page, studio, "draw", model=model, count=1)
     page.put("#class", 7), page.put("#seed", 4), page.put("#steps", 4), page.put("#guidance", 3)
     options = {"class_labels": [7], "seed": 4, "num_inference_steps": 4, "guidance_scale": 3}
     expected = np.asarray(hfgen.sample(model, num_images=1, **options)[0]).astype(int)
@@ -116,7 +116,7 @@ def test_settings_beside_their_time_and_distance(page, studio, folder, judge_run
     options = {"scheduler": ["unipc"], "num_inference_steps": [4], "guidance_scale": [2.0], "num_images": 60}
     hfgen.compare_samplers(model, **options, judge=str(judge_run), reference_split="train[80%:]")
     distance = json.loads((model / "comparison.json").read_text())["settings"][0]["frechet_distance"]["value"]
-    show(page, studio, "draw", model=str(model), **{"class": 3})
+    show(page, studio, "draw", model=str(model), count=1, **{"class": 3})
     page.click("draw all settings")
     cell = page.find("#cell-4-2").find_element("xpath", "ancestor::td")
     assert f"FD {float(f'{distance:.3g}'):g}" in cell.text
@@ -250,7 +250,7 @@ def test_encodings_by_class_and_active_units(page, studio, folder):
     show(page, studio, "latents", model=str(folder / "vae"))
     page.click("show where test images are")
     count = len(load_images("digits", split="test", test_fraction=0.2))
-    assert page.text("#encodings") == f"{count} test images, coloured by class"
+    assert page.text("#encodings") == f"{count} test images, coloured by class: hide"
     assert len(page.driver.find_elements("css selector", ".map svg circle")) > 200
     assert "of 4 are active" in page.text("#units")
     assert "nats" in page.text("#units .bars")

@@ -2,6 +2,7 @@
 // The tab Draw.
 
 const GRID_STEPS = [2, 4, 8, 15, 30], GRID_SCALES = [1, 1.5, 2, 4], STEPS = [1, 2, 4, 8, 15, 30, 50, 100];
+const NO_TRUNCATION = 1000; // for a model that would truncate by itself
 const COUNTS = [1, 4, 16, 64];
 
 function drawTab(root) {
@@ -11,7 +12,8 @@ function drawTab(root) {
     if (facts.use === "denoise") panels.push(settingsPanel(facts, controls));
     const others = models.filter(model => model.use !== null);
     if (others.length > 1) {
-      const second = others.find(model => model.name !== facts.name);
+      const own = others.find(model => model.name === facts.name)?.dataset;
+      const second = others.find(model => model.name !== facts.name && model.dataset === own) ?? others.find(model => model.name !== facts.name);
       panels.push(racePanel(others, "Side by side", "The chosen models draw one after the other; those of the same image size start from the same noise.", 16, model => model.name === facts.name || model === second));
     }
     return panels;
@@ -25,7 +27,7 @@ function drawControls(facts) {
   const classes = facts.classes.length ? h("select", { id: "class", onchange: changed }, h("option", { value: "" }, "each in turn"), facts.classes.map((name, index) => h("option", { value: index }, name))) : null;
   if (classes) choose(classes, "class", "");
   const counts = h("select", { id: "count", onchange: changed }, COUNTS.map(count => h("option", { value: count }, count)));
-  choose(counts, "count", facts.use === "denoise" ? 1 : 16);
+  choose(counts, "count", facts.use === "decode" ? 16 : facts.classes.length ? 4 : 1);
   const seed = seedField("seed", changed);
   seed.value = keptNumber("seed", 0);
   controls.elements = [labelled("class", classes), h("label", { htmlFor: "count" }, "images ", counts), seed.element];
@@ -56,19 +58,22 @@ function addSampler(facts, controls, changed) {
 
 // Draw with a diffusion model; the film keeps each step.
 function denoisingPanel(facts, controls) {
-  const noised = picture("noised", "the noisy image"), image = picture("image", "the predicted image"), time = h("output", { id: "time" }), same = sameAs();
-  let frames = [];
+  const left = h("figcaption"), noised = picture("noised", "the noisy image"), image = picture("image", "the predicted image"), time = h("output", { id: "time" }), same = sameAs();
+  let frames = [], isDone = false;
   const film = slider("film", "film", { min: 0, max: 0, step: 1, value: 0, text: step => (step ? `after step ${step}` : "noise"), oninput: () => frame(film.input.valueAsNumber) });
   function frame(index) {
     if (!frames[index]) return; // not drawn yet
     showImages(noised, frames[index].noised);
     showImages(image, frames[index].images);
+    left.textContent = isDone && index === frames.length - 1 ? "the finished image, x_0" : "the noisy image, x_t";
   }
   const start = newest(async goOn => {
     const since = performance.now(), body = controls.body(), made = [];
     controls.remember();
     const { model, ...fields } = body;
     same.update("sample", model, fields);
+    isDone = false;
+    cancel.hidden = false;
     await resultOf("draw", body, goOn, state => {
       made.push(state);
       frames = made;
@@ -76,15 +81,19 @@ function denoisingPanel(facts, controls) {
       film.input.value = made.length - 1;
       film.show();
       frame(made.length - 1);
-      time.textContent = `step ${state.step}, ${seconds(since)}`;
+      time.textContent = `step ${state.step} of ${body.num_inference_steps}, ${seconds(since)}`;
     });
+    isDone = true;
+    cancel.hidden = true;
+    frame(film.input.valueAsNumber);
     time.textContent = `${body.num_images === 1 ? "1 image" : `${body.num_images} images`} in ${seconds(since)}`;
   });
+  const cancel = h("button", { type: "button", id: "cancel", hidden: true, onclick: () => { start.cancel(); cancel.hidden = true; time.textContent += ", cancelled"; } }, "cancel");
   controls.onchange = start;
   start();
   return h("section", { "aria-label": "draw" }, h("h2", {}, "Draw"), h("div", { className: "controls" }, controls.elements),
-    h("div", { className: "pictures" }, figure(noised, "noisy image x_t"), figure(image, "image predicted from it")),
-    h("p", {}, film.element, term("", "film"), " ", time), same.element);
+    h("div", { className: "pictures" }, h("figure", {}, noised, left), figure(image, "the image predicted from it")),
+    h("p", {}, film.element, term("", "film"), " ", time, " ", cancel), same.element);
 }
 
 // Draw with a VAE or a GAN, at once.
@@ -96,7 +105,9 @@ function decodingPanel(facts, controls) {
   const start = newest(async goOn => {
     const since = performance.now(), body = controls.body();
     if (prior) body.prior = prior.value;
-    if (truncation) body.truncation = truncation.input.valueAsNumber === none ? 1000 : truncation.input.valueAsNumber;
+    const threshold = truncation?.input.valueAsNumber;
+    if (truncation && threshold < none) body.truncation = threshold;
+    else if (own) body.truncation = NO_TRUNCATION;
     controls.remember();
     remember({ ...(prior ? { prior: prior.value } : {}), ...(truncation ? { truncation: truncation.input.value } : {}) });
     const { model, ...fields } = body;
@@ -136,15 +147,9 @@ function settingsPanel(facts, controls) {
       }
     }
   });
-  return h("section", { "aria-label": "settings" }, h("h2", {}, "Steps and guidance"),
-    h("p", {}, "The same noise with several settings. More steps cost time; more guidance shows the class more clearly, with less variety. Click a picture to draw with its settings."),
+  return h("section", { "aria-label": "settings" }, h("h2", {}, facts.has_guidance ? "Steps and guidance" : "Steps"),
+    h("p", {}, `The same noise with several settings. More steps cost time${facts.has_guidance ? "; more guidance makes clearer images, with less variety" : ""}. Click a picture to draw with its settings.`),
     h("button", { type: "button", id: "settings", onclick: start }, "draw all settings"), note, h("div", { className: "scroll" }, table));
 }
 
-async function measuredSettings(name) {
-  try {
-    return (await ask(withQuery("evaluation", { model: name }))).comparison?.settings ?? [];
-  } catch {
-    return []; // not evaluated
-  }
-}
+const measuredSettings = async name => (await ask(withQuery("evaluation", { model: name }))).comparison?.settings ?? [];

@@ -120,13 +120,18 @@ function planePanel(space) {
   space.refresh = () => { at = axes.map(select => space.latents[Number(select.value)]); drawMap(); moveTo(at); };
   const encode = h("button", { type: "button", id: "encodings", onclick: () => counted(showEncodings()) }, "show where test images are");
   async function showEncodings() {
+    if (encodings) {
+      encodings = null;
+      encode.textContent = "show where test images are";
+      return drawOverlay();
+    }
     encode.textContent = "encoding test images…";
     try {
       encodings = await ask(withQuery("encodings", { model: facts.name }));
       space.encodings = encodings;
       space.onencodings?.();
       drawOverlay();
-      encode.textContent = `${encodings.means.length.toLocaleString("en")} test images, coloured by class`;
+      encode.textContent = `${encodings.means.length.toLocaleString("en")} test images, coloured by class: hide`;
     } catch (error) {
       encode.textContent = "show where test images are";
       throw error;

@@ -10,11 +10,14 @@ function ownPictureTab(root) {
 }
 
 // A canvas with what the judges see in it; the picture is kept when another model of the same size is chosen.
-const drawn = new Map();
-function pictureOf(facts, onchange, canMark = false) {
+const drawn = { // pictures by their shape, kept until the tab of the browser is closed
+  get: key => Float32Array.from(JSON.parse(sessionStorage.getItem(`picture ${key}`) ?? "[]")),
+  set: (key, image) => sessionStorage.setItem(`picture ${key}`, JSON.stringify([...image].map(value => +value.toFixed(4)))),
+};
+function pictureOf(facts, onchange, { canMark = false, given = sketch => sketch.image } = {}) {
   const key = String(facts.image_shape), seen = h("div", { id: "seen" });
   const judge = newest(async goOn => {
-    if (!sketch.image.some(value => value > -0.9)) return void seen.replaceChildren();
+    if (isEmpty(sketch)) return void seen.replaceChildren();
     const { judges } = await ask("judge", { model: facts.name, image: asFile(sketch.image, sketch.shape) });
     goOn();
     seen.replaceChildren(...judges.slice(0, 1).flatMap(found => [h("p", {}, `The judge ${found.judge} sees:`), bars(found.classes.map(each => [each.class, each.probability, percent(each.probability), each !== found.classes[0]]))]));
@@ -29,19 +32,21 @@ function pictureOf(facts, onchange, canMark = false) {
     say("");
     return data;
   } });
-  if (drawn.has(key)) {
+  if (drawn.get(key).length) {
     sketch.image = drawn.get(key);
     sketch.show();
     if (facts.has_judge) judge();
   }
   const sample = h("button", { type: "button", id: "sample", onclick: () => counted(takeSample(facts, sketch)) }, "take an image of a model");
-  const save = h("button", { type: "button", id: "save", onclick: () => saveFiles(sketch, canMark) }, "save");
+  const save = h("button", { type: "button", id: "save", onclick: () => saveFiles(sketch, given(sketch)) }, "save");
   return { sketch, seen, controls: [sketch.controls, sample, save] };
 }
 
+const isEmpty = sketch => !sketch.image.some(value => value > -0.9);
+
 // Save the picture, and what is marked, under the names that the commands below have.
-function saveFiles(sketch, canMark) {
-  const files = { "picture.png": asFile(sketch.image, sketch.shape), ...(canMark && sketch.mask.includes(1) ? { "mask.png": maskOf(sketch) } : {}) };
+function saveFiles(sketch, image) {
+  const files = { "picture.png": asFile(image, sketch.shape), ...(sketch.mask.includes(1) ? { "mask.png": maskOf(sketch) } : {}) };
   for (const [download, href] of Object.entries(files)) h("a", { download, href }).click();
   say(`Saved as ${Object.keys(files).join(" and ")}`);
 }
@@ -65,7 +70,7 @@ const EDITS = {
 
 function editingPanel(facts) {
   const given = picture("step", "each step"), result = picture("edited", "the result"), time = h("output", { id: "time" }), same = sameAs();
-  const { sketch, seen, controls } = pictureOf(facts, () => {}, true);
+  const { sketch, seen, controls } = pictureOf(facts, () => {}, { canMark: true });
   const strength = slider("strength", "noise", { min: 0.05, max: 1, step: 0.05, value: keptNumber("strength", 0.6), text: value => percent(value) });
   const seed = seedField("seed", () => {});
   seed.value = keptNumber("seed", 0);
@@ -73,6 +78,7 @@ function editingPanel(facts) {
   if (label) choose(label, "class", facts.learnt_no_class ? "" : 0);
   const start = task => newest(async goOn => {
     const since = performance.now(), fields = { task, seed: seed.value };
+    if (task !== "inpaint" && isEmpty(sketch)) throw new Said("first draw something, open a picture, or take an image of a model");
     if (task === "inpaint" && !sketch.mask.includes(1)) throw new Said("first choose “mark what to fill in”, and mark a part of the picture");
     if (task === "change_class" && label.value === "") throw new Said("first choose the class that it shall have");
     if (EDITS[task][1]) fields.strength = strength.input.valueAsNumber;
@@ -100,10 +106,11 @@ function editingPanel(facts) {
 }
 
 function reconstructionPanel(facts) {
-  const result = picture("reconstructed", "the reconstruction"), place = picture("place", "its place on the plane of two latents"), coded = h("p", { className: "dim", id: "coded" });
+  const result = picture("reconstructed", "the reconstruction"), place = picture("place", "its place on the plane of two latents"), coded = h("p", { className: "dim", id: "coded" }), same = sameAs();
   const label = classList(facts.classes.length ? facts : {}, "class", () => start());
   const start = newest(async goOn => {
     const body = { model: facts.name, image: asFile(sketch.image, sketch.shape), ...(label ? { class_labels: [facts.classes[label.value]] } : {}) };
+    same.say("", `hfgen.load(${JSON.stringify(facts.name)}).reconstruct(PIL.Image.open("picture.png")${label ? `, class_labels=${JSON.stringify(facts.classes[label.value])}` : ""}).images[0]`);
     const { images } = await resultOf("reconstruct", body, goOn);
     showImages(result, images);
     const { means, stddevs } = await ask("encode", body);
@@ -116,11 +123,11 @@ function reconstructionPanel(facts) {
     remember({ latents: means.map(value => +value.toFixed(3)).join(" ") });
   });
   const { sketch, seen, controls } = pictureOf(facts, start);
-  if (sketch.image.some(value => value > -0.9)) start();
+  if (!isEmpty(sketch)) start();
   return h("section", { "aria-label": "your picture" }, h("h2", {}, "Your picture"),
     h("p", {}, "What you draw is encoded to ", ...term("latents"), " and decoded again. The tab Latents then starts there."),
     h("div", { className: "controls" }, controls, labelled("class", label)),
-    h("div", { className: "pictures" }, h("figure", {}, sketch.canvas, h("figcaption", {}, "your picture"), seen), figure(result, "its reconstruction"), figure(place, "around it on the plane of latents")), coded);
+    h("div", { className: "pictures" }, h("figure", {}, sketch.canvas, h("figcaption", {}, "your picture"), seen), figure(result, "its reconstruction"), figure(place, "around it on the plane of latents")), coded, same.element);
 }
 
 function translationPanel(facts) {
@@ -133,11 +140,13 @@ function translationPanel(facts) {
     const { noise: added, ...shown } = fields;
     same.update("translate", facts.name, { input: "picture.png", ...Object.fromEntries(Object.entries(shown).filter(([, value]) => value !== false)) });
     const last = await resultOf("translate", { model: facts.name, image: asFile(sketch.image, sketch.shape), ...fields }, goOn);
+    noised = last.noised.data;
     showImages(given, last.noised);
     showImages(result, last.images);
     time.textContent = `done in ${seconds(since)}`;
   });
-  const { sketch, seen, controls } = pictureOf(facts, start);
+  let noised = null; // what the network is given, which "save" saves, so that the command makes the same of it
+  const { sketch, seen, controls } = pictureOf(facts, start, { given: sketch => noised ?? sketch.image });
   start();
   return h("section", { "aria-label": "your picture" }, h("h2", {}, "Your picture"),
     h("p", {}, facts.degradation ? `The network was trained to undo: ${facts.degradation}.` : "The network translates pictures."),

@@ -87,14 +87,16 @@ async function withModel(root, uses, about, show) {
   root.append(...all.filter(model => model.problem).map(model => h("p", { className: "warn" }, `${model.name} cannot be used: ${model.problem}`)));
   if (!models.length) return void root.append(h("p", {}, `${about} Train one on the tab Watch, or start the studio with the name of a model.`));
   const wanted = kept("model", ""), first = models.find(model => model.name === wanted) ?? models[0];
+  if (wanted && first.name !== wanted && !all.some(model => model.name === wanted && model.problem))
+    root.append(h("p", { className: "dim", id: "instead" }, `${wanted} is not here or cannot do this; this is ${first.name}.`));
   const place = h("div", { id: "panels" }), facts = h("span", { className: "dim", id: "about" });
-  const choices = h("select", { id: "model", onchange: () => { history.replaceState(null, "", `#${new URLSearchParams({ tab: state().get("tab"), model: choices.value, seed: kept("seed", 0) })}`); counted(open()); } }, models.map(model => h("option", { value: model.name, selected: model === first }, model.name)));
+  const choices = h("select", { id: "model", onchange: () => { history.pushState(null, "", `#${new URLSearchParams({ tab: state().get("tab"), model: choices.value, seed: kept("seed", 0) })}`); counted(open()); } }, models.map(model => h("option", { value: model.name, selected: model === first }, model.name)));
   let opened = 0;
   async function open() {
     const number = ++opened, name = choices.value, listed = models.find(model => model.name === name);
     turnPage();
     const own = shown;
-    facts.textContent = [listed.kind, listed.quality].filter(Boolean).join(" · ");
+    facts.textContent = [listed.kind, listed.dataset, listed.quality].filter(Boolean).join(" · ");
     place.replaceChildren(h("p", { className: "dim" }, `Loading ${name}…`));
     try {
       const found = await factsOf(name);
@@ -122,7 +124,7 @@ async function tracked(promise) {
 }
 
 // Likewise, and say what went wrong.
-const counted = promise => tracked(promise).catch(explain);
+const counted = promise => tracked(promise).then(works, explain);
 
 // Bars with their values: [[name, share, text, isWeak], …].
 const bars = rows => h("div", { className: "bars" }, rows.flatMap(([name, share, text, isWeak]) => {
@@ -137,7 +139,7 @@ function racePanel(models, title, about, count, isChosen) {
   const entries = models.map(model => {
     const canvas = picture(`of-${model.name}`, `images of ${model.name}`), time = h("output", {}, "–");
     const check = h("input", { type: "checkbox", id: `in-${model.name}`, checked: chosen.length ? chosen.includes(model.name) : isChosen(model) });
-    return { model, canvas, time, check, element: h("figure", { className: "entry" }, h("label", { htmlFor: check.id }, check, ` ${model.name}`), canvas, h("figcaption", {}, time, h("br"), model.quality)) };
+    return { model, canvas, time, check, element: h("figure", { className: "entry" }, h("label", { htmlFor: check.id }, check, ` ${model.name}`), canvas, h("figcaption", {}, time, h("br"), [model.dataset, model.quality].filter(Boolean).join(" · "))) };
   });
   const seed = seedField("race-seed", () => {});
   seed.value = keptNumber("race_seed", 0);

@@ -9,9 +9,9 @@ function qualityTab(root) {
     if (facts.use !== "translate") {
       panels.push(copiesPanel(facts));
       const others = models.filter(model => ["denoise", "decode"].includes(model.use));
-      const families = new Map();
-      for (const model of others) if (!families.has(model.kind)) families.set(model.kind, model.name);
-      panels.push(racePanel(others, "The race", "64 images of each, one model after the other, at their real speed. Lower Fréchet distances are better; real images do not reach 0 either.", 64, model => model.name === facts.name || [...families.values()].slice(0, 3).includes(model.name)));
+      const own = models.find(model => model.name === facts.name).dataset, rivals = new Map(); // of each kind, on the same data
+      for (const model of others) if (model.dataset === own && !rivals.has(model.kind)) rivals.set(model.kind, model.name);
+      panels.push(racePanel(others, "The race", "64 images of each, one model after the other, at their real speed. Of models of the same data set, the one with the lower Fréchet distance is better; real images do not reach 0 either.", 64, model => model.name === facts.name || [...rivals.values()].slice(0, 4).includes(model.name)));
     }
     return panels;
   });
@@ -22,14 +22,8 @@ const withDeviation = measure => (measure ? short(measure.value) + (measure.std 
 const number = value => (value === null ? "–" : short(value));
 
 async function showEvaluation(facts, place) {
-  let found;
-  try {
-    found = await ask(withQuery("evaluation", { model: facts.name }));
-  } catch (error) {
-    return void place.replaceChildren(h("h2", {}, "Evaluation"), h("p", {}, error.message));
-  }
-  const { evaluation } = found;
-  if (!evaluation) return;
+  const { evaluation } = await ask(withQuery("evaluation", { model: facts.name }));
+  if (!evaluation) return void place.replaceChildren(h("h2", {}, "Evaluation"), h("p", {}, `${facts.name} has not been evaluated; the command below measures how good it is.`));
   const header = evaluation.spaces.flatMap(space => [h("th", {}, `generated (${space})`), h("th", {}, "real")]);
   const rows = evaluation.measures.map(measure => h("tr", {}, h("td", {}, ...term(measure.title, measure.name)), measure.cells.flatMap(cell => [h("td", { className: "number" }, h("b", {}, withDeviation(cell.value))), h("td", { className: "number" }, cell.real === null || cell.real === undefined ? "" : short(cell.real))]), h("td", { className: "dim" }, measure.better)));
   const classes = evaluation.classes.slice(0, 1).flatMap(({ judge, accuracy, classes }) => [h("h3", {}, "Classes, the worst first"), h("p", {}, `${percent(accuracy)} of the images show the requested class, by the judge ${judge}.`), bars(classes.map(each => [each.name, each.accuracy, percent(each.accuracy) + (each.distance === null ? "" : ` · FD ${short(each.distance)}`), false]))]);
@@ -65,7 +59,7 @@ function copiesPanel(facts) {
       return figure(canvas, `distance ${short(distance)}`);
     });
     const [low, median] = [found.unseen["0.01"], found.unseen["0.5"]], nearest = found.distances[0];
-    const verdict = nearest < low ? "nearer to a training image than 99 of 100 real images that the model has not seen: look at the pair" : nearest < median ? "nearer than most unseen real images are, which happens to half of them" : "as far from the training images as unseen real images are";
+    const verdict = nearest < low ? "nearer to a training image than 99 of 100 real images that the model has not seen: look at the pair" : nearest < median ? "as near as unseen real images often are: no sign of copying" : "as far from the training images as unseen real images are: no sign of copying";
     place.replaceChildren(h("div", { className: "neighbours" }, figure(sample, "the sample"), pictures), h("p", {}, `It is ${verdict}. Of unseen real images, half are nearer than ${short(median)}, and one in a hundred nearer than ${short(low)} (features of the judge ${found.judge}).`));
   }, { last: Promise.resolve() });
   return h("section", { "aria-label": "is it copied?" }, h("h2", {}, "Is it copied?"), h("p", {}, "Draws an image, and shows the five training images that are nearest to it."),

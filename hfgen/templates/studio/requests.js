@@ -1,10 +1,20 @@
 "use strict";
 // Requests to the endpoints of the studio.
 
+// Send a request, and say so if nobody answers.
+async function send(path, options) {
+  try {
+    return await fetch(`/api/${path}`, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Said("The studio does not answer. If it was ended, its trainings are saved; start it again, and reload this page.");
+  }
+}
+
 // Ask for JSON, with a body by POST.
 async function ask(path, body) {
   const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetch(`/api/${path}`, options);
+  const response = await send(path, options);
   const answer = await response.json();
   if (!response.ok) throw new Said(answer.error);
   return answer;
@@ -22,7 +32,7 @@ function unpacked({ shape: [count, ...shape], pixels }) {
 async function* stepsOf(name, body) {
   const stop = new AbortController();
   try {
-    const response = await fetch(`/api/${name}`, {
+    const response = await send(name, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...body, format: "stream" }), signal: stop.signal,
     });
     if (!response.ok) throw new Said((await response.json()).error);

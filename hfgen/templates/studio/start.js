@@ -10,7 +10,7 @@ const FAMILIES = [
 
 const TOUR = [
   ["See a diffusion model draw", "Move the film back to the noise, and forward again. Then choose a class, and more guidance.", { tab: "draw" }, /^diffusion model with classes/],
-  ["Let a GAN race it", "Sixteen or sixty-four images of each, at their real speed.", { tab: "quality" }, /^GAN/],
+  ["Let a GAN race it", "Sixteen or sixty-four images of each, at their real speed.", { tab: "quality", part: "race" }, /^GAN/],
   ["Walk through the latents of a VAE", "Each point of the map is an image. Drag the two points, and see what lies between them.", { tab: "latents" }, /^VAE/],
   ["Draw a digit yourself", "Add noise to it and let the model denoise it; or mark a part, and let it be filled in.", { tab: "picture" }, /^diffusion/],
   ["Ask how good it is", "Numbers beside those of real images, the worst classes, and whether an image is copied.", { tab: "quality" }, /^diffusion/],

@@ -22,7 +22,7 @@ function showAddressed() {
   for (const button of document.querySelectorAll("#tabs button")) button.setAttribute("aria-pressed", String(button.dataset.tab === id));
   main.replaceChildren();
   say("");
-  counted(show(main));
+  counted(show(main)).then(() => document.getElementById(kept("part", ""))?.scrollIntoView({ block: "center" }));
 }
 
 document.getElementById("tabs").append(...TABS.map(([id, title]) => h("button", { type: "button", "data-tab": id, onclick: () => go({ tab: id, ...Object.fromEntries([...state()].filter(([key]) => ["model", "latents", "seed"].includes(key))) }) }, title)));

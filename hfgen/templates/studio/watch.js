@@ -48,7 +48,7 @@ function showRuns(place, runs, view, refresh) {
     const together = h("input", { type: "checkbox", "aria-label": `show the curves of ${run.name} too`, checked: view.others.has(run.name), onchange: () => { view.others[together.checked ? "add" : "delete"](run.name); place.dataset.names = ""; remember({ with: [...view.others].join("|") }); refresh(); } });
     const bar = run.progress ? h("progress", { value: run.progress, max: 1, "aria-label": `done: ${percent(run.progress)}` }) : "";
     const left = run.state === "running" && run.seconds_left !== null ? `${duration(run.seconds_left)} left` : "";
-    return h("tr", { "aria-selected": String(run.name === view.name) }, h("td", {}, choose), h("td", {}, run.family), h("td", {}, run.dataset), h("td", {}, run.problem || run.state), h("td", {}, bar, " ", left), h("td", {}, `${run.step.toLocaleString("en")} steps in ${duration(run.seconds)}`), h("td", {}, together));
+    return h("tr", { "aria-selected": String(run.name === view.name) }, h("td", {}, choose), h("td", {}, run.family), h("td", {}, run.dataset), h("td", {}, run.state), h("td", {}, bar, " ", left), h("td", {}, `${run.step.toLocaleString("en")} steps in ${duration(run.seconds)}`), h("td", {}, together));
   });
   place.replaceChildren(h("table", { className: "runs" }, h("tr", {}, ["run", "family", "data set", "state", "", "", "curves"].map(title => h("th", {}, title))), rows));
 }
@@ -59,20 +59,22 @@ async function showRecord(place, view, refresh, page) {
   if (page !== shown || names[0] !== view.name) return;
   const found = records[0], all = records.filter(Boolean);
   if (view.parts?.name !== found.name) {
-    view.parts = { name: found.name, head: h("div"), film: trainingFilm(found.name), charts: h("div", { className: "panels" }), classes: h("div"), output: h("details", { hidden: true }, h("summary", {}, "Output"), h("pre", { className: "log" })) };
-    const { head, film, charts, classes, output } = view.parts;
-    place.replaceChildren(h("section", { "aria-label": "run" }, h("h2", {}, found.name), head, film.element, h("h3", {}, "Curves"), charts, classes, output));
+    view.parts = { name: found.name, state: h("p", { id: "run-state" }), head: h("div", { className: "controls" }), problems: h("div"), film: trainingFilm(found.name), charts: h("div", { className: "panels" }), classes: h("div"), output: h("details", { hidden: true }, h("summary", {}, "Output"), h("pre", { className: "log" })) };
+    const { state, head, problems, film, charts, classes, output } = view.parts;
+    place.replaceChildren(h("section", { "aria-label": "run" }, h("h2", {}, found.name), state, head, problems, film.element, h("h3", {}, "Curves"), charts, classes, output));
   }
-  const { head, film, charts, classes, output } = view.parts;
-  const stop = h("button", { type: "button", id: "stop", onclick: () => counted(ask("stop", { run: found.name }).then(() => say("Stopping; the state is saved first."))) }, "stop");
+  const { state, head, problems, film, charts, classes, output } = view.parts;
+  const stop = h("button", { type: "button", id: "stop", onclick: () => { stop.textContent = "stopping; the state is saved first"; stop.disabled = true; counted(ask("stop", { run: found.name })); } }, "stop");
   const resume = h("button", { type: "button", id: "resume", onclick: () => counted(ask("resume", { run: found.name }).then(refresh)) }, "go on");
   const draw = h("button", { type: "button", onclick: () => go({ tab: "draw", model: found.name }) }, "draw with it");
-  const buttons = [found.is_here ? stop : [], !found.is_here && found.state === "stopped" ? resume : [], found.saves.length ? draw : []];
-  const state = `${found.state}${found.progress ? `, ${percent(found.progress)} done` : ""}${found.state === "running" && found.seconds_left !== null ? `, ${duration(found.seconds_left)} left` : ""}`;
-  if (head.dataset.state !== `${state} ${found.is_here} ${found.saves.length}`) {
-    head.dataset.state = `${state} ${found.is_here} ${found.saves.length}`;
-    head.replaceChildren(h("p", { id: "run-state" }, state), h("div", { className: "controls" }, buttons), ...found.problems.map(problem => h("p", { className: "warn" }, problem)));
+  const buttons = [found.is_here ? stop : [], found.can_go_on ? resume : [], found.saves.length ? draw : []];
+  state.textContent = `${found.state}${found.progress ? `, ${percent(found.progress)} done` : ""}${found.state === "running" && found.seconds_left !== null ? `, ${duration(found.seconds_left)} left` : ""}`;
+  const shownNow = `${found.is_here} ${found.can_go_on} ${found.saves.length > 0}`;
+  if (head.dataset.buttons !== shownNow) {
+    head.dataset.buttons = shownNow;
+    head.replaceChildren(...buttons.flat());
   }
+  problems.replaceChildren(...[found.problem, ...found.problems].filter(Boolean).map(problem => h("p", { className: "warn" }, problem)));
   film.update(found);
   const drawnUntil = all.map(record => `${record.name} ${record.step}`).join();
   if (charts.dataset.until !== drawnUntil) {
@@ -111,7 +113,7 @@ function trainingFilm(name) {
   return {
     element: h("div", {}, h("h3", {}, "Samples from the same noise"), note, place),
     update({ saves, grids }) {
-      const found = saves.length ? saves : grids;
+      const found = saves.length >= grids.length ? saves : grids; // a training may keep few of its checkpoints
       note.hidden = found.length > 0;
       place.hidden = !found.length;
       if (JSON.stringify(found) === JSON.stringify(frames)) return;
@@ -166,7 +168,7 @@ function classShares(found) {
 async function trainingForm(place, started) {
   const { recipes, families } = await ask("recipes");
   const about = h("p", { className: "dim", id: "recipe-about" }), fields = h("div"), same = sameAs(), note = h("p", { id: "train-note", role: "alert" });
-  const family = h("select", { id: "family", onchange: () => { showRecipes(); counted(showFields()); } }, families.map(name => h("option", { value: name }, name)));
+  const family = h("select", { id: "family", onchange: () => { remember({ family: family.value }); showRecipes(); counted(showFields()); } }, families.map(name => h("option", { value: name }, name)));
   const recipe = h("select", { id: "recipe", onchange: () => { remember({ recipe: recipe.value }); showUsual(); } });
   const name = h("input", { id: "name", type: "text", size: 20, value: "", oninput: () => { remember({ name: name.value }); update(); } });
   const inputs = new Map();
@@ -229,6 +231,7 @@ async function trainingForm(place, started) {
       const { run } = await ask("train", { family: family.value, name: name.value, fields: values() });
       note.textContent = `${run} is being trained.`;
       await started(run);
+      document.getElementById("record").scrollIntoView({ behavior: "smooth" });
     } catch (error) {
       note.textContent = error.message;
       note.className = "warn";
@@ -236,11 +239,12 @@ async function trainingForm(place, started) {
       start.disabled = false;
     }
   }
-  const wanted = kept("recipe", ""), first = recipes.find(each => each.name === wanted);
+  const wanted = kept("recipe", null), first = recipes.find(each => each.name === wanted);
+  choose(family, "family", first?.family ?? families[0]);
   if (first) family.value = first.family;
   name.value = kept("name", "");
   place.replaceChildren(h("div", { className: "controls" }, h("label", { htmlFor: "family" }, "family ", family), h("label", { htmlFor: "recipe" }, "recipe ", recipe), h("label", { htmlFor: "name" }, "name of the run ", name), start), about, note, fields, same.element);
   showRecipes();
-  if (first) recipe.value = wanted;
+  if (first || wanted === "") recipe.value = wanted;
   await showFields();
 }
