@@ -31,13 +31,16 @@ DIGIT = [(-30, -70), (40, 0), (-10, 60), (20, 40), (-50, 40)]  # strokes of a 3,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs=5)
-    models = parser.parse_args().models
+    parser.add_argument("--only", choices=["studio"])
+    models, only = parser.parse_args().models, parser.parse_args().only
     options = ChromeOptions()
     for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars", "window-size=1000,900"):
         options.add_argument(f"--{flag}")
     options.binary_location, driver_of = shutil.which("chromium"), Service(shutil.which("chromedriver"))
     with tempfile.TemporaryDirectory() as site, Chrome(options=options, service=driver_of) as driver:
-        studio(driver, models, Path(site) / "runs")
+        studio(driver, models, site)
+        if only == "studio":
+            return
         hfgen.demo(*models, output=f"{site}/site")
         for model, name in zip(models, ("diffusion", "", "vae", "gan", "translation"), strict=True):
             if name:
@@ -56,10 +59,10 @@ def main() -> None:
         save(driver, IMAGES / "demo_side_by_side.png")
 
 
-def studio(driver: Chrome, models: list[str], runs: Path) -> None:
+def studio(driver: Chrome, models: list[str], folder: str) -> None:
     """Save pictures of each part of the studio."""
     diffusion, _, vae, *_ = models
-    server = Server(*models, "--train_dir", str(runs))
+    server = Server(*models, folder=folder)
     run = server.ask("train", family="ddpm", name="first", fields=TRAINING)["run"]
     while server.ask_for("run", name=run)["is_here"]:
         time.sleep(1)

@@ -34,12 +34,13 @@ class Server:
 
     Args:
         arguments: Of `hfgen studio`.
+        folder: Where to start it, so that its names of runs are short.
     """
 
-    def __init__(self, *arguments: str):
+    def __init__(self, *arguments: str, folder: str = "."):
         since = time.monotonic()
         command = [sys.executable, "-m", "hfgen", "studio", *arguments, "--port", "0", "--no_open_browser"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
         for line in self.process.stdout:
             if found := re.search(r"open at (http://\S+);", line):
                 self.address = found[1]

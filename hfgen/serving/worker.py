@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections import deque
@@ -46,7 +47,18 @@ class Job:
 @dataclass(eq=False)
 class _Batch:
     jobs: list[Job]
-    states: States
+
+    def add(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    @property
+    def size(self) -> int:
+        return sum(len(job.items) for job in self.jobs)
+
+    @functools.cached_property
+    def states(self) -> States:
+        """What the work of the first job, with the items of all, yields; asked for once no further job is added."""
+        return _begin(self.jobs[0].work, [item for job in self.jobs for item in job.items])
 
 
 class Worker:
@@ -139,17 +151,24 @@ class Worker:
                 time.sleep(PAUSE_SECONDS)
 
     def _take(self) -> None:
-        """Begin the jobs that wait, those with the same key together."""
-        while self.waiting:
-            first = self.waiting.popleft()
-            jobs, size = [first], len(first.items)
-            for other in list(self.waiting) if first.key is not None else []:
-                if other.key == first.key and size + len(other.items) <= MOST_ITEMS:
-                    jobs.append(other)
-                    size += len(other.items)
-                    self.waiting.remove(other)
-            items = [item for job in jobs for item in job.items]
-            self.batches.append(_Batch(jobs, _begin(first.work, items)))
+        """Begin the jobs that wait, those with the same key together.
+
+        While a batch of a key is computed, others with this key gather, since a large batch is faster than many small.
+        """
+        busy = {batch.jobs[0].key for batch in self.batches} - {None}
+        kept: deque[Job] = deque()
+        begun: dict[Hashable, _Batch] = {}
+        for job in self.waiting:
+            batch = begun.get(job.key)
+            if job.key in busy or (batch and batch.size + len(job.items) > MOST_ITEMS):
+                kept.append(job)
+            elif batch:
+                batch.add(job)
+            else:
+                self.batches.append(_Batch([job]))
+                if job.key is not None:
+                    begun[job.key] = self.batches[-1]
+        self.waiting = kept
 
     def _step(self, batch: _Batch) -> None:
         """Compute a step of a batch, and deliver to each job its rows."""

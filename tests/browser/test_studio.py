@@ -149,7 +149,7 @@ def test_a_drawn_digit_is_judged_denoised_filled_in_and_changed(page, studio, fo
     page.wait()
     drawn = grey(page, "#sketch")
     assert drawn[:, 3:5].mean() > 60 > drawn[:, 0].mean()
-    assert "The judge digits sees:" in page.text("#seen")
+    assert "Predicted class (judge digits):" in page.text("#seen")
     page.click("add noise and denoise")
     assert not np.array_equal(grey(page, "#edited"), drawn)
     assert page.text("#command").endswith("--input picture.png --task vary --strength 0.6 --seed 0")

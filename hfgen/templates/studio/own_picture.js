@@ -9,7 +9,7 @@ function ownPictureTab(root) {
   });
 }
 
-// A canvas with what the judges see in it; the picture is kept when another model of the same size is chosen.
+// A canvas with the class that a judge predicts for it; the picture is kept when another model of the same size is chosen.
 const drawn = { // pictures by their shape, kept until the tab of the browser is closed
   get: key => Float32Array.from(JSON.parse(sessionStorage.getItem(`picture ${key}`) ?? "[]")),
   set: (key, image) => sessionStorage.setItem(`picture ${key}`, JSON.stringify([...image].map(value => +value.toFixed(4)))),
@@ -20,7 +20,7 @@ function pictureOf(facts, onchange, { canMark = false, given = sketch => sketch.
     if (isEmpty(sketch)) return void seen.replaceChildren();
     const { judges } = await ask("judge", { model: facts.name, image: asFile(sketch.image, sketch.shape) });
     goOn();
-    seen.replaceChildren(...judges.slice(0, 1).flatMap(found => [h("p", {}, `The judge ${found.judge} sees:`), bars(found.classes.map(each => [each.class, each.probability, percent(each.probability), each !== found.classes[0]]))]));
+    seen.replaceChildren(...judges.slice(0, 1).flatMap(found => [h("p", {}, `Predicted class (judge ${found.judge}):`), bars(found.classes.map(each => [each.class, each.probability, percent(each.probability), each !== found.classes[0]]))]));
   }, { last: Promise.resolve() });
   const changed = () => {
     drawn.set(key, sketch.image);

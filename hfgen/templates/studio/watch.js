@@ -127,6 +127,8 @@ function trainingFilm(name) {
   };
 }
 
+const TITLES = { frechet_distance: "Fréchet distance", negative_elbo: "−ELBO, nats", psnr: "PSNR, dB" };
+
 function showCurves(place, records) {
   const add = (title, lines, xTitle, options = {}, key = title) => {
     const chart = h("div"), legend = h("div", { className: "legend" });
@@ -145,7 +147,7 @@ function showCurves(place, records) {
     const steps = records.flatMap(record => record.evaluations.steps ?? []);
     if (real) lines.push({ name: "real images", x: [Math.min(...steps), Math.max(...steps)], y: [real.evaluations.real[metric], real.evaluations.real[metric]] });
     const together = [...lines, ...training].map((line, index) => ({ ...line, color: COLORS[index % COLORS.length] }));
-    add(metric.startsWith("loss/") ? `validation loss of the ${metric.slice(5)}` : metric.replaceAll("_", " "), together, "optimizer steps", { isWhole: true }, metric);
+    add(metric.startsWith("loss/") ? `validation loss of the ${metric.slice(5)}` : (TITLES[metric] ?? metric.replaceAll("_", " ")), together, "optimizer steps", { isWhole: true }, metric);
   }
   const panels = [...new Set(records.flatMap(record => Object.keys(record.curves.panels ?? {})))];
   for (const panel of panels) {
