@@ -59,7 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learning rate 8e-3": {"learning_rate": 8e-3},
     "channels 32-64, two blocks": {"layers_per_block": 2},
     "channels 16-48, two blocks": {"block_out_channels": [16, 48], "layers_per_block": 2},
-    "as vae_mnist_ladder_cpu60min: the same, learning rate 4e-3": {
+    "channels 16-48, two blocks, learning rate 4e-3": {
         "block_out_channels": [16, 48],
         "layers_per_block": 2,
         "learning_rate": 4e-3,

@@ -188,3 +188,12 @@ def test_it_learns_digits_with_more_than_one_layer(run):
 def test_what_else_a_vae_can_be(tmp_path, fields):
     run = train_vae(tmp_path / "vae", **TINY_LADDER | fields, max_train_steps=3, num_mixture_components=1)
     assert len(hfgen.sample(run, num_images=3)) == 3
+
+
+def test_a_resumed_ladder_ends_with_the_same_bits(tmp_path):
+    fields = TINY_LADDER | {"lr_scheduler": "constant", "num_importance_samples": 2, "num_mixture_components": 1}
+    whole = train_vae(tmp_path / "whole", **fields, max_train_steps=6)
+    run = train_vae(tmp_path / "vae", **fields, max_train_steps=3)
+    train_vae(run, **fields, max_train_steps=6, resume_from_checkpoint="latest")
+    weights = [folder / "vae" / "diffusion_pytorch_model.safetensors" for folder in (whole, run)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
