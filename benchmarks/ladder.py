@@ -54,7 +54,6 @@ BASE: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "one layer of latents: vae_mnist_conv_static": ONE_LAYER,
     FIRST: {},
-    "AdamW": {"optimizer": "adamw"},
     "learning rate 4e-3": {"learning_rate": 4e-3},
     "learning rate 8e-3": {"learning_rate": 8e-3},
     "channels 32-64, two blocks": {"layers_per_block": 2},
