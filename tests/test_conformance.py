@@ -34,7 +34,7 @@ from hfgen.models.modeling_hfgen_gan import (
     ResidualGenerator,
 )
 from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
-from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, LatentFlowModel, VAEModel
+from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, LadderVAEModel, LatentFlowModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
@@ -55,10 +55,10 @@ def unet(**options) -> UNet2DModel:
                        add_attention=False, **options)  # fmt: skip
 
 
-def mixture() -> GaussianMixtureModel:
-    model = GaussianMixtureModel(latent_dim=3, num_components=2)
-    covariances = torch.eye(3).expand(2, 3, 3) / 4
-    model.set_parameters(torch.tensor([0.3, 0.7]), torch.tensor([[-1.0] * 3, [1.0] * 3]), covariances)
+def mixture(latent_dim: int = 3) -> GaussianMixtureModel:
+    model = GaussianMixtureModel(latent_dim, num_components=2)
+    means, covariances = torch.tensor([[-1.0], [1.0]]), torch.eye(latent_dim).expand(2, -1, -1) / 4
+    model.set_parameters(torch.tensor([0.3, 0.7]), means.expand(2, latent_dim), covariances)
     return model
 
 
@@ -67,6 +67,14 @@ def images(count: int = COUNT) -> torch.Tensor:
     return torch.randint(256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
 
 
+LADDER = {
+    "sample_size": 8,
+    "latent_dim": 29,
+    "ladder_channels": [1, 2],
+    "block_out_channels": [4, 8],
+    "hidden_sizes": [10],
+    "norm_num_groups": 4,
+}
 CONVOLUTIONAL_VAE = {
     "sample_size": 8,
     "latent_dim": 3,
@@ -143,6 +151,10 @@ PIPELINES: dict[str, tuple[Callable[[], DiffusionPipeline], Callable[[list[int]]
             VAEModel(**CONVOLUTIONAL_VAE, pixel_distribution="gaussian", num_classes=3), mixture(), NAMES
         ),
         lambda indices: {"class_labels": indices, "prior": "mixture"},
+    ),
+    "ladder VAE of classes": (
+        lambda: VAEPipeline(LadderVAEModel(**LADDER, num_classes=3), mixture(29), NAMES, prior="mixture"),
+        lambda indices: {"class_labels": indices},
     ),
     "VAE of classes with a flow": (
         lambda: VAEPipeline(
@@ -553,6 +565,11 @@ NETWORKS: dict[str, tuple[Callable[[], ModelMixin], dict[str, torch.Tensor]]] = 
     "VAE of logistic pixels": (
         lambda: VAEModel(**CONVOLUTIONAL_VAE, pixel_distribution="logistic", activate_decoder_input=False),
         {"sample": PIXELS},
+    ),
+    "ladder VAE": (lambda: LadderVAEModel(**LADDER), {"sample": PIXELS}),
+    "ladder VAE of normal pixels": (
+        lambda: LadderVAEModel(**LADDER, pixel_distribution="gaussian", num_classes=3),
+        {"sample": PIXELS, "class_labels": CLASSES},
     ),
     "latent flow": (
         lambda: LatentFlowModel(3, 8, 1, num_classes=3),

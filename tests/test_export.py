@@ -8,12 +8,12 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import TINY, TINY_VAE
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 import hfgen
 from hfgen.cli.main import main
-from hfgen.config import CycleGANConfig, DDPMConfig
+from hfgen.config import CycleGANConfig, DDPMConfig, VAEConfig
 from hfgen.data.images import load_images
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import start_denoising
@@ -23,10 +23,11 @@ from hfgen.sampling.sample import sample, to_uint8
 from hfgen.sampling.schedulers import denoising_states, make_scheduler
 from hfgen.tasks.cyclegan import CycleGANTask
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.tasks.vae import VAETask
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
-FAMILIES = ["classes", "unconditional", "clusters", "vae", "vae with a flow", "gan", "translation"]
+FAMILIES = ["classes", "unconditional", "clusters", "vae", "vae with a flow", "ladder vae", "gan", "translation"]
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
 
 
@@ -41,12 +42,15 @@ def models(tmp_path_factory, conditional_run, vae_run, flow_vae_run, gan_run, tr
     }.items():
         config = DDPMConfig(**flow | fields | {"output_dir": str(folder)})
         DiffusionTask(config, load_images("digits")).save(folder / name)
+    ladder = {"block_out_channels": [8], "ladder_channels": [1], "latent_dim": 20}
+    VAETask(VAEConfig(**TINY_VAE | ladder, output_dir=str(folder)), load_images("digits")).save(folder / "ladder")
     return {
         "classes": conditional_run("flow_prediction"),
         "unconditional": folder / "unconditional",
         "clusters": folder / "clusters",
         "vae": vae_run,
         "vae with a flow": flow_vae_run,
+        "ladder vae": folder / "ladder",
         "gan": gan_run,
         "translation": translation_run,
     }
@@ -89,7 +93,7 @@ def test_the_code_of_the_page_draws_with_onnxruntime_alone(exported, name, witho
     (folder / "images.png").unlink()
 
 
-@pytest.mark.parametrize("name", ["classes", "vae with a flow"])
+@pytest.mark.parametrize("name", ["classes", "vae with a flow", "ladder vae"])
 def test_the_code_of_the_page_draws_with_torch_export(exported, name, without_hfgen):
     folder = exported(name, format="torch_export")
     without_hfgen.python(python_of(folder), folder=folder)

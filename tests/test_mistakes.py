@@ -350,6 +350,7 @@ NUMBERS = [
         ("beta", "-1"), ("beta", "nan"), ("free_bits", "inf"), ("kl_warmup_steps", "-1"),
         ("num_importance_samples", "0"), ("num_mixture_components", "0"), ("num_importance_samples", "1000000000"),
         ("flow_hidden_size", "0"), ("flow_blocks", "101"), ("flow_learning_rate", "nan"), ("flow_blocks", "2"),
+        ("ladder_channels", "0"), ("ladder_channels", "100000000"), ("ladder_channels", "1"),
     ]),
     *(case(f"{GAN} --{name} {value}", name) for name, value in [
         ("r1_gamma", "-1"), ("r2_gamma", "nan"), ("gradient_penalty_weight", "inf"), ("discriminator_steps", "0"),

@@ -48,6 +48,11 @@ FAMILIES = {
         "negative_elbo",
         "flow/diffusion_pytorch_model.safetensors",
     ),
+    "vae as a ladder": (
+        TINY_VAE | {"block_out_channels": [8], "ladder_channels": [1], "latent_dim": 20, "use_ema": True},
+        "negative_elbo",
+        "vae/diffusion_pytorch_model.safetensors",
+    ),
     "gan": (TINY_GAN, "frechet_distance", "generator/diffusion_pytorch_model.safetensors"),
     "translation": (TINY_TRANSLATION, "psnr", "generator/diffusion_pytorch_model.safetensors"),
     "cyclegan": (CYCLEGAN, "frechet_distance", "generator/diffusion_pytorch_model.safetensors"),

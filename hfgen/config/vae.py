@@ -19,12 +19,15 @@ class VAEConfig(TrainingConfig):
 
     Args:
         > Network
-        latent_dim: Dimension of the latent space.
+        latent_dim: Dimension of the latent space; of a ladder, of all of its layers together.
         block_out_channels: Channels of the encoder's stride-2 convolutions; empty for a fully connected network.
         hidden_sizes: Hidden layer sizes of the encoder, before the layer that outputs mean and log-variance.
         decoder_block_out_channels: Output channels of the decoder's transposed convolutions, except the last, which
             outputs the image; by default the encoder's, reversed.
         decoder_hidden_sizes: Hidden layer sizes of the decoder; by default the encoder's, reversed.
+        ladder_channels: Make a ladder of stochastic layers (Sønderby et al. 2016; see docs/vae.md): channels of the
+            latents of each level of block_out_channels, at that level's height and width. A top layer has the rest of
+            latent_dim. The decoder mirrors the encoder.
         activate_decoder_input: Apply the activation between the decoder's last linear layer and its first transposed
             convolution.
         layers_per_block: Residual blocks after each convolution of the encoder and before each transposed convolution
@@ -76,6 +79,7 @@ class VAEConfig(TrainingConfig):
     hidden_sizes: list[int] = field(default_factory=lambda: [400])
     decoder_block_out_channels: list[int] | None = None
     decoder_hidden_sizes: list[int] | None = None
+    ladder_channels: list[int] = field(default_factory=list)
     activate_decoder_input: bool = True
     layers_per_block: int = 0
     norm_num_groups: int = 8
@@ -99,7 +103,7 @@ class VAEConfig(TrainingConfig):
         super().__post_init__()
         self._require("positive", [
             "block_out_channels", "hidden_sizes", "decoder_block_out_channels", "decoder_hidden_sizes",
-            "norm_num_groups", "flow_hidden_size",
+            "ladder_channels", "norm_num_groups", "flow_hidden_size",
         ], at_most=MAX_WIDTH)  # fmt: skip
         self._require("positive", ["latent_dim"], at_most=MAX_LATENT_DIM)
         self._require("positive", ["num_importance_samples"], at_most=MAX_LATENTS)
@@ -111,6 +115,12 @@ class VAEConfig(TrainingConfig):
         if self.prior != "flow" and (changed := [n for n, value in defaults.items() if getattr(self, n) != value]):
             raise UserError(f"{changed[0]} needs the prior flow, not {self.prior}")
         self._require("zero or more", ["beta", "free_bits"])
+        decoder = (self.decoder_block_out_channels, self.decoder_hidden_sizes, self.activate_decoder_input)
+        if self.ladder_channels and decoder != (None, None, True):
+            raise UserError(
+                "the decoder of a ladder mirrors its encoder; leave out decoder_block_out_channels, "
+                "decoder_hidden_sizes and activate_decoder_input, or ladder_channels"
+            )
         if self.binarization == "static" and self.random_flip:
             raise UserError(
                 "binarization static samples the pixels before random_flip could mirror them; leave out random_flip, "

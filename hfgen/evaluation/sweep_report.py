@@ -27,7 +27,7 @@ SAME_LOSS = {
     *("architecture", "block_out_channels", "layers_per_block", "attention_levels", "attention_head_dim"),
     *("add_attention", "norm_num_groups", "act_fn", "hidden_sizes", "decoder_hidden_sizes", "embedding_size"),
     *("decoder_block_out_channels", "activate_decoder_input", "depths", "flow_hidden_size", "flow_blocks"),
-    "flow_learning_rate",
+    *("flow_learning_rate", "ladder_channels"),
 }
 NOT_SHOWN = ("learning_rate", "grad_norm/")  # prefixes of metric names
 ANALYSED = {

@@ -64,10 +64,10 @@ class _Encoded:
     Attributes:
         images: The inputs, float (N, C, H, W) in [0, 1].
         labels: The VAE's class indices, int64 (N,), or None if it is unconditional.
-        means, stddevs: Of q(z | x), each (N, D).
+        means, stddevs: Of q(z | x), each (N, D); of a ladder, along the path of the means.
         reconstructions: Decoded from the means, float (N, C, H, W) in [0, 1].
         errors: −ln p(x | z) of one sample z of q(z | x), in nats, (N,).
-        divergences: KL divergence of each latent dimension, in nats, (N, D).
+        divergences: KL divergence of each latent dimension, in nats, (N, D); of a ladder, along the path of that z.
     """
 
     images: Tensor
@@ -162,14 +162,14 @@ def _encode(pipeline: VAEPipeline, test: ImageData, binarize: Binarizer, config:
         images = binarize(images, indices, pixels_generator)
         classes = None if labels is None else labels[indices].to(vae.device)
         latent_dist = vae.encode(images, classes)
-        pixels = vae.pixels(latent_dist.mean + latent_dist.stddev * noises[indices].to(vae.device), classes)
+        sampled = vae(images, classes, noise=noises[indices][None].to(vae.device))
         outputs = {
             "images": images / 2 + 0.5,
             "means": latent_dist.mean,
             "stddevs": latent_dist.stddev,
             "reconstructions": vae.decode(latent_dist.mean, classes).sample / 2 + 0.5,
-            "errors": reconstruction_nll(pixels, images / 2 + 0.5).flatten(1).sum(1),
-            "divergences": kl_to_standard_normal(latent_dist),
+            "errors": reconstruction_nll(sampled.pixels, images / 2 + 0.5).flatten(1).sum(1),
+            "divergences": kl_to_standard_normal(sampled.latent_dist).flatten(0, -2),
         }
         for name, value in outputs.items():
             parts.setdefault(name, []).append(value.float().cpu())
@@ -234,17 +234,16 @@ def _log_weights(pipeline: VAEPipeline, encoded: _Encoded, chosen: Tensor, confi
     weights = []
     for indices in progress_bar(chosen.split(images_per_batch), desc="importance sampling", unit="batch"):
         images = encoded.images[indices].to(vae.device)
-        means, stddevs = encoded.means[indices].to(vae.device), encoded.stddevs[indices].to(vae.device)
-        latent_dist = torch.distributions.Normal(means, stddevs, validate_args=False)
         labels = None if encoded.labels is None else encoded.labels[indices].to(vae.device)
         parts = []
         for start in range(0, total, DECODED_TOGETHER):
             draws = min(DECODED_TOGETHER, total - start)
-            noise = torch.randn(draws, *means.shape, generator=generator, device=vae.device)
-            latents = means + stddevs * noise
-            pixels = vae.pixels(latents.flatten(0, 1), None if labels is None else labels.repeat(draws))
-            errors = reconstruction_nll(pixels, images.repeat(draws, 1, 1, 1)).flatten(1).sum(1).view(draws, -1)
-            parts.append(log_importance_weights(errors, latents, latent_dist).cpu())
+            shape = (draws, len(images))
+            noise = torch.randn(*shape, vae.config.latent_dim, generator=generator, device=vae.device)
+            output = vae(images * 2 - 1, labels, noise=noise)
+            errors = reconstruction_nll(output.pixels, images.repeat(draws, 1, 1, 1)).flatten(1).sum(1).view(shape)
+            latents = output.latents.unflatten(0, shape)
+            parts.append(log_importance_weights(errors, latents, output.latent_dist).cpu())
         weights.append(torch.cat(parts).T)
     return torch.cat(weights)
 

@@ -10,7 +10,7 @@ ACTIVE_VARIANCE = 0.01  # variance of a latent dimension's posterior mean above 
 
 
 def kl_to_standard_normal(latent_dist: Normal) -> Tensor:
-    """Return KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − 1 − ln σ²) per latent dimension, (B, D), in nats.
+    """Return KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − 1 − ln σ²) per latent dimension, in the shape of μ, in nats.
 
     That is appendix B of Kingma and Welling (2014).
     """
@@ -69,7 +69,7 @@ def log_importance_weights(error: Tensor, latents: Tensor, latent_dist: Normal) 
     Args:
         error: −ln p(x | z_i), (k, B).
         latents: Samples z_i of q(z | x), (k, B, D).
-        latent_dist: q(z | x), batch shape (B, D).
+        latent_dist: q(z | x), batch shape (B, D), or (k, B, D) if it differs between the samples, as in a ladder.
     """
     prior = Normal(torch.zeros_like(latents), 1.0, validate_args=False)
     return (prior.log_prob(latents) - latent_dist.log_prob(latents)).sum(-1) - error

@@ -1,4 +1,4 @@
-"""Variational autoencoders for small images (Kingma and Welling 2014), fully connected and convolutional.
+"""Variational autoencoders for small images (Kingma and Welling 2014): fully connected, convolutional, ladders.
 
 This file is saved with the weights and depends only on torch and diffusers.
 """
@@ -81,7 +81,8 @@ class VAEModelOutput(BaseOutput):
 
     Args:
         sample: Reconstructions, (L · B, C, H, W) in [−1, 1].
-        latent_mean, latent_std: Parameters of q(z | x), (B, latent_dim).
+        latent_mean, latent_std: Parameters of q(z | x), (B, latent_dim); of a ladder those along the sampled path,
+            (L, B, latent_dim).
         latents: z, (L · B, latent_dim).
         pixel_logits, pixel_log_scale: Parameters of p(x | z), (L · B, C, H, W); see `pixel_distribution`.
     """
@@ -95,7 +96,7 @@ class VAEModelOutput(BaseOutput):
 
     @property
     def latent_dist(self) -> Normal:
-        """q(z | x), over (B, latent_dim)."""
+        """q(z | x), over (B, latent_dim) or (L, B, latent_dim)."""
         return Normal(self.latent_mean, self.latent_std, validate_args=False)
 
     @property
@@ -161,7 +162,109 @@ def upsampling(
     return layers
 
 
-class VAEModel(ModelMixin, ConfigMixin):
+def checked_size(sample_size: int | Sequence[int], halvings: int, pixel_distribution: str) -> tuple[int, ...]:
+    """Return height and width of the images.
+
+    Raises:
+        ValueError: if so many stride-2 convolutions do not divide them, or for an unknown distribution of pixels.
+    """
+    if pixel_distribution not in ("bernoulli", "gaussian", "logistic"):
+        raise ValueError(f"pixel_distribution must be bernoulli, gaussian or logistic, not {pixel_distribution}")
+    size = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+    if any(length % 2**halvings for length in size):
+        raise ValueError(
+            f"{halvings} convolutions of stride 2 need images with sides divisible by {2**halvings}, not "
+            f"{size[0]}×{size[1]}"
+        )
+    return size
+
+
+def normal(parameters: Tensor) -> Normal:
+    """Return the normal distribution whose mean and log-variance are the halves of (B, 2 D, …), in float32."""
+    mean, log_variance = parameters.float().chunk(2, dim=1)
+    return Normal(mean, (0.5 * log_variance.clamp(-30, 20)).exp(), validate_args=False)
+
+
+class _VAE(ModelMixin, ConfigMixin):
+    """What VAEs have in common: an encoder q(z | x) and a decoder p(x | z), with the prior N(0, I) of z.
+
+    A subclass defines `encode`, `_logits` and `_reconstruct`.
+    """
+
+    def pixels(self, latents: Tensor, class_labels: Tensor | None = None) -> Distribution:
+        """Return p(x | z) of pixels in [0, 1], over (B, C, H, W), for latents (B, latent_dim)."""
+        return pixel_distribution(*self._pixel_parameters(self._logits(latents, class_labels)))
+
+    @apply_forward_hook
+    def decode(
+        self, latents: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> VAEDecoderOutput | tuple[Tensor]:
+        """Return the pixel means, (B, C, H, W) in [−1, 1], for latents (B, latent_dim)."""
+        sample = self.pixels(latents, class_labels).mean * 2 - 1
+        return VAEDecoderOutput(sample) if return_dict else (sample,)
+
+    def forward(
+        self,
+        sample: Tensor,
+        class_labels: Tensor | None = None,
+        num_draws: int = 0,
+        return_dict: bool = True,
+        noise: Tensor | None = None,
+    ) -> VAEModelOutput | tuple:
+        """Reconstruct images (B, C, H, W) in [−1, 1].
+
+        Args:
+            sample: The images.
+            class_labels: See `encode`.
+            num_draws: Number L of samples from each q(z | x); 0 uses its mean instead.
+            return_dict: Return a `VAEModelOutput` instead of a tuple.
+            noise: Standard normal noise of these samples, (L, B, latent_dim), instead of random noise.
+        """
+        if noise is None and num_draws:
+            noise = torch.randn(num_draws, sample.shape[0], self.config.latent_dim, device=sample.device)
+        latent_dist, latents, logits = self._reconstruct(sample, class_labels, noise)
+        parameters = self._pixel_parameters(logits)
+        sample = pixel_distribution(*parameters).mean * 2 - 1
+        output = VAEModelOutput(sample, latent_dist.mean, latent_dist.stddev, latents, *parameters)
+        return output if return_dict else output.to_tuple()
+
+    def _logits(self, latents: Tensor, class_labels: Tensor | None) -> Tensor:
+        """Return the decoder's output for latents (B, latent_dim), in float32."""
+        raise NotImplementedError
+
+    def _reconstruct(
+        self, images: Tensor, class_labels: Tensor | None, noise: Tensor | None
+    ) -> tuple[Normal, Tensor, Tensor]:
+        """Return q(z | x), its samples (L · B, latent_dim), and the decoder's output for these, in float32.
+
+        The samples are those of the given noise (see `forward`); without it, the means, (B, latent_dim).
+        """
+        raise NotImplementedError
+
+    def _pixel_parameters(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the arguments of `pixel_distribution` from the decoder's output."""
+        match self.config.pixel_distribution:
+            case "bernoulli":
+                return logits, None
+            case "gaussian":
+                return logits, self.log_std.float()
+            case "logistic":
+                mean, log_scale = logits.chunk(2, dim=1)
+                return mean, log_scale - 3  # initial scale of about 1/20
+
+    def _with_classes(self, features: Tensor, class_labels: Tensor | None) -> Tensor:
+        if (class_labels is None) != (self.config.num_classes is None):
+            raise ValueError(
+                "class_labels are missing: this model is class-conditional"
+                if class_labels is None
+                else "this model is unconditional: class_labels do not apply"
+            )
+        if class_labels is None:
+            return features
+        return torch.cat([features, functional.one_hot(class_labels, self.config.num_classes).to(features)], dim=1)
+
+
+class VAEModel(_VAE):
     """Encoder q(z | x) and decoder p(x | z) with a standard normal prior of z.
 
     The encoder has optional stride-2 convolutions, then linear layers; the decoder has linear layers, then transposed
@@ -208,15 +311,8 @@ class VAEModel(ModelMixin, ConfigMixin):
         activate_decoder_input: bool = True,
     ):
         super().__init__()
-        if pixel_distribution not in ("bernoulli", "gaussian", "logistic"):
-            raise ValueError(f"pixel_distribution must be bernoulli, gaussian or logistic, not {pixel_distribution}")
-        size = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
         halvings = len(block_out_channels)
-        if any(length % 2**halvings for length in size):
-            raise ValueError(
-                f"{halvings} convolutions of stride 2 need images with sides divisible by {2**halvings}, not "
-                f"{size[0]}×{size[1]}"
-            )
+        size = checked_size(sample_size, halvings, pixel_distribution)
         if decoder_hidden_sizes is None:
             decoder_hidden_sizes = list(reversed(hidden_sizes))
         if decoder_block_out_channels is None:
@@ -252,68 +348,185 @@ class VAEModel(ModelMixin, ConfigMixin):
             class_labels: Classes of the images, int64 (B,), for a class-conditional model.
         """
         features = self.down((images / 2 + 0.5).to(self.dtype)).flatten(1)
-        mean, log_variance = self.to_latents(self._with_classes(features, class_labels)).float().chunk(2, dim=1)
-        return Normal(mean, (0.5 * log_variance.clamp(-30, 20)).exp(), validate_args=False)
+        return normal(self.to_latents(self._with_classes(features, class_labels)))
 
-    def pixels(self, latents: Tensor, class_labels: Tensor | None = None) -> Distribution:
-        """Return p(x | z) of pixels in [0, 1], over (B, C, H, W), for latents (B, latent_dim)."""
-        return pixel_distribution(*self._pixel_parameters(latents, class_labels))
-
-    def _pixel_parameters(self, latents: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the arguments of `pixel_distribution`, in float32."""
+    def _logits(self, latents: Tensor, class_labels: Tensor | None) -> Tensor:
         features = self.from_latents(self._with_classes(latents.to(self.dtype), class_labels))
-        logits = self.up(features.view(-1, *self.inner_shape)).float()
-        match self.config.pixel_distribution:
-            case "bernoulli":
-                return logits, None
-            case "gaussian":
-                return logits, self.log_std.float()
-            case "logistic":
-                mean, log_scale = logits.chunk(2, dim=1)
-                return mean, log_scale - 3  # initial scale of about 1/20
+        return self.up(features.view(-1, *self.inner_shape)).float()
 
-    @apply_forward_hook
-    def decode(
-        self, latents: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
-    ) -> VAEDecoderOutput | tuple[Tensor]:
-        """Return the pixel means, (B, C, H, W) in [−1, 1], for latents (B, latent_dim)."""
-        sample = self.pixels(latents, class_labels).mean * 2 - 1
-        return VAEDecoderOutput(sample) if return_dict else (sample,)
+    def _reconstruct(
+        self, images: Tensor, class_labels: Tensor | None, noise: Tensor | None
+    ) -> tuple[Normal, Tensor, Tensor]:
+        latent_dist = self.encode(images, class_labels)
+        if noise is None:
+            return latent_dist, latent_dist.mean, self._logits(latent_dist.mean, class_labels)
+        latents = (latent_dist.mean + latent_dist.stddev * noise).flatten(0, 1)
+        labels = None if class_labels is None else class_labels.repeat(len(noise))
+        return latent_dist, latents, self._logits(latents, labels)
+
+
+class LadderLayer(nn.Module):
+    """A stochastic layer of a ladder below the top one.
+
+    It works on features (B, C, H, W), and its latents have the same height and width.
+
+    Args:
+        channels: C.
+        latent_channels: Channels of the latents.
+        norm_num_groups, act_fn: See `VAEModel`.
+    """
+
+    def __init__(self, channels: int, latent_channels: int, norm_num_groups: int, act_fn: str):
+        super().__init__()
+        self.prior = nn.Sequential(get_activation(act_fn), nn.Conv2d(channels, 2 * latent_channels, 1))
+        self.posterior = nn.Sequential(
+            nn.Conv2d(2 * channels, channels, 1),
+            ResidualBlock(channels, norm_num_groups, act_fn),
+            get_activation(act_fn),
+            nn.Conv2d(channels, 2 * latent_channels, 1),
+        )
+        self.project = nn.Conv2d(latent_channels, channels, 1)
 
     def forward(
-        self,
-        sample: Tensor,
-        class_labels: Tensor | None = None,
-        num_draws: int = 0,
-        return_dict: bool = True,
-    ) -> VAEModelOutput | tuple:
-        """Reconstruct images (B, C, H, W) in [−1, 1].
+        self, above: Tensor, noise: Tensor, encoded: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Normal | None]:
+        """Add z = μ + σ u to the features of the layers above, where N(μ, σ²) is the prior of z given these.
 
         Args:
-            sample: The images.
-            class_labels: See `encode`.
-            num_draws: Number L of samples from each q(z | x); 0 uses its mean instead.
-            return_dict: Return a `VAEModelOutput` instead of a tuple.
-        """
-        latent_dist = self.encode(sample, class_labels)
-        latents = latent_dist.rsample((num_draws,)).flatten(0, 1) if num_draws else latent_dist.mean
-        if class_labels is not None:
-            class_labels = class_labels.repeat(max(num_draws, 1))
-        parameters = self._pixel_parameters(latents, class_labels)
-        sample = pixel_distribution(*parameters).mean * 2 - 1
-        output = VAEModelOutput(sample, latent_dist.mean, latent_dist.stddev, latents, *parameters)
-        return output if return_dict else output.to_tuple()
+            above: The features.
+            noise: u, (B, D); with `encoded` the noise of its samples.
+            encoded: The encoder's features, (B, C, H, W), to infer u.
 
-    def _with_classes(self, features: Tensor, class_labels: Tensor | None) -> Tensor:
-        if (class_labels is None) != (self.config.num_classes is None):
+        Returns:
+            The sum, u, and q(u | x, layers above) over (B, D), or None without `encoded`.
+        """
+        posterior, latents = None, noise
+        if encoded is not None:
+            posterior = normal(self.posterior(torch.cat([above, encoded], dim=1)).flatten(1))
+            latents = posterior.mean + posterior.stddev * noise
+        prior = normal(self.prior(above))
+        z = prior.mean + prior.stddev * latents.view_as(prior.mean)
+        return above + self.project(z.to(above.dtype)), latents, posterior
+
+
+class LadderVAEModel(_VAE):
+    """VAE with a ladder of stochastic layers (Sønderby et al. 2016), inferred from the top down (Kingma et al. 2016).
+
+    Stride-2 convolutions, each with residual blocks, encode the image. Each of these levels has latents of its height
+    and width; the top layer above them has a vector. The prior of a layer's z is a normal distribution given the
+    layers above; its posterior is one given these and the encoder's features of its level (Child 2021, figure 3).
+
+    The model's latents are the standardised noises of all layers in one vector u, top layer first: z = μ + σ u, with
+    μ and σ of the layer's prior. So the prior of u is N(0, I), and u determines p(x | u), as the latents of a
+    `VAEModel` do. The posterior of a layer's u is normal given the latents above, so that the KL divergence and
+    ln q(u | x) are sums over the layers.
+
+    Args:
+        latent_dim: Dimension of u. The top layer has what the levels leave of it.
+        ladder_channels: Channels of the latents of each level, as many as `block_out_channels`.
+        block_out_channels: Channels of the levels, the one next to the image first.
+        hidden_sizes: Hidden layer sizes between the encoder's convolutions and the top layer; reversed in the decoder.
+        layers_per_block: Residual blocks of a level, in the encoder and in the decoder.
+        sample_size, in_channels, norm_num_groups, act_fn, pixel_distribution, num_classes: See `VAEModel`.
+
+    Raises:
+        ValueError: if the convolutions do not match the image size, or the latents do not match the levels.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] = 28,
+        in_channels: int = 1,
+        latent_dim: int = 424,
+        ladder_channels: Sequence[int] = (1, 4),
+        block_out_channels: Sequence[int] = (32, 64),
+        hidden_sizes: Sequence[int] = (256,),
+        layers_per_block: int = 1,
+        norm_num_groups: int = 8,
+        act_fn: str = "silu",
+        pixel_distribution: str = "bernoulli",
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        levels = len(block_out_channels)
+        height, width = checked_size(sample_size, levels, pixel_distribution)
+        if not levels or len(ladder_channels) != levels:
             raise ValueError(
-                "class_labels are missing: this model is class-conditional"
-                if class_labels is None
-                else "this model is unconditional: class_labels do not apply"
+                f"ladder_channels needs one entry for each level of block_out_channels, not {len(ladder_channels)} "
+                f"for {levels}"
             )
-        if class_labels is None:
-            return features
-        return torch.cat([features, functional.one_hot(class_labels, self.config.num_classes).to(features)], dim=1)
+        spatial = [c * (height >> n) * (width >> n) for n, c in enumerate(ladder_channels, 1)][::-1]
+        if latent_dim <= sum(spatial):
+            raise ValueError(
+                f"latent_dim must be more than {sum(spatial)}, not {latent_dim}: the levels of the ladder take "
+                f"{' + '.join(map(str, spatial))}, and the top layer the rest"
+            )
+        self.latent_sizes = [latent_dim - sum(spatial), *spatial]
+        blocks = (layers_per_block, norm_num_groups, act_fn)
+        classes = num_classes or 0
+        self.inner_shape = (block_out_channels[-1], height >> levels, width >> levels)
+        features = math.prod(self.inner_shape)
+
+        self.down = nn.ModuleList(downsampling(pair, *blocks) for pair in pairwise([in_channels, *block_out_channels]))
+        self.to_latents = mlp([features + classes, *hidden_sizes, 2 * self.latent_sizes[0]], act_fn)
+        self.from_latents = mlp([self.latent_sizes[0] + classes, *reversed(hidden_sizes), features], act_fn)
+        self.layers = nn.ModuleList(
+            LadderLayer(*channels, norm_num_groups, act_fn)
+            for channels in zip(reversed(block_out_channels), reversed(ladder_channels), strict=True)
+        )
+        out_channels = in_channels * (2 if pixel_distribution == "logistic" else 1)
+        self.up = nn.ModuleList(
+            upsampling(pair, 1, False, *blocks) for pair in pairwise([*reversed(block_out_channels), out_channels])
+        )
+        if pixel_distribution == "gaussian":
+            self.log_std = nn.Parameter(torch.zeros(()))
+
+    @apply_forward_hook
+    def encode(self, images: Tensor, class_labels: Tensor | None = None) -> Normal:
+        """Return q(u | x), a normal distribution over (B, latent_dim), for images (B, C, H, W) in [−1, 1].
+
+        Each layer is that given the means of the layers above.
+
+        Args:
+            images: x.
+            class_labels: Classes of the images, int64 (B,), for a class-conditional model.
+        """
+        return self._reconstruct(images, class_labels, None)[0]
+
+    def _logits(self, latents: Tensor, class_labels: Tensor | None) -> Tensor:
+        top, *below = latents.float().split(self.latent_sizes, dim=1)
+        features = self._from_top(top, class_labels)
+        for layer, up, part in zip(self.layers, self.up, below, strict=True):
+            features = up(layer(features, part)[0])
+        return features.float()
+
+    def _reconstruct(
+        self, images: Tensor, class_labels: Tensor | None, noise: Tensor | None
+    ) -> tuple[Normal, Tensor, Tensor]:
+        shape = (images.shape[0], self.config.latent_dim) if noise is None else noise.shape
+        if noise is None:
+            noise = images.new_zeros(1, *shape, dtype=torch.float32)
+        draws, (noise, *below) = len(noise), noise.flatten(0, 1).split(self.latent_sizes, dim=1)
+        encoded = [(images / 2 + 0.5).to(self.dtype)]
+        for level in self.down:
+            encoded.append(level(encoded[-1]))
+        parameters = self.to_latents(self._with_classes(encoded[-1].flatten(1), class_labels))
+        posteriors = [normal(parameters.repeat(draws, 1))]
+        latents = [posteriors[0].mean + posteriors[0].stddev * noise]
+        features = self._from_top(latents[0], None if class_labels is None else class_labels.repeat(draws))
+        for layer, up, part, known in zip(self.layers, self.up, below, encoded[:0:-1], strict=True):
+            features, sampled, posterior = layer(features, part, known.repeat(draws, 1, 1, 1))
+            features = up(features)
+            latents.append(sampled)
+            posteriors.append(posterior)
+        mean, std = ([getattr(part, name) for part in posteriors] for name in ("mean", "stddev"))
+        latent_dist = Normal(torch.cat(mean, 1).view(shape), torch.cat(std, 1).view(shape), validate_args=False)
+        return latent_dist, torch.cat(latents, dim=1), features.float()
+
+    def _from_top(self, latents: Tensor, class_labels: Tensor | None) -> Tensor:
+        """Return the decoder's features of the level below the top layer, (B, C, H, W)."""
+        return self.from_latents(self._with_classes(latents.to(self.dtype), class_labels)).view(-1, *self.inner_shape)
 
 
 @dataclass

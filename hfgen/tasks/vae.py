@@ -22,7 +22,13 @@ from hfgen.losses.vae import (
     optimal_sigma_gaussian,
     reconstruction_nll,
 )
-from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, LatentFlowModel, VAEModel, VAEModelOutput
+from hfgen.models.modeling_hfgen_vae import (
+    GaussianMixtureModel,
+    LadderVAEModel,
+    LatentFlowModel,
+    VAEModel,
+    VAEModelOutput,
+)
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.utils.errors import TrainingError, UserError
@@ -53,22 +59,29 @@ class VAETask(Task):
             data.require_labels()
         self.label_names = data.label_names if config.class_conditional else []
         channels, height, width = data.images.shape[1:]
+        fields = {
+            "sample_size": height if height == width else (height, width),
+            "in_channels": channels,
+            "latent_dim": config.latent_dim,
+            "block_out_channels": config.block_out_channels,
+            "hidden_sizes": config.hidden_sizes,
+            "layers_per_block": config.layers_per_block,
+            "norm_num_groups": config.norm_num_groups,
+            "act_fn": config.act_fn,
+            "pixel_distribution": config.pixel_distribution.removesuffix("_analytic"),
+            "num_classes": len(self.label_names) or None,
+        }
+        self.vae: VAEModel | LadderVAEModel
         try:
-            self.vae = VAEModel(
-                sample_size=height if height == width else (height, width),
-                in_channels=channels,
-                latent_dim=config.latent_dim,
-                block_out_channels=config.block_out_channels,
-                hidden_sizes=config.hidden_sizes,
-                decoder_block_out_channels=config.decoder_block_out_channels,
-                decoder_hidden_sizes=config.decoder_hidden_sizes,
-                layers_per_block=config.layers_per_block,
-                norm_num_groups=config.norm_num_groups,
-                act_fn=config.act_fn,
-                pixel_distribution=config.pixel_distribution.removesuffix("_analytic"),
-                num_classes=len(self.label_names) or None,
-                activate_decoder_input=config.activate_decoder_input,
-            )
+            if config.ladder_channels:
+                self.vae = LadderVAEModel(**fields, ladder_channels=config.ladder_channels)
+            else:
+                self.vae = VAEModel(
+                    **fields,
+                    decoder_block_out_channels=config.decoder_block_out_channels,
+                    decoder_hidden_sizes=config.decoder_hidden_sizes,
+                    activate_decoder_input=config.activate_decoder_input,
+                )
         except ValueError as error:
             raise UserError(str(error)) from error
         if config.pixel_distribution == "gaussian_analytic":
@@ -100,7 +113,7 @@ class VAETask(Task):
         analytic = config.pixel_distribution == "gaussian_analytic"
         pixels = optimal_sigma_gaussian(output.pixels.mean, images) if analytic else output.pixels
         error = reconstruction_nll(pixels, images).flatten(1)
-        divergence = kl_to_standard_normal(output.latent_dist)
+        divergence = kl_to_standard_normal(output.latent_dist).flatten(0, -2)
         terms = {"reconstruction": error.sum(1).mean(), "kl": divergence.sum(1).mean()}
         if config.num_importance_samples > 1:
             shape = (config.num_importance_samples, len(batch.images))
