@@ -170,7 +170,7 @@ def test_examples_in_the_help_are_valid(command, tmp_path, monkeypatch):
     examples = sections_of(config_class)["Examples"].strip().splitlines()
     for example in examples:
         words = shlex.split(example)
-        assert words[:2] == ["hfgen", command]
+        assert words[: 1 + len(command.split())] == ["hfgen", *command.split()]
         parse_config(config_class, words[1 + len(command.split()) :], prog="hfgen", positional=positional)
 
 

@@ -74,7 +74,6 @@ def record_of(name: str, run: RunFolder, trainings: Trainings) -> dict[str, Any]
         "classes": [_finite(row) for row in classes],
         "output": trainings.output(run.path),
         "problems": training.get("problems", []),
-        "figures": sorted(f"figures/{path.name}" for path in run.figures.glob("*") if path.suffix in PICTURES),
     }
 
 

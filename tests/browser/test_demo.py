@@ -163,7 +163,7 @@ def test_a_digit_is_drawn_denoised_and_filled_in(page):
     assert (drawn := page.pixels("#sketch")).max() > 200
     page.click("fill in what is marked")
     assert "first mark what to fill in" in page.text("#status")
-    assert any("first mark" in message for message in page.errors())
+    assert page.errors() == []  # it is no mistake of the page
     page.click("add noise and denoise")
     assert "done in" in page.text("#edit-time")
     assert page.pixels("#edited").std() > 5
