@@ -27,7 +27,17 @@ from hfgen.tasks.vae import VAETask
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
-FAMILIES = ["classes", "unconditional", "clusters", "vae", "vae with a flow", "ladder vae", "gan", "translation"]
+FAMILIES = [
+    "classes",
+    "unconditional",
+    "clusters",
+    "vae",
+    "vae with a mixture",
+    "vae with a flow",
+    "ladder vae",
+    "gan",
+    "translation",
+]
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
 
 
@@ -43,12 +53,14 @@ def models(tmp_path_factory, conditional_run, vae_run, flow_vae_run, gan_run, tr
         config = DDPMConfig(**flow | fields | {"output_dir": str(folder)})
         DiffusionTask(config, load_images("digits")).save(folder / name)
     ladder = {"block_out_channels": [8], "ladder_channels": [1], "latent_dim": 20}
-    VAETask(VAEConfig(**TINY_VAE | ladder, output_dir=str(folder)), load_images("digits")).save(folder / "ladder")
+    for name, fields in {"ladder": ladder, "mixture": {"prior": "mixture"}}.items():
+        VAETask(VAEConfig(**TINY_VAE | fields, output_dir=str(folder)), load_images("digits")).save(folder / name)
     return {
         "classes": conditional_run("flow_prediction"),
         "unconditional": folder / "unconditional",
         "clusters": folder / "clusters",
         "vae": vae_run,
+        "vae with a mixture": folder / "mixture",
         "vae with a flow": flow_vae_run,
         "ladder vae": folder / "ladder",
         "gan": gan_run,

@@ -568,7 +568,8 @@ class GaussianMixtureModel(ModelMixin, ConfigMixin):
             return_dict: Return a `GaussianMixtureOutput` instead of a tuple.
         """
         # In float32 whatever the weights' type: a cumulative sum in half precision would skip components.
-        chosen = torch.searchsorted(self.weights.float().cumsum(0), uniform.float()).clamp(max=len(self.weights) - 1)
+        below = self.weights.float().cumsum(0) < uniform.float()[:, None]  # as searchsorted, which ONNX does not have
+        chosen = below.sum(1).clamp(max=len(self.weights) - 1)
         sample = self.means[chosen].float() + (self.scale_trils[chosen].float() @ noise.float()[..., None])[..., 0]
         return GaussianMixtureOutput(sample) if return_dict else (sample,)
 
