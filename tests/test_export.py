@@ -251,3 +251,11 @@ def test_a_missing_package_is_named(models, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"needs the package onnxscript: pip install 'hfgen\[export\]'"):
         hfgen.export(models["vae"], output=tmp_path / "out")
+
+
+def test_an_export_that_fails_leaves_nothing(vae_run, tmp_path, monkeypatch):
+    found = iter([0.0, 1.0])  # the second network differs
+    monkeypatch.setattr("hfgen.runtimes.write._difference", lambda network, run: next(found))
+    with pytest.raises(UserError, match="differs from torch by 1"):
+        hfgen.export(vae_run, output=tmp_path / "model")
+    assert not any((tmp_path / "model").iterdir())

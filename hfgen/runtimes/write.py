@@ -25,7 +25,7 @@ from hfgen.runtimes.networks import EXAMPLES, ExportedNetwork, networks_of
 from hfgen.runtimes.sampler_table import sampler_table
 from hfgen.sampling.sample import check_sampling, default_sampler, is_conditional, is_guided
 from hfgen.utils.errors import UserError
-from hfgen.utils.files import complete_or_absent
+from hfgen.utils.files import parts_complete_or_absent
 from hfgen.utils.markdown import render
 from hfgen.utils.untrusted import read_json
 
@@ -56,26 +56,25 @@ def export_pipeline(pipeline: DiffusionPipeline, config: ExportConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     facts["files"] = {}
     write = _write_onnx if config.format == "onnx" else _write_torch_export
-    for name, network in networks.items():
-        file = folder / f"{name}{SUFFIXES[config.format]}"
-        with complete_or_absent(file) as temporary:
-            difference = write(network, temporary, config.dtype)
+    with parts_complete_or_absent(folder, MODEL_FILE) as parts:
+        for name, network in networks.items():
+            file = parts / f"{name}{SUFFIXES[config.format]}"
+            difference = write(network, file, config.dtype)
             tolerance = TOLERANCES.get(config.dtype, math.inf)
             if not difference <= tolerance:
                 raise UserError(
                     f"the exported {name} differs from torch by {difference:.2g}, more than {tolerance:g}: a defect"
                 )
-        facts["files"][name] = {
-            "file": file.name,
-            "inputs": {key: list(tensor.shape[1:]) for key, tensor in network.inputs.items()},
-            "outputs": list(network.outputs),
-            "bytes": file.stat().st_size,
-            "difference_from_torch": difference,
-        }
-    with complete_or_absent(folder / MODEL_FILE) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with complete_or_absent(folder / PAGE) as temporary:
-        temporary.write_text(render("export.md", **facts), encoding="utf-8")
+            facts["files"][name] = {
+                "file": file.name,
+                "inputs": {key: list(tensor.shape[1:]) for key, tensor in network.inputs.items()},
+                "outputs": list(network.outputs),
+                "bytes": file.stat().st_size,
+                "difference_from_torch": difference,
+            }
+        text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+        (parts / MODEL_FILE).write_text(text, encoding="utf-8")
+        (parts / PAGE).write_text(render("export.md", **facts), encoding="utf-8")
     return folder
 
 
