@@ -24,7 +24,7 @@ from hfgen.utils.untrusted import read_json
 
 ENCODED = 1000  # test images in the plane of latents
 NEIGHBOURS = 5  # training images beside a sample
-QUANTILES = (0.01, 0.1, 0.5, 0.9)  # of the distances of unseen real images to their nearest training images
+QUANTILES = (0.01, 0.5)  # of the distances of unseen real images to their nearest training images
 READING = (  # fields of a run that decide which real images there are
     "train_split", "validation_fraction", "test_fraction", "resolution", "channels", "max_train_samples",
     "image_column", "label_column", "on_bad_image",

@@ -7,7 +7,6 @@ Object.assign(terms, {
   film: "A diffusion model starts from noise and removes it step by step. Left: the noisy image x_t. Right: the image that the network predicts from it.",
   latents: "The numbers from which a decoder or generator makes an image. Nearby latents give similar images.",
   active: "A latent dimension is active if it says something about the image: its mean varies from image to image. The KL divergence, in nats, is how much it says.",
-  "Fréchet distance": terms.frechet_distance,
   checkpoint: "The model and the state of its training, saved from time to time; a training that was stopped goes on from the newest one.",
   "mode collapse": "A GAN that draws only some of the classes, or the same few images again and again.",
 });

@@ -48,7 +48,7 @@ function copiesPanel(facts) {
   if (label) choose(label, "copy_class", 0);
   const start = newest(async goOn => {
     remember({ copy_seed: seed.value, ...(label ? { copy_class: label.value } : {}) });
-    place.replaceChildren(h("p", { className: "dim" }, "Comparing with all training images; the first time takes about half a minute…"));
+    place.replaceChildren(h("p", { className: "dim" }, "Comparing with all training images; the first time takes a while…"));
     const found = await ask("neighbours", { model: facts.name, seed: seed.value, ...(label ? { class_labels: [facts.classes[label.value]] } : {}) });
     goOn();
     const sample = picture("sample-image", "the sample"), image = unpacked(found.sample), near = unpacked(found.images), size = image.data.length;
