@@ -6,12 +6,13 @@ from typing import Any
 
 _EXPORTS = {  # of the public names, imported on first access; `__init__.pyi` declares them for type checkers
     "hfgen.api.calls": (
-        "analyze", "card", "compare_samplers", "demo", "edit", "evaluate", "export", "load", "publish_all", "push",
-        "recipes", "results", "sample", "studio", "train", "tune",
+        "analyze", "card", "compare_samplers", "demo", "distill", "edit", "evaluate", "export", "load", "publish_all",
+        "push", "recipes", "results", "sample", "studio", "train", "tune",
     ),
     "hfgen.api.outputs": ("Animation", "Edited", "Images", "Report", "Study"),
     "hfgen.config": (
-        "ClassifierConfig", "CycleGANConfig", "DDPMConfig", "GANConfig", "TranslationConfig", "VAEConfig",
+        "ClassifierConfig", "ConsistencyConfig", "CycleGANConfig", "DDPMConfig", "GANConfig", "TranslationConfig",
+        "VAEConfig",
     ),
     "hfgen.config.commands": (
         "AnalyzeConfig", "CardConfig", "CompareSamplersConfig", "DemoConfig", "EvaluateConfig", "ExportConfig",

@@ -2,6 +2,7 @@ from hfgen.api.calls import analyze as analyze
 from hfgen.api.calls import card as card
 from hfgen.api.calls import compare_samplers as compare_samplers
 from hfgen.api.calls import demo as demo
+from hfgen.api.calls import distill as distill
 from hfgen.api.calls import edit as edit
 from hfgen.api.calls import evaluate as evaluate
 from hfgen.api.calls import export as export
@@ -20,6 +21,7 @@ from hfgen.api.outputs import Images as Images
 from hfgen.api.outputs import Report as Report
 from hfgen.api.outputs import Study as Study
 from hfgen.config import ClassifierConfig as ClassifierConfig
+from hfgen.config import ConsistencyConfig as ConsistencyConfig
 from hfgen.config import CycleGANConfig as CycleGANConfig
 from hfgen.config import DDPMConfig as DDPMConfig
 from hfgen.config import GANConfig as GANConfig

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from hfgen.config import (
     ClassifierConfig,
+    ConsistencyConfig,
     CycleGANConfig,
     DDPMConfig,
     GANConfig,
@@ -31,8 +32,9 @@ class Model:
     """A model class that a family saves.
 
     Attributes:
-        use: `denoise` (pixel diffusion), `decode` (latents to images in one call), `translate` (image to image) or
-            `classify`.
+        use: `denoise` (pixel diffusion), `consistency` (noise to images in one to four steps), `decode` (latents to
+            images in one call), `translate` (image to image) or `classify`.
+        noun: What its models are called.
         network: The component that generates the images.
         sampler: Configuration fields that are also sampler arguments of the pipeline's call.
         card: Template of the model card, a file in `hfgen/templates` or a path.
@@ -41,7 +43,8 @@ class Model:
         tags: Additional Hub tags.
     """
 
-    use: Literal["denoise", "decode", "translate", "classify"]
+    use: Literal["denoise", "consistency", "decode", "translate", "classify"]
+    noun: str = "diffusion model"
     network: str = "unet"
     sampler: tuple[str, ...] = ()
     card: str = "card_other.md"
@@ -80,35 +83,62 @@ class Family:
 
 
 DIFFUSION = ("scheduler", "num_inference_steps")
-TRANSLATOR = Model("translate", "generator", card="card_translation.md", task="image-to-image")
+TRANSLATOR = Model(
+    "translate", "image-to-image network", "generator", card="card_translation.md", task="image-to-image"
+)
 CLASSIFIER = Model(
-    "classify", card="card_classifier.md", library="transformers", task="image-classification", tags=("judge",)
+    "classify",
+    "classifier",
+    card="card_classifier.md",
+    library="transformers",
+    task="image-classification",
+    tags=("judge",),
 )
 BUILT_IN = (
     Family(
         DDPMConfig,
         "hfgen.tasks.diffusion:DiffusionTask",
         {
-            "DDPMPipeline": Model("denoise", "unet", DIFFUSION, "card_diffusion.md", tags=("unconditional",)),
+            "DDPMPipeline": Model("denoise", sampler=DIFFUSION, card="card_diffusion.md", tags=("unconditional",)),
             "ClassConditionalDiffusionPipeline": Model(
-                "denoise", "unet", (*DIFFUSION, *GUIDANCE), "card_class_conditional.md", tags=("class-conditional",)
+                "denoise",
+                sampler=(*DIFFUSION, *GUIDANCE),
+                card="card_class_conditional.md",
+                tags=("class-conditional",),
             ),
             "ClusterConditionalDiffusionPipeline": Model(
-                "denoise", "unet", (*DIFFUSION, *GUIDANCE), "card_cluster_conditional.md", tags=("unconditional",)
+                "denoise",
+                sampler=(*DIFFUSION, *GUIDANCE),
+                card="card_cluster_conditional.md",
+                tags=("unconditional",),
             ),
         },
         synonyms="diffusion flow rectified_flow flow_matching ddim score unet",
     ),
     Family(
+        ConsistencyConfig,
+        "hfgen.tasks.consistency:ConsistencyTask",
+        {
+            "ConsistencyModelPipeline": Model(
+                "consistency",
+                "consistency model",
+                sampler=("num_inference_steps",),
+                card="card_consistency.md",
+                tags=("consistency-model", "distillation"),
+            )
+        },
+        synonyms="distill distillation student cm few_step",
+    ),
+    Family(
         VAEConfig,
         "hfgen.tasks.vae:VAETask",
-        {"VAEPipeline": Model("decode", "vae", ("prior",), "card_vae.md", tags=("autoencoder", "vae"))},
+        {"VAEPipeline": Model("decode", "VAE", "vae", ("prior",), "card_vae.md", tags=("autoencoder", "vae"))},
         synonyms="autoencoder variational_autoencoder iwae",
     ),
     Family(
         GANConfig,
         "hfgen.tasks.gan:GANTask",
-        {"GANPipeline": Model("decode", "generator", ("truncation",), "card_gan.md", tags=("gan",))},
+        {"GANPipeline": Model("decode", "GAN", "generator", ("truncation",), "card_gan.md", tags=("gan",))},
         synonyms="dcgan wgan adversarial",
     ),
     Family(

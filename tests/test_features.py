@@ -258,7 +258,7 @@ def test_judge_features_and_inception_stand_side_by_side(
     assert f"Inception Score {with_std(score['generated'])}, of the real images {with_std(score['real'])};" in page
     names = [
         result.metric_name
-        for result in card._results(card.Model("generate", card="", library="", task="", tags=()), record)
+        for result in card._results(card.Model("generate", "", card="", library="", task="", tags=()), record)
     ]
     assert names[0] == "Fréchet distance (judge digits_judge)"
     assert "Fréchet distance (features dinov2-small)" in names

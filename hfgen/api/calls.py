@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from hfgen.config import TrainingConfig
+from hfgen.config import ConsistencyConfig, TrainingConfig
 from hfgen.config.commands import (
     AnalyzeConfig,
     CardConfig,
@@ -86,6 +86,26 @@ def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunF
 
     with called_as(python_call("train", config.family, given)):
         return train_configured(config, set_fields=fields.keys())
+
+
+def distill(teacher: Name | ConsistencyConfig, **fields: Any) -> "RunFolder | list[RunFolder]":
+    """Distil a diffusion model into a student of one or two steps, like `hfgen distill`.
+
+    Args:
+        teacher: A run, a folder, a Hub id, or a recipe with a trained model; or a configuration,
+            `hfgen.ConsistencyConfig(...)`.
+        fields: Configuration fields, as in `hfgen distill --help`.
+
+    Returns:
+        The run folder, or a list of them for a sweep.
+
+    Raises:
+        UserError: before any work, if the configuration, the teacher or the data are invalid.
+        TrainingError, InterruptedTrainingError, PublishingError: see `train`.
+    """
+    if isinstance(teacher, ConsistencyConfig):
+        return train(teacher, **fields)
+    return train("consistency", teacher=str(teacher), **fields)
 
 
 def train_configured(config: TrainingConfig, set_fields: Any) -> "RunFolder | list[RunFolder]":

@@ -51,9 +51,16 @@ header of its file in hfgen/recipes has the details. Fréchet distances are in t
 classifier of the data set: lower is better (docs/measuring.md)."""
 
 
-def run_train(family: Family, arguments: list[str]) -> None:
-    """Train a model of a family, or the runs of a sweep."""
-    config = parse_config(family.config, arguments, prog=f"hfgen train {family.name}")
+def run_train(family: Family, arguments: list[str], *, prog: str | None = None, positional: str | None = None) -> None:
+    """Train a model of a family, or the runs of a sweep.
+
+    Args:
+        family: The family.
+        arguments: The command line after the command.
+        prog: The command; by default `hfgen train` with the family.
+        positional: A field that is given without a flag.
+    """
+    config = parse_config(family.config, arguments, prog=prog or f"hfgen train {family.name}", positional=positional)
     flags = {argument.removeprefix("--").partition("=")[0] for argument in arguments if argument.startswith("--")}
     calls.train_configured(config, flags)
 

@@ -21,6 +21,7 @@ Start here:
 
 Commands:
   train FAMILY            train a model: {families}
+  distill RUN             train a student of a diffusion model that draws in one or two steps
   tune FAMILY             search hyper-parameters: trials of equal time, stopped early if they are poor
   sample RUN              sample images from a run, a checkpoint, a folder or a Hub id
   translate RUN           transform images: image-to-image translation, denoising, variations, inpainting, class change
@@ -107,6 +108,8 @@ def _run(arguments: list[str]) -> int:
             print(f"hfgen {hfgen.__version__}")
         case ["train", family, *rest] if family in families():
             run_train(families()[family], rest)
+        case ["distill", *rest]:
+            run_train(families()["consistency"], rest, prog="hfgen distill", positional="teacher")
         case ["tune", family, *rest] if family in families():
             run_tune(families()[family], rest)
         case ["train" | "tune" as command, "-h" | "--help"]:
@@ -117,6 +120,6 @@ def _run(arguments: list[str]) -> int:
         case [command, *rest] if command in COMMANDS:
             return run_command(command, rest)
         case [command, *_]:
-            near = suggestion(command, ["train", "tune", *COMMANDS])
+            near = suggestion(command, ["train", "distill", "tune", *COMMANDS])
             raise UserError(f"there is no command {command}{near}\n\n{_usage()}")
     return 0

@@ -5,6 +5,7 @@ Each field becomes a flag, and its docstring entry the help text. The same names
 """
 
 from hfgen.config.classifier import ClassifierConfig
+from hfgen.config.consistency import ConsistencyConfig
 from hfgen.config.cyclegan import CycleGANConfig
 from hfgen.config.ddpm import DDPMConfig
 from hfgen.config.gan import GANConfig
@@ -14,6 +15,7 @@ from hfgen.config.vae import VAEConfig
 
 __all__ = [
     "ClassifierConfig",
+    "ConsistencyConfig",
     "CycleGANConfig",
     "DDPMConfig",
     "GANConfig",

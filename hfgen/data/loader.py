@@ -23,12 +23,14 @@ class Batch:
         labels: int64 (B,), or None.
         step: Number of optimizer steps before.
         indices: Indices of the images in the data set, int64 (B,).
+        progress: Completed fraction of the training, from 0 to 1.
     """
 
     images: Tensor
     labels: Tensor | None
     step: int
     indices: Tensor
+    progress: float = 0.0
 
 
 class ImageBatches:
@@ -75,7 +77,7 @@ class ImageBatches:
         start = position * self.images_per_step + block * self.train_batch_size
         return self._order(epoch)[torch.arange(start, start + self.train_batch_size) % len(self.data)]
 
-    def __call__(self, step: int, micro_step: int = 0) -> Batch:
+    def __call__(self, step: int, micro_step: int = 0, progress: float = 0.0) -> Batch:
         """Return the batch of a forward pass; random flips use torch's default generator."""
         indices = self.indices(step, micro_step)
         images = self.images[indices.to(self.images.device)].to(self.device)
@@ -84,7 +86,8 @@ class ImageBatches:
             flipped = torch.rand(len(images), device=self.device) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         labels = self.data.labels
-        return Batch(images, None if labels is None else labels[indices].to(self.device), step, indices)
+        of_batch = None if labels is None else labels[indices].to(self.device)
+        return Batch(images, of_batch, step, indices, progress)
 
     def _find_order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))

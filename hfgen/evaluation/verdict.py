@@ -462,7 +462,8 @@ def sampler_text(sampler: dict[str, Any]) -> str:
         truncation = sampler["truncation"]
         return "one step" if truncation is None else f"one step, latents within {truncation:g}"
     if "scheduler" not in sampler:
-        return "loaded from files"
+        steps = sampler.get("num_inference_steps")  # of a consistency model
+        return f"{steps} step{'s' if steps > 1 else ''}" if steps else "loaded from files"
     text = f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps"
     if (scale := sampler.get("guidance_scale")) is None:
         return text

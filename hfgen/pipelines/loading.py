@@ -25,13 +25,14 @@ from huggingface_hub.errors import (
 
 from hfgen.config.recipes import read_recipes
 from hfgen.models.modeling_hfgen_vae import LatentFlowModel
+from hfgen.pipelines.consistency import NAMES, STEPS, ConsistencyModelPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.pipelines.saving import own_class
 from hfgen.runs.checkpoints import newest_complete
 from hfgen.runs.folder import suggest_runs
 from hfgen.utils.devices import AUTO, computes_in_bfloat16, find_placement
 from hfgen.utils.errors import UserError, first_line
-from hfgen.utils.untrusted import INDEX, check_numbers, components_of, read_index, read_json
+from hfgen.utils.untrusted import INDEX, check_numbers, components_of, read_index, read_json, shown
 
 LIBRARIES = {"diffusers", "transformers"}  # components of their classes need no remote code
 CONFIGS = ("config.json", "scheduler_config.json")
@@ -76,6 +77,8 @@ def load(
             loaded.register_to_config(_name_or_path=source)  # as `from_pretrained` does
         else:
             loaded = _load_stock(run_or_repo, source, revision, index, trust_remote_code)
+            if isinstance(loaded, diffusers.ConsistencyModelPipeline):
+                loaded = _with_names(loaded, source, index)
     except (OSError, httpx2.HTTPError) as error:
         raise UserError(f"cannot load a pipeline from {run_or_repo}: {first_line(error)}") from error
     for name, part in loaded.components.items():
@@ -302,6 +305,26 @@ def _assemble(
     if isinstance(loaded, VAEPipeline):
         _check_flow(loaded, source)
     return loaded
+
+
+def _with_names(
+    pipeline: diffusers.ConsistencyModelPipeline, source: str, index: dict[str, object]
+) -> ConsistencyModelPipeline:
+    """Return the pipeline of a consistency model with the names of its classes, which diffusers does not read."""
+    names, steps, classes = index.get(NAMES) or {}, index.get(STEPS, 1), pipeline.unet.config.num_class_embeds or 0
+    numbers = [str(number) for number in range(classes)]
+    if not isinstance(names, dict) or (names and sorted(names) != sorted(numbers)):
+        raise UserError(
+            f"{source}: {NAMES} in {INDEX} must name each of the {classes} classes of the network by index"
+        )
+    if not all(isinstance(name, str) for name in names.values()) or len({*names.values()}) < len(names):
+        raise UserError(f"{source}: {NAMES} in {INDEX} must have a different name for each class")
+    most = pipeline.scheduler.config.num_train_timesteps
+    if not isinstance(steps, int) or not 1 <= steps <= most:
+        raise UserError(f"{source}: {STEPS} in {INDEX} must be from 1 to {most}, not {shown(steps)}")
+    named = ConsistencyModelPipeline(pipeline.unet, pipeline.scheduler, names, steps)
+    named.register_to_config(_name_or_path=source)
+    return named
 
 
 def _check_flow(pipeline: VAEPipeline, source: str) -> None:

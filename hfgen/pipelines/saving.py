@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from hfgen.families import families
+from hfgen.pipelines.consistency import ConsistencyModelPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import save_code
 from hfgen.utils.untrusted import components_of
 
@@ -18,7 +19,8 @@ PLACES = [Path(__file__).parents[1] / name for name in ("models", "pipelines")]
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Save a pipeline in safetensors and with the code of its classes, so that diffusers loads it without hfgen."""
     pipeline.save_pretrained(folder, safe_serialization=True)
-    save_code(pipeline, folder)
+    if not isinstance(pipeline, ConsistencyModelPipeline):  # saved as the class of diffusers
+        save_code(pipeline, folder)
 
 
 def code_files(index: Mapping[str, Any]) -> dict[Path, Path]:

@@ -102,7 +102,7 @@ def write_card(
             copy_whole(run / name, folder / name)
     with complete_or_absent(folder / CARD) as temporary:
         temporary.write_text(with_sections(str(card), sections), encoding="utf-8")
-    if facts["kind"].use in ("denoise", "decode") or INPUT in pictures:
+    if facts["kind"].use in ("denoise", "consistency", "decode") or INPUT in pictures:
         notebook = own_file(folder, NOTEBOOK)
         if is_own_notebook(notebook):
             with complete_or_absent(notebook) as temporary:
@@ -149,6 +149,8 @@ def copy_card(repository: Path, folder: Path, *, repo_id: str, spdx_license: str
     for page in (folder / CARD, folder / NOTEBOOK):
         if former and page.exists():
             text = re.sub(rf"(?<![\w./-]){re.escape(former)}(?![\w.-])", repo_id, page.read_text(encoding="utf-8"))
+            namespace = repo_id.partition("/")[0]  # in which the teacher of a student is expected too
+            text = text.replace(f"base_model: {PLACEHOLDER}/", f"base_model: {namespace}/")
             page.write_text(text, encoding="utf-8")
 
 
@@ -295,6 +297,9 @@ def _metadata(facts: dict[str, Any], model: str, spdx_license: str, pictures: Co
         shown["widget"] = [{"text": "samples, not selected", "output": {"url": place}}]
         if not model.startswith(f"{PLACEHOLDER}/"):
             shown["thumbnail"] = f"https://huggingface.co/{model}/resolve/main/{place}"
+    if teacher := facts["teacher"]:
+        shown["base_model"] = teacher if "/" in teacher else f"{model.partition('/')[0]}/{teacher}"
+        shown["base_model_relation"] = "finetune"
     return ModelCardData(
         model_name=model.rpartition("/")[2] if evaluation else None,  # required with results
         library_name=kind.library,

@@ -11,9 +11,10 @@ from hfgen.data.sources import public_name
 from hfgen.evaluation.results import read_record
 from hfgen.families import model_of
 from hfgen.judges.judge import UPSCALE
+from hfgen.pipelines.consistency import NAMES
 from hfgen.pipelines.loading import INDEX, require_folder
 from hfgen.publishing.licenses import data_license
-from hfgen.runs.folder import ANALYSIS, EVALUATION, RUN_FILE, suggest_runs
+from hfgen.runs.folder import ANALYSIS, EVALUATION, RUN_FILE, run_fields, suggest_runs
 from hfgen.runs.record import read_training
 from hfgen.utils.errors import UserError
 from hfgen.utils.privacy import public_text, public_value
@@ -85,10 +86,18 @@ def read_run(run: Path) -> dict[str, Any]:
         "data": names[0],
         "data_licenses": [data_license(name) for name in dict.fromkeys(names)],
         "training": training,
+        "teacher": _teacher_of(config),
         "reference_split": one_line(training["reference_split"]) if training.get("reference_split") else None,
         **reports,
         **network,
     }
+
+
+def _teacher_of(config: dict[str, Any]) -> str | None:
+    """Return the model that a student was distilled from: its Hub id, or else the name of its folder or recipe."""
+    if not (teacher := config.get("teacher")):
+        return None
+    return str(run_fields(Path(teacher)).get("hub_model_id") or public_text(teacher))
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -118,7 +127,7 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
             more = [part for part in ("inverse_generator", "flow") if own_file(run, part).is_dir()]
             weights = [own_file(run, f"{part}/diffusion_pytorch_model.safetensors") for part in [network, *more]]
             index = read_index(run / INDEX)
-            labels = list(index.get("id2label", {}).values())
+            labels = list((index.get("id2label") or index.get(NAMES) or {}).values())
             has_guide = bool(index.get("guide", [None])[0])
             shares = dict(index.get("cluster_shares", {}))
             cluster_shares = [float(shares[number]) for number in sorted(shares, key=int)]

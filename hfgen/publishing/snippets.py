@@ -25,7 +25,7 @@ def tags_of(facts: dict[str, Any]) -> list[str]:
         tags.append("cyclegan" if "cycle_weight" in config else "image-restoration")
     if facts["kind"].use == "denoise":
         tags += ["rectified-flow"] if config.get("prediction_type") == FLOW_PREDICTION else ["ddpm", "diffusion"]
-    elif facts["labels"] and facts["kind"].use == "decode":
+    elif facts["labels"] and facts["kind"].use in ("consistency", "decode"):
         tags.append("class-conditional")
     guided = ("ClassConditionalDiffusionPipeline", "ClusterConditionalDiffusionPipeline")
     if facts["class_name"] in guided and config["class_dropout_prob"] > 0:
@@ -64,6 +64,7 @@ def reproduction(facts: dict[str, Any]) -> dict[str, Any] | None:
         "network": network,
         "autocast": AUTOCAST.get(training["mixed_precision"]) if network != "vae" else None,  # its decoder has none
         "scheduler": None,
+        "has_code": class_name != "ConsistencyModelPipeline",
     }
     match class_name:
         case "DDPMPipeline":
@@ -76,6 +77,12 @@ def reproduction(facts: dict[str, Any]) -> dict[str, Any] | None:
             again["arguments"] = {"batch_size": count, "clusters": clusters_of(facts["cluster_shares"], seeds)}
         case "VAEPipeline" | "GANPipeline":
             again["arguments"] = {"batch_size": count}
+        case "ConsistencyModelPipeline":
+            if again["autocast"] and sampler["num_inference_steps"] > 1:
+                return None  # diffusers' scheduler then draws the noise between the steps in half precision
+            again["arguments"] = {"batch_size": count}
+            if labels := facts["labels"]:
+                again["arguments"]["class_labels"] = [index % len(labels) for index in range(count)]
         case _:
             return None
     again["arguments"] |= {name: value for name, value in sampler.items() if value is not None and name != "scheduler"}

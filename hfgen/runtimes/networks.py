@@ -1,5 +1,6 @@
 """The networks of a pipeline as plain modules, from float32 tensors to float32 tensors, for export."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from hfgen.families import model_of
+from hfgen.losses.consistency import estimate, input_scale, network_time
+from hfgen.pipelines.consistency import ConsistencyModelPipeline
 from hfgen.sampling.sample import image_shape_of, network_of, require_diffusion
 from hfgen.utils.errors import UserError
 
@@ -74,6 +77,23 @@ class Generator(_Wrapped):
         return self.network(self._given(latents), class_labels).sample.float()
 
 
+class OneStep(_Wrapped):
+    """A consistency model in one step, for `latents` (B, C · H · W): standard normal noise."""
+
+    def __init__(self, pipeline: ConsistencyModelPipeline):
+        super().__init__(pipeline.unet)
+        self.scheduler, self.shape = pipeline.scheduler, image_shape_of(pipeline)
+        self.sigma = torch.full((1, 1, 1, 1), float(pipeline.scheduler.config.sigma_max))
+
+    def forward(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Return images (B, C, H, W) in [−1, 1]."""
+        x = self.sigma * latents.unflatten(1, self.shape)
+        inputs = self._given(input_scale(self.scheduler, self.sigma) * x)
+        options = {} if class_labels is None else {"class_labels": class_labels}
+        prediction = self.network(inputs, network_time(self.sigma), **options).sample.float()
+        return estimate(self.scheduler, prediction, x, self.sigma).clamp(-1, 1)
+
+
 class Translator(_Wrapped):
     """An image-to-image network for `sample` (B, C, H, W) in [−1, 1], and the noise of each image if it takes it."""
 
@@ -129,6 +149,9 @@ def networks_of(pipeline: DiffusionPipeline) -> dict[str, ExportedNetwork]:
     if model.use == "decode":
         latents = torch.randn(EXAMPLES, network.config.latent_dim)
         return {"generator": ExportedNetwork(Generator(network), {"latents": latents} | classes, ("images",))}
+    if isinstance(pipeline, ConsistencyModelPipeline):
+        latents = torch.randn(EXAMPLES, math.prod(image_shape_of(pipeline)))
+        return {"generator": ExportedNetwork(OneStep(pipeline), {"latents": latents} | classes, ("images",))}
     if model.use == "translate":
         return {
             name: ExportedNetwork(Translator(part), {"sample": _given_to(part)} | _noise(part), ("images",))

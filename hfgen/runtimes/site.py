@@ -110,7 +110,7 @@ def _model(run: str, source: str, config: DemoConfig, folder: Path) -> dict[str,
     match model["use"]:
         case "denoise":
             model |= _denoising(pipeline, model.pop("sampler"))
-        case "decode":
+        case "decode" if known.use == "decode":  # not a consistency model, whose latents are noise
             model["dimensions"] = dimensions_of(pipeline)
         case "translate":
             generator = networks_of(pipeline)["generator"]
@@ -121,8 +121,7 @@ def _model(run: str, source: str, config: DemoConfig, folder: Path) -> dict[str,
 
 def kind_of(model: dict[str, Any]) -> str:
     """Name the kind of a model for visitors."""
-    kinds = {"denoise": "diffusion model", "translate": "image-to-image network"}
-    kind = kinds.get(model["use"]) or family_of(model["pipeline"]).name.upper()
+    kind = model_of(model["pipeline"]).noun
     return f"{kind} with classes" if "classes" in model else kind
 
 

@@ -23,7 +23,7 @@ from hfgen.pipelines.loading import load
 from hfgen.runs.folder import run_fields
 from hfgen.runtimes.networks import EXAMPLES, ExportedNetwork, networks_of
 from hfgen.runtimes.sampler_table import sampler_table
-from hfgen.sampling.sample import check_sampling, default_sampler, is_conditional, is_guided
+from hfgen.sampling.sample import check_sampling, default_sampler, image_shape_of, is_conditional, is_guided
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import parts_complete_or_absent
 from hfgen.utils.markdown import render
@@ -108,10 +108,12 @@ def _facts(config: ExportConfig, pipeline: DiffusionPipeline) -> dict[str, Any]:
     asked = {name: value for name, value in asked.items() if value is not None}
     if facts["use"] != "denoise":
         if asked:
-            raise UserError(f"a {class_name} has no denoising steps; leave out {' and '.join(asked)}")
+            raise UserError(f"a {class_name} is exported in one step; leave out {' and '.join(asked)}")
         if labels := getattr(pipeline, "labels", {}):
             facts["classes"] = list(labels)
-        if facts["use"] == "decode":
+        if facts["use"] == "consistency":  # a generator for these runtimes, in one step
+            facts |= {"use": "decode", "latent_dim": math.prod(image_shape_of(pipeline))}
+        elif facts["use"] == "decode":
             facts |= {name: _json_number(value) for name, value in own.items()}
             facts["latent_dim"] = next(iter(networks_of(pipeline).values())).module.network.config.latent_dim
         return facts

@@ -9,8 +9,9 @@ from diffusers import DDPMPipeline, DiffusionPipeline, SchedulerMixin, UNet2DMod
 from torch import Tensor
 
 from hfgen.config.vae import PRIORS
-from hfgen.families import GUIDANCE, family_of, model_of, own_sampler
+from hfgen.families import GUIDANCE, model_of, own_sampler
 from hfgen.losses.diffusion import FLOW_SCHEDULERS
+from hfgen.pipelines.consistency import STEPS, ConsistencyModelPipeline
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
@@ -39,6 +40,11 @@ def decodes(pipeline: DiffusionPipeline) -> bool:
     return model is not None and model.use == "decode"
 
 
+def _option_names(pipeline: DiffusionPipeline) -> tuple[str, ...]:
+    """Return the names of the sampler options of a pipeline's call."""
+    return model_of(type(pipeline).__name__).sampler
+
+
 def network_of(pipeline: DiffusionPipeline) -> torch.nn.Module:
     """Return the network that makes the images."""
     model = model_of(type(pipeline).__name__)
@@ -65,8 +71,10 @@ def require_diffusion(pipeline: DiffusionPipeline) -> None:
         UserError: naming the pipeline, if it is not.
     """
     if decodes(pipeline):
-        family = family_of(type(pipeline).__name__).name.upper()
-        raise UserError(f"a {family} generates images in one step, so it has no denoising to film, compare or edit")
+        noun = model_of(type(pipeline).__name__).noun
+        raise UserError(f"a {noun} generates images in one step, so it has no denoising to film, compare or edit")
+    if isinstance(pipeline, ConsistencyModelPipeline):
+        raise UserError("a consistency model cannot edit images; use the diffusion model that it was distilled from")
     parts = pipeline.components
     drawable = parts.keys() - {"guide"} == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
     if (guide := parts.get("guide")) is not None:
@@ -92,7 +100,9 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
     """
     saved = {}
     if decodes(pipeline):
-        saved = {name: pipeline.config[name] for name in model_of(type(pipeline).__name__).sampler}
+        saved = {name: pipeline.config[name] for name in _option_names(pipeline)}
+    elif isinstance(pipeline, ConsistencyModelPipeline):
+        saved = {"num_inference_steps": pipeline.config[STEPS]}
     elif is_guided(pipeline):
         saved = {name: pipeline.config[name] for name in ("num_inference_steps", "guidance_scale")}
         saved["guidance_interval"] = [*pipeline.config.guidance_interval.values()]
@@ -236,6 +246,8 @@ def _drawing(
     """Return what draws images (B, C, H, W) in [−1, 1] by their numbers and seeds, step by step (`sample_steps`)."""
     if decodes(pipeline):
         return _one_step(pipeline, class_labels, sampler)
+    if isinstance(pipeline, ConsistencyModelPipeline):
+        return _few_steps(pipeline, class_labels, sampler)
     require_diffusion(pipeline)
     solver = _check_denoising(pipeline, class_labels, **sampler)
     return functools.partial(_denoise, pipeline, solver, class_labels, sampler)
@@ -315,26 +327,14 @@ def _one_step(
     pipeline: VAEPipeline | GANPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
 ) -> Callable[[range, list[int]], Iterator[tuple[Tensor, Tensor]]]:
     """Return what draws latents and makes images of them, in one step."""
-    name = type(pipeline).__name__
-    own = model_of(name).sampler
-    if others := sampler.keys() - set(own):
-        options = f"only has the option {' and '.join(own)}" if own else "has no options"
-        raise UserError(
-            f"a {family_of(name).name.upper()} samples in one step and {options}, no {', '.join(sorted(others))}"
-        )
+    _check_options(pipeline, sampler, "samples in one step and")
     if sampler.get("prior") not in (None, *PRIORS):
         raise UserError(f"prior must be {', '.join(PRIORS[:-1])} or {PRIORS[-1]}, not {sampler['prior']}")
     if sampler.get("prior") == "flow" and pipeline.flow is None:
         raise UserError("this model has no flow; train one with --prior flow, or choose the prior normal or mixture")
     if sampler.get("truncation") is not None and not sampler["truncation"] > 0:
         raise UserError(f"truncation must be positive, not {sampler['truncation']}")
-    if class_labels and not is_conditional(pipeline):
-        raise UserError("this model is unconditional: class_labels do not apply")
-    try:
-        if class_labels:
-            pipeline.get_label_ids(class_labels)
-    except ValueError as error:
-        raise UserError(with_hint(str(error), class_labels)) from error
+    _check_classes(pipeline, class_labels)
 
     def draw(numbers: range, seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -344,3 +344,41 @@ def _one_step(
         yield images, images
 
     return draw
+
+
+def _few_steps(
+    pipeline: ConsistencyModelPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
+) -> Callable[[range, list[int]], Iterator[tuple[Tensor, Tensor]]]:
+    """Return what draws images with a consistency model."""
+    _check_options(pipeline, sampler, "samples in a few steps and")
+    _check_classes(pipeline, class_labels)
+    steps, most = sampler["num_inference_steps"], pipeline.scheduler.config.num_train_timesteps
+    if not isinstance(steps, int) or not 1 <= steps <= most:
+        raise UserError(f"num_inference_steps of this consistency model must be from 1 to {most}, not {steps}")
+
+    def draw(numbers: range, seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        classes = labels_of(pipeline, class_labels, numbers) if is_conditional(pipeline) else None
+        yield from pipeline.states(len(seeds), classes, steps, generators)
+
+    return draw
+
+
+def _check_options(pipeline: DiffusionPipeline, sampler: dict[str, Any], how: str) -> None:
+    """Check that a pipeline has the sampler options that are given."""
+    own = _option_names(pipeline)
+    if others := sampler.keys() - set(own):
+        options = f"only has the option {' and '.join(own)}" if own else "has no options"
+        noun = model_of(type(pipeline).__name__).noun
+        raise UserError(f"a {noun} {how} {options}, no {', '.join(sorted(others))}")
+
+
+def _check_classes(pipeline: DiffusionPipeline, class_labels: Sequence[str | int]) -> None:
+    """Check the classes of a model without guidance."""
+    if class_labels and not is_conditional(pipeline):
+        raise UserError("this model is unconditional: class_labels do not apply")
+    try:
+        if class_labels:
+            pipeline.get_label_ids(class_labels)
+    except ValueError as error:
+        raise UserError(with_hint(str(error), class_labels)) from error

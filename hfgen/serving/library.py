@@ -19,6 +19,7 @@ from hfgen.evaluation.real import data_source_of
 from hfgen.evaluation.results import read_record
 from hfgen.families import Model, family_of, model_of
 from hfgen.judges.judge import load_judge, shipped_judges_of
+from hfgen.pipelines.consistency import NAMES
 from hfgen.pipelines.loading import ZOO, file_beside, load, require_folder
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.runs.checkpoints import list_checkpoints
@@ -32,6 +33,7 @@ from hfgen.utils.untrusted import INDEX, read_index
 
 MOST_LOADED = 12  # models in memory
 RUNS = "runs"  # the folder of runs that is shown by default, and in which trainings of the page are written
+FEW_STEPS = (1, 2, 3, 6)  # of a consistency model
 CLASSIFIER = "preprocessor_config.json"
 
 
@@ -75,9 +77,7 @@ class LoadedModel:
         self.kind: Model | None = model_of(type(pipeline).__name__)
         if self.kind is None:
             require_diffusion(pipeline)
-        self.label_names = (
-            [name for _, name in sorted(pipeline.config.id2label.items())] if self.is_conditional else []
-        )
+        self.label_names = sorted(pipeline.labels, key=pipeline.labels.get) if self.is_conditional else []
 
     @property
     def is_conditional(self) -> bool:
@@ -86,7 +86,7 @@ class LoadedModel:
 
     @property
     def use(self) -> str:
-        """`denoise`, `decode` or `translate`, as in `hfgen.families.Model`."""
+        """`denoise`, `consistency`, `decode` or `translate`, as in `hfgen.families.Model`."""
         return self.kind.use if self.kind else "denoise"
 
     @cached_property
@@ -131,6 +131,9 @@ class LoadedModel:
                     "has_guidance": is_guided(pipeline) and _has_guidance(pipeline),
                     "learnt_no_class": bool(pipeline.config.get("learnt_no_class", True)),
                 }
+            case "consistency":
+                most = pipeline.scheduler.config.num_train_timesteps
+                facts |= {"sampler": self.sampler, "steps": [count for count in FEW_STEPS if count <= most]}
             case "decode":
                 encodes = isinstance(pipeline, VAEPipeline)
                 facts |= {
@@ -325,7 +328,7 @@ def _facts_without_loading(entry: Entry) -> dict[str, Any] | None:
         name = index["_class_name"]
         class_name = name[1] if isinstance(name, list) else name
         known = model_of(class_name)
-        classes = "classes" if index.get("id2label") else None
+        classes = "classes" if index.get("id2label") or index.get(NAMES) else None
         use = known.use if known else "denoise"
         about = {"use": use, "pipeline": class_name} | ({"classes": classes} if classes else {})
         facts |= {"use": use, "kind": kind_of(about), "quality": quality_of(str(entry.folder))}

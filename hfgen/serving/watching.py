@@ -89,7 +89,8 @@ def saves_of(name: str, run: RunFolder, training: dict[str, Any]) -> list[dict[s
 def draws(family: str) -> bool:
     """Return whether models of a family draw images from noise."""
     known = families().get(family)
-    return known is not None and any(model.use in ("denoise", "decode") for model in known.models.values())
+    uses = {model.use for model in known.models.values()} if known else set()
+    return not uses.isdisjoint({"denoise", "consistency", "decode"})
 
 
 def evaluations_of(run: RunFolder, protocol: dict[str, Any]) -> dict[str, Any]:

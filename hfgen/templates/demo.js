@@ -666,7 +666,7 @@ function show(name) {
   remember({ model: name });
   if (name === COMPARISON) return main.replaceChildren(comparisonPanel());
   const model = models.find(each => each.name === name), memory = {};
-  const panels = { denoise: [denoisingPanel, editingPanel], decode: [decodingPanel, planePanel, interpolationPanel, ...("encoder" in model.files ? [reconstructionPanel] : [])], translate: [translationPanel] };
+  const panels = { denoise: [denoisingPanel, editingPanel], decode: [decodingPanel, ...(model.dimensions ? [planePanel] : []), interpolationPanel, ...("encoder" in model.files ? [reconstructionPanel] : [])], translate: [translationPanel] };
   main.replaceChildren(about(model), ...panels[model.use].map(panel => panel(model, memory)));
 }
 

@@ -293,7 +293,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = factor * config.learning_rate_of(name)
         values: dict[str, list[Tensor]] = {}
-        passes = [self._gradients(micro_step) for micro_step in range(config.gradient_accumulation_steps)]
+        passes = [self._gradients(micro_step, progress) for micro_step in range(config.gradient_accumulation_steps)]
         with self._reducing_once():
             for losses in zip(*passes, strict=True):  # each loss over all passes before the next loss
                 name = losses[0].module
@@ -309,9 +309,9 @@ class Trainer:
             return means | {"learning_rate": next(iter(rates.values()))}
         return means | {f"learning_rate/{name}": rate for name, rate in rates.items()}
 
-    def _gradients(self, micro_step: int) -> Iterator[Loss]:
+    def _gradients(self, micro_step: int, progress: float) -> Iterator[Loss]:
         """Accumulate the gradients of each loss of a forward pass, then yield it."""
-        for loss in self.task.losses(self.batches(self.step, micro_step)):
+        for loss in self.task.losses(self.batches(self.step, micro_step, progress)):
             self.accelerator.backward(loss.value)
             yield loss
 

@@ -57,9 +57,10 @@ def read_index(file: Path) -> dict[str, Any]:
                             f"not {shown(value)}")  # fmt: skip
     if not any(value[0] for value in components_of(index).values()):
         raise UserError(f"{file} names no component of a pipeline")
-    labels = index.get("id2label", {})
-    if not isinstance(labels, dict) or not all(k.isdecimal() and isinstance(v, str) for k, v in labels.items()):
-        raise UserError(f"{file}: id2label must map class indices to names, not {shown(labels)}")
+    for name in ("id2label", "_id2label"):
+        labels = index.get(name, {})
+        if not isinstance(labels, dict) or not all(k.isdecimal() and isinstance(v, str) for k, v in labels.items()):
+            raise UserError(f"{file}: {name} must map class indices to names, not {shown(labels)}")
     return index
 
 

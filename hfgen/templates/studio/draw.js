@@ -6,7 +6,7 @@ const NO_TRUNCATION = 1000; // for a model that would truncate by itself
 const COUNTS = [1, 4, 16, 64];
 
 function drawTab(root) {
-  return withModel(root, ["denoise", "decode"], "There is no model that draws.", (facts, models) => {
+  return withModel(root, ["denoise", "consistency", "decode"], "There is no model that draws.", (facts, models) => {
     const controls = drawControls(facts);
     const panels = [facts.use === "denoise" ? denoisingPanel(facts, controls) : decodingPanel(facts, controls)];
     if (facts.use === "denoise") panels.push(settingsPanel(facts, controls));
@@ -27,7 +27,7 @@ function drawControls(facts) {
   const classes = facts.classes.length ? h("select", { id: "class", onchange: changed }, h("option", { value: "" }, "each in turn"), facts.classes.map((name, index) => h("option", { value: index }, name))) : null;
   if (classes) choose(classes, "class", "");
   const counts = h("select", { id: "count", onchange: changed }, COUNTS.map(count => h("option", { value: count }, count)));
-  choose(counts, "count", facts.use === "decode" ? 16 : facts.classes.length ? 4 : 1);
+  choose(counts, "count", facts.use !== "denoise" ? 16 : facts.classes.length ? 4 : 1);
   const seed = seedField("seed", changed);
   seed.value = keptNumber("seed", 0);
   controls.elements = [labelled("class", classes), h("label", { htmlFor: "count" }, "images ", counts), seed.element];
@@ -96,20 +96,22 @@ function denoisingPanel(facts, controls) {
     h("p", {}, film.element, term("", "film"), " ", time, " ", cancel), same.element);
 }
 
-// Draw with a VAE or a GAN, at once.
+// Draw with a VAE, a GAN or a consistency model, at once.
 function decodingPanel(facts, controls) {
   const image = picture("image", "the images"), time = h("output", { id: "time" }), same = sameAs();
-  const prior = facts.priors.length ? choice("latents from", facts.priors.map(name => [name, name]), facts.priors.includes(kept("prior", "")) ? kept("prior", "") : facts.sampler.prior, () => start()) : null;
+  const prior = facts.priors?.length ? choice("latents from", facts.priors.map(name => [name, name]), facts.priors.includes(kept("prior", "")) ? kept("prior", "") : facts.sampler.prior, () => start()) : null;
+  const steps = facts.steps ? choice("steps", facts.steps.map(count => [count, count]), keptNumber("steps", facts.sampler.num_inference_steps), () => start()) : null;
   const none = 4, own = facts.sampler.truncation;
   const truncation = facts.family === "gan" ? slider("truncation", "truncation", { min: 0.2, max: none, step: 0.1, value: keptNumber("truncation", Math.min(none, own ?? none)), text: value => (value === none ? "none" : value.toFixed(1)), oninput: () => start() }) : null;
   const start = newest(async goOn => {
     const since = performance.now(), body = controls.body();
     if (prior) body.prior = prior.value;
+    if (steps) body.num_inference_steps = Number(steps.value);
     const threshold = truncation?.input.valueAsNumber;
     if (truncation && threshold < none) body.truncation = threshold;
     else if (own) body.truncation = NO_TRUNCATION;
     controls.remember();
-    remember({ ...(prior ? { prior: prior.value } : {}), ...(truncation ? { truncation: truncation.input.value } : {}) });
+    remember({ ...(prior ? { prior: prior.value } : {}), ...(steps ? { steps: steps.value } : {}), ...(truncation ? { truncation: truncation.input.value } : {}) });
     const { model, ...fields } = body;
     same.update("sample", model, fields);
     const { images } = await resultOf("draw", body, goOn);
@@ -119,7 +121,7 @@ function decodingPanel(facts, controls) {
   controls.onchange = start;
   start();
   return h("section", { "aria-label": "draw" }, h("h2", {}, "Draw"),
-    h("div", { className: "controls" }, controls.elements, prior ? h("span", {}, prior.element, term("", "prior")) : [], truncation ? h("span", {}, truncation.element, term("", "truncation")) : []),
+    h("div", { className: "controls" }, controls.elements, steps ? h("span", {}, steps.element, term("", "num_inference_steps")) : [], prior ? h("span", {}, prior.element, term("", "prior")) : [], truncation ? h("span", {}, truncation.element, term("", "truncation")) : []),
     h("div", { className: "pictures" }, figure(image, "the images")), h("p", {}, time), same.element);
 }
 

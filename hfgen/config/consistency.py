@@ -1,0 +1,87 @@
+"""Configuration of `hfgen distill` and `hfgen train consistency`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hfgen.config.recipes import RECIPES, read_recipes
+from hfgen.config.training import CONFIG_FILE, MAX_GUIDANCE, MAX_TIMESTEPS, TrainingConfig, read_fields
+from hfgen.utils.errors import UserError
+
+MAX_STEPS = 6  # noise levels of the scheduler
+MAX_TRAJECTORIES = 1_000_000
+DATA_FIELDS = (  # taken from the teacher's run if no data are named
+    "dataset_name", "train_data_dir", "train_split", "validation_fraction", "test_fraction", "image_column",
+    "label_column", "resolution", "channels", "max_train_samples", "random_flip", "cache_dir",
+)  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class ConsistencyConfig(TrainingConfig):
+    """Consistency model (Song et al. 2023) of one to four steps, distilled from a diffusion model.
+
+    Args:
+        > Teacher
+        teacher: Diffusion model to distil: a run of `hfgen train ddpm`, a folder, a Hub id, or a recipe with a trained
+            model. Without dataset_name and train_data_dir, the images are those of its run.
+        teacher_steps: Steps in which UniPC follows the teacher's trajectories; by default those of its sample grids.
+        guidance_scale: Guidance scale of the teacher, which the student reproduces without guidance; by default that
+            of its sample grids.
+        trajectories: Number of the teacher's trajectories to learn from at a time; older ones are replaced.
+        trajectory_uses: How often each trajectory is used, by a random point of it each time.
+
+        > Objective
+        consistency_fraction: Fraction of the training for consistency tuning, after learning the trajectories.
+
+        > Sample grids
+        num_inference_steps: Steps of the sample grids, and default of the pipeline.
+
+    Examples:
+        hfgen distill ddpm_conditional_mnist_cpu5min --max_train_seconds 300 --output_dir runs/student
+        hfgen distill runs/mine --output_dir runs/student
+    """
+
+    family: ClassVar[str] = "consistency"
+
+    teacher: str | None = None
+    teacher_steps: int | None = None
+    guidance_scale: float | None = None
+    trajectories: int = 1024
+    trajectory_uses: int = 16
+    consistency_fraction: float = 0.0
+    train_batch_size: int = 64
+    optimizer: Literal["adamw", "muon"] = "muon"
+    learning_rate: float = 4e-3
+    ema_max_decay: float = 0.999
+    num_inference_steps: int = 2
+
+    def __post_init__(self):
+        """Validate the fields (see `TrainingConfig`); take those of the data from the teacher's run."""
+        if not self.teacher:
+            raise UserError("teacher is missing: name the diffusion model to distil, as in hfgen distill runs/mine")
+        if (folder := Path(self.teacher).expanduser()).is_dir():
+            self.teacher = str(folder.absolute())  # which a resumed run finds from elsewhere
+        if self.dataset_name is None and self.train_data_dir is None:
+            fields = _fields_of(self.teacher)
+            if not any(fields.get(name) for name in ("dataset_name", "train_data_dir")):
+                raise UserError(
+                    f"{self.teacher} does not record its training data; set dataset_name or train_data_dir"
+                )
+            for name in DATA_FIELDS:
+                if fields.get(name) is not None:
+                    setattr(self, name, fields[name])
+        super().__post_init__()
+        self._require("positive", ["teacher_steps"], at_most=MAX_TIMESTEPS)
+        self._require("positive", ["num_inference_steps"], at_most=MAX_STEPS)
+        self._require("positive", ["trajectories", "trajectory_uses"], at_most=MAX_TRAJECTORIES)
+        self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        if not 0 <= self.consistency_fraction <= 1:
+            raise UserError(f"consistency_fraction must be from 0 to 1, not {self.consistency_fraction}")
+
+
+def _fields_of(teacher: str) -> dict[str, Any]:
+    """Return the configuration of a teacher's run or recipe; empty if it has none here."""
+    file = Path(teacher).expanduser() / CONFIG_FILE
+    if not file.parent.exists() and teacher in read_recipes():
+        file = RECIPES / f"{teacher}.yaml"
+    return read_fields(file) if file.is_file() else {}

@@ -1,0 +1,285 @@
+"""Consistency models (Song et al. 2023), distilled from a diffusion model: training objective and pipeline."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import DDPMPipeline, DiffusionPipeline, SchedulerMixin, UNet2DModel
+from torch import Tensor, nn
+
+from hfgen.config import ConsistencyConfig
+from hfgen.data.images import ImageData
+from hfgen.data.loader import Batch
+from hfgen.families import GUIDANCE
+from hfgen.losses.consistency import estimate, input_scale, network_time, tuning_levels
+from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, predict_x0, prediction_type_of
+from hfgen.pipelines.consistency import SIGMA_MAX, SIGMA_MIN, ConsistencyModelPipeline, noise_levels
+from hfgen.pipelines.loading import load
+from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
+from hfgen.runs.folder import run_fields
+from hfgen.sampling.sample import default_sampler, image_shape_of, is_conditional, require_diffusion
+from hfgen.sampling.schedulers import denoising_states, make_scheduler
+from hfgen.tasks.base import Loss, Task
+from hfgen.utils.errors import UserError
+from hfgen.utils.seeds import derive_seed
+
+BLOCK = 128  # trajectories that are computed together
+START_FRACTION = 0.5  # of the points, that are the starts of trajectories, from which one-step samples are made
+EMBEDDING_STEPS, EMBEDDING_RATE, EMBEDDED_LEVELS = 1000, 3e-3, 256  # to fit the time embedding
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass
+class Trajectories:
+    """Trajectories of the teacher, from noise to images.
+
+    Attributes:
+        points: x_σ, float32 (N, S, C, H, W).
+        sigmas: σ of the points, float32 (S,), falling.
+        images: Their ends, float32 (N, C, H, W) in [−1, 1] up to prediction errors.
+        labels: Classes, int64 (N,), or None.
+    """
+
+    points: Tensor
+    sigmas: Tensor
+    images: Tensor
+    labels: Tensor | None
+
+
+class ConsistencyTask(Task):
+    """A student of one to four steps that maps each point of a teacher's trajectories to its end.
+
+    At first the student learns the ends of the teacher's own trajectories, which are solved on the way (consistency
+    mid-training, Hu et al. 2025, arXiv:2509.24526, with the squared error as distance). Then, for
+    `consistency_fraction` of the training, it learns to agree with itself at neighbouring points (consistency tuning,
+    Geng et al. 2024, arXiv:2406.14548): a training image with noise, and where the teacher's guided prediction leads
+    from there.
+
+    Args:
+        config: Teacher, objective.
+        data: The training images, with labels if the teacher is class-conditional.
+
+    Raises:
+        UserError: if the teacher cannot be distilled, or its images or classes are not those of the data.
+    """
+
+    saved_modules = frozenset({"unet"})
+    loss_metric = "loss/unet"
+
+    def __init__(self, config: ConsistencyConfig, data: ImageData):
+        self.config, self.data = config, data
+        self.teacher = load(config.teacher)
+        _check_teacher(self.teacher, config, data)
+        self.label_names = list(self.teacher.labels) if is_conditional(self.teacher) else []
+        sampler = default_sampler(self.teacher, run_fields(Path(config.teacher).expanduser()))
+        self.teacher_steps = config.teacher_steps or sampler["num_inference_steps"]
+        self.guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}
+        if config.guidance_scale is not None:
+            self.guidance["guidance_scale"] = config.guidance_scale
+        self.solver = make_scheduler("unipc", self.teacher.scheduler, self.teacher_steps)
+        self.scheduler = noise_levels()
+        self.unet = make_student(self.teacher.unet, self.teacher.scheduler, len(self.label_names))
+        self.modules: dict[str, nn.Module] = {"unet": self.unet}
+        self.pool: dict[int, Trajectories] = {}  # the newest blocks
+        self.times_and_levels = times_and_levels(self.teacher.scheduler)
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Yield the mean squared error of the images, or at last that of consistency tuning."""
+        if batch.progress < 1 - self.config.consistency_fraction:
+            x, sigma, labels, images = self._points(len(batch.images), batch.step, batch.images.device)
+            yield Loss("unet", (self._student(x, sigma, labels) - images).square().mean())
+        else:
+            yield Loss("unet", self._tuning_loss(batch))
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the mean squared error of one-step samples from the teacher's, for the classes of held-out images."""
+        seeds = [derive_seed("validation", self.config.seed, index) for index in batch.indices.tolist()]
+        solved = self._solve(seeds, batch.labels if self.label_names else None, batch.images.device)
+        sigma = solved.sigmas[:1].expand(len(seeds)).reshape(-1, 1, 1, 1)
+        images = self._student(solved.points[:, 0], sigma, solved.labels)
+        return {self.loss_metric: (images - solved.images).square().mean()}
+
+    def pipeline(self) -> ConsistencyModelPipeline:
+        """Return the pipeline, which is saved as diffusers' own."""
+        names = dict(enumerate(self.label_names))
+        return ConsistencyModelPipeline(self.unet, self.scheduler, names, self.config.num_inference_steps)
+
+    def _student(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the student's images, (B, C, H, W), for x_σ (B, C, H, W) and σ (B, 1, 1, 1)."""
+        inputs = input_scale(self.scheduler, sigma) * x
+        prediction = self.modules["unet"](inputs, network_time(sigma), class_labels=labels).sample
+        return estimate(self.scheduler, prediction.float(), x, sigma)
+
+    def _points(self, count: int, step: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return random points of the trajectories in the pool: x_σ, σ, classes, and the images they lead to."""
+        pool = list(self._pool_at(step, count, device).values())
+        block, row = torch.randint(len(pool), (count,)), torch.randint(BLOCK, (count,))
+        point = torch.randint(self.teacher_steps, (count,)) * (torch.rand(count) >= START_FRACTION)
+        x = torch.stack([pool[b].points[r, p] for b, r, p in zip(block, row, point, strict=True)])
+        images = torch.stack([pool[b].images[r] for b, r in zip(block, row, strict=True)])
+        labels = (
+            torch.stack([pool[b].labels[r] for b, r in zip(block, row, strict=True)]) if self.label_names else None
+        )
+        return x, pool[0].sigmas[point.to(device)].view(-1, 1, 1, 1), labels, images
+
+    def _pool_at(self, step: int, count: int, device: torch.device) -> dict[int, Trajectories]:
+        """Return the pool, blocks by number, at an optimizer step that uses `count` points."""
+        uses = self.config.trajectory_uses * BLOCK // (count * self.config.gradient_accumulation_steps)
+        newest = step // max(1, uses)
+        blocks = range(max(0, newest + 1 - self.config.trajectories // BLOCK), newest + 1)
+        random = derive_seed("trajectories", self.config.seed, PartialState().process_index)
+        self.pool = {number: self.pool.get(number) or self._block(random, number, device) for number in blocks}
+        return self.pool
+
+    def _block(self, random: int, number: int, device: torch.device) -> Trajectories:
+        """Solve a block of the teacher's trajectories, of the classes of random training images."""
+        generator = torch.Generator().manual_seed(derive_seed("block", random, number))
+        seeds = torch.randint(2**62, (BLOCK,), generator=generator).tolist()
+        labels = None
+        if self.label_names:
+            labels = self.data.labels[torch.randint(len(self.data), (BLOCK,), generator=generator)].to(device)
+        return self._solve(seeds, labels, device)
+
+    def _solve(self, seeds: list[int], labels: Tensor | None, device: torch.device) -> Trajectories:
+        """Follow the teacher from the noise of these seeds to images."""
+        self.teacher.unet.to(device)
+        model = functools.partial(_predict, self.teacher.unet)
+        if labels is not None:
+            model = self.teacher.guided(labels.tolist(), **self.guidance)
+        shape = (1, *image_shape_of(self.teacher))
+        with self._precision(device):
+            states = list(denoising_states(model, self.solver, self.teacher_steps, shape, seeds, device))
+        *visited, (images, _) = states
+        alpha, sigma = alpha_sigma(self.teacher.scheduler, self.solver.timesteps.cpu())
+        levels = (sigma / alpha).clamp(max=SIGMA_MAX)  # infinite where there is only noise
+        scales = (levels / sigma).to(device)
+        points = torch.stack([x for x, _ in visited], dim=1) * scales.view(1, -1, 1, 1, 1)
+        return Trajectories(points, levels.flatten().to(device), images, labels)
+
+    def _teachers_image(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the teacher's guided estimates of x₀, (B, C, H, W), for x_σ (B, C, H, W) and σ (B, 1, 1, 1)."""
+        scheduler = self.teacher.scheduler
+        times, levels = self.times_and_levels
+        timesteps = times[torch.searchsorted(levels, sigma.flatten().cpu()).clamp(max=len(times) - 1)].to(x.device)
+        alpha, noise = alpha_sigma(scheduler, timesteps)
+        network, guide = self.teacher.unet, getattr(self.teacher, "guide", None)
+        x_t = alpha * x
+        with torch.no_grad(), self._precision(x.device):
+            prediction = network(x_t, timesteps, class_labels=labels).sample.float()
+            if labels is not None and self.guidance["guidance_scale"] != 1:
+                null = torch.full_like(labels, len(self.label_names))
+                weak = (
+                    guide(x_t, timesteps, class_labels=labels) if guide else network(x_t, timesteps, class_labels=null)
+                )
+                first, last = (
+                    share * scheduler.config.num_train_timesteps for share in self.guidance["guidance_interval"]
+                )
+                is_guided = ((timesteps >= first) & (timesteps <= last)).view(-1, 1, 1, 1)
+                scale = torch.where(is_guided, self.guidance["guidance_scale"], 1.0)
+                prediction = torch.lerp(weak.sample.float(), prediction, scale)
+        return predict_x0(prediction_type_of(scheduler), prediction, x_t, alpha, noise)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        """Return the precision of the training, for the teacher."""
+        precision = AUTOCAST.get(self.config.mixed_precision)
+        return torch.autocast(device.type, precision, enabled=precision is not None)
+
+    def _tuning_loss(self, batch: Batch) -> Tensor:
+        """Return the distance of the student's images at neighbouring points of the teacher's trajectories."""
+        device, labels = batch.images.device, batch.labels if self.label_names else None
+        t, r = (level.to(device) for level in tuning_levels(len(batch.images), SIGMA_MAX))
+        x = batch.images + t * torch.randn_like(batch.images)
+        towards = self._teachers_image(x, t, labels)
+        nearer = x + (r - t) * (x - towards) / t
+        with torch.random.fork_rng():  # the same dropout
+            images = self._student(x, t, labels)
+        with torch.no_grad():
+            target = torch.where(r > SIGMA_MIN, self._student(nearer, r.clamp_min(SIGMA_MIN), labels), nearer)
+        return ((images - target).square().flatten(1).sum(1).sqrt() / (t - r).flatten()).mean()
+
+
+def make_student(teacher: UNet2DModel, scheduler: SchedulerMixin, num_classes: int) -> UNet2DModel:
+    """Build a student with the weights of its teacher, as far as they fit.
+
+    A student is given other times than its teacher, 250 ln σ. So its time embedding is fitted to give the same
+    embeddings at the same noise levels. It predicts −v = (σ x₀ − ε) / √(1 + σ²) (Salimans and Ho 2022), so the last
+    layer's sign is changed where the teacher predicts v, the velocity or the noise. The null label is left out.
+    """
+    student = UNet2DModel.from_config({**teacher.config, "num_class_embeds": num_classes or None})
+    weights = {name: weight.clone() for name, weight in teacher.state_dict().items()}
+    if num_classes:
+        weights["class_embedding.weight"] = weights["class_embedding.weight"][:num_classes]
+    if prediction_type_of(scheduler) != "sample":
+        weights |= {name: -weights[name] for name in ("conv_out.weight", "conv_out.bias")}
+    student.load_state_dict(weights)
+    _fit_time_embedding(student, teacher, scheduler)
+    return student
+
+
+def _fit_time_embedding(student: UNet2DModel, teacher: UNet2DModel, scheduler: SchedulerMixin) -> None:
+    """Fit the student's time embedding at each noise level to the teacher's, from its weights, by least squares."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(student.time_embedding.parameters(), lr=EMBEDDING_RATE)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, EMBEDDING_STEPS)
+    times, levels = times_and_levels(scheduler)
+    inside = ((levels >= SIGMA_MIN) & (levels <= SIGMA_MAX)).nonzero().flatten()
+    with torch.no_grad():
+        wanted = teacher.time_embedding(teacher.time_proj(times))
+    for _ in range(EMBEDDING_STEPS):
+        chosen = inside[torch.randint(len(inside), (EMBEDDED_LEVELS,), generator=generator)]
+        found = student.time_embedding(student.time_proj(network_time(levels[chosen])))
+        (found - wanted[chosen]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        decay.step()
+
+
+def times_and_levels(scheduler: SchedulerMixin) -> tuple[Tensor, Tensor]:
+    """Return times of a diffusion model from 0 to T, and σ_t / α_t there, which rises: float32 (N,) each."""
+    times = torch.linspace(0, scheduler.config.num_train_timesteps, 16 * 1024 + 1)
+    if prediction_type_of(scheduler) != FLOW_PREDICTION:
+        times = times.clamp(max=scheduler.config.num_train_timesteps - 1)
+    alpha, sigma = alpha_sigma(scheduler, times)
+    return times, (sigma / alpha).flatten()
+
+
+def _check_teacher(teacher: DiffusionPipeline, config: ConsistencyConfig, data: ImageData) -> None:
+    """Check that a teacher can be distilled with these images.
+
+    Raises:
+        UserError: if not.
+    """
+    name = config.teacher
+    if not isinstance(teacher, DDPMPipeline | ClassConditionalDiffusionPipeline):
+        raise UserError(
+            f"{name} is a {type(teacher).__name__}; an unconditional or class-conditional diffusion model can be "
+            "distilled"
+        )
+    require_diffusion(teacher)
+    shape, images = image_shape_of(teacher), tuple(data.images.shape[1:])
+    if shape != images:
+        raise UserError(
+            f"{name} draws images of {shape[2]}×{shape[1]} pixels in {shape[0]} channels, but those of {data.source} "
+            f"have {images[2]}×{images[1]} in {images[0]}"
+        )
+    if shape[1] != shape[2]:
+        raise UserError(f"{name} draws images of {shape[2]}×{shape[1]} pixels; diffusers' pipeline draws squares only")
+    if is_conditional(teacher):
+        data.require_labels()
+        if (names := list(teacher.labels)) != list(data.label_names):
+            raise UserError(
+                f"the classes of {name} ({', '.join(names)}) are not those of {data.source} "
+                f"({', '.join(data.label_names)})"
+            )
+        if config.guidance_scale not in (None, 1) and not teacher.config.learnt_no_class and teacher.guide is None:
+            raise UserError(f"{name} was trained without label dropout, so its guidance_scale must be 1")
+    elif config.guidance_scale not in (None, 1):
+        raise UserError(f"{name} is unconditional, so guidance_scale does not apply")
+
+
+def _predict(unet: UNet2DModel, x: Tensor, timestep: Tensor) -> Tensor:
+    return unet(x, timestep).sample.to(x.dtype)

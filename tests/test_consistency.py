@@ -1,0 +1,285 @@
+"""Consistency models: distilled from a diffusion model, and drawn by diffusers' own pipeline."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import train_conditional
+from safetensors.torch import load_file
+
+import hfgen
+from hfgen.cli.main import main
+from hfgen.config import ConsistencyConfig
+from hfgen.data.images import load_training_images
+from hfgen.data.loader import Batch
+from hfgen.losses.consistency import estimate, tuning_levels
+from hfgen.pipelines.consistency import SIGMA_MAX, noise_levels
+from hfgen.pipelines.loading import load
+from hfgen.sampling.sample import sample
+from hfgen.tasks.consistency import ConsistencyTask
+from hfgen.utils.errors import UserError
+
+STUDENT = {
+    "train_batch_size": 32,
+    "trajectories": 256,
+    "trajectory_uses": 2,
+    "teacher_steps": 4,
+    "max_train_steps": 30,
+    "checkpointing_steps": 10,
+    "num_samples": 10,
+    "mixed_precision": "no",
+}
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+DRAW = """
+import sys, numpy as np, torch
+from diffusers import ConsistencyModelPipeline, DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
+assert type(pipe) is ConsistencyModelPipeline
+pipe.set_progress_bar_config(disable=True)
+for steps in (1, 2):
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    images = pipe(3, class_labels=[3, 5, 0], num_inference_steps=steps, generator=generators, output_type="np").images
+    np.save(f"{sys.argv[2]}/{steps}.npy", images)
+"""
+
+
+def distil(teacher: Path, folder: Path, **fields) -> Path:
+    return hfgen.distill(str(teacher), **STUDENT | {"output_dir": str(folder)} | fields).path
+
+
+@pytest.fixture(scope="session")
+def teacher(conditional_run) -> Path:
+    return conditional_run("flow_prediction")
+
+
+@pytest.fixture(scope="session")
+def student(trained_once, teacher) -> Path:
+    return trained_once("student", lambda folder: distil(teacher, folder, consistency_fraction=0.3))
+
+
+def task_of(teacher: Path, folder: Path, **fields) -> ConsistencyTask:
+    config = ConsistencyConfig(teacher=str(teacher), **STUDENT | {"output_dir": str(folder)} | fields)
+    return ConsistencyTask(config, load_training_images(config))
+
+
+def batch_of(task: ConsistencyTask, count: int = 32, **fields) -> Batch:
+    indices = torch.arange(count)
+    return Batch(task.data.images[:count].float() / 127.5 - 1, task.data.labels[:count], 0, indices, **fields)
+
+
+def test_diffusers_alone_draws_the_same_images(student, tmp_path, without_hfgen):
+    without_hfgen.python(DRAW, str(student), str(tmp_path))
+    own = load(str(student))
+    for steps in (1, 2):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        options = {"num_inference_steps": steps, "generator": generators, "output_type": "np"}
+        assert np.array_equal(own(class_labels=["3", 5, "0"], **options).images, np.load(tmp_path / f"{steps}.npy"))
+
+
+def test_sampling_and_the_pipeline_agree(student):
+    own = load(str(student))
+    assert own.labels == {str(number): number for number in range(10)}
+    drawn = torch.cat(list(sample(own, num_images=12, seed=5, batch_size=5, num_inference_steps=2)))
+    assert drawn.shape == (12, 1, 8, 8)
+    again = torch.cat(list(sample(own, num_images=3, seed=5, first_image=9, num_inference_steps=2)))
+    assert again.equal(drawn[9:])
+    assert not again.equal(torch.cat(list(sample(own, num_images=3, seed=5, first_image=9, num_inference_steps=1))))
+    assert len(own(4).images) == 4
+    with pytest.raises(ValueError, match="no class"):
+        own(class_labels=["zebra"])
+
+
+def test_an_unconditional_student(trained_once, tmp_path):
+    run = trained_once("unconditional", train_conditional, class_conditional=False, max_train_steps=20)
+    folder = distil(run, tmp_path / "student", max_train_steps=3)
+    own = load(str(folder))
+    assert own.labels == {}
+    assert own.unet.config.num_class_embeds is None
+    assert len(own(3).images) == 3
+    with pytest.raises(ValueError, match="unconditional"):
+        own(class_labels=["3"])
+    with pytest.raises(UserError, match="unconditional"):
+        next(sample(own, num_images=1, num_inference_steps=1, class_labels=["3"]))
+
+
+def test_a_student_starts_as_its_teacher(conditional_run, tmp_path):
+    """With v-prediction both networks predict the same, once the times of the student give the same embeddings."""
+    task = task_of(conditional_run("v_prediction"), tmp_path / "run", guidance_scale=1.0)
+    batch = batch_of(task)
+    sigma = torch.logspace(-1, 1, 32).view(-1, 1, 1, 1)
+    x = batch.images + sigma * torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own, teachers = (f(x, sigma, batch.labels) for f in (task._student, task._teachers_image))
+    assert (own - teachers).square().mean() < 0.01 * teachers.square().mean()
+
+
+def test_trajectories_lead_to_the_teachers_images(teacher, tmp_path):
+    """The points of a trajectory are those of the teacher's own sampler, from noise to its image."""
+    task = task_of(teacher, tmp_path / "run")
+    labels = torch.tensor([3, 5, 0])
+    solved = task._solve([7, 8, 9], labels, torch.device("cpu"))
+    noise = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(8))
+    assert torch.allclose(solved.points[1, 0], SIGMA_MAX * noise, rtol=2e-3)  # the solver starts at t = 999
+    assert solved.points.shape == (3, 4, 1, 8, 8)
+    assert solved.sigmas[0] == SIGMA_MAX
+    assert (solved.sigmas.diff() < 0).all()
+    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8, 9)]
+    drawn = task.teacher(labels.tolist(), num_inference_steps=4, generator=generators, output_type="pt").images
+    assert torch.allclose((solved.images / 2 + 0.5).clamp(0, 1), drawn, atol=1e-4)
+
+
+def test_a_student_comes_near_its_teacher(teacher, tmp_path):
+    """In 300 steps, the distance of its one-step images from those of the teacher falls to a third."""
+    run = distil(teacher, tmp_path / "run", max_train_steps=300, trajectories=1024, trajectory_uses=16)
+    task = task_of(teacher, tmp_path / "other")
+    before = task.validate(batch_of(task))["loss/unet"]
+    task.unet.load_state_dict(load_file(run / WEIGHTS))
+    assert task.validate(batch_of(task))["loss/unet"] < before / 3
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_is_the_same(student, tmp_path):
+    """Also where it goes on within a block of trajectories, and in the last part of the training."""
+    for step in ("step-000010", "step-000020"):
+        again = shutil.copytree(student, tmp_path / step)
+        command = ["train", "consistency", "--config", str(again / "config.yaml"), "--resume_from_checkpoint", step]
+        assert main(command) == 0
+        one, other = load_file(student / WEIGHTS), load_file(again / WEIGHTS)
+        assert all(one[name].equal(other[name]) for name in one)
+        assert (again / "metrics.jsonl").read_text() == (student / "metrics.jsonl").read_text()
+
+
+def test_the_last_part_of_the_training_is_consistency_tuning(teacher, tmp_path):
+    task = task_of(teacher, tmp_path / "run", consistency_fraction=0.25)
+    seeds = []
+    task._solve = lambda *arguments: seeds.append(arguments) or pytest.fail("no trajectory is needed")
+    with pytest.raises(pytest.fail.Exception):
+        next(task.losses(batch_of(task, progress=0.74)))
+    (loss,) = task.losses(batch_of(task, progress=0.76))
+    assert loss.value.isfinite()
+    assert len(seeds) == 1
+
+
+def test_blocks_of_trajectories_follow_from_the_step(teacher, tmp_path, monkeypatch):
+    """A new one every 8 steps; the two newest are kept; those of another process are others."""
+    task, made = task_of(teacher, tmp_path / "run"), []
+    monkeypatch.setattr(task, "_solve", lambda seeds, labels, device: made.append(seeds) or object())
+    device = torch.device("cpu")
+    assert [list(task._pool_at(step, 32, device)) for step in (0, 7, 8, 17)] == [[0], [0], [0, 1], [1, 2]]
+    assert len(made) == 3
+    assert len({*map(tuple, made)}) == 3
+    task.pool.clear()
+    assert list(task._pool_at(17, 32, device)) == [1, 2]
+    assert made[3:] == made[1:3]
+    monkeypatch.setattr("hfgen.tasks.consistency.PartialState", lambda: type("State", (), {"process_index": 1}))
+    task.pool.clear()
+    task._pool_at(0, 32, device)
+    assert made[-1] != made[0]
+
+
+def test_at_the_smallest_noise_level_the_image_is_the_input():
+    scheduler = noise_levels()
+    x, prediction = torch.randn(2, 2, 1, 4, 4)
+    assert estimate(scheduler, prediction, x, torch.full((2, 1, 1, 1), 0.002)).equal(x)
+    far = estimate(scheduler, prediction, 80 * x, torch.full((2, 1, 1, 1), 80.0))
+    assert torch.allclose(far, prediction, atol=0.05), "and at the largest, that of the network"
+
+
+def test_tuning_levels_are_neighbours():
+    torch.manual_seed(0)
+    t, r = tuning_levels(1000, 80.0)
+    assert (r >= 0).all()
+    assert (r < t).all()
+    assert t.log().mean().item() == pytest.approx(-1.1, abs=0.2)
+    assert t.log().std().item() == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"teacher": None}, "teacher is missing"),
+        ({"num_inference_steps": 7}, "num_inference_steps must be at most 6"),
+        ({"consistency_fraction": 1.5}, "consistency_fraction must be from 0 to 1"),
+        ({"dataset_name": "digits", "resolution": 16}, "draws images of 8×8 pixels in 1 channels"),
+        ({"teacher": "nowhere/at_all", "dataset_name": "digits"}, "nowhere/at_all"),
+        ({"teacher": "nowhere/at_all"}, "does not record its training data"),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused_before_any_work(teacher, tmp_path, fields, message):
+    given = {"teacher": str(teacher), "output_dir": str(tmp_path / "run")} | STUDENT | fields
+    with pytest.raises(UserError, match=message):
+        hfgen.train("consistency", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_teachers_of_other_kinds_are_refused(guided_runs, vae_run, trained_once, tmp_path):
+    unconditional = trained_once("unconditional", train_conditional, class_conditional=False, max_train_steps=20)
+    for run, fields, message in (
+        (guided_runs["clusters"], {}, "ClusterConditionalDiffusionPipeline"),
+        (vae_run, {}, "VAEPipeline"),
+        (unconditional, {"guidance_scale": 3}, "unconditional, so guidance_scale does not apply"),
+    ):
+        with pytest.raises(UserError, match=message):
+            distil(run, tmp_path / "run", **fields)
+
+
+def test_the_data_are_those_of_the_teacher(teacher, student, tmp_path):
+    config = hfgen.RunFolder(student).fields()
+    assert (config["dataset_name"], config["train_split"]) == ("digits", "train[:80%]")
+    assert config["teacher"] == str(teacher)
+    other = ConsistencyConfig(teacher=str(teacher), dataset_name="mnist", output_dir=str(tmp_path))
+    assert (other.dataset_name, other.train_split) == ("mnist", "train")
+
+
+def test_its_options_are_checked(student):
+    own = load(str(student))
+    for options, message in (
+        ({"num_inference_steps": 7}, "from 1 to 6, not 7"),
+        ({"num_inference_steps": 1, "guidance_scale": 2.0}, "only has the option num_inference_steps"),
+        ({"num_inference_steps": 1, "class_labels": ["zebra"]}, "no class zebra"),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(sample(own, num_images=1, **options))
+    with pytest.raises(UserError, match="a consistency model cannot edit"):
+        hfgen.edit(str(student), task="vary", input=".", output="nowhere")
+
+
+def test_what_a_stranger_writes_into_its_index_is_checked(student, tmp_path):
+    index = json.loads((student / "model_index.json").read_text())
+    for changes, message in (
+        ({"_id2label": {"0": "a"}}, "must name each of the 10 classes"),
+        ({"_id2label": {str(number): "a" for number in range(10)}}, "a different name for each class"),
+        ({"_id2label": {"0": 5}}, "must map class indices to names"),
+        ({"_num_inference_steps": 10**9}, "must be from 1 to 6"),
+    ):
+        broken = shutil.copytree(student, tmp_path / "broken", dirs_exist_ok=True)
+        (broken / "model_index.json").write_text(json.dumps(index | changes))
+        with pytest.raises(UserError, match=message):
+            load(str(broken))
+
+
+def test_its_card_names_its_teacher(student, tmp_path, without_hfgen):
+    run = shutil.copytree(student, tmp_path / "student")
+    hfgen.card(run, repo_id="ada/student")
+    page = (run / "README.md").read_text()
+    assert "base_model: ada/flow_prediction\n" in page
+    assert "trust_remote_code" not in page
+    code = page.partition("```python\n")[2].partition("```")[0].replace('"ada/student"', repr(str(run)))
+    without_hfgen.python(f"import os; os.chdir({str(tmp_path)!r})\n{code}")
+    assert (tmp_path / "image.png").is_file()
+
+
+def test_an_export_draws_in_one_step(student, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder = tmp_path / "export"
+    hfgen.export(student, output=folder)
+    session = onnxruntime.InferenceSession((folder / "generator.onnx").read_bytes())
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = {"latents": noise.flatten(1).numpy(), "class_labels": np.array([3, 5])}
+    own = load(str(student))
+    generator = torch.Generator().manual_seed(0)
+    expected = own(class_labels=[3, 5], num_inference_steps=1, generator=generator, output_type="pt").images
+    (images,) = session.run(None, given)
+    assert np.allclose((images + 1) / 2, expected.numpy(), atol=1e-4)
