@@ -14,7 +14,7 @@ from conftest import flags
 
 from hfgen.cli.commands import CALLS, COMMANDS
 from hfgen.cli.main import main
-from hfgen.config import DDPMConfig, TrainingConfig
+from hfgen.config import ConsistencyConfig, DDPMConfig, TrainingConfig
 from hfgen.config.commands import SampleConfig
 from hfgen.config.fields import sections_of
 from hfgen.config.parser import parse_config
@@ -23,9 +23,11 @@ from hfgen.config.suggestions import OTHER_WORDS
 from hfgen.families import families, suggest_family
 from hfgen.utils.errors import UserError
 
-PARSED = {f"train {name}": (family.config, None) for name, family in families().items()} | {
+TRAINED = {f"train {name}": (family.config, None) for name, family in families().items()}
+PARSED = {name.replace("train consistency", "distill"): entry for name, entry in TRAINED.items()} | {
     command: (config_class, positional) for command, (_, config_class, positional) in CALLS.items()
 }
+PARSED["distill"] = (ConsistencyConfig, "teacher")
 
 
 def parse(*arguments, **fields):

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import train_conditional
@@ -233,7 +234,7 @@ def test_the_data_are_those_of_the_teacher(teacher, student, tmp_path):
     assert (other.dataset_name, other.train_split) == ("mnist", "train")
 
 
-def test_its_options_are_checked(student):
+def test_its_options_are_checked(student, tmp_path):
     own = load(str(student))
     for options, message in (
         ({"num_inference_steps": 7}, "from 1 to 6, not 7"),
@@ -242,8 +243,9 @@ def test_its_options_are_checked(student):
     ):
         with pytest.raises(UserError, match=message):
             next(sample(own, num_images=1, **options))
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "digit.png")
     with pytest.raises(UserError, match="a consistency model cannot edit"):
-        hfgen.edit(str(student), task="vary", input=".", output="nowhere")
+        hfgen.edit(str(student), task="vary", input=str(tmp_path / "digit.png"))
 
 
 def test_what_a_stranger_writes_into_its_index_is_checked(student, tmp_path):

@@ -38,7 +38,7 @@ class ConsistencyConfig(TrainingConfig):
 
     Examples:
         hfgen distill ddpm_conditional_mnist_cpu5min --max_train_seconds 300 --output_dir runs/student
-        hfgen distill runs/mine --output_dir runs/student
+        hfgen distill ada/digits --dataset_name mnist --output_dir runs/student
     """
 
     family: ClassVar[str] = "consistency"

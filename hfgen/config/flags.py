@@ -71,7 +71,8 @@ def _make_parser(config_class: type, prog: str, positional: str | None) -> argpa
         argument_default=argparse.SUPPRESS,
         add_help=False,
     )
-    groups = {field.group: parser.add_argument_group(field.group) for field in fields.values()}
+    names = dict.fromkeys(field.group for field in fields.values())
+    groups = {name: parser.add_argument_group(name) for name in names}
     for name, field in fields.items():
         text = field.help + (f" (default: {default})" if (default := _default(field)) else "")
         options: dict[str, Any] = {"help": text.replace("%", "%%")}
