@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from hfgen.config.recipes import RECIPES
 from hfgen.families import family_of
 from hfgen.judges.judge import load_judge, shipped_judges
 from hfgen.utils.markdown import duration, number, percent, table, with_commas, with_std
@@ -30,7 +33,7 @@ DATASETS = {
     "zalando-datasets/fashion_mnist": "Fashion-MNIST",
     "uoft-cs/cifar10": "CIFAR-10",
 }
-NAMES = {"DDPM": "diffusion", "VAE": "VAE", "GAN": "GAN"}
+NAMES = {"DDPM": "diffusion", "CONSISTENCY": "consistency model", "VAE": "VAE", "GAN": "GAN"}
 CONDITIONAL = ", told classes"
 UNKNOWN = "–"
 TEXT = """# Speedrun: small images in 60 seconds, 5, 10 and 60 minutes of training
@@ -48,6 +51,7 @@ entries of others.
   its accuracy on real images. Models that are not told classes have none.
 - **Recall** (higher is better): the share of real images that lie among generated ones; in brackets that of real
   images.
+- **Training** of a consistency model includes that of the diffusion model from which it was distilled.
 - **64 images**: seconds to sample as many, on the hardware of the evaluation, from the time of all of its images.
 - –: not measured, or not recorded by the evaluation of that time.
 
@@ -166,10 +170,21 @@ def _own_entry(name: str, record: dict[str, Any]) -> Entry:
         "link": f"../model_cards/{name}",
         "hardware": _hardware(training),
         "train_seconds": training["train_seconds"],
+        "teacher_seconds": _teacher_seconds(name),
         "images_seen": training["images_seen"],
         "seconds_for_64_images": 64 * seconds["drawing_this_time"] / drawn if drawn else None,
     }
     return _entry(name, facts, record)
+
+
+def _teacher_seconds(name: str) -> float:
+    """Return the training time of the model that a recipe's model was distilled from; 0 if there is none."""
+    recipe = RECIPES / f"{name}.yaml"
+    teacher = yaml.safe_load(recipe.read_text()).get("teacher") if recipe.is_file() else None
+    if teacher is None:
+        return 0.0
+    record = REPOSITORY / "model_cards" / teacher / "evaluation.json"
+    return json.loads(record.read_text())["training"]["train_seconds"]
 
 
 def entries_of_others(folder: Path, dataset: str) -> list[Entry]:
@@ -204,8 +219,10 @@ def _entry(name: str, facts: dict[str, Any], record: dict[str, Any]) -> Entry:
     if record["conditional"]:
         real = record["judge_accuracy"][first]["accuracy"]
         accuracy = f"{percent(record['conditional'][first]['accuracy'], 1)} ({percent(real, 1)})"
+    teacher = facts.get("teacher_seconds", 0.0)
+    seconds = facts["train_seconds"] + teacher
     cells = (
-        f"[{name}]({facts['link']}), {duration(facts['train_seconds'])}",
+        f"[{name}]({facts['link']}), {duration(seconds)}" + " with its teacher" * bool(teacher),
         facts["hardware"],
         with_commas(round(facts["images_seen"] / facts["train_seconds"])),
         with_commas(record["protocol"]["num_images"]),
@@ -214,7 +231,7 @@ def _entry(name: str, facts: dict[str, Any], record: dict[str, Any]) -> Entry:
         _beside_real(record, first, "recall", lambda measure: number(measure["value"])),
         UNKNOWN if for_64 is None else f"{for_64:.2g} s",
     )
-    return Entry(facts["kind"], facts["train_seconds"], record["measures"][first]["frechet_distance"]["value"], cells)
+    return Entry(facts["kind"], seconds, record["measures"][first]["frechet_distance"]["value"], cells)
 
 
 def _beside_real(record: dict[str, Any], judge: str, measure: str, text: Any) -> str:
