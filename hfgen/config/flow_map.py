@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import MAX_GUIDANCE, MAX_LOGIT, MAX_TIMESTEPS
+from hfgen.config.training import MAX_GUIDANCE, MAX_LOGIT
 from hfgen.config.unet import UNetConfig
 from hfgen.utils.errors import UserError
+
+MAX_STEPS = 1000  # as the pipeline has it
 
 
 @dataclass(kw_only=True)
@@ -65,7 +67,7 @@ class FlowMapConfig(UNetConfig):
         self._require("positive", ["initial_gap", "final_gap"], at_most=1)
         self._require("zero or more", ["loss_power", "flow_fraction"], at_most=1)
         self._require("from 0 to below 1", ["class_dropout_prob"])
-        self._require("positive", ["num_inference_steps"], at_most=MAX_TIMESTEPS)
+        self._require("positive", ["num_inference_steps"], at_most=MAX_STEPS)
         self._require("positive", ["guidance_scale"], at_most=MAX_GUIDANCE)
         first, last = self.guidance_interval if len(self.guidance_interval) == 2 else (1, 0)
         if not 0 <= first <= last <= 1:

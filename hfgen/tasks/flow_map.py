@@ -59,7 +59,8 @@ class FlowMapTask(Task):
         velocity = self._guided(noise - images, x, t, labels)
         rho = gap(batch.progress, config.initial_gap, config.final_gap)
         step = rho * (s - t)
-        with torch.random.fork_rng():  # the same dropout
+        device = images.device
+        with torch.random.fork_rng([device] * (device.type != "cpu"), device_type=device.type):  # the same dropout
             prediction = self._predict(x, t, s, labels)
         with torch.no_grad():
             later = self._predict(x + step * velocity, t + step, s, labels)
