@@ -85,7 +85,7 @@ def test_the_loss_of_an_exact_flow_map_is_zero(tmp_path, monkeypatch, progress):
     monkeypatch.setattr(task, "_predict", lambda x, t, s, labels: (x - batch.images) / t)
     (loss,) = task.losses(batch)
     assert loss.value < 1e-6
-    assert loss.terms["error"] < 1e-9
+    assert loss.terms["mse"] < 1e-9
     monkeypatch.setattr(task, "_predict", lambda x, t, s, labels: 0.9 * (x - batch.images) / t)
     (loss,) = task.losses(batch)
     assert loss.value > 0.01
@@ -166,7 +166,7 @@ def test_guidance_is_for_classes_within_its_interval(tmp_path, monkeypatch):
 def test_held_out_losses_are_those_of_the_end_of_the_training(tmp_path, monkeypatch):
     task, seen = task_of(tmp_path / "run"), []
     monkeypatch.setattr("hfgen.tasks.flow_map.gap", lambda *arguments: seen.append(arguments) or 0.5)
-    assert task.validate(batch_of(task, progress=0.2)).keys() == {"loss/unet", "unet/error"}
+    assert task.validate(batch_of(task, progress=0.2)).keys() == {"loss/unet", "unet/mse"}
     assert seen == [(1.0, 1.0, 0.05)]
 
 

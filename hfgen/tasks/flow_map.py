@@ -46,7 +46,7 @@ class FlowMapTask(Task):
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        """Yield the weighted squared error of the mean velocity; `unet/error` is without the weights."""
+        """Yield the weighted squared error of the mean velocity; `unet/mse` is without the weights."""
         config, images = self.config, batch.images
         noise = torch.randn_like(images)
         start, end = (config.logit_mean, config.logit_std), (config.end_logit_mean, config.end_logit_std)
@@ -65,8 +65,8 @@ class FlowMapTask(Task):
         with torch.no_grad():
             later = self._predict(x + step * velocity, t + step, s, labels)
         target = mean_velocity_target(velocity, prediction, later, rho)
-        loss, error = weighted_error(prediction, target, config.loss_power)
-        yield Loss("unet", loss, {"error": error})
+        loss, mse = weighted_error(prediction, target, config.loss_power)
+        yield Loss("unet", loss, {"mse": mse})
 
     def validate(self, batch: Batch) -> dict[str, Tensor | float]:
         """Return the losses of held-out images as at the end of the training, so that they can be compared."""
