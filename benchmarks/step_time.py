@@ -26,7 +26,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from hfgen.config import DDPMConfig
 from hfgen.config.parser import parse_config
-from hfgen.tasks.diffusion import make_unet
+from hfgen.tasks.unet import make_unet
 from hfgen.training.optimizers import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Muon, orthogonalize
 from hfgen.training.run import keep_freed_memory
 
@@ -72,7 +72,7 @@ def network(dtype: torch.dtype = torch.float32) -> UNet2DModel:
     """Return the network of the recipe with random weights."""
     config = parse_config(DDPMConfig, ["--config", RECIPE], prog="")
     torch.manual_seed(0)
-    unet = make_unet(config, (1, 28, 28), 10)
+    unet = make_unet(config, (1, 28, 28), num_class_embeds=11)
     return torch.nn.Module.to(unet, dtype)
 
 

@@ -11,8 +11,8 @@ _EXPORTS = {  # of the public names, imported on first access; `__init__.pyi` de
     ),
     "hfgen.api.outputs": ("Animation", "Edited", "Images", "Report", "Study"),
     "hfgen.config": (
-        "ClassifierConfig", "ConsistencyConfig", "CycleGANConfig", "DDPMConfig", "GANConfig", "TranslationConfig",
-        "VAEConfig",
+        "ClassifierConfig", "ConsistencyConfig", "CycleGANConfig", "DDPMConfig", "FlowMapConfig", "GANConfig",
+        "TranslationConfig", "VAEConfig",
     ),
     "hfgen.config.commands": (
         "AnalyzeConfig", "CardConfig", "CompareSamplersConfig", "DemoConfig", "EvaluateConfig", "ExportConfig",

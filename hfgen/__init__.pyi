@@ -24,6 +24,7 @@ from hfgen.config import ClassifierConfig as ClassifierConfig
 from hfgen.config import ConsistencyConfig as ConsistencyConfig
 from hfgen.config import CycleGANConfig as CycleGANConfig
 from hfgen.config import DDPMConfig as DDPMConfig
+from hfgen.config import FlowMapConfig as FlowMapConfig
 from hfgen.config import GANConfig as GANConfig
 from hfgen.config import TranslationConfig as TranslationConfig
 from hfgen.config import VAEConfig as VAEConfig

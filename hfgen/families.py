@@ -14,6 +14,7 @@ from hfgen.config import (
     ConsistencyConfig,
     CycleGANConfig,
     DDPMConfig,
+    FlowMapConfig,
     GANConfig,
     TrainingConfig,
     TranslationConfig,
@@ -32,7 +33,7 @@ class Model:
     """A model class that a family saves.
 
     Attributes:
-        use: `denoise` (pixel diffusion), `consistency` (noise to images in one to four steps), `decode` (latents to
+        use: `denoise` (pixel diffusion), `consistency` (noise to images in one or a few steps), `decode` (latents to
             images in one call), `translate` (image to image) or `classify`.
         noun: What its models are called.
         network: The component that generates the images.
@@ -127,7 +128,21 @@ BUILT_IN = (
                 tags=("consistency-model", "distillation"),
             )
         },
-        synonyms="distill distillation student cm few_step",
+        synonyms="distill distillation student cm",
+    ),
+    Family(
+        FlowMapConfig,
+        "hfgen.tasks.flow_map:FlowMapTask",
+        {
+            "FlowMapPipeline": Model(
+                "consistency",
+                "flow map",
+                sampler=("num_inference_steps",),
+                card="card_flow_map.md",
+                tags=("flow-map", "few-step"),
+            )
+        },
+        synonyms="soflow mean_flow meanflow one_step few_step",
     ),
     Family(
         VAEConfig,

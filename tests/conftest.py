@@ -43,6 +43,7 @@ TINY = {
     "num_inference_steps": 3,
     "mixed_precision": "no",
 }
+TINY_FLOW_MAP = {name: value for name, value in TINY.items() if name != "prediction_type"}
 TINY_JUDGE = {
     "dataset_name": "digits",
     "train_split": "train[:80%]",

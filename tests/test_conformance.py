@@ -37,6 +37,7 @@ from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, Residual
 from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, LadderVAEModel, LatentFlowModel, VAEModel
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
+from hfgen.pipelines.pipeline_hfgen_flow_map import FlowMapPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
@@ -49,10 +50,10 @@ CLASSES = torch.arange(COUNT)
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
 
-def unet(**options) -> UNet2DModel:
-    return UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8), layers_per_block=1,
-                       norm_num_groups=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-                       add_attention=False, **options)  # fmt: skip
+def unet(in_channels: int = 1, **options) -> UNet2DModel:
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
+    return UNet2DModel(sample_size=8, in_channels=in_channels, out_channels=1, block_out_channels=(4, 8),
+                       layers_per_block=1, norm_num_groups=4, **blocks, **options)  # fmt: skip
 
 
 def mixture(latent_dim: int = 3) -> GaussianMixtureModel:
@@ -110,6 +111,14 @@ PIPELINES: dict[str, tuple[Callable[[], DiffusionPipeline], Callable[[list[int]]
         lambda indices: {
             "image": images()[indices], "class_labels": indices, "guidance_scale": 2.0, "num_inference_steps": 2
         },
+    ),
+    "flow map": (
+        lambda: FlowMapPipeline(unet(in_channels=2)),
+        lambda indices: {"batch_size": len(indices), "num_inference_steps": 2},
+    ),
+    "flow map of classes": (
+        lambda: FlowMapPipeline(unet(in_channels=2, num_class_embeds=4), NAMES, num_inference_steps=2),
+        lambda indices: {"class_labels": indices},
     ),
     "GAN": (
         lambda: GANPipeline(FullyConnectedGenerator(sample_size=8, latent_dim=3, hidden_sizes=[10])),
@@ -484,6 +493,8 @@ NAN, INF = float("nan"), float("inf")
     ("editing", lambda p, x: p.inpaint(x, x, num_resamples=0), "num_resamples must be 1 or more, not 0"),
     ("GAN", lambda p, x: p(truncation=NAN), "truncation must be positive, not nan"),
     ("GAN", lambda p, x: p(-1), "batch_size must be positive, not -1"),
+    ("flow map", lambda p, x: p(0), "batch_size must be positive, not 0"),
+    ("flow map", lambda p, x: p(num_inference_steps=0), "num_inference_steps must be from 1 to 1000, not 0"),
     ("VAE", lambda p, x: p(0), "batch_size must be positive, not 0"),
     ("VAE", lambda p, x: p.traverse(span=NAN), "span must be a finite number, not nan"),
     ("translation", lambda p, x: p(x, batch_size=0), "batch_size must be positive, not 0"),
@@ -507,7 +518,9 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("name", ["diffusion of classes", "editing of classes", "GAN of classes", "VAE of classes"])
+@pytest.mark.parametrize(
+    "name", ["diffusion of classes", "editing of classes", "flow map of classes", "GAN of classes", "VAE of classes"]
+)
 def test_classes_are_the_same_whatever_names_them(name):
     make, inputs = PIPELINES[name]
     pipeline = quiet(make())

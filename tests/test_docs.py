@@ -146,6 +146,8 @@ def shrink(command: str) -> str:
         for family, flags in SHRUNK_FAMILIES.items():
             shrunk = flags if re.search(rf"train[ _]{family}", command) else shrunk
         return f"{command} {shrunk}"
+    if " distill " in command:
+        return f"{command} {SHRUNK} --checkpointing_steps 1 --trajectories 128 --teacher_steps 2"
     if " tune " in command:
         family = re.search(r"tune (\w+)", command)[1]
         shrunk = SHRUNK_FAMILIES.get(family, SHRUNK_MODEL).replace("--max_train_steps 2 ", "")

@@ -8,12 +8,12 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from conftest import TINY, TINY_VAE
+from conftest import TINY, TINY_FLOW_MAP, TINY_VAE
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 import hfgen
 from hfgen.cli.main import main
-from hfgen.config import CycleGANConfig, DDPMConfig, VAEConfig
+from hfgen.config import CycleGANConfig, DDPMConfig, FlowMapConfig, VAEConfig
 from hfgen.data.images import load_images
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import start_denoising
@@ -23,6 +23,7 @@ from hfgen.sampling.sample import sample, to_uint8
 from hfgen.sampling.schedulers import denoising_states, make_scheduler
 from hfgen.tasks.cyclegan import CycleGANTask
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.tasks.flow_map import FlowMapTask
 from hfgen.tasks.vae import VAETask
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
@@ -35,6 +36,7 @@ FAMILIES = [
     "vae with a mixture",
     "vae with a flow",
     "ladder vae",
+    "flow map",
     "gan",
     "translation",
 ]
@@ -52,6 +54,8 @@ def models(tmp_path_factory, conditional_run, vae_run, flow_vae_run, gan_run, tr
     }.items():
         config = DDPMConfig(**flow | fields | {"output_dir": str(folder)})
         DiffusionTask(config, load_images("digits")).save(folder / name)
+    task = FlowMapTask(FlowMapConfig(**TINY_FLOW_MAP, output_dir=str(folder)), load_images("digits"))
+    task.save(folder / "flow_map")
     ladder = {"block_out_channels": [8], "ladder_channels": [1], "latent_dim": 20}
     for name, fields in {"ladder": ladder, "mixture": {"prior": "mixture"}}.items():
         VAETask(VAEConfig(**TINY_VAE | fields, output_dir=str(folder)), load_images("digits")).save(folder / name)
@@ -63,6 +67,7 @@ def models(tmp_path_factory, conditional_run, vae_run, flow_vae_run, gan_run, tr
         "vae with a mixture": folder / "mixture",
         "vae with a flow": flow_vae_run,
         "ladder vae": folder / "ladder",
+        "flow map": folder / "flow_map",
         "gan": gan_run,
         "translation": translation_run,
     }

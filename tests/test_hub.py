@@ -16,18 +16,30 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY, TINY_GAN, TINY_VAE, TORCHRUN, WITHOUT_HFGEN, Client, flags, stand_in_runtime
+from conftest import (
+    REPOSITORY,
+    TINY,
+    TINY_FLOW_MAP,
+    TINY_GAN,
+    TINY_VAE,
+    TORCHRUN,
+    WITHOUT_HFGEN,
+    Client,
+    flags,
+    stand_in_runtime,
+)
 from diffusers import DDPMPipeline
 from hub_server import DROP, LOST_ANSWER, SLOW, HubServer, Repo
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 
 import hfgen
-from hfgen.config import DDPMConfig, GANConfig, VAEConfig
+from hfgen.config import DDPMConfig, FlowMapConfig, GANConfig, VAEConfig
 from hfgen.figures.grids import GAP_PIXELS, sample_grid, save_picture
 from hfgen.runtimes.site import MARK, RUNTIME_PARTS, RUNTIME_SCRIPT
 from hfgen.sampling.sample import sample
 from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.tasks.flow_map import FlowMapTask
 from hfgen.tasks.gan import GANTask
 from hfgen.tasks.vae import VAETask
 from hfgen.training.run import train
@@ -520,7 +532,9 @@ def require_same_images(run, python, folder, by_class=False):
         assert np.array_equal(np.array(made), image), index
 
 
-@pytest.mark.parametrize("name", ["vae", "gan", "classes", "bf16", "bf16 gan", "bf16 classes", "bf16 vae"])
+@pytest.mark.parametrize(
+    "name", ["vae", "gan", "classes", "bf16", "bf16 gan", "bf16 classes", "bf16 vae", "bf16 flow map"]
+)
 def test_the_code_in_the_page_makes_the_images_of_its_grid(
     name, vae_run, gan_run, conditional_run, without_hfgen, tmp_path
 ):
@@ -530,6 +544,7 @@ def test_the_code_in_the_page_makes_the_images_of_its_grid(
         "bf16 gan": (GANConfig, TINY_GAN | {"class_conditional": False}, GANTask),
         "bf16 classes": (DDPMConfig, classes, DiffusionTask),
         "bf16 vae": (VAEConfig, TINY_VAE, VAETask),
+        "bf16 flow map": (FlowMapConfig, TINY_FLOW_MAP | {"class_conditional": True, "num_samples": 10}, FlowMapTask),
     }
     if name in short:
         config_class, fields, task = short[name]
@@ -538,7 +553,9 @@ def test_the_code_in_the_page_makes_the_images_of_its_grid(
     else:
         source = {"vae": vae_run, "gan": gan_run, "classes": conditional_run("v_prediction")}[name]
         run = shutil.copytree(source, tmp_path / "run")
-    require_same_images(run, without_hfgen.python, tmp_path, by_class=name in ("gan", "classes", "bf16 classes"))
+    require_same_images(
+        run, without_hfgen.python, tmp_path, by_class=name in ("gan", "classes", "bf16 classes", "bf16 flow map")
+    )
 
 
 SCHEDULERS = [

@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "hfgen"
 HEAVY = [
     "torch", "diffusers", "transformers", "evaluate", "accelerate", "datasets", "numpy", "matplotlib", "optuna", "PIL",
 ]  # fmt: skip
-FAMILIES = ["ddpm", "consistency", "vae", "gan", "translation", "cyclegan", "classifier"]
+FAMILIES = ["ddpm", "consistency", "flow_map", "vae", "gan", "translation", "cyclegan", "classifier"]
 TASKS = [family.replace("ddpm", "diffusion") for family in FAMILIES]
 
 # A module imports from its own room and from those before it.

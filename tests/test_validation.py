@@ -13,7 +13,18 @@ import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import TINY, TINY_GAN, TINY_JUDGE, TINY_TRANSLATION, TINY_VAE, finish, flags, hfgen, kill_when
+from conftest import (
+    TINY,
+    TINY_FLOW_MAP,
+    TINY_GAN,
+    TINY_JUDGE,
+    TINY_TRANSLATION,
+    TINY_VAE,
+    finish,
+    flags,
+    hfgen,
+    kill_when,
+)
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -42,6 +53,11 @@ CYCLEGAN = {
 }  # fmt: skip
 FAMILIES = {
     "ddpm": (TINY | {"class_conditional": True}, "frechet_distance", "unet/diffusion_pytorch_model.safetensors"),
+    "flow_map": (
+        TINY_FLOW_MAP | {"class_conditional": True},
+        "frechet_distance",
+        "unet/diffusion_pytorch_model.safetensors",
+    ),
     "vae": (TINY_VAE | {"prior": "mixture"}, "negative_elbo", "vae/diffusion_pytorch_model.safetensors"),
     "vae with a flow": (
         TINY_VAE | {"prior": "flow", "flow_hidden_size": 8, "flow_blocks": 1},

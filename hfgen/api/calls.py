@@ -59,8 +59,8 @@ def train(family: str | TrainingConfig, **fields: Any) -> "RunFolder | list[RunF
     """Train a model, or the runs of a sweep, like `hfgen train`.
 
     Args:
-        family: `ddpm`, `vae`, `gan`, `translation`, `cyclegan`, `classifier` or a family of another package; or a
-            configuration, such as `hfgen.VAEConfig(...)`.
+        family: `ddpm`, `consistency`, `flow_map`, `vae`, `gan`, `translation`, `cyclegan`, `classifier` or a family of
+            another package; or a configuration, such as `hfgen.VAEConfig(...)`.
         fields: Configuration fields, as in `hfgen train FAMILY --help`; `config` is a recipe or a YAML file with
             values for the other fields; `sweep` may be a dictionary of fields and lists of values.
 

@@ -8,6 +8,7 @@ from hfgen.config.classifier import ClassifierConfig
 from hfgen.config.consistency import ConsistencyConfig
 from hfgen.config.cyclegan import CycleGANConfig
 from hfgen.config.ddpm import DDPMConfig
+from hfgen.config.flow_map import FlowMapConfig
 from hfgen.config.gan import GANConfig
 from hfgen.config.training import TrainingConfig
 from hfgen.config.translation import TranslationConfig
@@ -18,6 +19,7 @@ __all__ = [
     "ConsistencyConfig",
     "CycleGANConfig",
     "DDPMConfig",
+    "FlowMapConfig",
     "GANConfig",
     "TrainingConfig",
     "TranslationConfig",

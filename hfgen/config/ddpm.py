@@ -3,34 +3,17 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import (
-    MAX_CLUSTERS,
-    MAX_DEPTH,
-    MAX_GUIDANCE,
-    MAX_LOGIT,
-    MAX_TIMESTEPS,
-    MAX_WIDTH,
-    TrainingConfig,
-)
+from hfgen.config.training import MAX_CLUSTERS, MAX_GUIDANCE, MAX_LOGIT, MAX_TIMESTEPS
+from hfgen.config.unet import UNetConfig
 from hfgen.utils.errors import UserError
 
 
 @dataclass(kw_only=True)
-class DDPMConfig(TrainingConfig):
+class DDPMConfig(UNetConfig):
     """Denoising diffusion (Ho et al. 2020) and rectified flow (Liu et al. 2023) with diffusers' `UNet2DModel`.
 
     Args:
         > Network
-        block_out_channels: Channels of the U-Net at each resolution, from fine to coarse; each further entry halves
-            height and width.
-        layers_per_block: Residual blocks per resolution.
-        attention_levels: Resolutions with self-attention, as indices into block_out_channels (0 is the finest).
-        add_attention: Self-attention in the middle block. On a CPU it costs far more time than its multiplications
-            suggest (`benchmarks/results/choices.md`).
-        attention_head_dim: Channels per attention head; by default a single head. More heads are slower.
-        norm_num_groups: Groups of the group norms; must divide each entry of block_out_channels.
-        dropout: Dropout probability in the residual blocks.
-        class_conditional: Condition the network on class labels.
         num_clusters: Condition the network on this many clusters of the training images, found by k-means, so that
             images without labels can be guided (Adaloglou et al. 2025, arXiv 2403.00570). Samples are unconditional:
             each is of a random cluster.
@@ -73,15 +56,6 @@ class DDPMConfig(TrainingConfig):
     family: ClassVar[str] = "ddpm"
     single_steps: ClassVar[tuple[str, ...]] = ("guide_step",)
 
-    train_batch_size: int = 32
-    block_out_channels: list[int] = field(default_factory=lambda: [32, 64, 96])
-    layers_per_block: int = 1
-    attention_levels: list[int] = field(default_factory=list)
-    add_attention: bool = False
-    attention_head_dim: int | None = None
-    norm_num_groups: int = 8
-    dropout: float = 0.0
-    class_conditional: bool = False
     num_clusters: int | None = None
     class_dropout_prob: float = 0.1
     guide_step: int | None = None
@@ -107,10 +81,8 @@ class DDPMConfig(TrainingConfig):
         return self.timestep_sampling or ("logit_normal" if self.prediction_type == "flow_prediction" else "uniform")
 
     def __post_init__(self):
-        """Validate the fields (see `TrainingConfig`)."""
+        """Validate the fields (see `UNetConfig`)."""
         super().__post_init__()
-        self._require("positive", ["block_out_channels", "attention_head_dim", "norm_num_groups"], at_most=MAX_WIDTH)
-        self._require("positive", ["layers_per_block"], at_most=MAX_DEPTH)
         self._require("positive", ["num_clusters"], at_most=MAX_CLUSTERS)
         self._require("positive", ["guide_step"])
         if self.guide_step and not (self.class_conditional or self.num_clusters):
@@ -131,7 +103,7 @@ class DDPMConfig(TrainingConfig):
         if self.timestep_density == "uniform" and (self.logit_mean, self.logit_std) != (0, 1):
             raise UserError("logit_mean and logit_std need timestep_sampling logit_normal")
         self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
-        self._require("from 0 to below 1", ["dropout", "class_dropout_prob"])
+        self._require("from 0 to below 1", ["class_dropout_prob"])
         if abs(self.guidance_scale) > 1000:
             raise UserError(f"guidance_scale must be at most 1,000, not {self.guidance_scale:g}")
         if self.class_conditional and self.num_clusters:
@@ -160,26 +132,4 @@ class DDPMConfig(TrainingConfig):
             raise UserError(
                 f"num_inference_steps must be at most num_train_timesteps, which is {self.num_train_timesteps}, "
                 f"not {self.num_inference_steps}"
-            )
-        levels = len(self.block_out_channels)
-        if not levels:
-            raise UserError("block_out_channels must have an entry per resolution, not none")
-        if any(not 0 <= level < levels for level in self.attention_levels):
-            raise UserError(
-                f"attention_levels must be from 0 to {levels - 1} for block_out_channels {self.block_out_channels}, "
-                f"not {self.attention_levels}"
-            )
-        attended = [self.block_out_channels[level] for level in self.attention_levels]
-        attended += [self.block_out_channels[-1]] if self.add_attention else []
-        if self.attention_head_dim and not attended:
-            raise UserError("attention_head_dim needs attention: set attention_levels or add_attention")
-        if self.attention_head_dim and (misfits := [c for c in attended if c % self.attention_head_dim]):
-            raise UserError(
-                "channels with attention must be multiples of attention_head_dim, "
-                f"which is {self.attention_head_dim}; {misfits} are not"
-            )
-        if misfits := [c for c in self.block_out_channels if c % self.norm_num_groups]:
-            raise UserError(
-                f"block_out_channels must be multiples of norm_num_groups, which is {self.norm_num_groups}; "
-                f"{misfits} are not"
             )

@@ -12,7 +12,8 @@ class Recipe:
     """A recipe by its header.
 
     Attributes:
-        name: What `--config` takes; its first word is the family.
+        name: What `--config` takes.
+        family: The family in `hfgen train FAMILY`.
         about: What it trains.
         dataset: The data set.
         measured: Training time and hardware, or that it has not been trained.
@@ -21,16 +22,12 @@ class Recipe:
     """
 
     name: str
+    family: str
     about: str
     dataset: str
     measured: str
     expected: str
     is_first: bool
-
-    @property
-    def family(self) -> str:
-        """The family in `hfgen train FAMILY`."""
-        return self.name.partition("_")[0]
 
     @property
     def is_trained(self) -> bool:
@@ -56,4 +53,5 @@ def _read(path: Path) -> Recipe:
     about, *others = re.split(r" (Start here|Command|Measured|Expected)[:.] ?", header)
     said = dict(zip(others[::2], others[1::2], strict=True))
     (dataset,) = re.findall(r"^dataset_name: (\w+)$", text, re.MULTILINE)
-    return Recipe(path.stem, about, dataset, said["Measured"], said["Expected"], "Start here" in said)
+    family = re.search(r"(?:hfgen train |scripts/train_)(\w+)", header)[1]
+    return Recipe(path.stem, family, about, dataset, said["Measured"], said["Expected"], "Start here" in said)

@@ -52,6 +52,11 @@ class ConsistencyModelPipeline(diffusers.ConsistencyModelPipeline):
         """Class indices by name; empty for an unconditional model."""
         return {name: number for number, name in self.config[NAMES].items()}
 
+    @property
+    def most_steps(self) -> int:
+        """The number of noise levels of the scheduler."""
+        return self.scheduler.config.num_train_timesteps
+
     get_label_ids = GANPipeline.get_label_ids
 
     @torch.no_grad()

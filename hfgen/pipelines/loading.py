@@ -170,10 +170,10 @@ def _model_of(recipe: str) -> str:
             return f"{namespace}/{recipe}"
         there = [path.parent.name for path in sorted(ZOO.glob(f"*/{INDEX}"))]
         have = f"; there are {', '.join(there)}" if there else ""
+        family = read_recipes()[recipe].family
         raise UserError(
-            f"the recipe {recipe} has no trained model in {ZOO}{have}. Train it with: hfgen train "
-            f"{recipe.partition('_')[0]} --config {recipe}; or set HFGEN_NAMESPACE to the user or organisation that "
-            "has published one on the Hub"
+            f"the recipe {recipe} has no trained model in {ZOO}{have}. Train it with: hfgen train {family} --config "
+            f"{recipe}; or set HFGEN_NAMESPACE to the user or organisation that has published one on the Hub"
         )
     return str(folder)
 

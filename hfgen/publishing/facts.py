@@ -122,7 +122,8 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
         if model.use != "classify":
             network = model.network
             config = read_json(own_file(run, f"{network}/config.json"))
-            size, channels = config["sample_size"], config.get("in_channels") or config["out_channels"]
+            drawn, given = config.get("out_channels"), config.get("in_channels")
+            size, channels = config["sample_size"], given if model.use == "translate" else drawn or given
             height, width = (size, size) if isinstance(size, int) else size
             more = [part for part in ("inverse_generator", "flow") if own_file(run, part).is_dir()]
             weights = [own_file(run, f"{part}/diffusion_pytorch_model.safetensors") for part in [network, *more]]

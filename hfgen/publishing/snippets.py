@@ -75,7 +75,7 @@ def reproduction(facts: dict[str, Any]) -> dict[str, Any] | None:
         case "ClusterConditionalDiffusionPipeline":
             seeds = (derive_seed("image", 0, index) for index in range(count))
             again["arguments"] = {"batch_size": count, "clusters": clusters_of(facts["cluster_shares"], seeds)}
-        case "VAEPipeline" | "GANPipeline":
+        case "VAEPipeline" | "GANPipeline" | "FlowMapPipeline":  # of all classes in turn
             again["arguments"] = {"batch_size": count}
         case "ConsistencyModelPipeline":
             if again["autocast"] and sampler["num_inference_steps"] > 1:

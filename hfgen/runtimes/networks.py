@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hfgen.families import model_of
 from hfgen.losses.consistency import estimate, input_scale, network_time
 from hfgen.pipelines.consistency import ConsistencyModelPipeline
+from hfgen.pipelines.pipeline_hfgen_flow_map import FlowMapPipeline, mean_velocity
 from hfgen.sampling.sample import image_shape_of, network_of, require_diffusion
 from hfgen.utils.errors import UserError
 
@@ -77,7 +78,7 @@ class Generator(_Wrapped):
         return self.network(self._given(latents), class_labels).sample.float()
 
 
-class OneStep(_Wrapped):
+class ConsistencyStep(_Wrapped):
     """A consistency model in one step, for `latents` (B, C · H · W): standard normal noise."""
 
     def __init__(self, pipeline: ConsistencyModelPipeline):
@@ -92,6 +93,21 @@ class OneStep(_Wrapped):
         options = {} if class_labels is None else {"class_labels": class_labels}
         prediction = self.network(inputs, network_time(self.sigma), **options).sample.float()
         return estimate(self.scheduler, prediction, x, self.sigma).clamp(-1, 1)
+
+
+class FlowMapStep(_Wrapped):
+    """A flow map in one step, for `latents` (B, C · H · W): standard normal noise."""
+
+    def __init__(self, pipeline: FlowMapPipeline):
+        super().__init__(pipeline.unet)
+        self.shape = image_shape_of(pipeline)
+
+    def forward(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Return images (B, C, H, W) in [−1, 1]."""
+        x = latents.unflatten(1, self.shape)
+        t = torch.ones_like(latents[:, :1, None, None])
+        velocity = mean_velocity(self.network, self._given(x), t, torch.zeros_like(t), class_labels)
+        return (x - velocity.float()).clamp(-1, 1)
 
 
 class Translator(_Wrapped):
@@ -149,9 +165,10 @@ def networks_of(pipeline: DiffusionPipeline) -> dict[str, ExportedNetwork]:
     if model.use == "decode":
         latents = torch.randn(EXAMPLES, network.config.latent_dim)
         return {"generator": ExportedNetwork(Generator(network), {"latents": latents} | classes, ("images",))}
-    if isinstance(pipeline, ConsistencyModelPipeline):
+    if model.use == "consistency":
+        step = FlowMapStep(pipeline) if isinstance(pipeline, FlowMapPipeline) else ConsistencyStep(pipeline)
         latents = torch.randn(EXAMPLES, math.prod(image_shape_of(pipeline)))
-        return {"generator": ExportedNetwork(OneStep(pipeline), {"latents": latents} | classes, ("images",))}
+        return {"generator": ExportedNetwork(step, {"latents": latents} | classes, ("images",))}
     if model.use == "translate":
         return {
             name: ExportedNetwork(Translator(part), {"sample": _given_to(part)} | _noise(part), ("images",))

@@ -14,6 +14,7 @@ from hfgen.losses.diffusion import FLOW_SCHEDULERS
 from hfgen.pipelines.consistency import STEPS, ConsistencyModelPipeline
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
+from hfgen.pipelines.pipeline_hfgen_flow_map import FlowMapPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.sampling.schedulers import denoising_states, make_scheduler, name_of_scheduler
@@ -40,6 +41,12 @@ def decodes(pipeline: DiffusionPipeline) -> bool:
     return model is not None and model.use == "decode"
 
 
+def takes_few_steps(pipeline: DiffusionPipeline) -> bool:
+    """Tell whether a pipeline comes from noise to images in one or a few steps."""
+    model = model_of(type(pipeline).__name__)
+    return model is not None and model.use == "consistency"
+
+
 def _option_names(pipeline: DiffusionPipeline) -> tuple[str, ...]:
     """Return the names of the sampler options of a pipeline's call."""
     return model_of(type(pipeline).__name__).sampler
@@ -60,7 +67,7 @@ def dtype_of(pipeline: DiffusionPipeline) -> str:
 def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
     """Return the shape (C, H, W) of a pipeline's images."""
     config = network_of(pipeline).config
-    size, channels = config.sample_size, config.get("in_channels") or config.out_channels
+    size, channels = config.sample_size, config.get("out_channels") or config.in_channels
     return (channels, *((size, size) if isinstance(size, int) else size))
 
 
@@ -70,11 +77,11 @@ def require_diffusion(pipeline: DiffusionPipeline) -> None:
     Raises:
         UserError: naming the pipeline, if it is not.
     """
+    noun = model.noun if (model := model_of(type(pipeline).__name__)) else ""
     if decodes(pipeline):
-        noun = model_of(type(pipeline).__name__).noun
         raise UserError(f"a {noun} generates images in one step, so it has no denoising to film, compare or edit")
-    if isinstance(pipeline, ConsistencyModelPipeline):
-        raise UserError("a consistency model cannot edit images; use the diffusion model that it was distilled from")
+    if takes_few_steps(pipeline):
+        raise UserError(f"a {noun} cannot edit images, and has no denoising to film or compare; a diffusion model has")
     parts = pipeline.components
     drawable = parts.keys() - {"guide"} == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
     if (guide := parts.get("guide")) is not None:
@@ -101,8 +108,9 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
     saved = {}
     if decodes(pipeline):
         saved = {name: pipeline.config[name] for name in _option_names(pipeline)}
-    elif isinstance(pipeline, ConsistencyModelPipeline):
-        saved = {"num_inference_steps": pipeline.config[STEPS]}
+    elif takes_few_steps(pipeline):
+        own = STEPS if isinstance(pipeline, ConsistencyModelPipeline) else "num_inference_steps"
+        saved = {"num_inference_steps": pipeline.config[own]}
     elif is_guided(pipeline):
         saved = {name: pipeline.config[name] for name in ("num_inference_steps", "guidance_scale")}
         saved["guidance_interval"] = [*pipeline.config.guidance_interval.values()]
@@ -135,15 +143,16 @@ def sample(
 
     Args:
         pipeline: A `DDPMPipeline`, `ClassConditionalDiffusionPipeline`, `ClusterConditionalDiffusionPipeline`,
-            `VAEPipeline` or `GANPipeline`.
+            `ConsistencyModelPipeline`, `FlowMapPipeline`, `VAEPipeline` or `GANPipeline`.
         num_images: Number of images.
         seed: Random seed, zero or more.
         batch_size: Images per batch.
         first_image: Index of the first image.
         class_labels: Image i has the class `class_labels[i % len(class_labels)]`; by default all classes in turn.
-        sampler: For a diffusion model `num_inference_steps`, `scheduler` (see `make_scheduler`), and the options
-            `guidance_scale`, `guidance_interval` and `negative_class_labels` (cycled like the classes) of
-            `ClassConditionalDiffusionPipeline.guided`; for a VAE `prior`; for a GAN `truncation`.
+        sampler: For a consistency model or a flow map `num_inference_steps`; for a diffusion model also `scheduler`
+            (see `make_scheduler`), and the options `guidance_scale`, `guidance_interval` and `negative_class_labels`
+            (cycled like the classes) of `ClassConditionalDiffusionPipeline.guided`; for a VAE `prior`; for a GAN
+            `truncation`.
 
     Yields:
         The images of each batch, uint8 (B, C, H, W).
@@ -246,7 +255,7 @@ def _drawing(
     """Return what draws images (B, C, H, W) in [−1, 1] by their numbers and seeds, step by step (`sample_steps`)."""
     if decodes(pipeline):
         return _one_step(pipeline, class_labels, sampler)
-    if isinstance(pipeline, ConsistencyModelPipeline):
+    if takes_few_steps(pipeline):
         return _few_steps(pipeline, class_labels, sampler)
     require_diffusion(pipeline)
     solver = _check_denoising(pipeline, class_labels, **sampler)
@@ -347,14 +356,15 @@ def _one_step(
 
 
 def _few_steps(
-    pipeline: ConsistencyModelPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
+    pipeline: ConsistencyModelPipeline | FlowMapPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
 ) -> Callable[[range, list[int]], Iterator[tuple[Tensor, Tensor]]]:
-    """Return what draws images with a consistency model."""
+    """Return what draws images with a consistency model or a flow map."""
     _check_options(pipeline, sampler, "samples in a few steps and")
     _check_classes(pipeline, class_labels)
-    steps, most = sampler["num_inference_steps"], pipeline.scheduler.config.num_train_timesteps
+    steps, most = sampler["num_inference_steps"], pipeline.most_steps
     if not isinstance(steps, int) or not 1 <= steps <= most:
-        raise UserError(f"num_inference_steps of this consistency model must be from 1 to {most}, not {steps}")
+        noun = model_of(type(pipeline).__name__).noun
+        raise UserError(f"num_inference_steps of this {noun} must be from 1 to {most}, not {steps}")
 
     def draw(numbers: range, seeds: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -33,7 +33,7 @@ from hfgen.utils.untrusted import INDEX, read_index
 
 MOST_LOADED = 12  # models in memory
 RUNS = "runs"  # the folder of runs that is shown by default, and in which trainings of the page are written
-FEW_STEPS = (1, 2, 3, 6)  # of a consistency model
+FEW_STEPS = (1, 2, 3, 4, 6)  # of a consistency model or a flow map
 CLASSIFIER = "preprocessor_config.json"
 
 
@@ -132,8 +132,8 @@ class LoadedModel:
                     "learnt_no_class": bool(pipeline.config.get("learnt_no_class", True)),
                 }
             case "consistency":
-                most = pipeline.scheduler.config.num_train_timesteps
-                facts |= {"sampler": self.sampler, "steps": [count for count in FEW_STEPS if count <= most]}
+                steps = {*FEW_STEPS, self.sampler["num_inference_steps"]}
+                facts |= {"sampler": self.sampler, "steps": sorted(n for n in steps if n <= pipeline.most_steps)}
             case "decode":
                 encodes = isinstance(pipeline, VAEPipeline)
                 facts |= {

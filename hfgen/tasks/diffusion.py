@@ -11,7 +11,6 @@ from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
-    UNet2DModel,
 )
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
@@ -29,7 +28,7 @@ from hfgen.runs.folder import ANIMATION
 from hfgen.sampling.sample import check_sampling, film
 from hfgen.sampling.schedulers import make_scheduler
 from hfgen.tasks.base import Loss, Task
-from hfgen.utils.errors import UserError
+from hfgen.tasks.unet import make_unet
 
 FILM_IMAGES, FILM_FRAMES = 4, 20  # keeps the file below 0.5 MB
 
@@ -57,7 +56,11 @@ class DiffusionTask(Task):
         if config.class_conditional:
             data.require_labels()
         self.label_names = data.label_names if config.class_conditional or config.num_clusters else []
-        self.unet = make_unet(config, tuple(data.images.shape[1:]), len(self.label_names))
+        self.unet = make_unet(
+            config,
+            tuple(data.images.shape[1:]),
+            num_class_embeds=len(self.label_names) + 1 if self.label_names else None,  # the last is the null label
+        )
         self.snapshot_step = config.guide_step
         self.scheduler = make_noise_schedule(config)
         check_sampling(self.pipeline(), **self.sampler())  # fail now, not at the first preview
@@ -115,39 +118,6 @@ class DiffusionTask(Task):
         """Save an animation of the denoising process."""
         states = film(self.pipeline(), num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **self.sampler())
         save_film(*states, folder / ANIMATION)
-
-
-def make_unet(config: DDPMConfig, image_shape: tuple[int, int, int], num_classes: int) -> UNet2DModel:
-    """Build the network for images (C, H, W), with embeddings of the classes and the null label.
-
-    Raises:
-        UserError: if the image size is not divisible by the network's downsampling factor.
-    """
-    channels, height, width = image_shape
-    levels = len(config.block_out_channels)
-    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-        divisible = [size - size % 2 ** (levels - 1) for size in (height, height + 2 ** (levels - 1))]
-        raise UserError(
-            f"a U-Net with {levels} entries in block_out_channels halves the images {levels - 1} times, but "
-            f"{height}×{width} pixels are not divisible so often; use fewer entries, or a --resolution such as "
-            + " or ".join(str(size) for size in divisible if size)
-        )
-    attention = [level in config.attention_levels for level in range(levels)]
-    return UNet2DModel(
-        sample_size=height if height == width else (height, width),
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=tuple(config.block_out_channels),
-        layers_per_block=config.layers_per_block,
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-        add_attention=config.add_attention,
-        attention_head_dim=config.attention_head_dim,
-        norm_num_groups=config.norm_num_groups,
-        dropout=config.dropout,
-        act_fn="silu",
-        num_class_embeds=num_classes + 1 if num_classes else None,
-    )
 
 
 def make_noise_schedule(config: DDPMConfig) -> SchedulerMixin:
