@@ -1,6 +1,5 @@
 """Latent diffusion: a VAE with spatial latents, and a diffusion model of them that is one pipeline with it."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -22,8 +21,9 @@ from hfgen.families import families
 from hfgen.losses.diffusion import alpha_sigma
 from hfgen.models.modeling_hfgen_vae import SpatialVAEModel
 from hfgen.pipelines.loading import load
-from hfgen.runs.folder import ANIMATION, FIGURES
-from hfgen.sampling.sample import check_sampling, default_sampler, film, image_shape_of, sample
+from hfgen.runs.folder import ANIMATION, FIGURES, run_fields
+from hfgen.sampling.sample import check_sampling, default_sampler, film, image_seed, image_shape_of, sample
+from hfgen.serving.library import Entry, LoadedModel
 from hfgen.serving.trainings import form_of
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.tasks.vae import VAETask
@@ -238,7 +238,7 @@ def test_samples_are_those_of_the_pipeline(run):
     pipeline = load(str(run))
     options = default_sampler(pipeline, {})
     (ours,) = sample(pipeline, num_images=2, class_labels=[3], **options)
-    generators = [torch.Generator().manual_seed(hfgen.sampling.sample.image_seed(0, i)) for i in range(2)]
+    generators = [torch.Generator().manual_seed(image_seed(0, i)) for i in range(2)]
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline([3, 3], generator=generators, output_type="pt").images
     assert (ours.float() - theirs * 255).abs().max() <= 0.5001
@@ -316,5 +316,14 @@ def test_the_studio_has_no_field_for_the_folder_of_a_vae():
     assert "vae" not in {field["name"] for field in form_of(families()["ddpm"])}
 
 
-def test_a_run_records_where_its_vae_is(run, vae_run):
-    assert json.loads(json.dumps(hfgen.runs.folder.run_fields(run)))["vae"] == str(vae_run)
+def test_the_studio_knows_that_it_edits_no_picture(run):
+    facts = LoadedModel(Entry(str(run), run, True), load(str(run))).facts
+    assert facts["image_shape"] == [1, 8, 8]
+    assert facts["edits"] is False
+
+
+def test_a_run_records_where_its_vae_is_and_its_card_does_not(vae_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(vae_run.parent)
+    run = train_conditional(tmp_path / "run", **LATENT | {"vae": vae_run.name, "max_train_steps": 1})
+    assert run_fields(run)["vae"] == str(vae_run)
+    assert str(vae_run.parent) not in hfgen.card(run).read_text()
