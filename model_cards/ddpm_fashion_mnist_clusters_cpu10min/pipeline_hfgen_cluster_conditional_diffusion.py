@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import (
@@ -185,6 +185,12 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
             cluster_shares=shares,
             **checked_defaults(guidance_scale, guidance_interval, num_inference_steps),
         )
+
+    # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.from_pipe
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """Reuse the components of another pipeline. diffusers cannot resolve their classes, defined in other files."""
+        return super().from_pipe(pipeline, **pipeline.components | kwargs)
 
     # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.save_config
     def save_config(self, save_directory: str | os.PathLike) -> None:
