@@ -247,7 +247,7 @@ def test_samples_are_those_of_the_pipeline(run):
     assert noised[-1].equal(ours)
 
 
-def test_it_is_previewed_measured_compared_and_published(run, tmp_path):
+def test_it_is_previewed_measured_compared_and_published(run, tmp_path, capsys):
     assert list((run / "samples").glob("*.png"))
     assert (run / FIGURES / ANIMATION).is_file()
     options = {"output_dir": tmp_path / "evaluation", "reference_split": "train[80%:]"}
@@ -256,9 +256,12 @@ def test_it_is_previewed_measured_compared_and_published(run, tmp_path):
     flags = ["--num_inference_steps", "2", "--scheduler", "unipc", "--num_images", "150"]
     flags += ["--reference_split", "train[80%:]", "--output_dir", str(tmp_path / "comparison")]
     assert main(["compare-samplers", str(run), *flags]) == 0
+    assert main(["push", str(run), "--repo_id", "ada/latent", "--dry_run"]) == 0
+    assert "vae/modeling_hfgen_vae.py" in capsys.readouterr().out
     card = hfgen.card(run, gallery=tmp_path / "cards", weights="float16")
     text = card.read_text()
     assert "latent diffusion" in text
+    assert "- latent-diffusion" in text
     assert "grey 8×8-pixel" in text
     assert load_file(card.parent / "vae" / WEIGHTS)["to_latents.weight"].dtype == torch.float16
     assert len(hfgen.sample(card.parent, num_images=2)) == 2
@@ -279,6 +282,7 @@ def test_saved_samples_and_records_tell_vaes_apart(run):
     ({"class_conditional": False}, "vae needs class_conditional or num_clusters"),
     ({"block_out_channels": [8, 8, 8, 8]}, "4×4 latents are not divisible so often; use fewer entries$"),
     ({"vae": "no_such_folder"}, "there is no folder no_such_folder"),
+    ({"vae": "nowhere/vae_cifar10_spatial_cpu8min"}, "train this VAE first: hfgen train vae --config vae_cifar10_spa"),
 ])  # fmt: skip
 def test_latent_diffusion_that_cannot_be(vae_run, fields, message):
     with pytest.raises(UserError, match=message):

@@ -381,6 +381,7 @@ class SpatialVAEModel(_VAE):
         block_out_channels: Channels of the encoder's convolutions, which halve height and width, one or more.
         decoder_block_out_channels, layers_per_block: See `VAEModel`.
         sample_size, in_channels, norm_num_groups, act_fn, pixel_distribution: See `VAEModel`.
+        num_classes: None, since such a model has no classes.
 
     Raises:
         ValueError: if the convolutions do not match the image size, the latents do not fill whole channels, or encoder

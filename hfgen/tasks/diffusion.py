@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hfgen.config import DDPMConfig
+from hfgen.config.recipes import read_recipes
 from hfgen.data.clusters import with_clusters
 from hfgen.data.images import ImageData, load_training_images
 from hfgen.data.loader import Batch
@@ -148,6 +149,9 @@ def load_vae(name: str, image_shape: tuple[int, int, int]) -> SpatialVAEModel:
     Raises:
         UserError: if there is none, it has no spatial latents, or is for other images.
     """
+    recipe = Path(name).name
+    if name != recipe and recipe in read_recipes() and not Path(name).expanduser().exists():
+        raise UserError(f"there is no folder {name}; train this VAE first: hfgen train vae --config {recipe}")
     pipeline = load(name)
     vae = pipeline.components.get("vae")
     if not isinstance(pipeline, VAEPipeline) or not isinstance(vae, SpatialVAEModel):
