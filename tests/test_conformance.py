@@ -34,7 +34,13 @@ from hfgen.models.modeling_hfgen_gan import (
     ResidualGenerator,
 )
 from hfgen.models.modeling_hfgen_translation import PatchDiscriminator, ResidualTranslationUNet, TranslationUNet
-from hfgen.models.modeling_hfgen_vae import GaussianMixtureModel, LadderVAEModel, LatentFlowModel, VAEModel
+from hfgen.models.modeling_hfgen_vae import (
+    GaussianMixtureModel,
+    LadderVAEModel,
+    LatentFlowModel,
+    SpatialVAEModel,
+    VAEModel,
+)
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_flow_map import FlowMapPipeline
@@ -50,10 +56,11 @@ CLASSES = torch.arange(COUNT)
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
 
-def unet(in_channels: int = 1, **options) -> UNet2DModel:
+def unet(size: int = 8, channels: int = 1, **options) -> UNet2DModel:
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
-    return UNet2DModel(sample_size=8, in_channels=in_channels, out_channels=1, block_out_channels=(4, 8),
-                       layers_per_block=1, norm_num_groups=4, **blocks, **options)  # fmt: skip
+    shape = {"sample_size": size, "in_channels": channels, "out_channels": channels}
+    return UNet2DModel(**shape | {"block_out_channels": (4, 8), "layers_per_block": 1, "norm_num_groups": 4}
+                       | blocks | options)  # fmt: skip
 
 
 def mixture(latent_dim: int = 3) -> GaussianMixtureModel:
@@ -84,6 +91,7 @@ CONVOLUTIONAL_VAE = {
     "layers_per_block": 1,
     "norm_num_groups": 4,
 }
+SPATIAL = {"sample_size": 8, "in_channels": 1, "latent_dim": 32, "block_out_channels": [8], "norm_num_groups": 4}
 # How to make each pipeline, and what to call it with for the images with some indices.
 PIPELINES: dict[str, tuple[Callable[[], DiffusionPipeline], Callable[[list[int]], dict]]] = {
     "diffusion of classes": (
@@ -99,6 +107,19 @@ PIPELINES: dict[str, tuple[Callable[[], DiffusionPipeline], Callable[[list[int]]
     "diffusion of clusters": (
         lambda: ClusterConditionalDiffusionPipeline(
             unet(num_class_embeds=4), DDPMScheduler(), {0: 0.5, 1: 0.3, 2: 0.2}
+        ),
+        lambda indices: {"batch_size": len(indices), "num_inference_steps": 2},
+    ),
+    "latent diffusion of classes": (
+        lambda: ClassConditionalDiffusionPipeline(
+            unet(4, 2, num_class_embeds=4), FlowMatchEulerDiscreteScheduler(), NAMES, vae=SpatialVAEModel(**SPATIAL)
+        ),
+        lambda indices: {"class_labels": [NAMES[i] for i in indices], "num_inference_steps": 2},
+    ),
+    "latent diffusion of clusters": (
+        lambda: ClusterConditionalDiffusionPipeline(
+            unet(4, 2, num_class_embeds=4), FlowMatchEulerDiscreteScheduler(), {0: 0.5, 1: 0.3, 2: 0.2},
+            vae=SpatialVAEModel(**SPATIAL, pixel_distribution="logistic"),
         ),
         lambda indices: {"batch_size": len(indices), "num_inference_steps": 2},
     ),
@@ -164,6 +185,10 @@ PIPELINES: dict[str, tuple[Callable[[], DiffusionPipeline], Callable[[list[int]]
     "ladder VAE of classes": (
         lambda: VAEPipeline(LadderVAEModel(**LADDER, num_classes=3), mixture(29), NAMES, prior="mixture"),
         lambda indices: {"class_labels": indices},
+    ),
+    "spatial VAE": (
+        lambda: VAEPipeline(SpatialVAEModel(**SPATIAL), mixture(32), prior="mixture"),
+        lambda indices: {"batch_size": len(indices)},
     ),
     "VAE of classes with a flow": (
         lambda: VAEPipeline(
@@ -583,6 +608,10 @@ NETWORKS: dict[str, tuple[Callable[[], ModelMixin], dict[str, torch.Tensor]]] = 
     "ladder VAE of normal pixels": (
         lambda: LadderVAEModel(**LADDER, pixel_distribution="gaussian", num_classes=3),
         {"sample": PIXELS, "class_labels": CLASSES},
+    ),
+    "spatial VAE": (lambda: SpatialVAEModel(**SPATIAL), {"sample": PIXELS}),
+    "spatial VAE of logistic pixels": (
+        lambda: SpatialVAEModel(**SPATIAL, pixel_distribution="logistic"), {"sample": PIXELS}
     ),
     "latent flow": (
         lambda: LatentFlowModel(3, 8, 1, num_classes=3),

@@ -42,6 +42,7 @@ class ConsistencyConfig(TrainingConfig):
     """
 
     family: ClassVar[str] = "consistency"
+    model_fields: ClassVar[tuple[str, ...]] = ("teacher",)
 
     teacher: str | None = None
     teacher_steps: int | None = None
@@ -59,8 +60,6 @@ class ConsistencyConfig(TrainingConfig):
         """Validate the fields (see `TrainingConfig`); take those of the data from the teacher's run."""
         if not self.teacher:
             raise UserError("teacher is missing: name the diffusion model to distil, as in hfgen distill runs/mine")
-        if (folder := Path(self.teacher).expanduser()).is_dir():
-            self.teacher = str(folder.absolute())  # which a resumed run finds from elsewhere
         if self.dataset_name is None and self.train_data_dir is None:
             fields = _fields_of(self.teacher)
             if not any(fields.get(name) for name in ("dataset_name", "train_data_dir")):

@@ -14,6 +14,9 @@ class DDPMConfig(UNetConfig):
 
     Args:
         > Network
+        vae: Train on the latents of this VAE instead of on pixels: latent diffusion (Rombach et al. 2022). A run of
+            `hfgen train vae --spatial_latents`, a folder with its model, a Hub id, or a recipe with a trained model.
+            It is saved with the model. Needs class_conditional or num_clusters.
         num_clusters: Condition the network on this many clusters of the training images, found by k-means, so that
             images without labels can be guided (Adaloglou et al. 2025, arXiv 2403.00570). Samples are unconditional:
             each is of a random cluster.
@@ -55,8 +58,10 @@ class DDPMConfig(UNetConfig):
 
     family: ClassVar[str] = "ddpm"
     single_steps: ClassVar[tuple[str, ...]] = ("guide_step",)
+    model_fields: ClassVar[tuple[str, ...]] = ("vae",)
 
     num_clusters: int | None = None
+    vae: str | None = None
     class_dropout_prob: float = 0.1
     guide_step: int | None = None
     num_train_timesteps: int = 1000
@@ -111,6 +116,11 @@ class DDPMConfig(UNetConfig):
         interval = self.guidance_interval
         if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
             raise UserError(f"guidance_interval must be two numbers, 0 ≤ first ≤ last ≤ 1, not {interval}")
+        if self.vae and not (self.class_conditional or self.num_clusters):
+            raise UserError(
+                "vae needs class_conditional or num_clusters: without, a model is saved in diffusers' own pipeline, "
+                "which does not decode latents"
+            )
         if self.num_clusters == 1:
             raise UserError("num_clusters must be 2 or more, not 1")
         if self.num_clusters and self.class_dropout_prob == 0:

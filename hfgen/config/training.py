@@ -174,6 +174,7 @@ class TrainingConfig:
     next_commands: ClassVar[tuple[str, ...]] = ("hfgen sample {run}", "hfgen evaluate {run}{reference}")
     dataset_fields: ClassVar[tuple[str, ...]] = ("dataset_name",)  # fields that name data sets
     folder_fields: ClassVar[tuple[str, ...]] = ("train_data_dir",)  # fields that name image folders
+    model_fields: ClassVar[tuple[str, ...]] = ()  # fields that name trained models: folders, Hub ids or recipes
     warmup_fields: ClassVar[tuple[str, ...]] = ("lr_warmup_steps",)  # fields that count warm-up steps
     single_steps: ClassVar[tuple[str, ...]] = ()  # fields that name an optimizer step at which something happens
 
@@ -402,7 +403,7 @@ def changed_fields(config: TrainingConfig, saved: dict[str, Any]) -> list[str]:
     the family. Local data may have moved since; their contents are compared when they are read.
     """
     before, now = defaults(type(config)) | defaults(TrainingConfig) | saved, config.to_dict()
-    for name in (*config.dataset_fields, *config.folder_fields):
+    for name in (*config.dataset_fields, *config.folder_fields, *config.model_fields):
         if all(Path(str(fields.get(name))).is_absolute() for fields in (before, now)):
             before[name] = now[name]
     names = (before.keys() | now.keys()) - CHANGEABLE_ON_RESUME

@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from hfgen.config.training import MAX_DEPTH, MAX_LATENTS, MAX_WIDTH, TrainingConfig
+from hfgen.config.training import MAX_DEPTH, MAX_LATENTS, MAX_WIDTH, TrainingConfig, defaults
 from hfgen.utils.errors import UserError
 
 MAX_COMPONENTS = 1_000
 MAX_LATENT_DIM = 4_096  # each mixture component has a full covariance matrix
 MAX_FLOW_BLOCKS = 100
 FLOW_FIELDS = ("flow_hidden_size", "flow_blocks", "flow_learning_rate")
+NOT_SPATIAL = (
+    "ladder_channels", "class_conditional", "hidden_sizes", "decoder_hidden_sizes", "activate_decoder_input",
+)  # fmt: skip
 PRIORS = ("normal", "mixture", "flow")  # distributions from which latents are sampled
 
 
@@ -19,7 +22,8 @@ class VAEConfig(TrainingConfig):
 
     Args:
         > Network
-        latent_dim: Dimension of the latent space; of a ladder, of all of its layers together.
+        latent_dim: Dimension of the latent space; of a ladder, of all of its layers together; of spatial latents their
+            channels times height and width.
         block_out_channels: Channels of the encoder's stride-2 convolutions; empty for a fully connected network.
         hidden_sizes: Hidden layer sizes of the encoder, before the layer that outputs mean and log-variance.
         decoder_block_out_channels: Output channels of the decoder's transposed convolutions, except the last, which
@@ -28,6 +32,8 @@ class VAEConfig(TrainingConfig):
         ladder_channels: Make a ladder of stochastic layers (Sønderby et al. 2016; see docs/vae.md): channels of the
             latents of each level of block_out_channels, at that level's height and width. A top layer has the rest of
             latent_dim. The decoder mirrors the encoder.
+        spatial_latents: Keep height and width in the latents, those after the convolutions of block_out_channels, as
+            latent diffusion needs it (Rombach et al. 2022; see docs/vae.md). There are no linear layers then.
         activate_decoder_input: Apply the activation between the decoder's last linear layer and its first transposed
             convolution.
         layers_per_block: Residual blocks after each convolution of the encoder and before each transposed convolution
@@ -80,6 +86,7 @@ class VAEConfig(TrainingConfig):
     decoder_block_out_channels: list[int] | None = None
     decoder_hidden_sizes: list[int] | None = None
     ladder_channels: list[int] = field(default_factory=list)
+    spatial_latents: bool = False
     activate_decoder_input: bool = True
     layers_per_block: int = 0
     norm_num_groups: int = 8
@@ -111,8 +118,8 @@ class VAEConfig(TrainingConfig):
         self._require("zero or more", ["layers_per_block"], at_most=MAX_DEPTH)
         self._require("positive", ["flow_blocks"], at_most=MAX_FLOW_BLOCKS)
         self._require("positive", ["flow_learning_rate"])
-        defaults = {name: type(self).__dataclass_fields__[name].default for name in FLOW_FIELDS}
-        if self.prior != "flow" and (changed := [n for n, value in defaults.items() if getattr(self, n) != value]):
+        usual = defaults(type(self))
+        if self.prior != "flow" and (changed := [name for name in FLOW_FIELDS if getattr(self, name) != usual[name]]):
             raise UserError(f"{changed[0]} needs the prior flow, not {self.prior}")
         self._require("zero or more", ["beta", "free_bits"])
         decoder = (self.decoder_block_out_channels, self.decoder_hidden_sizes, self.activate_decoder_input)
@@ -121,6 +128,8 @@ class VAEConfig(TrainingConfig):
                 "the decoder of a ladder mirrors its encoder; leave out decoder_block_out_channels, "
                 "decoder_hidden_sizes and activate_decoder_input, or ladder_channels"
             )
+        if self.spatial_latents and (changed := [name for name in NOT_SPATIAL if getattr(self, name) != usual[name]]):
+            raise UserError(f"spatial_latents go without {changed[0]}; leave out one of the two")
         if self.binarization == "static" and self.random_flip:
             raise UserError(
                 "binarization static samples the pixels before random_flip could mirror them; leave out random_flip, "

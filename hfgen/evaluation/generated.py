@@ -16,7 +16,7 @@ from torch import Tensor
 from hfgen.data.images import ImageData
 from hfgen.evaluation.processes import SamplingJob
 from hfgen.judges.judge import judges_numbers
-from hfgen.sampling.sample import dtype_of, image_shape_of, network_of
+from hfgen.sampling.sample import decoder_of, dtype_of, image_shape_of, network_of
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import remove_leftovers, say_damaged
 from hfgen.utils.hashes import sha256_of
@@ -40,11 +40,6 @@ class GeneratedImages:
     protocol: dict[str, Any]
     sampled: int
     seconds: float
-
-
-def size_of(shape: tuple[int, int, int]) -> str:
-    """Describe a shape (C, H, W)."""
-    return f"{shape[2]}×{shape[1]} pixels in {shape[0]} channel{'s' if shape[0] > 1 else ''}"
 
 
 def load_generated(data: ImageData, name: str, num_images: int, label_names: list[str]) -> GeneratedImages:
@@ -77,7 +72,7 @@ def labels_like(data: ImageData, seed: int) -> list[str]:
 
 def origin_of(pipeline: DiffusionPipeline, name: str) -> dict[str, str]:
     """Return a model's name in reports, its class, and the SHA-256 of the networks that make the images."""
-    others = {part: getattr(pipeline, part, None) for part in ("guide", "flow")}
+    others = {part: getattr(pipeline, part, None) for part in ("guide", "flow")} | {"vae": decoder_of(pipeline)}
     found = {"weights_sha256": sha256_of(network_of(pipeline))}
     found |= {f"{part}_sha256": sha256_of(network) for part, network in others.items() if network is not None}
     return {"model": name, "pipeline": type(pipeline).__name__} | found

@@ -13,7 +13,6 @@ from hfgen.config import ClassifierConfig
 from hfgen.config.commands import MeasuringOptions, TestingOptions
 from hfgen.data.images import ImageData, cache_folder, load_images
 from hfgen.data.sources import SHORT_NAMES, placed_folder, placed_source
-from hfgen.evaluation.generated import size_of
 from hfgen.evaluation.verdict import weak_judges
 from hfgen.judges.features import FeatureExtractor
 from hfgen.judges.judge import Judge, judges_numbers, load_judge, shipped_judges_of
@@ -21,6 +20,7 @@ from hfgen.judges.pretrained import load_features, load_inception_extractor
 from hfgen.judges.statistics import NEIGHBOURS, RealStatistics
 from hfgen.runs.folder import RUN_FILE, is_checkpoint
 from hfgen.runs.record import read_training
+from hfgen.sampling.sample import size_of
 from hfgen.utils.errors import Problems, UserError
 from hfgen.utils.untrusted import own_file
 

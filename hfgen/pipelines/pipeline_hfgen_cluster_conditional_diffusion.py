@@ -10,13 +10,14 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     ImagePipelineOutput,
+    ModelMixin,
     SchedulerMixin,
     UNet2DModel,
 )
@@ -155,11 +156,12 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         num_inference_steps: Default number of denoising steps.
         guide: A weaker network, such as an earlier state of `unet`, from which guidance leads away instead of from the
             prediction without a cluster (autoguidance, Karras et al. 2024).
+        vae: A `SpatialVAEModel` that decodes what `unet` denoises, in latent diffusion (Rombach et al. 2022).
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "unet->vae"
     _exclude_from_cpu_offload: ClassVar[list[str]] = ["guide"]
-    _optional_components: ClassVar[list[str]] = ["guide"]
+    _optional_components: ClassVar[list[str]] = ["guide", "vae"]
 
     def __init__(
         self,
@@ -170,9 +172,10 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
         guidance_interval: dict[str, float] | None = None,
         num_inference_steps: int = 20,
         guide: UNet2DModel | None = None,
+        vae: ModelMixin | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, guide=guide)
+        self.register_modules(unet=unet, scheduler=scheduler, guide=guide, vae=vae)
         count = unet.config.num_class_embeds - 1
         given = {int(n): share for n, share in (cluster_shares or dict.fromkeys(range(count), 1 / count)).items()}
         if given.keys() != set(range(count)):
@@ -182,6 +185,12 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
             cluster_shares=shares,
             **checked_defaults(guidance_scale, guidance_interval, num_inference_steps),
         )
+
+    # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.from_pipe
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """Reuse the components of another pipeline. diffusers cannot resolve their classes, defined in other files."""
+        return super().from_pipe(pipeline, **pipeline.components | kwargs)
 
     # Copied from hfgen.pipelines.pipeline_hfgen_vae.VAEPipeline.save_config
     def save_config(self, save_directory: str | os.PathLike) -> None:
@@ -252,7 +261,8 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
             output_type: `pil`, `np` (float (B, H, W, C) in [0, 1]) or `pt` (float (B, C, H, W) in [0, 1]).
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end: Called after each step with this pipeline, the step's index, its timestep and
-                `{"sample": x}`, x (B, C, H, W) in the scheduler's scaling; a returned `sample` replaces x.
+                `{"sample": x}`, x (B, C, H, W) in the scheduler's scaling, in latent diffusion the latents; a returned
+                `sample` replaces x.
 
         Returns:
             The images.
@@ -284,6 +294,8 @@ class ClusterConditionalDiffusionPipeline(DiffusionPipeline):
             x, _ = denoising_step(model, self.scheduler, x, timestep, generator)
             if callback_on_step_end:
                 x = (callback_on_step_end(self, index, timestep, {"sample": x}) or {}).get("sample", x)
+        if self.vae is not None:
+            x = torch.cat([self.vae.decode_map(part) for part in x.split(GuidedModel.CPU_BATCH_SIZE)])
         images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).float().numpy()

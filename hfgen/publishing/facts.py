@@ -113,20 +113,22 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _network(run: Path, class_name: str) -> dict[str, Any]:
-    """Return the parameter count, image size and channels, class names, and proportions of clusters."""
+    """Return the parameter count, image size and channels, class names, proportions of clusters, other networks."""
     labels: list[str] = []
     cluster_shares: list[float] = []
-    has_guide = False
+    has_guide = is_latent = False
     try:
         model = model_of(class_name)
         if model.use != "classify":
             network = model.network
-            config = read_json(own_file(run, f"{network}/config.json"))
+            more = [part for part in ("inverse_generator", "flow", "vae") if own_file(run, part).is_dir()]
+            is_latent = model.use == "denoise" and "vae" in more
+            config = read_json(own_file(run, f"{'vae' if is_latent else network}/config.json"))
             drawn, given = config.get("out_channels"), config.get("in_channels")
             size, channels = config["sample_size"], given if model.use == "translate" else drawn or given
             height, width = (size, size) if isinstance(size, int) else size
-            more = [part for part in ("inverse_generator", "flow") if own_file(run, part).is_dir()]
-            weights = [own_file(run, f"{part}/diffusion_pytorch_model.safetensors") for part in [network, *more]]
+            parts = dict.fromkeys([network, *more])
+            weights = [own_file(run, f"{part}/diffusion_pytorch_model.safetensors") for part in parts]
             index = read_index(run / INDEX)
             labels = list((index.get("id2label") or index.get(NAMES) or {}).values())
             has_guide = bool(index.get("guide", [None])[0])
@@ -151,6 +153,7 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
         "labels": labels,
         "cluster_shares": cluster_shares,
         "has_guide": has_guide,
+        "is_latent": is_latent,
     }
 
 

@@ -27,6 +27,8 @@ def tags_of(facts: dict[str, Any]) -> list[str]:
         tags += ["rectified-flow"] if config.get("prediction_type") == FLOW_PREDICTION else ["ddpm", "diffusion"]
     elif facts["labels"] and facts["kind"].use in ("consistency", "decode"):
         tags.append("class-conditional")
+    if facts["is_latent"]:
+        tags.append("latent-diffusion")
     guided = ("ClassConditionalDiffusionPipeline", "ClusterConditionalDiffusionPipeline")
     if facts["class_name"] in guided and config["class_dropout_prob"] > 0:
         tags.append("classifier-free-guidance")

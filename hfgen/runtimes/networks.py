@@ -11,7 +11,7 @@ from hfgen.families import model_of
 from hfgen.losses.consistency import estimate, input_scale, network_time
 from hfgen.pipelines.consistency import ConsistencyModelPipeline
 from hfgen.pipelines.pipeline_hfgen_flow_map import FlowMapPipeline, mean_velocity
-from hfgen.sampling.sample import image_shape_of, network_of, require_diffusion
+from hfgen.sampling.sample import image_shape_of, network_of, require_diffusion, require_pixels
 from hfgen.utils.errors import UserError
 
 EXAMPLES = 2  # images of the example inputs; other numbers are possible with what is exported
@@ -150,7 +150,7 @@ def networks_of(pipeline: DiffusionPipeline) -> dict[str, ExportedNetwork]:
             part.eval()
     labels = getattr(pipeline, "labels", {})
     classes = {"class_labels": torch.arange(EXAMPLES) % len(labels)} if labels else {}
-    if "vae" in pipeline.components:
+    if model.network == "vae":
         latents = torch.randn(EXAMPLES, network.config.latent_dim)
         found = {
             "encoder": ExportedNetwork(Encoder(network), {"images": _images(pipeline)} | classes, ("means", "stds")),
@@ -176,6 +176,7 @@ def networks_of(pipeline: DiffusionPipeline) -> dict[str, ExportedNetwork]:
             if part is not None
         }
     require_diffusion(pipeline)
+    require_pixels(pipeline, "export")
     if network.config.num_class_embeds:
         classes = {"class_labels": torch.arange(EXAMPLES)}
     inputs = {"sample": _images(pipeline), "timestep": torch.tensor([500.0])} | classes

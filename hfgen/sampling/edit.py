@@ -22,7 +22,15 @@ from hfgen.figures.grids import comparison_grid, save_arrays, save_picture, to_p
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.sampling.editing_pipeline import DiffusionEditingPipeline
-from hfgen.sampling.sample import decodes, image_shape_of, is_conditional, require_diffusion, to_uint8, with_hint
+from hfgen.sampling.sample import (
+    decodes,
+    image_shape_of,
+    is_conditional,
+    require_diffusion,
+    require_pixels,
+    to_uint8,
+    with_hint,
+)
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import local_path
 from hfgen.utils.seeds import derive_seed
@@ -318,9 +326,10 @@ def editing_pipeline(loaded: DiffusionPipeline) -> DiffusionEditingPipeline:
     """Return an editing pipeline with the components of a diffusion pipeline.
 
     Raises:
-        UserError: if it is not a diffusion pipeline.
+        UserError: if it is not a diffusion pipeline, or one of latents.
     """
     require_diffusion(loaded)
+    require_pixels(loaded, "image editing")
     of_classes = {name: loaded.config[name] for name in ("id2label", "learnt_no_class") if name in loaded.config}
     return DiffusionEditingPipeline(loaded.unet, loaded.scheduler, **of_classes)
 

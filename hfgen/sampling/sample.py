@@ -11,6 +11,7 @@ from torch import Tensor
 from hfgen.config.vae import PRIORS
 from hfgen.families import GUIDANCE, model_of, own_sampler
 from hfgen.losses.diffusion import FLOW_SCHEDULERS
+from hfgen.models.modeling_hfgen_vae import SpatialVAEModel
 from hfgen.pipelines.consistency import STEPS, ConsistencyModelPipeline
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline, GuidedModel
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
@@ -64,15 +65,39 @@ def dtype_of(pipeline: DiffusionPipeline) -> str:
     return str(network.dtype).removeprefix("torch.")
 
 
+def decoder_of(pipeline: DiffusionPipeline) -> SpatialVAEModel | None:
+    """Return the VAE that decodes the latents of a latent diffusion model, or None for any other pipeline."""
+    return None if decodes(pipeline) else pipeline.components.get("vae")
+
+
+def require_pixels(pipeline: DiffusionPipeline, what: str) -> None:
+    """Check that a diffusion model works on pixels, as `what` needs it.
+
+    Raises:
+        UserError: for latent diffusion.
+    """
+    if decoder_of(pipeline) is not None:
+        raise UserError(f"{what} needs a diffusion model of pixels, and this is one of the latents of a VAE")
+
+
 def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
     """Return the shape (C, H, W) of a pipeline's images."""
-    config = network_of(pipeline).config
+    return _sample_shape(decoder_of(pipeline) or network_of(pipeline))
+
+
+def size_of(shape: tuple[int, int, int]) -> str:
+    """Describe a shape (C, H, W)."""
+    return f"{shape[2]}×{shape[1]} pixels in {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+
+
+def _sample_shape(network: torch.nn.Module) -> tuple[int, int, int]:
+    config = network.config
     size, channels = config.sample_size, config.get("out_channels") or config.in_channels
     return (channels, *((size, size) if isinstance(size, int) else size))
 
 
 def require_diffusion(pipeline: DiffusionPipeline) -> None:
-    """Check that a pipeline is a pixel-space diffusion model.
+    """Check that a pipeline is a diffusion model of pixels or of the latents of hfgen's VAEs.
 
     Raises:
         UserError: naming the pipeline, if it is not.
@@ -83,14 +108,17 @@ def require_diffusion(pipeline: DiffusionPipeline) -> None:
     if takes_few_steps(pipeline):
         raise UserError(f"a {noun} cannot edit images, and has no denoising to film or compare; a diffusion model has")
     parts = pipeline.components
-    drawable = parts.keys() - {"guide"} == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
+    drawable = parts.keys() - {"guide", "vae"} == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
     if (guide := parts.get("guide")) is not None:
         same = ("in_channels", "out_channels", "sample_size", "num_class_embeds")
         alike = isinstance(guide, UNet2DModel) and all(guide.config[n] == parts["unet"].config[n] for n in same)
         if not alike:
             raise UserError("the guide of this model does not fit its unet")
     if not drawable or bool(parts["unet"].config.num_class_embeds) != is_guided(pipeline):
-        raise UserError(f"{type(pipeline).__name__} is not a pixel-space diffusion model that hfgen supports")
+        raise UserError(f"{type(pipeline).__name__} is not a diffusion model that hfgen supports")
+    vae = decoder_of(pipeline)
+    if vae is not None and not (isinstance(vae, SpatialVAEModel) and vae.latent_shape == _sample_shape(parts["unet"])):
+        raise UserError("the vae of this model does not fit its unet")
     scheduler = parts["scheduler"]
     is_diffusion = hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config
     if not is_diffusion and not isinstance(scheduler, FLOW_SCHEDULERS):
@@ -164,8 +192,8 @@ def sample(
     end = first_image + num_images
     for first in range(first_image, end, batch_size):
         numbers = range(first, min(first + batch_size, end))
-        *_, (images, _) = draw(numbers, [image_seed(seed, i) for i in numbers])
-        yield to_uint8(images)
+        *_, (x, _) = draw(numbers, [image_seed(seed, i) for i in numbers])
+        yield to_uint8(_decoded(pipeline, x))
 
 
 def sample_steps(
@@ -187,8 +215,9 @@ def sample_steps(
         UserError: see `check_sampling`.
     """
     draw = _drawing(pipeline, class_labels, sampler)
-    for x, estimate in draw(range(len(seeds)), list(seeds)):
-        yield to_uint8(x), to_uint8(estimate)
+    for states in draw(range(len(seeds)), list(seeds)):
+        x, estimate = (to_uint8(_decoded(pipeline, state)) for state in states)
+        yield x, estimate
 
 
 def image_seed(seed: int, number: int) -> int:
@@ -220,7 +249,7 @@ def film(
     frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
     seeds = [image_seed(seed, i) for i in range(num_images)]
     states = enumerate(_denoise(pipeline, solver, class_labels, sampler, range(num_images), seeds))
-    kept = [(to_uint8(x), to_uint8(estimate)) for index, (x, estimate) in states if index in frames]
+    kept = [[to_uint8(_decoded(pipeline, x)) for x in pair] for index, pair in states if index in frames]
     noised, estimates = zip(*kept, strict=True)
     return torch.stack(noised), torch.stack(estimates)
 
@@ -249,10 +278,17 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
+@torch.no_grad()
+def _decoded(pipeline: DiffusionPipeline, x: Tensor) -> Tensor:
+    """Return images (B, C, H, W) in [−1, 1] of what `_drawing` draws: of latents, if these are denoised."""
+    vae = decoder_of(pipeline)
+    return x if vae is None else vae.decode_map(x)
+
+
 def _drawing(
     pipeline: DiffusionPipeline, class_labels: Sequence[str | int], sampler: dict[str, Any]
 ) -> Callable[[range, list[int]], Iterator[tuple[Tensor, Tensor]]]:
-    """Return what draws images (B, C, H, W) in [−1, 1] by their numbers and seeds, step by step (`sample_steps`)."""
+    """Return what draws images (B, C, H, W) in [−1, 1], or their latents, by their numbers and seeds, step by step."""
     if decodes(pipeline):
         return _one_step(pipeline, class_labels, sampler)
     if takes_few_steps(pipeline):
@@ -323,7 +359,7 @@ def _denoise(
         guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}
         negatives = sampler.get("negative_class_labels", ())
         model = _guided(pipeline, class_labels, negatives, guidance, numbers, seeds)
-    shape = (1, *image_shape_of(pipeline))
+    shape = (1, *_sample_shape(pipeline.unet))
     return denoising_states(model, solver, sampler["num_inference_steps"], shape, seeds, pipeline.device)
 
 

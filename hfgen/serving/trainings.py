@@ -214,7 +214,7 @@ def check_fields(family: Family, fields: Mapping[str, Any]) -> None:
 
 def _files_of(family: Family) -> set[str]:
     """Return the fields of a family that are not on the page."""
-    return NOT_ON_THE_PAGE | set(family.config.folder_fields)
+    return NOT_ON_THE_PAGE | {*family.config.folder_fields, *family.config.model_fields}
 
 
 def _family(name: str) -> Family:

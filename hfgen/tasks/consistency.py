@@ -20,7 +20,7 @@ from hfgen.pipelines.consistency import SIGMA_MAX, SIGMA_MIN, ConsistencyModelPi
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.runs.folder import run_fields
-from hfgen.sampling.sample import default_sampler, image_shape_of, is_conditional, require_diffusion
+from hfgen.sampling.sample import default_sampler, image_shape_of, is_conditional, require_diffusion, require_pixels
 from hfgen.sampling.schedulers import denoising_states, make_scheduler
 from hfgen.tasks.base import Loss, Task
 from hfgen.utils.errors import UserError
@@ -260,6 +260,7 @@ def _check_teacher(teacher: DiffusionPipeline, config: ConsistencyConfig, data: 
             "distilled"
         )
     require_diffusion(teacher)
+    require_pixels(teacher, "distillation")
     shape, images = image_shape_of(teacher), tuple(data.images.shape[1:])
     if shape != images:
         raise UserError(

@@ -14,35 +14,44 @@ from diffusers import (
 )
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from hfgen.config import DDPMConfig
+from hfgen.config.recipes import read_recipes
 from hfgen.data.clusters import with_clusters
 from hfgen.data.images import ImageData, load_training_images
 from hfgen.data.loader import Batch
 from hfgen.figures.animations import save_film
 from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, diffusion_target, loss_weights, sample_timesteps
+from hfgen.models.modeling_hfgen_vae import SpatialVAEModel
+from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
+from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.runs.folder import ANIMATION
-from hfgen.sampling.sample import check_sampling, film
+from hfgen.sampling.sample import check_sampling, film, image_shape_of, size_of
 from hfgen.sampling.schedulers import make_scheduler
 from hfgen.tasks.base import Loss, Task
 from hfgen.tasks.unet import make_unet
+from hfgen.utils.errors import UserError
 
 FILM_IMAGES, FILM_FRAMES = 4, 20  # keeps the file below 0.5 MB
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of accelerate's mixed precision
 
 
 class DiffusionTask(Task):
     """A diffusion model: `UNet2DModel`, a diffusers scheduler, and `DDPMPipeline` if without classes and clusters.
+
+    In latent diffusion (Rombach et al. 2022), a VAE encodes each batch, and the network learns the posterior means,
+    standardised by channel.
 
     Args:
         config: Network, noise schedule, prediction type.
         data: The images, with labels if the model is class-conditional.
 
     Raises:
-        UserError: if the network does not fit the images, labels are missing, or the preview's scheduler or guidance
-            does not fit the model.
+        UserError: if the network or the VAE does not fit the images, labels are missing, or the preview's scheduler or
+            guidance does not fit the model.
     """
 
     saved_modules = frozenset({"unet"})
@@ -56,9 +65,11 @@ class DiffusionTask(Task):
         if config.class_conditional:
             data.require_labels()
         self.label_names = data.label_names if config.class_conditional or config.num_clusters else []
+        shape = tuple(data.images.shape[1:])
+        self.vae = load_vae(config.vae, shape) if config.vae else None
         self.unet = make_unet(
             config,
-            tuple(data.images.shape[1:]),
+            self.vae.latent_shape if self.vae else shape,
             num_class_embeds=len(self.label_names) + 1 if self.label_names else None,  # the last is the null label
         )
         self.snapshot_step = config.guide_step
@@ -68,7 +79,7 @@ class DiffusionTask(Task):
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the weighted mean squared error of the prediction at sampled timesteps (Ho et al. 2020, eq. 14)."""
-        config, images = self.config, batch.images
+        config, images = self.config, self._encoded(batch.images)
         noise = torch.randn_like(images)
         timesteps = sample_timesteps(
             config.timestep_density, self.scheduler, len(images), config.logit_mean, config.logit_std
@@ -95,6 +106,7 @@ class DiffusionTask(Task):
             "guidance_interval": dict(zip(("first", "last"), self.config.guidance_interval, strict=True)),
             "num_inference_steps": self.config.num_inference_steps,
             "guide": self.snapshot,
+            "vae": self._placed_vae(),
         }
         if self.config.class_conditional:
             names, learnt_no_class = dict(enumerate(self.label_names)), self.config.class_dropout_prob > 0
@@ -103,12 +115,27 @@ class DiffusionTask(Task):
         shares = dict(enumerate((sizes.double() / len(self.data)).tolist()))
         return ClusterConditionalDiffusionPipeline(self.unet, solver, shares, **defaults)
 
+    def _placed_vae(self) -> SpatialVAEModel | None:
+        """Return the VAE, if there is one, on the device of the network, which the training loop moves."""
+        return self.vae and self.vae.to(self.unet.device)
+
+    @torch.no_grad()
+    def _encoded(self, images: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in [−1, 1] as they are, or their latents (B, c, h, w)."""
+        if self.vae is None:
+            return images
+        dtype = PRECISIONS.get(self.config.mixed_precision)
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            return self._placed_vae().encode_map(images)
+
     def take_snapshot(self) -> None:
         """Keep the network as the guide of autoguidance."""
         self.snapshot = copy.deepcopy(self.unet).eval().requires_grad_(False)
 
     def load_snapshot(self, folder: Path) -> None:
-        """Load the guide of a saved model, if it has one."""
+        """Load the guide of a saved model, if it has one, and the VAE that it was trained with."""
+        if self.vae:
+            self.vae.load_state_dict(load_file(folder / "vae" / SAFETENSORS_WEIGHTS_NAME))
         self.snapshot, file = None, folder / "guide" / SAFETENSORS_WEIGHTS_NAME
         if file.is_file():
             self.take_snapshot()  # which computes in the same precision as the network
@@ -118,6 +145,24 @@ class DiffusionTask(Task):
         """Save an animation of the denoising process."""
         states = film(self.pipeline(), num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **self.sampler())
         save_film(*states, folder / ANIMATION)
+
+
+def load_vae(name: str, image_shape: tuple[int, int, int]) -> SpatialVAEModel:
+    """Load the VAE of a latent diffusion model of images (C, H, W), from a run, a folder, the Hub or a recipe.
+
+    Raises:
+        UserError: if there is none, it has no spatial latents, or is for other images.
+    """
+    recipe = Path(name).name
+    if name != recipe and recipe in read_recipes() and not Path(name).expanduser().exists():
+        raise UserError(f"there is no folder {name}; train this VAE first: hfgen train vae --config {recipe}")
+    pipeline = load(name)
+    vae = pipeline.components.get("vae")
+    if not isinstance(pipeline, VAEPipeline) or not isinstance(vae, SpatialVAEModel):
+        raise UserError(f"{name} is no VAE with spatial latents; train one with hfgen train vae --spatial_latents")
+    if (own := image_shape_of(pipeline)) != image_shape:
+        raise UserError(f"the VAE {name} is for images of {size_of(own)}, but these have {size_of(image_shape)}")
+    return vae.eval().requires_grad_(False)
 
 
 def make_noise_schedule(config: DDPMConfig) -> SchedulerMixin:
@@ -134,6 +179,8 @@ def make_noise_schedule(config: DDPMConfig) -> SchedulerMixin:
         "beta_start": 1e-4 * 1000 / config.num_train_timesteps,
         "beta_end": 0.02 * 1000 / config.num_train_timesteps,
     }
+    if config.vae:
+        levels["clip_sample"] = False  # latents are not limited to [−1, 1]
     if config.beta_schedule == "sigmoid":  # other schedulers do not support it by name
         levels["trained_betas"] = DDPMScheduler(**levels).betas.tolist()
     return DDPMScheduler(

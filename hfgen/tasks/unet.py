@@ -9,7 +9,7 @@ from hfgen.utils.errors import UserError
 
 
 def make_unet(config: UNetConfig, image_shape: tuple[int, int, int], **conditioning: Any) -> UNet2DModel:
-    """Build the network for images (C, H, W).
+    """Build the network for images or latents (C, H, W).
 
     Args:
         config: Its size.
@@ -17,16 +17,18 @@ def make_unet(config: UNetConfig, image_shape: tuple[int, int, int], **condition
         conditioning: Further arguments of `UNet2DModel`: `num_class_embeds`, or the number of input channels.
 
     Raises:
-        UserError: if the image size is not divisible by the network's downsampling factor.
+        UserError: if their size is not divisible by the network's downsampling factor.
     """
     channels, height, width = image_shape
     levels = len(config.block_out_channels)
     if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
         divisible = [size - size % 2 ** (levels - 1) for size in (height, height + 2 ** (levels - 1))]
+        other_sizes = ", or a --resolution such as " + " or ".join(str(size) for size in divisible if size)
+        is_latent = getattr(config, "vae", None) is not None
         raise UserError(
             f"a U-Net with {levels} entries in block_out_channels halves the images {levels - 1} times, but "
-            f"{height}×{width} pixels are not divisible so often; use fewer entries, or a --resolution such as "
-            + " or ".join(str(size) for size in divisible if size)
+            f"{height}×{width} {'latents' if is_latent else 'pixels'} are not divisible so often; use fewer entries"
+            + ("" if is_latent else other_sizes)
         )
     attention = [level in config.attention_levels for level in range(levels)]
     options = {

@@ -26,6 +26,7 @@ from hfgen.models.modeling_hfgen_vae import (
     GaussianMixtureModel,
     LadderVAEModel,
     LatentFlowModel,
+    SpatialVAEModel,
     VAEModel,
     VAEModelOutput,
 )
@@ -64,20 +65,24 @@ class VAETask(Task):
             "in_channels": channels,
             "latent_dim": config.latent_dim,
             "block_out_channels": config.block_out_channels,
-            "hidden_sizes": config.hidden_sizes,
             "layers_per_block": config.layers_per_block,
             "norm_num_groups": config.norm_num_groups,
             "act_fn": config.act_fn,
             "pixel_distribution": config.pixel_distribution.removesuffix("_analytic"),
             "num_classes": len(self.label_names) or None,
         }
-        self.vae: VAEModel | LadderVAEModel
+        self.vae: VAEModel | LadderVAEModel | SpatialVAEModel
         try:
             if config.ladder_channels:
-                self.vae = LadderVAEModel(**fields, ladder_channels=config.ladder_channels)
+                linear = {"hidden_sizes": config.hidden_sizes}
+                self.vae = LadderVAEModel(**fields, **linear, ladder_channels=config.ladder_channels)
+            elif config.spatial_latents:
+                decoder = config.decoder_block_out_channels
+                self.vae = SpatialVAEModel(**fields, decoder_block_out_channels=decoder)
             else:
                 self.vae = VAEModel(
                     **fields,
+                    hidden_sizes=config.hidden_sizes,
                     decoder_block_out_channels=config.decoder_block_out_channels,
                     decoder_hidden_sizes=config.decoder_hidden_sizes,
                     activate_decoder_input=config.activate_decoder_input,
@@ -181,6 +186,8 @@ class VAETask(Task):
             squared_errors.append(difference.square().flatten(1).mean(1) / 4)  # of pixels in [0, 1]
         if config.pixel_distribution == "gaussian_analytic":
             self.vae.log_std.fill_(torch.cat(squared_errors).mean().sqrt().log())
+        if isinstance(self.vae, SpatialVAEModel):
+            self.vae.set_statistics(torch.cat(samples))
         latents = torch.cat(samples).cpu().double().numpy()
         if not np.isfinite(latents).all():
             raise TrainingError("the latents are no longer finite; a lower --learning_rate may help")

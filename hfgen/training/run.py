@@ -196,7 +196,8 @@ def _agree_on_start(
     Raises:
         UserError: on all processes, naming what differs.
     """
-    places = {"cache_dir", "output_dir", "resume_from_checkpoint", *config.dataset_fields, *config.folder_fields}
+    places = {"cache_dir", "output_dir", "resume_from_checkpoint"}
+    places |= {*config.dataset_fields, *config.folder_fields, *config.model_fields}
     state = {
         "host": platform.node(),
         "checkpoint": checkpoint and checkpoint.name,
@@ -317,7 +318,8 @@ def keep_freed_memory() -> None:
 
 def placed_fields(config: TrainingConfig, fields: Mapping[str, Any]) -> dict[str, str]:
     """Return the fields with local paths, made independent of the working directory."""
-    data = {name: placed_source(fields[name]) for name in config.dataset_fields if fields.get(name)}
+    sources = (*config.dataset_fields, *config.model_fields)
+    data = {name: placed_source(fields[name]) for name in sources if fields.get(name)}
     folders = {name: fields[name] for name in config.folder_fields if fields.get(name)}
     return data | {name: placed_folder(folder) for name, folder in folders.items()}
 

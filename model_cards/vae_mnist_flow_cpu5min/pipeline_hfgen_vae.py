@@ -32,7 +32,7 @@ class VAEPipeline(DiffusionPipeline):
     """Decodes latents and encodes images.
 
     Args:
-        vae: A `VAEModel` or `LadderVAEModel`.
+        vae: A `VAEModel`, `SpatialVAEModel` or `LadderVAEModel`.
         mixture: A `GaussianMixtureModel` of the latents of the training images.
         id2label: Class names by index, of a class-conditional model.
         prior: Default of `__call__`, `normal`, `mixture` or `flow`.

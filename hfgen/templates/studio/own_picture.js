@@ -3,6 +3,7 @@
 
 function ownPictureTab(root) {
   return withModel(root, ["denoise", "decode", "translate"], "There is no model that takes a picture.", facts => {
+    if (facts.use === "denoise" && !facts.edits) return [h("p", {}, "Editing needs a diffusion model of pixels, and this one denoises the latents of a VAE. Choose another model.")];
     if (facts.use === "denoise") return [editingPanel(facts)];
     if (facts.use === "translate") return [translationPanel(facts)];
     return facts.encodes ? [reconstructionPanel(facts)] : [h("p", {}, "A GAN has no encoder, so it cannot take a picture. Choose a VAE, a diffusion model or an image-to-image model.")];

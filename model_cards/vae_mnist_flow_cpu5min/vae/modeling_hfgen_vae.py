@@ -1,4 +1,4 @@
-"""Variational autoencoders for small images (Kingma and Welling 2014): fully connected, convolutional, ladders.
+"""Variational autoencoders of small images (Kingma and Welling 2014): linear, convolutional, spatial, ladders.
 
 This file is saved with the weights and depends only on torch and diffusers.
 """
@@ -179,6 +179,15 @@ def checked_size(sample_size: int | Sequence[int], halvings: int, pixel_distribu
     return size
 
 
+def check_decoder(decoder_block_out_channels: Sequence[int], halvings: int) -> None:
+    """Raise ValueError if a decoder's convolutions cannot undo so many halvings of the encoder."""
+    if len(decoder_block_out_channels) not in (halvings - 1, halvings):
+        raise ValueError(
+            "decoder_block_out_channels must have as many entries as block_out_channels, or one fewer, not "
+            f"{len(decoder_block_out_channels)} for {halvings}"
+        )
+
+
 def normal(parameters: Tensor) -> Normal:
     """Return the normal distribution whose mean and log-variance are the halves of (B, 2 D, …), in float32."""
     mean, log_variance = parameters.float().chunk(2, dim=1)
@@ -188,8 +197,12 @@ def normal(parameters: Tensor) -> Normal:
 class _VAE(ModelMixin, ConfigMixin):
     """What VAEs have in common: an encoder q(z | x) and a decoder p(x | z), with the prior N(0, I) of z.
 
-    A subclass defines `encode`, `_logits` and `_reconstruct`.
+    A subclass defines `encode` and `_logits`, and `_reconstruct` if its layers depend on each other.
     """
+
+    def encode(self, images: Tensor, class_labels: Tensor | None = None) -> Normal:
+        """Return q(z | x), a normal distribution over (B, latent_dim), for images (B, C, H, W) in [−1, 1]."""
+        raise NotImplementedError
 
     def pixels(self, latents: Tensor, class_labels: Tensor | None = None) -> Distribution:
         """Return p(x | z) of pixels in [0, 1], over (B, C, H, W), for latents (B, latent_dim)."""
@@ -239,7 +252,12 @@ class _VAE(ModelMixin, ConfigMixin):
 
         The samples are those of the given noise (see `forward`); without it, the means, (B, latent_dim).
         """
-        raise NotImplementedError
+        latent_dist = self.encode(images, class_labels)
+        if noise is None:
+            return latent_dist, latent_dist.mean, self._logits(latent_dist.mean, class_labels)
+        latents = (latent_dist.mean + latent_dist.stddev * noise).flatten(0, 1)
+        labels = None if class_labels is None else class_labels.repeat(len(noise))
+        return latent_dist, latents, self._logits(latents, labels)
 
     def _pixel_parameters(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the arguments of `pixel_distribution` from the decoder's output."""
@@ -317,11 +335,7 @@ class VAEModel(_VAE):
             decoder_hidden_sizes = list(reversed(hidden_sizes))
         if decoder_block_out_channels is None:
             decoder_block_out_channels = list(reversed(block_out_channels))
-        if len(decoder_block_out_channels) not in (halvings - 1, halvings):
-            raise ValueError(
-                "decoder_block_out_channels must have as many entries as block_out_channels, or one fewer, not "
-                f"{len(decoder_block_out_channels)} for {halvings}"
-            )
+        check_decoder(decoder_block_out_channels, halvings)
         blocks = (layers_per_block, norm_num_groups, act_fn)
         out_channels = in_channels * (2 if pixel_distribution == "logistic" else 1)
         inner = [length >> halvings for length in size]
@@ -354,15 +368,93 @@ class VAEModel(_VAE):
         features = self.from_latents(self._with_classes(latents.to(self.dtype), class_labels))
         return self.up(features.view(-1, *self.inner_shape)).float()
 
-    def _reconstruct(
-        self, images: Tensor, class_labels: Tensor | None, noise: Tensor | None
-    ) -> tuple[Normal, Tensor, Tensor]:
-        latent_dist = self.encode(images, class_labels)
-        if noise is None:
-            return latent_dist, latent_dist.mean, self._logits(latent_dist.mean, class_labels)
-        latents = (latent_dist.mean + latent_dist.stddev * noise).flatten(0, 1)
-        labels = None if class_labels is None else class_labels.repeat(len(noise))
-        return latent_dist, latents, self._logits(latents, labels)
+
+class SpatialVAEModel(_VAE):
+    """VAE whose latents have height and width, as latent diffusion needs them (Rombach et al. 2022).
+
+    It is convolutional throughout: stride-2 convolutions with residual blocks, then one that outputs mean and
+    log-variance of z; the decoder mirrors that. As in other VAEs, z is a vector, (B, latent_dim). `encode_map` and
+    `decode_map` are for latent diffusion: their latents are (B, c, h, w) and standardised by channel.
+
+    Args:
+        latent_dim: Number of latents, c · h · w.
+        block_out_channels: Channels of the encoder's convolutions, which halve height and width, one or more.
+        decoder_block_out_channels, layers_per_block: See `VAEModel`.
+        sample_size, in_channels, norm_num_groups, act_fn, pixel_distribution: See `VAEModel`.
+        num_classes: None, since such a model has no classes.
+
+    Raises:
+        ValueError: if the convolutions do not match the image size, the latents do not fill whole channels, or encoder
+            and decoder do not match.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | Sequence[int] = 32,
+        in_channels: int = 3,
+        latent_dim: int = 1024,
+        block_out_channels: Sequence[int] = (64,),
+        decoder_block_out_channels: Sequence[int] | None = None,
+        layers_per_block: int = 1,
+        norm_num_groups: int = 8,
+        act_fn: str = "silu",
+        pixel_distribution: str = "gaussian",
+        num_classes: None = None,
+    ):
+        super().__init__()
+        halvings = len(block_out_channels)
+        height, width = (length >> halvings for length in checked_size(sample_size, halvings, pixel_distribution))
+        latent_channels, rest = divmod(latent_dim, height * width)
+        if not halvings or rest:
+            raise ValueError(
+                "spatial latents need block_out_channels, and a latent_dim that is a multiple of their height times "
+                f"width, {height}·{width}, not {latent_dim}"
+            )
+        if decoder_block_out_channels is None:
+            decoder_block_out_channels = list(reversed(block_out_channels))
+        check_decoder(decoder_block_out_channels, halvings)
+        self.latent_shape = (latent_channels, height, width)
+        self.register_buffer("latents_mean", torch.zeros(latent_channels, 1, 1))
+        self.register_buffer("latents_std", torch.ones(latent_channels, 1, 1))
+        blocks = (layers_per_block, norm_num_groups, act_fn)
+        inner = block_out_channels[-1]
+        out_channels = in_channels * (2 if pixel_distribution == "logistic" else 1)
+        self.down = downsampling([in_channels, *block_out_channels], *blocks)
+        self.to_latents = nn.Conv2d(inner, 2 * latent_channels, 1)
+        self.from_latents = nn.Conv2d(latent_channels, inner, 3, padding=1)
+        self.up = upsampling([inner, *decoder_block_out_channels, out_channels], halvings, False, *blocks)
+        if pixel_distribution == "gaussian":
+            self.log_std = nn.Parameter(torch.zeros(()))
+
+    @apply_forward_hook
+    def encode(self, images: Tensor, class_labels: Tensor | None = None) -> Normal:
+        """Return q(z | x), a normal distribution over (B, latent_dim), for images (B, C, H, W) in [−1, 1].
+
+        There are no `class_labels`.
+        """
+        parameters = self.to_latents(self.down((self._with_classes(images, class_labels) / 2 + 0.5).to(self.dtype)))
+        return normal(parameters.flatten(1))
+
+    def set_statistics(self, latents: Tensor) -> None:
+        """Set mean and standard deviation by channel to those of latents, (N, latent_dim)."""
+        by_channel = latents.unflatten(1, self.latent_shape).transpose(0, 1).flatten(1)
+        self.latents_mean.copy_(by_channel.mean(1)[:, None, None])
+        self.latents_std.copy_(by_channel.std(1)[:, None, None])
+
+    @apply_forward_hook
+    def encode_map(self, images: Tensor) -> Tensor:
+        """Return the standardised posterior means, float32 (B, c, h, w), of images (B, C, H, W) in [−1, 1]."""
+        return (self.encode(images).mean.unflatten(1, self.latent_shape) - self.latents_mean) / self.latents_std
+
+    @apply_forward_hook
+    def decode_map(self, latents: Tensor) -> Tensor:
+        """Return the pixel means, float32 (B, C, H, W) in [−1, 1], of standardised latents (B, c, h, w)."""
+        return self.decode((latents * self.latents_std + self.latents_mean).flatten(1)).sample
+
+    def _logits(self, latents: Tensor, class_labels: Tensor | None) -> Tensor:
+        latents = self._with_classes(latents, class_labels).to(self.dtype).unflatten(1, self.latent_shape)
+        return self.up(self.from_latents(latents)).float()
 
 
 class LadderLayer(nn.Module):
