@@ -26,7 +26,7 @@ from hfgen.runs.folder import CHECKPOINTS, EVALUATION, run_fields
 from hfgen.runtimes.networks import networks_of
 from hfgen.runtimes.site import dimensions_of, kind_of, quality_of
 from hfgen.sampling.sample import default_sampler, image_shape_of, is_conditional, is_guided, require_diffusion
-from hfgen.sampling.schedulers import SHORT_NAMES, suitable_schedulers
+from hfgen.sampling.schedulers import FREE_SOLVERS, SHORT_NAMES, counts_learnt, suitable_schedulers
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import INDEX, read_index
 
@@ -127,6 +127,7 @@ class LoadedModel:
                 facts |= {
                     "sampler": self.sampler,
                     "schedulers": list(dict.fromkeys([own, *suitable])),
+                    "learnt_steps": {name: counts_learnt(pipeline.scheduler, name) for name in FREE_SOLVERS},
                     "num_train_timesteps": pipeline.scheduler.config.num_train_timesteps,
                     "has_guidance": is_guided(pipeline) and _has_guidance(pipeline),
                     "learnt_no_class": bool(pipeline.config.get("learnt_no_class", True)),
