@@ -131,16 +131,15 @@ def learnt_entry(name: str, time_steps: Mapping[str, list[float]]) -> dict[str, 
     return {"scheduler": SHORT_NAMES[name], **time_steps}
 
 
-def check_learnt_steps(own: SchedulerMixin, source: str) -> None:
+def check_learnt_steps(learnt: Any, *, num_train_timesteps: int, source: str) -> None:
     """Check the learnt time steps in the configuration of an untrusted scheduler.
 
     Raises:
         UserError: naming the source, if they are not as `learnt_steps` describes them.
     """
-    learnt = own.config.get(LEARNT_STEPS, {})
     entries = learnt.items() if isinstance(learnt, dict) else [("", learnt)]
     for steps, entry in entries:
-        if not steps.isdecimal() or not _are_time_steps(entry, int(steps), own.config.num_train_timesteps):
+        if not steps.isdecimal() or not _are_time_steps(entry, int(steps), num_train_timesteps):
             raise UserError(
                 f"{source}: {LEARNT_STEPS} of its scheduler must have, by number of steps K, the name of a scheduler, "
                 f"K falling timesteps and K + 1 falling sigmas, not {shown({steps: entry})}"
@@ -159,6 +158,7 @@ def _are_time_steps(entry: Any, num_inference_steps: int, num_train_timesteps: i
     return (
         isinstance(entry, dict)
         and entry.keys() == {"scheduler", "timesteps", "sigmas"}
+        and entry["scheduler"] in [SHORT_NAMES[name] for name in FREE_SOLVERS]
         and fall(entry["timesteps"], num_inference_steps, num_train_timesteps)
         and fall(entry["sigmas"], num_inference_steps + 1, LARGEST_NUMBER)
     )

@@ -59,10 +59,11 @@ class Entry:
 
     @property
     def state(self) -> tuple[Path, int] | None:
-        """What changes when its model does: the index, and when it was written."""
+        """What changes when its model does: the index, and when it or the scheduler, which can learn, was written."""
         with contextlib.suppress(OSError):  # a checkpoint that has just been removed
             if index := self.index:
-                return index, index.stat().st_mtime_ns
+                files = [index, *index.parent.glob("scheduler/*.json")]
+                return index, max(file.stat().st_mtime_ns for file in files)
         return None
 
 
