@@ -4,7 +4,8 @@
 
 First the distance of each grid's images from those of many steps from the same noise, which learning minimises, for
 noise that it has not seen; then the Fréchet distance of even and learnt grids, and how far it is above that of
-`--reference_steps` even steps. Results go to benchmarks/results/time_grids.json, one entry per model, and a page beside it.
+`--reference_steps` even steps. Results go to benchmarks/results/time_grids.json, one entry per model, and a page
+beside it.
 """
 
 import argparse

@@ -33,7 +33,7 @@ STEPS = {"timesteps": [999.0, 620.0, 210.0], "sigmas": [0.999999, 0.62, 0.21, 0.
 
 @pytest.fixture
 def quickly(monkeypatch):
-    for name, value in {"NUM_NOISES": 8, "BATCH_SIZE": 2, "EPOCHS": 4, "MANY_STEPS": 12}.items():
+    for name, value in {"NUM_NOISES": 8, "MANY_STEPS": 12, "MOST_TRIALS": 15}.items():
         monkeypatch.setattr(learning, name, value)
 
 

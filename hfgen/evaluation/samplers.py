@@ -145,8 +145,9 @@ def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
 def _require_diffusion_model(config: CompareSamplersConfig, models: list[_Model]) -> None:
     """Check that there is a model for the options of diffusion models."""
     options = ("scheduler", "guidance_scale", "guidance_interval", "learn_steps")
-    if all(decodes(model.pipeline) for model in models) and (set_ := [n for n in options if getattr(config, n)]):
-        raise UserError(f"{set_[0]} applies to diffusion models only, and none of the runs is one")
+    given = [name for name in options if getattr(config, name)]
+    if given and all(decodes(model.pipeline) for model in models):
+        raise UserError(f"{given[0]} applies to diffusion models only, and none of the runs is one")
 
 
 def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, Any]]:
@@ -207,13 +208,13 @@ def _keep_learnt_steps(model: _Model, rows: list[dict[str, Any]], count: int) ->
         )
         for is_learnt in (False, True)
     )
-    file, saved = _steps_file(model), "yes"
     if learnt >= even:
         saved = "no, even steps are better"
-    elif file is None:
-        saved = "no, only a folder can keep them"
-    else:
+    elif file := _steps_file(model):
         save_learnt_steps(file, model.solver, count, found.time_steps)
+        saved = "yes"
+    else:
+        saved = "no, only a folder can keep them"
     return {
         "model": model.name,
         "scheduler": model.solver,

@@ -54,9 +54,8 @@ FLOW_SOLVERS = {
 
 # Solvers that step along any `timesteps` and `sigmas`, without noise, and whose class is not that of a stochastic one.
 FREE_SOLVERS = ("unipc", "euler", "flow_euler")
-LEARNT_STEPS = (
-    "_learnt_steps"  # in a scheduler's configuration; diffusers keeps private options, and does not check them
-)
+# In a scheduler's configuration; diffusers keeps private options as they are, and does not warn of them.
+LEARNT_STEPS = "_learnt_steps"
 # Options that determine α and σ of each timestep. Their defaults differ between schedulers, so they are always copied.
 NOISE_LEVELS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
