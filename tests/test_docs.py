@@ -160,7 +160,8 @@ def shrink(command: str) -> str:
     if "hfgen analyze" in command:
         return command + " --num_importance_samples 2 --num_bound_images 5"
     if "hfgen compare-samplers" in command:
-        return command + " --num_images 140 --scheduler unipc --num_inference_steps 2"
+        few = " --learn_steps 2" if "--learn_steps" in command else ""
+        return command + " --num_images 140 --scheduler unipc --num_inference_steps 2" + few
     if "hfgen translate" in command and "--task" in command:
         return command + " --num_inference_steps 2"
     if re.search("hfgen sample runs/(vae|gan)", command):

@@ -324,7 +324,7 @@ def analyze(run_or_repo: Name | AnalyzeConfig, **fields: Any) -> "Report | Any":
 
 
 def compare_samplers(*runs: Name | CompareSamplersConfig, **fields: Any) -> "Report":
-    """Compare schedulers, steps and guidance by image quality and cost, like `hfgen compare-samplers`.
+    """Compare models, schedulers, steps and guidance by image quality and cost, like `hfgen compare-samplers`.
 
     Args:
         runs: Runs, pipeline folders or Hub ids; or one configuration.

@@ -20,7 +20,15 @@ from hfgen.figures.animations import FILM_FRAMES, STRIP_FRAMES, film_strip, save
 from hfgen.figures.grids import image_grid, sample_grid, save_arrays, save_images, save_picture, to_pil
 from hfgen.pipelines.loading import load
 from hfgen.runs.folder import RunFolder, run_fields
-from hfgen.sampling.sample import default_sampler, film, is_conditional, labels_of, sample
+from hfgen.sampling.sample import (
+    default_sampler,
+    film,
+    is_conditional,
+    labels_of,
+    sample,
+    say_learnt_steps,
+    with_time_steps,
+)
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,9 @@ def generate(config: SampleConfig, loaded: DiffusionPipeline | None) -> Images |
         UserError: if the options do not fit the model.
     """
     pipeline: Any = load(config.run_or_repo, **config.loading_options()) if loaded is None else loaded
-    options = default_sampler(pipeline, run_fields(Path(config.run_or_repo).expanduser())) | config.given_sampler()
+    own = default_sampler(pipeline, run_fields(Path(config.run_or_repo).expanduser()))
+    options = with_time_steps(pipeline, own | config.given_sampler())
+    say_learnt_steps(options)
     options |= {name: getattr(config, name) for name in ("num_images", "class_labels", "seed")}
     if config.negative_class_labels:
         options["negative_class_labels"] = config.negative_class_labels

@@ -74,6 +74,8 @@ class SamplerOptions(Options):
             (default: as in the run).
         truncation: Truncation trick of a GAN (Brock et al. 2019): sample latents from a normal truncated to [−t, t];
             smaller t trades diversity for fidelity (default: as in the run).
+        even_steps: Use the scheduler's own, even time steps also where the model has learnt others for this scheduler
+            and number of steps (see `hfgen compare-samplers --learn_steps`).
     """
 
     num_inference_steps: int | None = None
@@ -82,6 +84,7 @@ class SamplerOptions(Options):
     guidance_interval: list[float] = field(default_factory=list)
     prior: Literal["normal", "mixture", "flow"] | None = None
     truncation: float | None = None
+    even_steps: bool = False
 
     def __post_init__(self):
         """Validate the fields."""
@@ -92,9 +95,9 @@ class SamplerOptions(Options):
 
     def given_sampler(self) -> dict[str, Any]:
         """Return the sampler options that were set."""
-        return {
-            name: value for name in SamplerOptions.__annotations__ if (value := getattr(self, name)) not in (None, [])
-        }
+        names = [name for name in SamplerOptions.__annotations__ if name != "even_steps"]
+        options = {name: value for name in names if (value := getattr(self, name)) not in (None, [])}
+        return options | ({"time_steps": None} if self.even_steps else {})
 
 
 @dataclass(kw_only=True)
@@ -432,7 +435,8 @@ class AnalyzeConfig(TestingOptions):
 class CompareSamplersConfig(MeasuringOptions):
     """Compare schedulers, steps and guidance scales of one or more models by quality and cost.
 
-    The distances are those in `features` or of `inception`, if one is set, else those of the first judge.
+    The distances are those in `features` or of `inception`, if one is set, else those of the first judge. A VAE or GAN
+    generates images in one step; it takes part with the options of its own sample grids.
 
     Args:
         > Model
@@ -448,6 +452,9 @@ class CompareSamplersConfig(MeasuringOptions):
         guidance_scale: Guidance scales to compare, for a model with classes or clusters; by default that of its own
             sample grids.
         guidance_interval: See `hfgen sample --help`; by default as in the run's own sample grids.
+        learn_steps: Learn the time steps of these numbers of steps, under a minute each for a small model, and compare
+            them with even ones; those that are better by the Fréchet distance are saved with the model, which then
+            uses them. They are learnt for the first of `scheduler`, or that of the run's own sample grids.
 
         > Report
         output_dir: Folder for `comparison.json`, `comparison.md` and its figures; by default the first run's folder,
@@ -455,6 +462,7 @@ class CompareSamplersConfig(MeasuringOptions):
 
     Examples:
         hfgen compare-samplers runs/mnist --scheduler dpmsolver unipc --num_inference_steps 5 10 20
+        hfgen compare-samplers runs/mnist --scheduler unipc --num_inference_steps 15 --learn_steps 4 6
     """
 
     runs: list[str] = field(default_factory=list)
@@ -462,6 +470,7 @@ class CompareSamplersConfig(MeasuringOptions):
     num_inference_steps: list[int] = field(default_factory=lambda: [5, 10, 15, 20, 50])
     guidance_scale: list[float] = field(default_factory=list)
     guidance_interval: list[float] = field(default_factory=list)
+    learn_steps: list[int] = field(default_factory=list)
     num_images: int = 2000
 
     def __post_init__(self):
@@ -482,7 +491,11 @@ class CompareSamplersConfig(MeasuringOptions):
             name, colon, steps = scheduler.partition(":")
             if not name or (colon and not (steps.isdecimal() and int(steps))):
                 raise UserError(f"scheduler must be a name, or a name and steps as in ddpm:1000, not {scheduler}")
-        asked = [*self.num_inference_steps, *(steps for _, steps in self.settings(self.scheduler))]
+        if any(steps < 2 for steps in self.learn_steps):
+            raise UserError(f"learn_steps must be 2 or more, not {min(self.learn_steps)}")
+        if self.learn_steps and len(self.guidance_scale) > 1:
+            raise UserError("learn_steps learns with one guidance scale; name one")
+        asked = [*self.num_inference_steps, *self.learn_steps, *(steps for _, steps in self.settings(self.scheduler))]
         if (most := max(asked)) > MAX_TIMESTEPS:
             raise UserError(f"num_inference_steps must be at most {MAX_TIMESTEPS:,}, not {most:,}")
 

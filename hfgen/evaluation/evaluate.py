@@ -54,7 +54,14 @@ from hfgen.metrics.frechet_distance.frechet_distance import frechet_distance_per
 from hfgen.pipelines.loading import load, move
 from hfgen.pipelines.pipeline_hfgen_image_translation import ImageTranslationPipeline
 from hfgen.runs.folder import run_fields
-from hfgen.sampling.sample import check_sampling, default_sampler, image_shape_of, is_conditional
+from hfgen.sampling.sample import (
+    check_sampling,
+    default_sampler,
+    image_shape_of,
+    is_conditional,
+    say_learnt_steps,
+    with_time_steps,
+)
 from hfgen.tasks.classifier import ClassifierTask, load_test_images
 from hfgen.training.run import train as run_training
 from hfgen.utils.devices import find_placement
@@ -176,7 +183,8 @@ def _generate_images(
         raise UserError(f"the classification accuracy score needs labels, but {config.run_or_repo} is unconditional")
     if config.classification_accuracy_score:
         reference.test.require_labels()
-    sampler = default_sampler(pipeline, run) | config.given_sampler()
+    sampler = with_time_steps(pipeline, default_sampler(pipeline, run) | config.given_sampler())
+    say_learnt_steps(sampler)
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
     check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)

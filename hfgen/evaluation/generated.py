@@ -97,7 +97,8 @@ def generate(
         model: The run, folder or Hub id from which other processes load it.
         loading: Options of `hfgen.pipelines.loading.load`.
         origin: Its name in reports (`model`) and other facts for the report.
-        sampler: Options of `hfgen.sampling.sample.sample`: `scheduler`, `num_inference_steps`, `seed`, the guidance.
+        sampler: Options of `hfgen.sampling.sample.sample`: `scheduler`, `num_inference_steps`, `seed`, the guidance,
+            and learnt `time_steps`, if any.
         num_images: Number of images.
         batch_size: Images sampled and saved per batch.
         folder: Where they are saved, in a subfolder named by a hash of model, sampler and classes.
@@ -163,6 +164,7 @@ def _key(pipeline: DiffusionPipeline, sampler: dict[str, Any], class_labels: lis
     weights = [sha256_of(part) for part in parts if isinstance(part, torch.nn.Module)]
     configs = [{name: value for name, value in part.config.items() if not name.startswith("_")} for part in parts]
     hardware = [] if pipeline.device.type == "cpu" else [pipeline.device.type]
+    sampler = {name: value for name, value in sampler.items() if value is not None or name != "time_steps"}
     return hashlib.sha256(json.dumps([sampler, class_labels, *weights, *configs, *hardware]).encode()).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""`hfgen compare-samplers`: image quality and cost by scheduler, steps and guidance."""
+"""`hfgen compare-samplers`: image quality and cost by model, scheduler, steps and guidance."""
 
 import functools
 import sys
@@ -24,8 +24,17 @@ from hfgen.judges.judge import judges_numbers
 from hfgen.judges.statistics import RealStatistics, jackknife
 from hfgen.pipelines.loading import load
 from hfgen.runs.folder import COMPARISON, COMPARISON_PAGE, COMPARISON_PICTURES, run_fields
+from hfgen.sampling.learnt_steps import (
+    MANY_STEPS,
+    LearntSteps,
+    learn_steps,
+    require_free_solver,
+    save_learnt_steps,
+    steps_file,
+)
 from hfgen.sampling.sample import (
     check_sampling,
+    decodes,
     default_sampler,
     dtype_of,
     image_shape_of,
@@ -34,15 +43,17 @@ from hfgen.sampling.sample import (
     network_of,
     require_diffusion,
     sample,
+    with_time_steps,
 )
-from hfgen.sampling.schedulers import suitable_schedulers
+from hfgen.sampling.schedulers import add_learnt_steps, suitable_schedulers
 from hfgen.utils.errors import UserError
-from hfgen.utils.files import remove_leftovers
+from hfgen.utils.files import check_output, remove_leftovers
 from hfgen.utils.progress import progress_bar
 
 TOLERANCE = 0.05  # a setting is as good as the best if it ties with it, or exceeds the lowest Fréchet distance by no
 # more than this fraction
 USUAL_SCHEDULERS = ("ddim", "flow_euler", "dpmsolver", "dpmsolver_sde", "unipc")
+OF_ALL = "above_best_of_all"  # the difference from the best setting of all models
 SHOWN_IMAGES = 12
 TIMED_IMAGES = 50
 TIMINGS = 3  # per setting, interleaved with the others
@@ -65,6 +76,7 @@ def _compare(config: CompareSamplersConfig) -> Path:
     if len(set(names)) < len(names):
         raise UserError(f"runs must differ in the names of their folders: {', '.join(names)}")
     models = [_load_model(config, run) for run in config.runs]
+    _require_diffusion_model(config, models)
     references = load_references(config, models[0].fields, config.runs[0], config.num_images)
     judged = references[0] if references[0].extractor.label_names else None
     reference = references[-1] if config.features or config.inception else references[0]
@@ -81,47 +93,73 @@ def _compare(config: CompareSamplersConfig) -> Path:
             model.labels = labels_like(reference.train, config.seed)
             if judged:
                 judges_numbers(sorted(set(model.labels)), run, judged.extractor.label_names)
-    settings = [(model, sampler) for model in models for sampler in _samplers(config, model)]
-    for model, sampler in settings:
+    asked = [(model, sampler) for model in models for sampler in _samplers(config, model)]
+    for model, sampler in asked:
         check_sampling(model.pipeline, class_labels=sorted(set(model.labels)), **sampler)
     output = Path(config.output_dir) if config.output_dir else default_output(config.runs[0])
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
+    for model in models:
+        _learn(config, model)
+    settings = [(model, each) for model, sampler in asked for each in _with_learnt_steps(model, sampler)]
     rows, shown = [], []
     costs = _costs(settings)
     for (model, sampler), cost in zip(progress_bar(settings, "settings", unit="setting"), costs, strict=True):
         row, images = _try_setting(config, model, sampler, reference, judged, output)
         rows.append({"model": model.name, **sampler, **cost, **row})
         shown.append(images)
-    return _save(config, dtype_of(models[0].pipeline), rows, torch.cat(shown), reference, judged, output)
+    learnt = [_keep_learnt_steps(model, rows, count) for model in models for count in model.learnt]
+    return _save(config, dtype_of(models[0].pipeline), rows, learnt, torch.cat(shown), reference, judged, output)
 
 
 @dataclass
 class _Model:
-    """A model to sample, the configuration of its run, and its class labels if it is class-conditional."""
+    """A model to sample, the configuration of its run, its class labels if any, and what it has learnt here."""
 
     name: str
     source: str
     pipeline: DiffusionPipeline
     fields: dict[str, Any]
     labels: list[str] = field(default_factory=list)
+    learnt: dict[int, LearntSteps] = field(default_factory=dict)
+    solver: str = ""  # for which it has learnt
 
 
 def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     pipeline = load(run, **config.loading_options())
+    model = _Model(name_of(run), run, pipeline, run_fields(Path(run).expanduser()))
+    if decodes(pipeline):
+        return model
     require_diffusion(pipeline)
     if (config.guidance_scale or config.guidance_interval) and not is_guided(pipeline):
         raise UserError(f"{run} is unconditional, so guidance does not apply")
-    return _Model(name_of(run), run, pipeline, run_fields(Path(run).expanduser()))
+    if config.learn_steps:
+        named = [name for name, _ in config.settings(config.scheduler)]
+        model.solver = [*named, default_sampler(pipeline, model.fields)["scheduler"]][0]
+        require_free_solver(model.solver)
+        if file := _steps_file(model):
+            check_output(file, is_folder=False)
+    return model
+
+
+def _require_diffusion_model(config: CompareSamplersConfig, models: list[_Model]) -> None:
+    """Check that there is a model for the options of diffusion models."""
+    options = ("scheduler", "guidance_scale", "guidance_interval", "learn_steps")
+    given = [name for name in options if getattr(config, name)]
+    if given and all(decodes(model.pipeline) for model in models):
+        raise UserError(f"{given[0]} applies to diffusion models only, and none of the runs is one")
 
 
 def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, Any]]:
-    """List the samplers to compare: each scheduler and number of steps with each guidance scale."""
+    """List the samplers to compare: each scheduler and number of steps with each guidance scale, or the only one."""
     own = default_sampler(model.pipeline, model.fields)
+    if decodes(model.pipeline):
+        return [own]
     guidance = {name: own[name] for name in GUIDANCE if name in own}
     if guidance and config.guidance_interval:
         guidance["guidance_interval"] = config.guidance_interval
     settings = config.settings(config.scheduler) or _usual_settings(config, model)
+    settings = list(dict.fromkeys([*settings, *((model.solver, steps) for steps in config.learn_steps)]))
     guidances = [guidance | {"guidance_scale": scale} for scale in config.guidance_scale] or [guidance]
     return [
         {"scheduler": name, "num_inference_steps": steps} | chosen for chosen in guidances for name, steps in settings
@@ -139,6 +177,58 @@ def _usual_settings(config: CompareSamplersConfig, model: _Model) -> list[tuple[
     if not fitting:
         raise UserError(f"{model.name} fits none of {', '.join(USUAL_SCHEDULERS)}; set scheduler")
     return fitting
+
+
+def _learn(config: CompareSamplersConfig, model: _Model) -> None:
+    """Learn time steps with the guidance that is compared, and add them to the loaded model."""
+    if not model.solver:
+        return
+    sampler = _samplers(config, model)[0] | {"scheduler": model.solver}
+    model.learnt = learn_steps(model.pipeline, sampler, config.learn_steps, model.labels, config.seed)
+    for count, found in model.learnt.items():
+        add_learnt_steps(model.pipeline.scheduler, model.solver, count, found.time_steps)
+
+
+def _with_learnt_steps(model: _Model, sampler: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a sampler, and if the model has learnt time steps for it, a second one with them."""
+    found = with_time_steps(model.pipeline, sampler)
+    return [sampler] if found == sampler else [sampler | {"time_steps": None}, found]
+
+
+def _keep_learnt_steps(model: _Model, rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Save the time steps that were learnt for a number of steps if they are better, and return what was learnt."""
+    found = model.learnt[count]
+    even, learnt = (
+        next(
+            _distance(row)
+            for row in rows
+            if (row["model"], row.get("scheduler"), row.get("num_inference_steps"))
+            == (model.name, model.solver, count)
+            and (row["time_steps"] is not None) == is_learnt
+        )
+        for is_learnt in (False, True)
+    )
+    if learnt >= even:
+        saved = "no, even steps are better"
+    elif file := _steps_file(model):
+        save_learnt_steps(file, model.solver, count, found.time_steps)
+        saved = "yes"
+    else:
+        saved = "no, only a folder can keep them"
+    return {
+        "model": model.name,
+        "scheduler": model.solver,
+        "num_inference_steps": count,
+        **found._asdict(),
+        "frechet_distance": {"even": even, "learnt": learnt},
+        "many_steps": MANY_STEPS,
+        "saved": saved,
+    }
+
+
+def _steps_file(model: _Model) -> Path | None:
+    """Return the file in which a model keeps learnt time steps, or None for the name of a recipe or a Hub id."""
+    return steps_file(model.pipeline) if Path(model.source).expanduser().is_dir() else None
 
 
 def _try_setting(
@@ -204,27 +294,28 @@ def _sample_batch(model: _Model, sampler: dict[str, Any]) -> tuple[float, float]
         pass
     for hook in hooks:
         hook.remove()
-    return sum(evaluated) / TIMED_IMAGES, (time.monotonic() - started) / TIMED_IMAGES
+    calls = 1 if decodes(model.pipeline) else sum(evaluated) / TIMED_IMAGES
+    return calls, (time.monotonic() - started) / TIMED_IMAGES
 
 
-def compare_with_best(rows: list[dict[str, Any]]) -> None:
-    """Add to each row of a model the difference of its Fréchet distance from the lowest (`above_best`, value and std).
+def compare_with_best(rows: list[dict[str, Any]], name: str = "above_best") -> None:
+    """Add to each row the difference of its Fréchet distance from the lowest, as `name`, with value and std.
 
-    Its standard error is a paired jackknife over tenths of the images, since image i starts from the same noise in
-    both; it is None if there are too few images.
+    Its standard error is a paired jackknife over tenths of the images, since image i of a model starts from the same
+    noise in both; it is None if there are too few images.
     """
     best = min(rows, key=_distance)
     for row in rows:
         pairs = zip(*(each["frechet_distance"]["without_each_tenth"] for each in (row, best)), strict=True)
         differences = [own - other for own, other in pairs]
         std = jackknife(differences) if differences else None
-        row["above_best"] = {"value": _distance(row) - _distance(best), "std": std}
+        row[name] = {"value": _distance(row) - _distance(best), "std": std}
 
 
-def cheapest(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def cheapest(rows: list[dict[str, Any]], name: str = "above_best") -> dict[str, Any]:
     """Return the row with the fewest network evaluations that is as good as the best (see `compare_with_best`)."""
     best = min(map(_distance, rows))
-    good = [row for row in rows if is_tie(row) or row["above_best"]["value"] <= TOLERANCE * best]
+    good = [row for row in rows if is_tie(row, name) or row[name]["value"] <= TOLERANCE * best]
     return min(good, key=lambda row: (row["network_evaluations"], _distance(row)))
 
 
@@ -236,6 +327,7 @@ def _save(
     config: CompareSamplersConfig,
     dtype: str,
     rows: list[dict[str, Any]],
+    learnt: list[dict[str, Any]],
     images: torch.Tensor,
     reference: RealStatistics,
     judged: RealStatistics | None,
@@ -248,6 +340,10 @@ def _save(
         by_model.setdefault(row["model"], []).append(row)
     for group in by_model.values():
         compare_with_best(group)
+    of_all = {}
+    if len(by_model) > 1:
+        compare_with_best(rows, OF_ALL)
+        of_all = {"cheapest_of_all": cheapest(rows, OF_ALL)}
     record = {
         "protocol": {
             "num_images": config.num_images,
@@ -264,6 +360,8 @@ def _save(
         "real_images": floor,
         "settings": rows,
         "cheapest": {name: cheapest(group) for name, group in by_model.items()},
+        **of_all,
+        **({"learnt_steps": learnt} if learnt else {}),
     }
     labels = [(f"{row['model']}: " if len(by_model) > 1 else "") + sampler_text(row) for row in rows]
     (output / COMPARISON_PICTURES).mkdir(exist_ok=True)

@@ -445,12 +445,18 @@ def _of_comparison(record: dict[str, Any]) -> list[str]:
         if cheap["network_evaluations"] < best["network_evaluations"]:
             cost = f"{number(cheap['network_evaluations'])} network evaluations per image"
             said.append(f"The cheapest setting as good as the best is {sampler_text(cheap)}: {cost}.")
+    if cheap := record.get("cheapest_of_all"):
+        cost = f"{number(cheap['network_evaluations'])} network evaluations per image"
+        said.append(
+            f"Of all models, the cheapest setting as good as the best is {cheap['model']} with {sampler_text(cheap)}: "
+            f"{cost}, Fréchet distance {with_std(cheap['frechet_distance'])}."
+        )
     return said
 
 
-def is_tie(row: dict[str, Any]) -> bool:
+def is_tie(row: dict[str, Any], name: str = "above_best") -> bool:
     """Return whether a setting of a comparison is within two standard deviations of its difference from the best."""
-    above = row.get("above_best", {"value": math.inf, "std": None})  # missing in records of earlier versions
+    above = row.get(name, {"value": math.inf, "std": None})  # missing in records of earlier versions
     return above["std"] is not None and above["value"] <= MARGIN * above["std"]
 
 
@@ -465,6 +471,8 @@ def sampler_text(sampler: dict[str, Any]) -> str:
         steps = sampler.get("num_inference_steps")  # of a consistency model
         return f"{steps} step{'s' if steps > 1 else ''}" if steps else "loaded from files"
     text = f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps"
+    if sampler.get("time_steps"):
+        text += ", learnt time steps"
     if (scale := sampler.get("guidance_scale")) is None:
         return text
     first, last = sampler["guidance_interval"]

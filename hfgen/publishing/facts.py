@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from diffusers import SchedulerMixin
 from safetensors import safe_open
 
 from hfgen.config.training import CONFIG_FILE, NOT_SHOWN, read_fields
@@ -16,6 +17,7 @@ from hfgen.pipelines.loading import INDEX, require_folder
 from hfgen.publishing.licenses import data_license
 from hfgen.runs.folder import ANALYSIS, EVALUATION, RUN_FILE, run_fields, suggest_runs
 from hfgen.runs.record import read_training
+from hfgen.sampling.schedulers import LEARNT_STEPS, check_learnt_steps
 from hfgen.utils.errors import UserError
 from hfgen.utils.privacy import public_text, public_value
 from hfgen.utils.untrusted import check_content, is_word, one_line, own_file, read_index, read_json, shown
@@ -78,6 +80,9 @@ def read_run(run: Path) -> dict[str, Any]:
     }
     names = [public_text(public_name(config[name])) or LOCAL for name in TRAINED_ON if config.get(name)]
     network = _network(run, class_name)
+    scheduler = own_file(run, f"scheduler/{SchedulerMixin.config_name}")
+    learnt = read_json(scheduler).get(LEARNT_STEPS, {}) if scheduler.is_file() else {}
+    check_learnt_steps(learnt, num_train_timesteps=config.get("num_train_timesteps", 0), source=str(scheduler))
     return {
         "class_name": class_name,
         "hub_model_id": config.get("hub_model_id"),
@@ -88,6 +93,7 @@ def read_run(run: Path) -> dict[str, Any]:
         "training": training,
         "teacher": _teacher_of(config),
         "reference_split": one_line(training["reference_split"]) if training.get("reference_split") else None,
+        "learnt_steps": {int(count): learnt[count] for count in sorted(learnt, key=int)},
         **reports,
         **network,
     }

@@ -1,6 +1,6 @@
 """A deterministic sampler as a table of numbers, so that any runtime can denoise without a scheduler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from hfgen.utils.errors import UserError
 TOLERANCE = 1e-3  # of images in [−1, 1], in the check of a table
 
 
-def sampler_table(own: SchedulerMixin, name: str, num_inference_steps: int) -> dict[str, Any]:
+def sampler_table(
+    own: SchedulerMixin, name: str, num_inference_steps: int, time_steps: Mapping[str, list[float]] | None = None
+) -> dict[str, Any]:
     """Return the coefficients of a sampler.
 
     What a deterministic solver computes is linear in the initial noise ε and the network's predictions p₁, p₂, …
@@ -26,6 +28,7 @@ def sampler_table(own: SchedulerMixin, name: str, num_inference_steps: int) -> d
         own: The scheduler of the pipeline.
         name: See `make_scheduler`.
         num_inference_steps: Number of denoising steps.
+        time_steps: Likewise.
 
     Returns:
         `scheduler`, `num_inference_steps`, and per call of the network `timesteps`, `inputs` (lists of 1, 2, …
@@ -34,7 +37,7 @@ def sampler_table(own: SchedulerMixin, name: str, num_inference_steps: int) -> d
     Raises:
         UserError: if the scheduler does not fit the model, or is not linear because it adds noise or clips.
     """
-    scheduler = make_scheduler(name, own, num_inference_steps)
+    scheduler = make_scheduler(name, own, num_inference_steps, time_steps)
     scheduler.set_timesteps(num_inference_steps)
     calls = 2 * len(scheduler.timesteps)  # as many as there may be
     inputs: list[Tensor] = []

@@ -27,6 +27,7 @@ from hfgen.runtimes.write import MODEL_FILE, export_pipeline, require_onnx
 from hfgen.sampling.edit import editing_pipeline
 from hfgen.sampling.latents import first_class
 from hfgen.sampling.sample import image_shape_of, network_of
+from hfgen.sampling.schedulers import learnt_steps
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent, local_path, parts_complete_or_absent
 from hfgen.utils.markdown import TEMPLATES, number, render, with_std
@@ -142,7 +143,10 @@ def _denoising(pipeline: DiffusionPipeline, own: dict[str, Any]) -> dict[str, An
     """Return the tables of samplers by their numbers of steps, and the noise levels for editing."""
     steps, most = own["num_inference_steps"], pipeline.scheduler.config.num_train_timesteps
     counts = sorted({steps, *(count for count in STEPS if count <= most)})
-    tables = {count: sampler_table(pipeline.scheduler, own["scheduler"], count) for count in counts}
+    tables = {}
+    for count in counts:
+        learnt = learnt_steps(pipeline.scheduler, own["scheduler"], count)
+        tables[count] = sampler_table(pipeline.scheduler, own["scheduler"], count, learnt)
     editing = editing_pipeline(pipeline)
     levels = {name: _short(getattr(editing, name)) for name in ("timesteps", "alphas", "sigmas")}
     return {

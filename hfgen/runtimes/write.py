@@ -23,7 +23,15 @@ from hfgen.pipelines.loading import load
 from hfgen.runs.folder import run_fields
 from hfgen.runtimes.networks import EXAMPLES, ExportedNetwork, networks_of
 from hfgen.runtimes.sampler_table import sampler_table
-from hfgen.sampling.sample import check_sampling, default_sampler, image_shape_of, is_conditional, is_guided
+from hfgen.sampling.sample import (
+    check_sampling,
+    default_sampler,
+    image_shape_of,
+    is_conditional,
+    is_guided,
+    say_learnt_steps,
+    with_time_steps,
+)
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import parts_complete_or_absent
 from hfgen.utils.markdown import render
@@ -117,9 +125,10 @@ def _facts(config: ExportConfig, pipeline: DiffusionPipeline) -> dict[str, Any]:
             facts |= {name: _json_number(value) for name, value in own.items()}
             facts["latent_dim"] = next(iter(networks_of(pipeline).values())).module.network.config.latent_dim
         return facts
-    own |= asked
+    own = with_time_steps(pipeline, own | asked)
     check_sampling(pipeline, **own)
-    table = sampler_table(pipeline.scheduler, own["scheduler"], own["num_inference_steps"])
+    say_learnt_steps(own)
+    table = sampler_table(pipeline.scheduler, own["scheduler"], own["num_inference_steps"], own.get("time_steps"))
     facts["sampler"] = {name: value for name, value in table.items() if name != "estimates"}
     facts["num_train_timesteps"] = pipeline.scheduler.config.num_train_timesteps
     if is_guided(pipeline):

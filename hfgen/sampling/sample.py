@@ -1,6 +1,7 @@
 """Sampling from any generative pipeline of hfgen. Image i depends on (seed, i) only, not on its batch."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import Cluster
 from hfgen.pipelines.pipeline_hfgen_flow_map import FlowMapPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
-from hfgen.sampling.schedulers import denoising_states, make_scheduler, name_of_scheduler
+from hfgen.sampling.schedulers import denoising_states, learnt_steps, make_scheduler, name_of_scheduler
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
@@ -146,6 +147,26 @@ def default_sampler(pipeline: DiffusionPipeline, run: dict[str, Any]) -> dict[st
     return own_sampler(type(pipeline).__name__, saved | run)
 
 
+def with_time_steps(pipeline: DiffusionPipeline, sampler: dict[str, Any]) -> dict[str, Any]:
+    """Complete sampler options by the `time_steps` that the model has learnt for them, unless they have some or none.
+
+    Args:
+        pipeline: The pipeline.
+        sampler: Options of `sample`.
+    """
+    if decodes(pipeline) or "time_steps" in sampler:
+        return sampler
+    found = learnt_steps(pipeline.scheduler, sampler["scheduler"], sampler["num_inference_steps"])
+    return sampler | {"time_steps": found} if found else sampler
+
+
+def say_learnt_steps(sampler: dict[str, Any]) -> None:
+    """Print whether images are sampled with learnt time steps."""
+    if sampler.get("time_steps"):
+        steps = f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps"
+        print(f"hfgen: uses the learnt time steps of the model ({steps})", file=sys.stderr)
+
+
 def check_sampling(pipeline: DiffusionPipeline, *, class_labels: Sequence[str | int] = (), **sampler: Any) -> None:
     """Check the arguments of `sample`.
 
@@ -179,7 +200,9 @@ def sample(
         class_labels: Image i has the class `class_labels[i % len(class_labels)]`; by default all classes in turn.
         sampler: For a consistency model or a flow map `num_inference_steps`; for a diffusion model also `scheduler`
             (see `make_scheduler`), and the options `guidance_scale`, `guidance_interval` and `negative_class_labels`
-            (cycled like the classes) of `ClassConditionalDiffusionPipeline.guided`; for a VAE `prior`; for a GAN
+            (cycled like the classes) of `ClassConditionalDiffusionPipeline.guided`, and `time_steps` (see
+            `learnt_steps`), which are by default those that the model has learnt, if any, with None the scheduler's
+            own; for a VAE `prior`; for a GAN
             `truncation`.
 
     Yields:
@@ -244,7 +267,7 @@ def film(
         UserError: if the pipeline is not a diffusion model; see also `check_sampling`.
     """
     require_diffusion(pipeline)
-    solver = _check_denoising(pipeline, class_labels, **sampler)
+    solver = _check_denoising(pipeline, class_labels, **with_time_steps(pipeline, sampler))
     solver.set_timesteps(sampler["num_inference_steps"])
     frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
     seeds = [image_seed(seed, i) for i in range(num_images)]
@@ -294,7 +317,7 @@ def _drawing(
     if takes_few_steps(pipeline):
         return _few_steps(pipeline, class_labels, sampler)
     require_diffusion(pipeline)
-    solver = _check_denoising(pipeline, class_labels, **sampler)
+    solver = _check_denoising(pipeline, class_labels, **with_time_steps(pipeline, sampler))
     return functools.partial(_denoise, pipeline, solver, class_labels, sampler)
 
 
@@ -305,6 +328,7 @@ def _check_denoising(
     num_inference_steps: int,
     scheduler: str,
     negative_class_labels: Sequence[str | int] = (),
+    time_steps: dict[str, list[float]] | None = None,
     **guidance: Any,
 ) -> SchedulerMixin:
     """Check the options of a diffusion model and build its scheduler."""
@@ -327,7 +351,7 @@ def _check_denoising(
             _guided(pipeline, class_labels, negative_class_labels, guidance, numbers, [0] * len(numbers))
         except ValueError as error:
             raise UserError(with_hint(str(error), [*class_labels, *negative_class_labels])) from error
-    return make_scheduler(scheduler, pipeline.scheduler, num_inference_steps)
+    return make_scheduler(scheduler, pipeline.scheduler, num_inference_steps, time_steps)
 
 
 def _guided(
@@ -335,7 +359,7 @@ def _guided(
     class_labels: Sequence[str | int],
     negative_class_labels: Sequence[str | int],
     guidance: dict[str, Any],
-    numbers: range,
+    numbers: Sequence[int],
     seeds: list[int],
 ) -> GuidedModel:
     """Return the guided model for the images with these indices and seeds."""
@@ -343,6 +367,20 @@ def _guided(
         return pipeline.guided(clusters_of([*pipeline.config.cluster_shares.values()], seeds), **guidance)
     negatives = labels_of(pipeline, negative_class_labels, numbers) if negative_class_labels else None
     return pipeline.guided(labels_of(pipeline, class_labels, numbers), negative_class_labels=negatives, **guidance)
+
+
+def denoiser(
+    pipeline: DDPMPipeline | ClassConditionalDiffusionPipeline | ClusterConditionalDiffusionPipeline,
+    class_labels: Sequence[str | int],
+    sampler: dict[str, Any],
+    numbers: Sequence[int],
+    seeds: list[int],
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the prediction, guided if the pipeline is, at x_t and a timestep, for the images with these indices."""
+    if not is_guided(pipeline):
+        return functools.partial(_predict, pipeline.unet)
+    guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}
+    return _guided(pipeline, class_labels, sampler.get("negative_class_labels", ()), guidance, numbers, seeds)
 
 
 def _denoise(
@@ -354,11 +392,7 @@ def _denoise(
     seeds: list[int],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the denoising states of the images with these indices; see `denoising_states`."""
-    model = functools.partial(_predict, pipeline.unet)
-    if is_guided(pipeline):
-        guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}
-        negatives = sampler.get("negative_class_labels", ())
-        model = _guided(pipeline, class_labels, negatives, guidance, numbers, seeds)
+    model = denoiser(pipeline, class_labels, sampler, numbers, seeds)
     shape = (1, *_sample_shape(pipeline.unet))
     return denoising_states(model, solver, sampler["num_inference_steps"], shape, seeds, pipeline.device)
 

@@ -1,6 +1,8 @@
 """Compatible diffusers schedulers of a diffusion model, and denoising with one of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import diffusers
 import torch
@@ -20,6 +22,7 @@ from hfgen.losses.diffusion import (
 )
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import denoising_step, show, start_denoising
 from hfgen.utils.errors import UserError
+from hfgen.utils.untrusted import LARGEST_NUMBER, shown
 
 SHORT_NAMES = {
     "ddim": "DDIMScheduler",
@@ -49,18 +52,24 @@ FLOW_SOLVERS = {
     "UniPCMultistepScheduler",
 }
 
-
+# Solvers that step along any `timesteps` and `sigmas`, without noise, and whose class is not that of a stochastic one.
+FREE_SOLVERS = ("unipc", "euler", "flow_euler")
+# In a scheduler's configuration; diffusers keeps private options as they are, and does not warn of them.
+LEARNT_STEPS = "_learnt_steps"
 # Options that determine α and σ of each timestep. Their defaults differ between schedulers, so they are always copied.
 NOISE_LEVELS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
-def make_scheduler(name: str, own: SchedulerMixin, num_inference_steps: int) -> SchedulerMixin:
+def make_scheduler(
+    name: str, own: SchedulerMixin, num_inference_steps: int, time_steps: Mapping[str, list[float]] | None = None
+) -> SchedulerMixin:
     """Build a scheduler for a model from the one that it was trained with.
 
     Args:
         name: A key of `SHORT_NAMES`, or the name of a diffusers class.
         own: The scheduler of the pipeline, as used in training.
         num_inference_steps: Number of denoising steps.
+        time_steps: Its `timesteps` and `sigmas` instead of its own (see `learnt_steps`).
 
     Raises:
         UserError: listing the compatible schedulers, if this one does not exist or is not compatible.
@@ -79,7 +88,79 @@ def make_scheduler(name: str, own: SchedulerMixin, num_inference_steps: int) -> 
             + ("" if prediction_type_of(own) == FLOW_PREDICTION else f" and beta schedule {own.config.beta_schedule}")
             + f", in {num_inference_steps} steps; these are: {fitting}"
         )
+    if time_steps:
+        add_learnt_steps(scheduler, name, num_inference_steps, time_steps)
     return scheduler
+
+
+def learnt_steps(own: SchedulerMixin, name: str, num_inference_steps: int) -> dict[str, list[float]] | None:
+    """Return the time steps that were learnt for a model, a scheduler and a number of steps K, or None.
+
+    Args:
+        own: The scheduler of the pipeline, whose configuration has them.
+        name: See `make_scheduler`.
+        num_inference_steps: K.
+
+    Returns:
+        `timesteps`, the K times that the network is conditioned on, and `sigmas`, the K + 1 noise levels between which
+        the scheduler steps, in its own unit; both fall.
+    """
+    found = own.config.get(LEARNT_STEPS, {}).get(str(num_inference_steps))
+    if found is None or name not in FREE_SOLVERS or found["scheduler"] != SHORT_NAMES[name]:
+        return None
+    return {part: found[part] for part in ("timesteps", "sigmas")}
+
+
+def counts_learnt(own: SchedulerMixin, name: str) -> list[int]:
+    """Return the numbers of steps for which a model has learnt time steps of a scheduler (see `learnt_steps`)."""
+    counts = sorted(map(int, own.config.get(LEARNT_STEPS, {})))
+    return [count for count in counts if learnt_steps(own, name, count)]
+
+
+def add_learnt_steps(
+    scheduler: SchedulerMixin, name: str, num_inference_steps: int, time_steps: Mapping[str, list[float]]
+) -> None:
+    """Add time steps of a scheduler and a number of steps to a scheduler's configuration (see `learnt_steps`)."""
+    known = scheduler.config.get(LEARNT_STEPS, {})
+    scheduler.register_to_config(**{LEARNT_STEPS: known | {str(num_inference_steps): learnt_entry(name, time_steps)}})
+
+
+def learnt_entry(name: str, time_steps: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Return the entry of a scheduler's configuration for learnt time steps (see `add_learnt_steps`)."""
+    return {"scheduler": SHORT_NAMES[name], **time_steps}
+
+
+def check_learnt_steps(learnt: Any, *, num_train_timesteps: int, source: str) -> None:
+    """Check the learnt time steps in the configuration of an untrusted scheduler.
+
+    Raises:
+        UserError: naming the source, if they are not as `learnt_steps` describes them.
+    """
+    entries = learnt.items() if isinstance(learnt, dict) else [("", learnt)]
+    for steps, entry in entries:
+        if not steps.isdecimal() or not _are_time_steps(entry, int(steps), num_train_timesteps):
+            raise UserError(
+                f"{source}: {LEARNT_STEPS} of its scheduler must have, by number of steps K, the name of a scheduler, "
+                f"K falling timesteps and K + 1 falling sigmas, not {shown({steps: entry})}"
+            )
+
+
+def _are_time_steps(entry: Any, num_inference_steps: int, num_train_timesteps: int) -> bool:
+    def fall(numbers: Any, count: int, most: float) -> bool:
+        return (
+            isinstance(numbers, list)
+            and len(numbers) == count
+            and all(isinstance(number, int | float) and 0 <= number <= most for number in numbers)
+            and all(one > other for one, other in itertools.pairwise(numbers))
+        )
+
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"scheduler", "timesteps", "sigmas"}
+        and entry["scheduler"] in [SHORT_NAMES[name] for name in FREE_SOLVERS]
+        and fall(entry["timesteps"], num_inference_steps, num_train_timesteps)
+        and fall(entry["sigmas"], num_inference_steps + 1, LARGEST_NUMBER)
+    )
 
 
 def name_of_scheduler(scheduler: SchedulerMixin) -> str:
@@ -127,7 +208,7 @@ def _from_config(name: str, own: SchedulerMixin) -> SchedulerMixin | None:
     if class_name not in _class_names(own):
         return None
     # A scheduler that was not loaded lists the options left at their defaults; the new one has its own defaults.
-    config = {name: value for name, value in own.config.items() if name != "_use_default_values"}
+    config = {name: value for name, value in own.config.items() if name not in ("_use_default_values", LEARNT_STEPS)}
     levels = {name: config[name] for name in NOISE_LEVELS if name in config}
     if class_name in FLOW_SOLVERS and prediction_type_of(own) == FLOW_PREDICTION:
         config = {"prediction_type": FLOW_PREDICTION, "use_flow_sigmas": True}

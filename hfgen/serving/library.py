@@ -34,7 +34,7 @@ from hfgen.sampling.sample import (
     is_guided,
     require_diffusion,
 )
-from hfgen.sampling.schedulers import SHORT_NAMES, suitable_schedulers
+from hfgen.sampling.schedulers import FREE_SOLVERS, SHORT_NAMES, counts_learnt, suitable_schedulers
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import INDEX, read_index
 
@@ -68,10 +68,11 @@ class Entry:
 
     @property
     def state(self) -> tuple[Path, int] | None:
-        """What changes when its model does: the index, and when it was written."""
+        """What changes when its model does: the index, and when it or the scheduler, which can learn, was written."""
         with contextlib.suppress(OSError):  # a checkpoint that has just been removed
             if index := self.index:
-                return index, index.stat().st_mtime_ns
+                files = [index, *index.parent.glob("scheduler/*.json")]
+                return index, max(file.stat().st_mtime_ns for file in files)
         return None
 
 
@@ -134,6 +135,7 @@ class LoadedModel:
                 facts |= {
                     "sampler": self.sampler,
                     "schedulers": list(dict.fromkeys([own, *suitable])),
+                    "learnt_steps": {name: counts_learnt(pipeline.scheduler, name) for name in FREE_SOLVERS},
                     "num_train_timesteps": pipeline.scheduler.config.num_train_timesteps,
                     "has_guidance": is_guided(pipeline) and _has_guidance(pipeline),
                     "learnt_no_class": bool(pipeline.config.get("learnt_no_class", True)),

@@ -20,7 +20,16 @@ from hfgen.data.sources import SHORT_NAMES
 from hfgen.judges.judge import Judge, load_judge
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.sampling.edit import check_editing, edit_steps
-from hfgen.sampling.sample import check_sampling, image_seed, labels_of, network_of, sample_steps, to_uint8, with_hint
+from hfgen.sampling.sample import (
+    check_sampling,
+    image_seed,
+    labels_of,
+    network_of,
+    sample_steps,
+    to_uint8,
+    with_hint,
+    with_time_steps,
+)
 from hfgen.serving.library import LoadedModel
 from hfgen.serving.worker import Job, States
 from hfgen.utils.errors import UserError, first_line
@@ -61,7 +70,7 @@ def draw(model: LoadedModel, body: Body) -> Answer:
     config = _read(SampleConfig, body, DRAW_FIELDS, {"run_or_repo": model.entry.name}, {"num_images": 1})
     _limit("num_images", config.num_images, MOST_IMAGES)
     _limit("num_inference_steps", config.num_inference_steps or 0, MOST_STEPS)
-    sampler = model.sampler | config.given_sampler()
+    sampler = with_time_steps(model.pipeline, model.sampler | config.given_sampler())
     if config.negative_class_labels:
         sampler["negative_class_labels"] = config.negative_class_labels
     check_sampling(model.pipeline, class_labels=config.class_labels, **sampler)

@@ -144,8 +144,9 @@ function settingsPanel(facts, controls) {
         row.append(h("td", {}, h("button", { type: "button", title: "draw with these settings", onclick: () => controls.set(values) }, canvas), h("br"), text));
         const { images } = await resultOf("draw", { ...body, ...values }, goOn);
         showImages(canvas, images);
-        const found = measured.find(each => each.scheduler === body.scheduler && each.num_inference_steps === count && (scale === null || (each.guidance_scale ?? 1) === scale));
-        text.textContent = seconds(since) + (found ? ` · FD ${short(found.frechet_distance.value)}` : "");
+        const learnt = (facts.learnt_steps[body.scheduler] ?? []).includes(count);
+        const found = measured.find(each => each.scheduler === body.scheduler && each.num_inference_steps === count && Boolean(each.time_steps) === learnt && (scale === null || (each.guidance_scale ?? 1) === scale));
+        text.textContent = seconds(since) + (learnt ? " · learnt steps" : "") + (found ? ` · FD ${short(found.frechet_distance.value)}` : "");
       }
     }
   });
