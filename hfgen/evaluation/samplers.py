@@ -43,6 +43,7 @@ from hfgen.sampling.sample import (
     network_of,
     require_diffusion,
     sample,
+    takes_few_steps,
     with_time_steps,
 )
 from hfgen.sampling.schedulers import add_learnt_steps, suitable_schedulers
@@ -54,6 +55,7 @@ TOLERANCE = 0.05  # a setting is as good as the best if it ties with it, or exce
 # more than this fraction
 USUAL_SCHEDULERS = ("ddim", "flow_euler", "dpmsolver", "dpmsolver_sde", "unipc")
 OF_ALL = "above_best_of_all"  # the difference from the best setting of all models
+FEW_STEPS = (1, 2)  # of models for it, beside their own number
 SHOWN_IMAGES = 12
 TIMED_IMAGES = 50
 TIMINGS = 3  # per setting, interleaved with the others
@@ -128,7 +130,7 @@ class _Model:
 def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     pipeline = load(run, **config.loading_options())
     model = _Model(name_of(run), run, pipeline, run_fields(Path(run).expanduser()))
-    if decodes(pipeline):
+    if not is_denoised(pipeline):
         return model
     require_diffusion(pipeline)
     if (config.guidance_scale or config.guidance_interval) and not is_guided(pipeline):
@@ -142,11 +144,16 @@ def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     return model
 
 
+def is_denoised(pipeline: DiffusionPipeline) -> bool:
+    """Return whether a pipeline denoises with a scheduler that can be chosen."""
+    return not decodes(pipeline) and not takes_few_steps(pipeline)
+
+
 def _require_diffusion_model(config: CompareSamplersConfig, models: list[_Model]) -> None:
     """Check that there is a model for the options of diffusion models."""
     options = ("scheduler", "guidance_scale", "guidance_interval", "learn_steps")
     given = [name for name in options if getattr(config, name)]
-    if given and all(decodes(model.pipeline) for model in models):
+    if given and not any(is_denoised(model.pipeline) for model in models):
         raise UserError(f"{given[0]} applies to diffusion models only, and none of the runs is one")
 
 
@@ -155,6 +162,8 @@ def _samplers(config: CompareSamplersConfig, model: _Model) -> list[dict[str, An
     own = default_sampler(model.pipeline, model.fields)
     if decodes(model.pipeline):
         return [own]
+    if takes_few_steps(model.pipeline):
+        return [{"num_inference_steps": count} for count in sorted({*FEW_STEPS, own["num_inference_steps"]})]
     guidance = {name: own[name] for name in GUIDANCE if name in own}
     if guidance and config.guidance_interval:
         guidance["guidance_interval"] = config.guidance_interval

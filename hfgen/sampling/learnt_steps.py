@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, prediction_type_of
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import start_denoising
-from hfgen.sampling.sample import denoiser, image_shape_of
+from hfgen.sampling.sample import denoiser, sample_shape_of
 from hfgen.sampling.schedulers import FREE_SOLVERS, LEARNT_STEPS, denoising_states, learnt_entry, make_scheduler
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
@@ -135,7 +135,7 @@ class Drawing:
         seeds = [derive_seed("learnt steps", self.seed, number) for number in numbers]
         model = denoiser(self.pipeline, self.class_labels, self.sampler, numbers, seeds)
         scheduler = make_scheduler(self.sampler["scheduler"], self.pipeline.scheduler, count, steps)
-        shape = (1, *image_shape_of(self.pipeline))
+        shape = (1, *sample_shape_of(self.pipeline.unet))
         *_, (images, _) = denoising_states(model, scheduler, count, shape, seeds, self.pipeline.device)
         return images.clamp(-1, 1)
 

@@ -83,7 +83,7 @@ def require_pixels(pipeline: DiffusionPipeline, what: str) -> None:
 
 def image_shape_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
     """Return the shape (C, H, W) of a pipeline's images."""
-    return _sample_shape(decoder_of(pipeline) or network_of(pipeline))
+    return sample_shape_of(decoder_of(pipeline) or network_of(pipeline))
 
 
 def size_of(shape: tuple[int, int, int]) -> str:
@@ -91,7 +91,7 @@ def size_of(shape: tuple[int, int, int]) -> str:
     return f"{shape[2]}×{shape[1]} pixels in {shape[0]} channel{'s' if shape[0] > 1 else ''}"
 
 
-def _sample_shape(network: torch.nn.Module) -> tuple[int, int, int]:
+def sample_shape_of(network: torch.nn.Module) -> tuple[int, int, int]:
     config = network.config
     size, channels = config.sample_size, config.get("out_channels") or config.in_channels
     return (channels, *((size, size) if isinstance(size, int) else size))
@@ -118,7 +118,9 @@ def require_diffusion(pipeline: DiffusionPipeline) -> None:
     if not drawable or bool(parts["unet"].config.num_class_embeds) != is_guided(pipeline):
         raise UserError(f"{type(pipeline).__name__} is not a diffusion model that hfgen supports")
     vae = decoder_of(pipeline)
-    if vae is not None and not (isinstance(vae, SpatialVAEModel) and vae.latent_shape == _sample_shape(parts["unet"])):
+    if vae is not None and not (
+        isinstance(vae, SpatialVAEModel) and vae.latent_shape == sample_shape_of(parts["unet"])
+    ):
         raise UserError("the vae of this model does not fit its unet")
     scheduler = parts["scheduler"]
     is_diffusion = hasattr(scheduler, "alphas_cumprod") and "prediction_type" in scheduler.config
@@ -393,7 +395,7 @@ def _denoise(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the denoising states of the images with these indices; see `denoising_states`."""
     model = denoiser(pipeline, class_labels, sampler, numbers, seeds)
-    shape = (1, *_sample_shape(pipeline.unet))
+    shape = (1, *sample_shape_of(pipeline.unet))
     return denoising_states(model, solver, sampler["num_inference_steps"], shape, seeds, pipeline.device)
 
 
