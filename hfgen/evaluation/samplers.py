@@ -130,7 +130,7 @@ class _Model:
 def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     pipeline = load(run, **config.loading_options())
     model = _Model(name_of(run), run, pipeline, run_fields(Path(run).expanduser()))
-    if not is_denoised(pipeline):
+    if not _is_denoised(pipeline):
         return model
     require_diffusion(pipeline)
     if (config.guidance_scale or config.guidance_interval) and not is_guided(pipeline):
@@ -144,7 +144,7 @@ def _load_model(config: CompareSamplersConfig, run: str) -> _Model:
     return model
 
 
-def is_denoised(pipeline: DiffusionPipeline) -> bool:
+def _is_denoised(pipeline: DiffusionPipeline) -> bool:
     """Return whether a pipeline denoises with a scheduler that can be chosen."""
     return not decodes(pipeline) and not takes_few_steps(pipeline)
 
@@ -153,7 +153,7 @@ def _require_diffusion_model(config: CompareSamplersConfig, models: list[_Model]
     """Check that there is a model for the options of diffusion models."""
     options = ("scheduler", "guidance_scale", "guidance_interval", "learn_steps")
     given = [name for name in options if getattr(config, name)]
-    if given and not any(is_denoised(model.pipeline) for model in models):
+    if given and not any(_is_denoised(model.pipeline) for model in models):
         raise UserError(f"{given[0]} applies to diffusion models only, and none of the runs is one")
 
 

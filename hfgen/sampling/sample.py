@@ -92,6 +92,7 @@ def size_of(shape: tuple[int, int, int]) -> str:
 
 
 def sample_shape_of(network: torch.nn.Module) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) of the images, or latents, of a network."""
     config = network.config
     size, channels = config.sample_size, config.get("out_channels") or config.in_channels
     return (channels, *((size, size) if isinstance(size, int) else size))
@@ -156,7 +157,7 @@ def with_time_steps(pipeline: DiffusionPipeline, sampler: dict[str, Any]) -> dic
         pipeline: The pipeline.
         sampler: Options of `sample`.
     """
-    if decodes(pipeline) or "time_steps" in sampler:
+    if "scheduler" not in sampler or "time_steps" in sampler:
         return sampler
     found = learnt_steps(pipeline.scheduler, sampler["scheduler"], sampler["num_inference_steps"])
     return sampler | {"time_steps": found} if found else sampler
