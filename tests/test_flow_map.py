@@ -17,7 +17,7 @@ from hfgen.data.loader import Batch
 from hfgen.losses.flow_map import gap, guided_velocity, mean_velocity_target, sample_times, weighted_error
 from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_flow_map import mean_velocity
-from hfgen.sampling.sample import image_seed, sample, sample_steps
+from hfgen.sampling.sample import film, image_seed, sample, sample_steps
 from hfgen.serving.library import Entry, LoadedModel
 from hfgen.tasks.flow_map import FlowMapTask
 from hfgen.utils.errors import UserError
@@ -280,11 +280,12 @@ def test_its_options_are_checked(run):
             next(sample(own, num_images=1, **options))
 
 
-def test_it_neither_edits_nor_compares_samplers(run, tmp_path):
-    with pytest.raises(UserError, match="a flow map cannot edit images, and has no denoising to film or compare"):
-        hfgen.edit(str(run), task="vary", input=str(run / "samples"), output=str(tmp_path / "varied"))
-    with pytest.raises(UserError, match="a flow map cannot edit images, and has no denoising to film or compare"):
-        hfgen.compare_samplers(str(run))
+def test_it_neither_edits_nor_films(run, tmp_path):
+    own, message = load(str(run)), "a flow map cannot edit images, and has no denoising to film"
+    with pytest.raises(UserError, match=message):
+        hfgen.edit(own, task="vary", input=str(run / "samples"))
+    with pytest.raises(UserError, match=message):
+        film(own, num_images=1, num_frames=2, num_inference_steps=2)
 
 
 def test_what_a_stranger_writes_into_its_index_is_checked(run, tmp_path):

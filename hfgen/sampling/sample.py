@@ -108,7 +108,7 @@ def require_diffusion(pipeline: DiffusionPipeline) -> None:
     if decodes(pipeline):
         raise UserError(f"a {noun} generates images in one step, so it has no denoising to film, compare or edit")
     if takes_few_steps(pipeline):
-        raise UserError(f"a {noun} cannot edit images, and has no denoising to film or compare; a diffusion model has")
+        raise UserError(f"a {noun} cannot edit images, and has no denoising to film; a diffusion model has")
     parts = pipeline.components
     drawable = parts.keys() - {"guide", "vae"} == {"unet", "scheduler"} and isinstance(parts["unet"], UNet2DModel)
     if (guide := parts.get("guide")) is not None:
