@@ -32,6 +32,19 @@ def estimate(scheduler: CMStochasticIterativeScheduler, prediction: Tensor, x: T
     return skip * x + out * prediction
 
 
+def pseudo_huber(difference: Tensor, width: float) -> Tensor:
+    """Return the mean of √(d² + c²) − c over all pixels: d² / 2c for small differences d, and |d| for large ones.
+
+    Of two values near an image's black background, the squared error takes a grey one in between, which is seen as
+    noise; the absolute one does not (for consistency models, Song and Dhariwal 2024, arXiv:2310.14189, section 3.3).
+
+    Args:
+        difference: d, of any shape.
+        width: c.
+    """
+    return ((difference.square() + width**2).sqrt() - width).mean()
+
+
 def tuning_levels(count: int, nearness: float) -> tuple[Tensor, Tensor]:
     """Sample pairs of noise levels t > r for consistency tuning, each (B, 1, 1, 1), on the CPU.
 

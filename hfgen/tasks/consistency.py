@@ -14,7 +14,7 @@ from hfgen.config import ConsistencyConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
 from hfgen.families import GUIDANCE
-from hfgen.losses.consistency import estimate, input_scale, network_time, tuning_levels
+from hfgen.losses.consistency import estimate, input_scale, network_time, pseudo_huber, tuning_levels
 from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, predict_x0, prediction_type_of
 from hfgen.pipelines.consistency import SIGMA_MAX, SIGMA_MIN, ConsistencyModelPipeline, noise_levels
 from hfgen.pipelines.loading import load
@@ -27,7 +27,9 @@ from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
 BLOCK = 128  # trajectories that are computed together
-START_FRACTION = 0.5  # of the points, that are the starts of trajectories, from which one-step samples are made
+HUBER_WIDTH = 0.1  # of pixels in [−1, 1], 13 grey levels
+START_FRACTION = 0.5  # of the points that are starts of trajectories, as in the first step of a sample
+SECOND_FRACTION = 0.25  # of the points that are nearest to the noise level of the second one of two steps
 EMBEDDING_STEPS, EMBEDDING_RATE, EMBEDDED_LEVELS = 1000, 3e-3, 256  # to fit the time embedding
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,7 +55,7 @@ class ConsistencyTask(Task):
     """A student of one to four steps that maps each point of a teacher's trajectories to its end.
 
     At first the student learns the ends of the teacher's own trajectories, which are solved on the way (consistency
-    mid-training, Hu et al. 2025, arXiv:2509.24526, with the squared error as distance). Then, for
+    mid-training, Hu et al. 2025, arXiv:2509.24526, with the pseudo-Huber loss as distance). Then, for
     `consistency_fraction` of the training, it learns to agree with itself at neighbouring points (consistency tuning,
     Geng et al. 2024, arXiv:2406.14548): a training image with noise, and where the teacher's guided prediction leads
     from there.
@@ -87,10 +89,10 @@ class ConsistencyTask(Task):
         self.times_and_levels = times_and_levels(self.teacher.scheduler)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        """Yield the mean squared error of the images, or at last that of consistency tuning."""
+        """Yield the error of the images, or at last that of consistency tuning."""
         if batch.progress < 1 - self.config.consistency_fraction:
             x, sigma, labels, images = self._points(len(batch.images), batch.step, batch.images.device)
-            yield Loss("unet", (self._student(x, sigma, labels) - images).square().mean())
+            yield Loss("unet", pseudo_huber(self._student(x, sigma, labels) - images, HUBER_WIDTH))
         else:
             yield Loss("unet", self._tuning_loss(batch))
 
@@ -118,13 +120,20 @@ class ConsistencyTask(Task):
         """Return random points of the trajectories in the pool: x_σ, σ, classes, and the images they lead to."""
         pool = list(self._pool_at(step, count, device).values())
         block, row = torch.randint(len(pool), (count,)), torch.randint(BLOCK, (count,))
-        point = torch.randint(self.teacher_steps, (count,)) * (torch.rand(count) >= START_FRACTION)
+        point, chance = torch.randint(self.teacher_steps, (count,)), torch.rand(count)
+        point[chance < START_FRACTION + SECOND_FRACTION] = self._second(pool[0].sigmas)
+        point[chance < START_FRACTION] = 0
         x = torch.stack([pool[b].points[r, p] for b, r, p in zip(block, row, point, strict=True)])
         images = torch.stack([pool[b].images[r] for b, r in zip(block, row, strict=True)])
         labels = (
             torch.stack([pool[b].labels[r] for b, r in zip(block, row, strict=True)]) if self.label_names else None
         )
         return x, pool[0].sigmas[point.to(device)].view(-1, 1, 1, 1), labels, images
+
+    def _second(self, sigmas: Tensor) -> int:
+        """Return the index of the point (σ (S,)) whose noise level is nearest to that of the second of two steps."""
+        self.scheduler.set_timesteps(2)
+        return int((sigmas.cpu().log() - self.scheduler.sigmas[1].log()).abs().argmin())
 
     def _pool_at(self, step: int, count: int, device: torch.device) -> dict[int, Trajectories]:
         """Return the pool, blocks by number, at an optimizer step that uses `count` points."""
