@@ -44,14 +44,14 @@ class FlowMapConfig(UNetConfig):
 
     family: ClassVar[str] = "flow_map"
 
-    flow_fraction: float = 0.25
-    logit_mean: float = 0.0
+    flow_fraction: float = 0.5
+    logit_mean: float = -0.5
     logit_std: float = 1.6
-    end_logit_mean: float = -2.0
+    end_logit_mean: float = -3.0
     end_logit_std: float = 1.6
     initial_gap: float = 1.0
     final_gap: float = 0.05
-    loss_power: float = 0.75
+    loss_power: float = 0.5
     class_dropout_prob: float = 0.1
     guidance_scale: float = 1.0
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])

@@ -21,7 +21,7 @@ from torch import Tensor
 ClassLabel = int | str
 ClassLabels = ClassLabel | Sequence[ClassLabel] | np.ndarray | Tensor
 Generators = torch.Generator | list[torch.Generator] | None
-TIME_SCALE = 100  # of the network's timestep: a coarser embedding than of 1,000, as F must be smooth in t
+TIME_SCALE = 10  # of the network's timestep, not 1,000 as in diffusion, so that its embedding and F are smooth in t
 
 
 def mean_velocity(network: UNet2DModel, x: Tensor, t: Tensor, s: Tensor, class_ids: Tensor | None) -> Tensor:
