@@ -23,10 +23,10 @@ from hfgen.runtimes.site import _denoising
 from hfgen.sampling import learnt_steps as learning
 from hfgen.sampling.learnt_steps import learn_steps, save_learnt_steps, steps_file
 from hfgen.sampling.sample import default_sampler, sample, sample_steps
-from hfgen.sampling.schedulers import LEARNT_STEPS
 from hfgen.serving.library import Entry, LoadedModel
 from hfgen.tasks.diffusion import DiffusionTask
 from hfgen.utils.errors import UserError
+from hfgen.utils.untrusted import LEARNT_STEPS
 
 STEPS = {"timesteps": [999.0, 620.0, 210.0], "sigmas": [0.999999, 0.62, 0.21, 0.0]}
 
