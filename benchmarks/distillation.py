@@ -10,6 +10,7 @@ go to benchmarks/results/distillation_TEACHER.json and, as a table, .md; with `-
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -42,7 +43,7 @@ def quality(model: str | Path, num_images: int, **sampler: Any) -> dict[str, Any
         judge: {
             "frechet_distance": measures["frechet_distance"],
             "recall": measures["recall"],
-            "accuracy": record["conditional"][judge]["accuracy"],
+            "accuracy": record["conditional"][judge]["accuracy"] if record["conditional"] else None,
         }
         for judge, measures in list(record["measures"].items())[:2]
     }
@@ -107,9 +108,8 @@ def page(record: dict[str, Any]) -> str:
                 for each in found.values()
             ]
             seconds = str(row.get("processor_seconds", ""))
-            rows.append(
-                [name, seconds, count, *cells, f"{first['recall']['value']:.3f}", f"{100 * first['accuracy']:.2f} %"]
-            )
+            recall, accuracy = first["recall"]["value"], 100 * (first["accuracy"] or math.nan)
+            rows.append([name, seconds, count, *cells, f"{recall:.3f}", f"{accuracy:.2f} %"])
     distances = [f"Fréchet distance, {judge}" for judge in judges]
     lines = [
         f"Written by `{record['command']}`. Recall and class accuracy are by {judges[0]}.",

@@ -33,7 +33,13 @@ DATASETS = {
     "zalando-datasets/fashion_mnist": "Fashion-MNIST",
     "uoft-cs/cifar10": "CIFAR-10",
 }
-NAMES = {"DDPM": "diffusion", "CONSISTENCY": "consistency model", "VAE": "VAE", "GAN": "GAN"}
+NAMES = {
+    "DDPM": "diffusion",
+    "CONSISTENCY": "consistency model",
+    "FLOW_MAP": "flow map",
+    "VAE": "VAE",
+    "GAN": "GAN",
+}
 CONDITIONAL = ", told classes"
 UNKNOWN = "–"
 TEXT = """# Speedrun: small images in 60 seconds, 5, 10 and 60 minutes of training

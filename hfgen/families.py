@@ -33,7 +33,7 @@ class Model:
     """A model class that a family saves.
 
     Attributes:
-        use: `denoise` (pixel diffusion), `consistency` (noise to images in one or a few steps), `decode` (latents to
+        use: `denoise` (diffusion), `few_steps` (noise to images in one or a few steps), `decode` (latents to
             images in one call), `translate` (image to image) or `classify`.
         noun: What its models are called.
         network: The component that generates the images.
@@ -44,7 +44,7 @@ class Model:
         tags: Additional Hub tags.
     """
 
-    use: Literal["denoise", "consistency", "decode", "translate", "classify"]
+    use: Literal["denoise", "few_steps", "decode", "translate", "classify"]
     noun: str = "diffusion model"
     network: str = "unet"
     sampler: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ BUILT_IN = (
         "hfgen.tasks.consistency:ConsistencyTask",
         {
             "ConsistencyModelPipeline": Model(
-                "consistency",
+                "few_steps",
                 "consistency model",
                 sampler=("num_inference_steps",),
                 card="card_consistency.md",
@@ -135,7 +135,7 @@ BUILT_IN = (
         "hfgen.tasks.flow_map:FlowMapTask",
         {
             "FlowMapPipeline": Model(
-                "consistency",
+                "few_steps",
                 "flow map",
                 sampler=("num_inference_steps",),
                 card="card_flow_map.md",

@@ -16,7 +16,7 @@ from hfgen.cli.main import main
 from hfgen.config import ConsistencyConfig
 from hfgen.data.images import load_training_images
 from hfgen.data.loader import Batch
-from hfgen.losses.consistency import estimate, tuning_levels
+from hfgen.losses.consistency import estimate, pseudo_huber, tuning_levels
 from hfgen.pipelines.consistency import SIGMA_MAX, noise_levels
 from hfgen.pipelines.loading import load
 from hfgen.sampling.sample import sample
@@ -91,6 +91,13 @@ def test_sampling_and_the_pipeline_agree(student):
     assert len(own(4).images) == 4
     with pytest.raises(ValueError, match="no class"):
         own(class_labels=["zebra"])
+    for options, message in (
+        ({"num_inference_steps": 0}, "from 1 to 6, not 0"),
+        ({"output_type": "x"}, "output_type"),
+        ({"batch_size": 0}, "batch_size must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            own(**options)
 
 
 def test_an_unconditional_student(trained_once, tmp_path):
@@ -163,6 +170,58 @@ def test_the_last_part_of_the_training_is_consistency_tuning(teacher, tmp_path):
     assert len(seeds) == 1
 
 
+@pytest.mark.parametrize("kind", ["null label", "guide"])
+def test_the_teachers_image_is_that_of_its_guided_prediction(conditional_run, guided_runs, tmp_path, kind):
+    run = guided_runs["classes"] if kind == "guide" else conditional_run("flow_prediction")
+    task = task_of(run, tmp_path / "run", guidance_scale=2.5)
+    task.guidance["guidance_interval"] = [0.0, 0.7]
+    images, labels = torch.rand(2, 1, 8, 8) * 2 - 1, torch.tensor([3, 5])
+    for sigma in (1.5, 9.0):  # t = 0.6, guided, and 0.9, not guided
+        x, timestep = images * sigma, 1000 * sigma / (1 + sigma)
+        model = task.teacher.guided([3, 5], **task.guidance)
+        x_t = x / (1 + sigma)
+        with torch.no_grad():
+            expected = x_t - timestep / 1000 * model(x_t, torch.tensor(timestep))
+        found = task._teachers_image(x, torch.full((2, 1, 1, 1), sigma), labels)
+        assert torch.allclose(found, expected, atol=0.02)
+
+
+def test_a_consistent_student_has_no_tuning_loss(teacher, tmp_path, monkeypatch):
+    """One whose teacher and itself see the same image behind every noise; it grows with the difference of neighbours."""
+    task = task_of(teacher, tmp_path / "run")
+    batch, image = batch_of(task), torch.rand(1, 1, 8, 8)
+    monkeypatch.setattr(task, "_teachers_image", lambda x, sigma, labels: image.expand_as(x))
+    monkeypatch.setattr(task, "_student", lambda x, sigma, labels: image.expand_as(x))
+    monkeypatch.setattr(
+        "hfgen.tasks.consistency.tuning_levels", lambda *_: (torch.full((32, 1, 1, 1), 2.0), torch.ones(32, 1, 1, 1))
+    )
+    assert task._tuning_loss(batch) == 0
+    monkeypatch.setattr(task, "_student", lambda x, sigma, labels: image.expand_as(x) + 0.5 * sigma)
+    assert task._tuning_loss(batch).item() == pytest.approx(0.5 * 8, rel=1e-5), "0.5 (t − r) per pixel, over t − r"
+
+
+def test_the_loss_is_square_near_zero_and_absolute_beyond():
+    assert pseudo_huber(torch.tensor([0.001]), 0.1).item() == pytest.approx(0.001**2 / 0.2, rel=1e-2)
+    assert pseudo_huber(torch.tensor([-10.0]), 0.1).item() == pytest.approx(9.9, rel=1e-2)
+
+
+def test_half_of_the_points_are_starts_and_a_quarter_those_of_the_second_step(teacher, tmp_path):
+    task = task_of(teacher, tmp_path / "run", teacher_steps=8)
+    _, sigma, _, _ = task._points(2000, 0, torch.device("cpu"))
+    levels = task.pool[0].sigmas
+    shares = [(sigma.flatten() == level).float().mean().item() for level in levels]
+    assert shares[0] == pytest.approx(0.5 + 0.25 / 8, abs=0.04)
+    assert shares[4] == pytest.approx(0.25 + 0.25 / 8, abs=0.04), "of σ = 1.0, nearest to 0.97"
+
+
+def test_a_teacher_on_even_steps_from_less_noise_is_followed_from_pure_noise(conditional_run, tmp_path, monkeypatch):
+    pipeline = load(str(conditional_run("v_prediction")))
+    pipeline.scheduler.register_to_config(timestep_spacing="leading")
+    monkeypatch.setattr("hfgen.tasks.consistency.load", lambda name: pipeline)
+    task = task_of(conditional_run("v_prediction"), tmp_path / "run")
+    assert task._solve([1], torch.tensor([3]), torch.device("cpu")).sigmas[0] > 70
+
+
 def test_blocks_of_trajectories_follow_from_the_step(teacher, tmp_path, monkeypatch):
     """A new one every 8 steps; the two newest are kept; those of another process are others."""
     task, made = task_of(teacher, tmp_path / "run"), []
@@ -230,6 +289,8 @@ def test_the_data_are_those_of_the_teacher(teacher, student, tmp_path):
     config = hfgen.RunFolder(student).fields()
     assert (config["dataset_name"], config["train_split"]) == ("digits", "train[:80%]")
     assert config["teacher"] == str(teacher)
+    held = ConsistencyConfig(teacher=str(teacher), validation_fraction=0.1, output_dir=str(tmp_path))
+    assert (held.validation_fraction, held.train_split) == (0.1, "train[:80%]")
     other = ConsistencyConfig(teacher=str(teacher), dataset_name="mnist", output_dir=str(tmp_path))
     assert (other.dataset_name, other.train_split) == ("mnist", "train")
 
@@ -255,6 +316,7 @@ def test_what_a_stranger_writes_into_its_index_is_checked(student, tmp_path):
         ({"_id2label": {str(number): "a" for number in range(10)}}, "a different name for each class"),
         ({"_id2label": {"0": 5}}, "must map class indices to names"),
         ({"_num_inference_steps": 10**9}, "must be from 1 to 6"),
+        ({"scheduler": ["diffusers", "EulerDiscreteScheduler"]}, "EulerDiscreteScheduler, which is no part"),
     ):
         broken = shutil.copytree(student, tmp_path / "broken", dirs_exist_ok=True)
         (broken / "model_index.json").write_text(json.dumps(index | changes))
@@ -266,7 +328,8 @@ def test_its_card_names_its_teacher(student, tmp_path, without_hfgen):
     run = shutil.copytree(student, tmp_path / "student")
     hfgen.card(run, repo_id="ada/student")
     page = (run / "README.md").read_text()
-    assert "base_model: ada/flow_prediction\n" in page
+    assert "base_model" not in page, "which is not on the Hub"
+    assert "distilled from the diffusion model `flow_prediction`" in page
     assert "trust_remote_code" not in page
     code = page.partition("```python\n")[2].partition("```")[0].replace('"ada/student"', repr(str(run)))
     without_hfgen.python(f"import os; os.chdir({str(tmp_path)!r})\n{code}")

@@ -250,7 +250,7 @@ JUDGED = "--judge {judge} --reference_split train[80%:]"
 COMMAND_LINE = [
     case("smaple {ddpm}", "did you mean sample?"),
     case("trian ddpm", "did you mean train?"),
-    case("train", "needs a family first (ddpm, consistency, vae, gan, translation, cyclegan, classifier)"),
+    case("train", "needs a family first (ddpm, consistency, flow_map, vae, gan, translation, cyclegan, classifier)"),
     case("train dppm", "did you mean ddpm?"),
     case("train diffusion --dataset_name digits", "did you mean ddpm?"),
     case("train Flow", "did you mean ddpm?"),

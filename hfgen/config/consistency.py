@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hfgen.config.recipes import RECIPES, read_recipes
-from hfgen.config.training import CONFIG_FILE, MAX_GUIDANCE, MAX_TIMESTEPS, TrainingConfig, read_fields
+from hfgen.config.training import CONFIG_FILE, MAX_GUIDANCE, MAX_TIMESTEPS, TrainingConfig, defaults, read_fields
 from hfgen.utils.errors import UserError
 
 MAX_STEPS = 6  # noise levels of the scheduler
 MAX_TRAJECTORIES = 1_000_000
 DATA_FIELDS = (  # taken from the teacher's run if no data are named
     "dataset_name", "train_data_dir", "train_split", "validation_fraction", "test_fraction", "image_column",
-    "label_column", "resolution", "channels", "max_train_samples", "random_flip", "cache_dir",
+    "label_column", "resolution", "channels", "max_train_samples", "random_flip",
 )  # fmt: skip
 
 
@@ -24,11 +24,13 @@ class ConsistencyConfig(TrainingConfig):
         > Teacher
         teacher: Diffusion model to distil: a run of `hfgen train ddpm`, a folder, a Hub id, or a recipe with a trained
             model. Without dataset_name and train_data_dir, the images are those of its run.
-        teacher_steps: Steps in which UniPC follows the teacher's trajectories; by default those of its sample grids.
+        teacher_steps: Steps in which UniPC follows the teacher's trajectories; by default those of its sample grids,
+            30 at most.
         guidance_scale: Guidance scale of the teacher, which the student reproduces without guidance; by default that
             of its sample grids.
-        trajectories: Number of the teacher's trajectories to learn from at a time; older ones are replaced.
-        trajectory_uses: How often each trajectory is used, by a random point of it each time.
+        trajectories: Number of the teacher's trajectories to learn from at a time, rounded up to a multiple of 128;
+            older ones are replaced.
+        trajectory_uses: About how often each trajectory is used, by a random point of it each time.
 
         > Objective
         consistency_fraction: Fraction of the training for consistency tuning, after learning the trajectories.
@@ -66,8 +68,9 @@ class ConsistencyConfig(TrainingConfig):
                 raise UserError(
                     f"{self.teacher} does not record its training data; set dataset_name or train_data_dir"
                 )
+            usual = defaults(type(self))
             for name in DATA_FIELDS:
-                if fields.get(name) is not None:
+                if fields.get(name) is not None and getattr(self, name) == usual[name]:
                     setattr(self, name, fields[name])
         super().__post_init__()
         self._require("positive", ["teacher_steps"], at_most=MAX_TIMESTEPS)
@@ -80,7 +83,8 @@ class ConsistencyConfig(TrainingConfig):
 
 def _fields_of(teacher: str) -> dict[str, Any]:
     """Return the configuration of a teacher's run or recipe; empty if it has none here."""
-    file = Path(teacher).expanduser() / CONFIG_FILE
-    if not file.parent.exists() and teacher in read_recipes():
-        file = RECIPES / f"{teacher}.yaml"
-    return read_fields(file) if file.is_file() else {}
+    folder = Path(teacher).expanduser()
+    files = [folder / CONFIG_FILE, *(parent / CONFIG_FILE for parent in folder.absolute().parents[1:2])]
+    if not folder.exists() and teacher in read_recipes():
+        files = [RECIPES / f"{teacher}.yaml"]
+    return next((read_fields(file) for file in files if file.is_file()), {})

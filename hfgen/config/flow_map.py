@@ -65,6 +65,10 @@ class FlowMapConfig(UNetConfig):
         self._require("positive", ["logit_std", "end_logit_std"], at_most=MAX_LOGIT)
         self._require("any", ["logit_mean", "end_logit_mean"], at_most=MAX_LOGIT)
         self._require("positive", ["initial_gap", "final_gap"], at_most=1)
+        if self.final_gap > self.initial_gap:
+            raise UserError(
+                f"final_gap must be at most initial_gap, which is {self.initial_gap:g}, not {self.final_gap:g}"
+            )
         self._require("zero or more", ["loss_power", "flow_fraction"], at_most=1)
         self._require("from 0 to below 1", ["class_dropout_prob"])
         self._require("positive", ["num_inference_steps"], at_most=MAX_STEPS)

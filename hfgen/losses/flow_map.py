@@ -5,6 +5,8 @@ f(x_t, t, s) = x_t + (s − t) F(x_t, t, s) follows the flow from t to s. So F i
 at s = t the velocity. A jump from x_t, and one from a point x_l a little further along, must have the same end.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ def sample_times(
         end: The same of s, which is t where it would be larger.
     """
     t, s = (torch.sigmoid(mean + std * torch.randn(count, 1, 1, 1)) for mean, std in (start, end))
-    is_flow = torch.arange(count).view(-1, 1, 1, 1) < round(flow_fraction * count)
+    is_flow = torch.arange(count).view(-1, 1, 1, 1) < math.ceil(flow_fraction * count)
     return t, torch.where(is_flow, t, torch.minimum(s, t))
 
 

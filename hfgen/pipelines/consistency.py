@@ -124,9 +124,14 @@ class ConsistencyModelPipeline(diffusers.ConsistencyModelPipeline):
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
 
         Raises:
-            ValueError: for an unknown class or output_type, an invalid number of steps, or classes of an unconditional
-                model.
+            ValueError: for an unknown class or output_type, an invalid number of images or steps, or classes of an
+                unconditional model.
         """
+        steps = self.config[STEPS] if num_inference_steps is None else num_inference_steps
+        if not 1 <= steps <= self.most_steps:
+            raise ValueError(f"num_inference_steps must be from 1 to {self.most_steps}, not {steps}")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be pil, np or pt, not {output_type}")
         class_ids = None
         if class_labels is not None:
             if not self.labels:
@@ -135,7 +140,9 @@ class ConsistencyModelPipeline(diffusers.ConsistencyModelPipeline):
             batch_size = len(class_ids)
         elif self.labels:
             class_ids = [number % len(self.labels) for number in range(batch_size)]
-        *_, (images, _) = self.states(batch_size, class_ids, num_inference_steps or self.config[STEPS], generator)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {batch_size}")
+        *_, (images, _) = self.states(batch_size, class_ids, steps, generator)
         images = self.postprocess_image(images, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import diffusers.pipelines
 import httpx2
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import CMStochasticIterativeScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -323,6 +323,9 @@ def _with_names(
     pipeline: diffusers.ConsistencyModelPipeline, source: str, index: dict[str, object]
 ) -> ConsistencyModelPipeline:
     """Return the pipeline of a consistency model with the names of its classes, which diffusers does not read."""
+    parts = (pipeline.unet, UNet2DModel), (pipeline.scheduler, CMStochasticIterativeScheduler)
+    if wrong := [type(part).__name__ for part, expected in parts if not isinstance(part, expected)]:
+        raise UserError(f"{source} has a {wrong[0]}, which is no part of a consistency model")
     names, steps, classes = index.get(NAMES) or {}, index.get(STEPS, 1), pipeline.unet.config.num_class_embeds or 0
     numbers = [str(number) for number in range(classes)]
     if not isinstance(names, dict) or (names and sorted(names) != sorted(numbers)):
@@ -332,7 +335,7 @@ def _with_names(
     if not all(isinstance(name, str) for name in names.values()) or len({*names.values()}) < len(names):
         raise UserError(f"{source}: {NAMES} in {INDEX} must have a different name for each class")
     most = pipeline.scheduler.config.num_train_timesteps
-    if not isinstance(steps, int) or not 1 <= steps <= most:
+    if type(steps) is not int or not 1 <= steps <= most:
         raise UserError(f"{source}: {STEPS} in {INDEX} must be from 1 to {most}, not {shown(steps)}")
     named = ConsistencyModelPipeline(pipeline.unet, pipeline.scheduler, names, steps)
     named.register_to_config(_name_or_path=source)

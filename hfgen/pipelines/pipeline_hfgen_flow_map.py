@@ -54,6 +54,9 @@ class FlowMapPipeline(DiffusionPipeline):
 
     def __init__(self, unet: UNet2DModel, id2label: dict | None = None, num_inference_steps: int = 1):
         super().__init__()
+        if unet.config.in_channels != unet.config.out_channels + 1:
+            given, made = unet.config.in_channels, unet.config.out_channels
+            raise ValueError(f"the network must have one input channel more than outputs, not {given} for {made}")
         self.register_modules(unet=unet)
         numbers = range((unet.config.num_class_embeds or 1) - 1)
         names = {int(number): name for number, name in (id2label or {}).items()} or {n: str(n) for n in numbers}

@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import UndefinedError
 
+from hfgen.config.recipes import read_recipes
 from hfgen.evaluation.report import measure_title, render_report, sha256_in
 from hfgen.families import Model, own_sampler
 from hfgen.pipelines.loading import INDEX
@@ -102,7 +103,7 @@ def write_card(
             copy_whole(run / name, folder / name)
     with complete_or_absent(folder / CARD) as temporary:
         temporary.write_text(with_sections(str(card), sections), encoding="utf-8")
-    if facts["kind"].use in ("denoise", "consistency", "decode") or INPUT in pictures:
+    if facts["kind"].use in ("denoise", "few_steps", "decode") or INPUT in pictures:
         notebook = own_file(folder, NOTEBOOK)
         if is_own_notebook(notebook):
             with complete_or_absent(notebook) as temporary:
@@ -298,8 +299,10 @@ def _metadata(facts: dict[str, Any], model: str, spdx_license: str, pictures: Co
         if not model.startswith(f"{PLACEHOLDER}/"):
             shown["thumbnail"] = f"https://huggingface.co/{model}/resolve/main/{place}"
     if teacher := facts["teacher"]:
-        shown["base_model"] = teacher if "/" in teacher else f"{model.partition('/')[0]}/{teacher}"
-        shown["base_model_relation"] = "finetune"
+        if "/" not in teacher and teacher in read_recipes():  # published beside it, as the zoo is
+            teacher = f"{model.partition('/')[0]}/{teacher}"
+        if "/" in teacher:
+            shown |= {"base_model": teacher, "base_model_relation": "finetune"}
     return ModelCardData(
         model_name=model.rpartition("/")[2] if evaluation else None,  # required with results
         library_name=kind.library,

@@ -25,7 +25,7 @@ def tags_of(facts: dict[str, Any]) -> list[str]:
         tags.append("cyclegan" if "cycle_weight" in config else "image-restoration")
     if facts["kind"].use == "denoise":
         tags += ["rectified-flow"] if config.get("prediction_type") == FLOW_PREDICTION else ["ddpm", "diffusion"]
-    elif facts["labels"] and facts["kind"].use in ("consistency", "decode"):
+    elif facts["labels"] and facts["kind"].use in ("few_steps", "decode"):
         tags.append("class-conditional")
     if facts["is_latent"]:
         tags.append("latent-diffusion")

@@ -165,7 +165,7 @@ def networks_of(pipeline: DiffusionPipeline) -> dict[str, ExportedNetwork]:
     if model.use == "decode":
         latents = torch.randn(EXAMPLES, network.config.latent_dim)
         return {"generator": ExportedNetwork(Generator(network), {"latents": latents} | classes, ("images",))}
-    if model.use == "consistency":
+    if model.use == "few_steps":
         step = FlowMapStep(pipeline) if isinstance(pipeline, FlowMapPipeline) else ConsistencyStep(pipeline)
         latents = torch.randn(EXAMPLES, math.prod(image_shape_of(pipeline)))
         return {"generator": ExportedNetwork(step, {"latents": latents} | classes, ("images",))}

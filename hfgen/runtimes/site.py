@@ -106,7 +106,8 @@ def _model(run: str, source: str, config: DemoConfig, folder: Path) -> dict[str,
     export_pipeline(pipeline, ExportConfig(run_or_repo=run, output=str(folder), scheduler=scheduler))
     model = json.loads((folder / MODEL_FILE).read_text())
     family = family_of(model["pipeline"]).name
-    model |= {"family": family, "kind": kind_of(model), "quality": quality_of(run), "source": source}
+    quality = quality_of(run, in_one_step=known is not None and known.use == "few_steps")
+    model |= {"family": family, "kind": kind_of(model), "quality": quality, "source": source}
     model["image_shape"] = list(image_shape_of(pipeline))
     match model["use"]:
         case "denoise":
@@ -122,15 +123,21 @@ def _model(run: str, source: str, config: DemoConfig, folder: Path) -> dict[str,
 
 def kind_of(model: dict[str, Any]) -> str:
     """Name the kind of a model for visitors."""
-    kind = model_of(model["pipeline"]).noun
+    known = model_of(model["pipeline"])
+    kind = known.noun if known else "diffusion model"
     return f"{kind} with classes" if "classes" in model else kind
 
 
-def quality_of(run: str) -> str:
-    """Describe how close a model's images are to real ones, or return nothing without an evaluation."""
+def quality_of(run: str, *, in_one_step: bool = False) -> str:
+    """Describe how close a model's images are to real ones, or return nothing without an evaluation.
+
+    Args:
+        run: The model.
+        in_one_step: Whether only an evaluation of images in one step counts.
+    """
     file = file_beside(run, EVALUATION)
     record = read_record(file) if file else {}
-    if not record.get("measures"):
+    if not record.get("measures") or (in_one_step and record["protocol"].get("num_inference_steps") != 1):
         return ""
     space, measures = next(iter(record["measures"].items()))
     if not (distance := measures.get("frechet_distance")):  # of too few images

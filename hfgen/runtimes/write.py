@@ -119,7 +119,7 @@ def _facts(config: ExportConfig, pipeline: DiffusionPipeline) -> dict[str, Any]:
             raise UserError(f"a {class_name} is exported in one step; leave out {' and '.join(asked)}")
         if labels := getattr(pipeline, "labels", {}):
             facts["classes"] = list(labels)
-        if facts["use"] == "consistency":  # a generator for these runtimes, in one step
+        if facts["use"] == "few_steps":  # a generator for these runtimes, in one step
             facts |= {"use": "decode", "latent_dim": math.prod(image_shape_of(pipeline))}
         elif facts["use"] == "decode":
             facts |= {name: _json_number(value) for name, value in own.items()}

@@ -46,7 +46,7 @@ def decodes(pipeline: DiffusionPipeline) -> bool:
 def takes_few_steps(pipeline: DiffusionPipeline) -> bool:
     """Tell whether a pipeline comes from noise to images in one or a few steps."""
     model = model_of(type(pipeline).__name__)
-    return model is not None and model.use == "consistency"
+    return model is not None and model.use == "few_steps"
 
 
 def _option_names(pipeline: DiffusionPipeline) -> tuple[str, ...]:

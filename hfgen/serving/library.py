@@ -94,7 +94,7 @@ class LoadedModel:
 
     @property
     def use(self) -> str:
-        """`denoise`, `consistency`, `decode` or `translate`, as in `hfgen.families.Model`."""
+        """`denoise`, `few_steps`, `decode` or `translate`, as in `hfgen.families.Model`."""
         return self.kind.use if self.kind else "denoise"
 
     @cached_property
@@ -141,7 +141,7 @@ class LoadedModel:
                     "learnt_no_class": bool(pipeline.config.get("learnt_no_class", True)),
                     "edits": decoder_of(pipeline) is None,
                 }
-            case "consistency":
+            case "few_steps":
                 steps = {*FEW_STEPS, self.sampler["num_inference_steps"]}
                 facts |= {"sampler": self.sampler, "steps": sorted(n for n in steps if n <= pipeline.most_steps)}
             case "decode":

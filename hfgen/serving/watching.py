@@ -90,7 +90,7 @@ def draws(family: str) -> bool:
     """Return whether models of a family draw images from noise."""
     known = families().get(family)
     uses = {model.use for model in known.models.values()} if known else set()
-    return not uses.isdisjoint({"denoise", "consistency", "decode"})
+    return not uses.isdisjoint({"denoise", "few_steps", "decode"})
 
 
 def evaluations_of(run: RunFolder, protocol: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Consistency models (Song et al. 2023), distilled from a diffusion model: training objective and pipeline."""
 
 import dataclasses
-import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +17,25 @@ from hfgen.families import GUIDANCE
 from hfgen.losses.consistency import estimate, input_scale, network_time, pseudo_huber, tuning_levels
 from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, predict_x0, prediction_type_of
 from hfgen.pipelines.consistency import SIGMA_MAX, SIGMA_MIN, ConsistencyModelPipeline, noise_levels
-from hfgen.pipelines.loading import load
+from hfgen.pipelines.loading import load, move
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.runs.folder import run_fields
-from hfgen.sampling.sample import default_sampler, image_shape_of, is_conditional, require_diffusion, require_pixels
+from hfgen.sampling.sample import (
+    default_sampler,
+    denoiser,
+    image_shape_of,
+    is_conditional,
+    require_diffusion,
+    require_pixels,
+)
 from hfgen.sampling.schedulers import denoising_states, make_scheduler
 from hfgen.tasks.base import Loss, Task
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
 BLOCK = 128  # trajectories that are computed together
+MOST_STEPS = 30  # of trajectories by default, where the teacher's sample grids have more
+NEARNESS = 80  # of the two noise levels of consistency tuning, see `tuning_levels`; constant, not raised in stages
 HUBER_WIDTH = 0.1  # of pixels in [−1, 1], 13 grey levels
 START_FRACTION = 0.5  # of the points that are starts of trajectories, as in the first step of a sample
 SECOND_FRACTION = 0.25  # of the points that are nearest to the noise level of the second one of two steps
@@ -77,11 +86,14 @@ class ConsistencyTask(Task):
         _check_teacher(self.teacher, config, data)
         self.label_names = list(self.teacher.labels) if is_conditional(self.teacher) else []
         sampler = default_sampler(self.teacher, run_fields(Path(config.teacher).expanduser()))
-        self.teacher_steps = config.teacher_steps or sampler["num_inference_steps"]
+        self.teacher_steps = config.teacher_steps or min(sampler["num_inference_steps"], MOST_STEPS)
         self.guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}
         if config.guidance_scale is not None:
             self.guidance["guidance_scale"] = config.guidance_scale
-        self.solver = make_scheduler("unipc", self.teacher.scheduler, self.teacher_steps)
+        own = self.teacher.scheduler
+        if "timestep_spacing" in own.config:  # trajectories start from pure noise
+            own = type(own).from_config(own.config, timestep_spacing="trailing")
+        self.solver = make_scheduler("unipc", own, self.teacher_steps)
         self.scheduler = noise_levels()
         self.unet = make_student(self.teacher.unet, self.teacher.scheduler, len(self.label_names))
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
@@ -98,12 +110,12 @@ class ConsistencyTask(Task):
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean squared error of one-step samples from the teacher's, for the classes of held-out images."""
+        """Return the error of one-step samples against the teacher's, for the classes of held-out images."""
         seeds = [derive_seed("validation", self.config.seed, index) for index in batch.indices.tolist()]
         solved = self._solve(seeds, batch.labels if self.label_names else None, batch.images.device)
         sigma = solved.sigmas[:1].expand(len(seeds)).reshape(-1, 1, 1, 1)
         images = self._student(solved.points[:, 0], sigma, solved.labels)
-        return {self.loss_metric: (images - solved.images).square().mean()}
+        return {self.loss_metric: pseudo_huber(images - solved.images, HUBER_WIDTH)}
 
     def pipeline(self) -> ConsistencyModelPipeline:
         """Return the pipeline, which is saved as diffusers' own."""
@@ -121,7 +133,7 @@ class ConsistencyTask(Task):
         pool = list(self._pool_at(step, count, device).values())
         block, row = torch.randint(len(pool), (count,)), torch.randint(BLOCK, (count,))
         point, chance = torch.randint(self.teacher_steps, (count,)), torch.rand(count)
-        point[chance < START_FRACTION + SECOND_FRACTION] = self._second(pool[0].sigmas)
+        point[chance < START_FRACTION + SECOND_FRACTION] = _nearest_to_second_step(pool[0].sigmas)
         point[chance < START_FRACTION] = 0
         x = torch.stack([pool[b].points[r, p] for b, r, p in zip(block, row, point, strict=True)])
         images = torch.stack([pool[b].images[r] for b, r in zip(block, row, strict=True)])
@@ -130,16 +142,12 @@ class ConsistencyTask(Task):
         )
         return x, pool[0].sigmas[point.to(device)].view(-1, 1, 1, 1), labels, images
 
-    def _second(self, sigmas: Tensor) -> int:
-        """Return the index of the point (σ (S,)) whose noise level is nearest to that of the second of two steps."""
-        self.scheduler.set_timesteps(2)
-        return int((sigmas.cpu().log() - self.scheduler.sigmas[1].log()).abs().argmin())
-
     def _pool_at(self, step: int, count: int, device: torch.device) -> dict[int, Trajectories]:
         """Return the pool, blocks by number, at an optimizer step that uses `count` points."""
         uses = self.config.trajectory_uses * BLOCK // (count * self.config.gradient_accumulation_steps)
         newest = step // max(1, uses)
-        blocks = range(max(0, newest + 1 - self.config.trajectories // BLOCK), newest + 1)
+        kept = math.ceil(self.config.trajectories / BLOCK)
+        blocks = range(max(0, newest + 1 - kept), newest + 1)
         random = derive_seed("trajectories", self.config.seed, PartialState().process_index)
         self.pool = {number: self.pool.get(number) or self._block(random, number, device) for number in blocks}
         return self.pool
@@ -155,13 +163,16 @@ class ConsistencyTask(Task):
 
     def _solve(self, seeds: list[int], labels: Tensor | None, device: torch.device) -> Trajectories:
         """Follow the teacher from the noise of these seeds to images."""
-        self.teacher.unet.to(device)
-        model = functools.partial(_predict, self.teacher.unet)
-        if labels is not None:
-            model = self.teacher.guided(labels.tolist(), **self.guidance)
+        move(self.teacher, device, "float32")
+        classes = [] if labels is None else labels.tolist()
+        predict = denoiser(self.teacher, classes, self.guidance, range(len(seeds)), seeds)
+
+        def model(x: Tensor, timestep: Tensor) -> Tensor:
+            with self._precision(device):
+                return predict(x, timestep).float()
+
         shape = (1, *image_shape_of(self.teacher))
-        with self._precision(device):
-            states = list(denoising_states(model, self.solver, self.teacher_steps, shape, seeds, device))
+        states = list(denoising_states(model, self.solver, self.teacher_steps, shape, seeds, device))
         *visited, (images, _) = states
         alpha, sigma = alpha_sigma(self.teacher.scheduler, self.solver.timesteps.cpu())
         levels = (sigma / alpha).clamp(max=SIGMA_MAX)  # infinite where there is only noise
@@ -171,6 +182,7 @@ class ConsistencyTask(Task):
 
     def _teachers_image(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Return the teacher's guided estimates of x₀, (B, C, H, W), for x_σ (B, C, H, W) and σ (B, 1, 1, 1)."""
+        move(self.teacher, x.device, "float32")
         scheduler = self.teacher.scheduler
         times, levels = self.times_and_levels
         timesteps = times[torch.searchsorted(levels, sigma.flatten().cpu()).clamp(max=len(times) - 1)].to(x.device)
@@ -200,11 +212,12 @@ class ConsistencyTask(Task):
     def _tuning_loss(self, batch: Batch) -> Tensor:
         """Return the distance of the student's images at neighbouring points of the teacher's trajectories."""
         device, labels = batch.images.device, batch.labels if self.label_names else None
-        t, r = (level.to(device) for level in tuning_levels(len(batch.images), SIGMA_MAX))
+        t, r = (level.to(device) for level in tuning_levels(len(batch.images), NEARNESS))
         x = batch.images + t * torch.randn_like(batch.images)
         towards = self._teachers_image(x, t, labels)
         nearer = x + (r - t) * (x - towards) / t
-        with torch.random.fork_rng():  # the same dropout
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the same dropout
             images = self._student(x, t, labels)
         with torch.no_grad():
             target = torch.where(r > SIGMA_MIN, self._student(nearer, r.clamp_min(SIGMA_MIN), labels), nearer)
@@ -291,5 +304,8 @@ def _check_teacher(teacher: DiffusionPipeline, config: ConsistencyConfig, data: 
         raise UserError(f"{name} is unconditional, so guidance_scale does not apply")
 
 
-def _predict(unet: UNet2DModel, x: Tensor, timestep: Tensor) -> Tensor:
-    return unet(x, timestep).sample.to(x.dtype)
+def _nearest_to_second_step(sigmas: Tensor) -> int:
+    """Return the index of the point, of σ (S,), whose noise level is nearest to that of the second of two steps."""
+    scheduler = noise_levels()
+    scheduler.set_timesteps(2)
+    return int((sigmas.cpu().log() - scheduler.sigmas[1].log()).abs().argmin())

@@ -6,7 +6,7 @@ const NO_TRUNCATION = 1000; // for a model that would truncate by itself
 const COUNTS = [1, 4, 16, 64];
 
 function drawTab(root) {
-  return withModel(root, ["denoise", "consistency", "decode"], "There is no model that draws.", (facts, models) => {
+  return withModel(root, ["denoise", "few_steps", "decode"], "There is no model that draws.", (facts, models) => {
     const controls = drawControls(facts);
     const panels = [facts.use === "denoise" ? denoisingPanel(facts, controls) : decodingPanel(facts, controls)];
     if (facts.use === "denoise") panels.push(settingsPanel(facts, controls));

@@ -2,13 +2,13 @@
 // The tab How good: a model's evaluation, what it may have copied, and a race.
 
 function qualityTab(root) {
-  return withModel(root, ["denoise", "consistency", "decode", "translate"], "There is no model to judge.", (facts, models) => {
+  return withModel(root, ["denoise", "few_steps", "decode", "translate"], "There is no model to judge.", (facts, models) => {
     const place = h("div", { id: "evaluation" }), same = sameAs(), panels = [place, same.element];
     same.say(`hfgen evaluate ${word(facts.name)}`, `hfgen.evaluate(${JSON.stringify(facts.name)})`);
     counted(showEvaluation(facts, place));
     if (facts.use !== "translate") {
       panels.push(copiesPanel(facts));
-      const others = models.filter(model => ["denoise", "consistency", "decode"].includes(model.use));
+      const others = models.filter(model => ["denoise", "few_steps", "decode"].includes(model.use));
       const own = models.find(model => model.name === facts.name).dataset, rivals = new Map(); // of each kind, on the same data
       for (const model of others) if (model.dataset === own && !rivals.has(model.kind)) rivals.set(model.kind, model.name);
       panels.push(racePanel(others, "The race", "64 images of each, one model after the other, at their real speed. Of models of the same data set, the one with the lower Fréchet distance is better; real images do not reach 0 either.", 64, model => model.name === facts.name || [...rivals.values()].slice(0, 4).includes(model.name)));

@@ -79,7 +79,7 @@ async function factsOf(name) {
 async function modelFor(facts) {
   if (facts.use !== "translate") return facts;
   let found = null;
-  for (const { name } of (await ask("models")).models.filter(model => ["denoise", "consistency", "decode"].includes(model.use))) {
+  for (const { name } of (await ask("models")).models.filter(model => ["denoise", "few_steps", "decode"].includes(model.use))) {
     const other = await factsOf(name);
     if (String(other.image_shape) !== String(facts.image_shape)) continue;
     if (other.dataset === facts.dataset) return other;
