@@ -187,7 +187,7 @@ def test_the_teachers_image_is_that_of_its_guided_prediction(conditional_run, gu
 
 
 def test_a_consistent_student_has_no_tuning_loss(teacher, tmp_path, monkeypatch):
-    """One whose teacher and itself see the same image behind every noise; it grows with the difference of neighbours."""
+    """It and its teacher see the same image behind every noise; the loss grows with the difference of neighbours."""
     task = task_of(teacher, tmp_path / "run")
     batch, image = batch_of(task), torch.rand(1, 1, 8, 8)
     monkeypatch.setattr(task, "_teachers_image", lambda x, sigma, labels: image.expand_as(x))
