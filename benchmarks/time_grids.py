@@ -10,7 +10,6 @@ beside it.
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -66,34 +65,37 @@ def main() -> None:
         "distances": rows,
         "measured": [],
     }
+    save(options.model, entry)
     if options.num_images:
         real = RealStatistics(find_judge(None, test), test, train, cache_folder(None))
+        entry["real_images"] = real.floors(options.num_images)["train_against_test"]["frechet_distance"]
         asked = torch.tensor(labels_of(pipeline, classes, range(options.num_images)))
         chosen = [("even", options.reference_steps, None)]
-        chosen += [(name, count, grids[count][name]) for count in options.steps for name in ("even", "learnt")]
+        chosen += [(name, count, grids[count][name]) for count in options.steps for name in ("learnt", "even")]
         for name, count, grid in chosen:
-            started = time.monotonic()
             setting = sampler | {"num_inference_steps": count, "time_steps": grid}
             images = torch.cat([*sample(pipeline, num_images=options.num_images, class_labels=classes, **setting)])
             features, logits = real.extractor.extract(images)
             found = real.measures(features)
-            row = {"steps": count, "grid": name} | {each: found[each] for each in ("precision", "recall")}
-            row["frechet_distance"] = found["frechet_distance"]
-            row["frechet_distance"]["without_each_tenth"] = real.frechet_distances_without(features)
+            distance = found["frechet_distance"]
+            distance["without_each_tenth"] = real.frechet_distances_without(features)
+            row = {"steps": count, "grid": name, "frechet_distance": distance}
+            row |= {"network_evaluations": calls(pipeline, sampler, grid or drawing.own_steps(count))}
+            row |= {each: found[each] for each in ("precision", "recall")}
             row["right_class"] = (logits.argmax(1) == asked).double().mean().item()
-            row["network_evaluations"] = calls(pipeline, sampler, grid or drawing.own_steps(count))
-            row["seconds"] = round(time.monotonic() - started, 1)
             entry["measured"].append(row)
-            print(options.model, count, name, number(row["frechet_distance"]["value"]), flush=True)
-        entry["real_images"] = real.floors(options.num_images)["train_against_test"]["frechet_distance"]
-        first, *others = entry["measured"]
-        for row in others:
-            tenths = [each["frechet_distance"]["without_each_tenth"] for each in (row, first)]
-            difference = row["frechet_distance"]["value"] - first["frechet_distance"]["value"]
-            std = jackknife([one - other for one, other in zip(*tenths, strict=True)])
-            row["above_reference"] = {"value": difference, "std": std}
+            first = entry["measured"][0]["frechet_distance"]
+            tenths = zip(distance["without_each_tenth"], first["without_each_tenth"], strict=True)
+            std = jackknife([one - other for one, other in tenths])
+            row["above_reference"] = {"value": distance["value"] - first["value"], "std": std}
+            print(options.model, count, name, number(distance["value"]), flush=True)
+            save(options.model, entry)
+
+
+def save(model: str, entry: dict[str, Any]) -> None:
+    """Write the record and its page, with what is known of a model so far."""
     record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    record[options.model] = entry
+    record[model] = entry
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     RESULTS.with_suffix(".md").write_text(page(record))
 
@@ -153,7 +155,7 @@ def page(record: dict[str, Any]) -> str:
                     f"{row['steps']}, {row['grid']}",
                     str(row["network_evaluations"]),
                     with_std(row["frechet_distance"]),
-                    with_std(row["above_reference"]) if "above_reference" in row else "",
+                    with_std(row["above_reference"]) if row["above_reference"]["value"] else "",
                     number(row["precision"]["value"]),
                     number(row["recall"]["value"]),
                     percent(row["right_class"]),

@@ -30,10 +30,18 @@ from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.pipelines.saving import own_class
 from hfgen.runs.checkpoints import newest_complete
 from hfgen.runs.folder import suggest_runs
-from hfgen.sampling.schedulers import LEARNT_STEPS, check_learnt_steps
 from hfgen.utils.devices import AUTO, computes_in_bfloat16, find_placement
 from hfgen.utils.errors import UserError, first_line
-from hfgen.utils.untrusted import INDEX, check_numbers, components_of, read_index, read_json, shown
+from hfgen.utils.untrusted import (
+    INDEX,
+    LEARNT_STEPS,
+    check_learnt_steps,
+    check_numbers,
+    components_of,
+    read_index,
+    read_json,
+    shown,
+)
 
 LIBRARIES = {"diffusers", "transformers"}  # components of their classes need no remote code
 CONFIGS = ("config.json", "scheduler_config.json")

@@ -17,10 +17,19 @@ from hfgen.pipelines.loading import INDEX, require_folder
 from hfgen.publishing.licenses import data_license
 from hfgen.runs.folder import ANALYSIS, EVALUATION, RUN_FILE, run_fields, suggest_runs
 from hfgen.runs.record import read_training
-from hfgen.sampling.schedulers import LEARNT_STEPS, check_learnt_steps
 from hfgen.utils.errors import UserError
 from hfgen.utils.privacy import public_text, public_value
-from hfgen.utils.untrusted import check_content, is_word, one_line, own_file, read_index, read_json, shown
+from hfgen.utils.untrusted import (
+    LEARNT_STEPS,
+    check_content,
+    check_learnt_steps,
+    is_word,
+    one_line,
+    own_file,
+    read_index,
+    read_json,
+    shown,
+)
 
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # batch-norm buffers, not parameters
 TRAINED_ON = (  # fields that name training data, the main one first

@@ -14,12 +14,12 @@ from torch import Tensor
 from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, prediction_type_of
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import start_denoising
 from hfgen.sampling.sample import denoiser, sample_shape_of
-from hfgen.sampling.schedulers import FREE_SOLVERS, LEARNT_STEPS, denoising_states, learnt_entry, make_scheduler
+from hfgen.sampling.schedulers import FREE_SOLVERS, denoising_states, learnt_entry, make_scheduler
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed
-from hfgen.utils.untrusted import own_file, read_json
+from hfgen.utils.untrusted import LEARNT_STEPS, own_file, read_json
 
 NUM_NOISES = 48  # to learn from, and as many others to check
 MANY_STEPS = 30  # of the images that few steps should come to

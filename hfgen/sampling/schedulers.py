@@ -1,6 +1,5 @@
 """Compatible diffusers schedulers of a diffusion model, and denoising with one of them."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from hfgen.losses.diffusion import (
 )
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import denoising_step, show, start_denoising
 from hfgen.utils.errors import UserError
-from hfgen.utils.untrusted import LARGEST_NUMBER, shown
+from hfgen.utils.untrusted import LEARNT_STEPS
 
 SHORT_NAMES = {
     "ddim": "DDIMScheduler",
@@ -54,8 +53,6 @@ FLOW_SOLVERS = {
 
 # Solvers that step along any `timesteps` and `sigmas`, without noise, and whose class is not that of a stochastic one.
 FREE_SOLVERS = ("unipc", "euler", "flow_euler")
-# In a scheduler's configuration; diffusers keeps private options as they are, and does not warn of them.
-LEARNT_STEPS = "_learnt_steps"
 # Options that determine α and σ of each timestep. Their defaults differ between schedulers, so they are always copied.
 NOISE_LEVELS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
@@ -128,39 +125,6 @@ def add_learnt_steps(
 def learnt_entry(name: str, time_steps: Mapping[str, list[float]]) -> dict[str, Any]:
     """Return the entry of a scheduler's configuration for learnt time steps (see `add_learnt_steps`)."""
     return {"scheduler": SHORT_NAMES[name], **time_steps}
-
-
-def check_learnt_steps(learnt: Any, *, num_train_timesteps: int, source: str) -> None:
-    """Check the learnt time steps in the configuration of an untrusted scheduler.
-
-    Raises:
-        UserError: naming the source, if they are not as `learnt_steps` describes them.
-    """
-    entries = learnt.items() if isinstance(learnt, dict) else [("", learnt)]
-    for steps, entry in entries:
-        if not steps.isdecimal() or not _are_time_steps(entry, int(steps), num_train_timesteps):
-            raise UserError(
-                f"{source}: {LEARNT_STEPS} of its scheduler must have, by number of steps K, the name of a scheduler, "
-                f"K falling timesteps and K + 1 falling sigmas, not {shown({steps: entry})}"
-            )
-
-
-def _are_time_steps(entry: Any, num_inference_steps: int, num_train_timesteps: int) -> bool:
-    def fall(numbers: Any, count: int, most: float) -> bool:
-        return (
-            isinstance(numbers, list)
-            and len(numbers) == count
-            and all(isinstance(number, int | float) and 0 <= number <= most for number in numbers)
-            and all(one > other for one, other in itertools.pairwise(numbers))
-        )
-
-    return (
-        isinstance(entry, dict)
-        and entry.keys() == {"scheduler", "timesteps", "sigmas"}
-        and entry["scheduler"] in [SHORT_NAMES[name] for name in FREE_SOLVERS]
-        and fall(entry["timesteps"], num_inference_steps, num_train_timesteps)
-        and fall(entry["sigmas"], num_inference_steps + 1, LARGEST_NUMBER)
-    )
 
 
 def name_of_scheduler(scheduler: SchedulerMixin) -> str:

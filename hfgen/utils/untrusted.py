@@ -1,5 +1,6 @@
 """Checks of untrusted files and names, before they are loaded, published or printed."""
 
+import itertools
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from hfgen.utils.errors import UserError, first_line
 
 INDEX = "model_index.json"
+LEARNT_STEPS = "_learnt_steps"  # in the configuration of a scheduler; diffusers keeps private options as they are
 LARGEST_TEXT = 50 * 2**20  # bytes of a JSON or text file, about 1,000 times the size of hfgen's own
 LARGEST_NUMBER = 10**6
 LARGEST = {"num_train_timesteps": 10**5, "sample_size": 4096, "num_steps": 1000}  # numbers in a configuration, by name
@@ -87,6 +89,39 @@ def check_numbers(config: dict[str, Any], file: Path | str) -> None:
             what = f"is {shown(value)}"
         if size > most:
             raise UserError(f"{file}: {name} {what}, but hfgen allows {most:,} at most")
+
+
+def check_learnt_steps(learnt: Any, *, num_train_timesteps: int, source: str) -> None:
+    """Check the learnt time steps in the configuration of an untrusted scheduler.
+
+    Raises:
+        UserError: naming the source, if they are not as `hfgen.sampling.schedulers.learnt_steps` describes them.
+    """
+    entries = learnt.items() if isinstance(learnt, dict) else [("", learnt)]
+    for steps, entry in entries:
+        if not steps.isdecimal() or not _are_time_steps(entry, int(steps), num_train_timesteps):
+            raise UserError(
+                f"{source}: {LEARNT_STEPS} of its scheduler must have, by number of steps K, the name of a scheduler, "
+                f"K falling timesteps and K + 1 falling sigmas, not {shown({steps: entry})}"
+            )
+
+
+def _are_time_steps(entry: Any, num_inference_steps: int, num_train_timesteps: int) -> bool:
+    def fall(numbers: Any, count: int, most: float) -> bool:
+        return (
+            isinstance(numbers, list)
+            and len(numbers) == count
+            and all(isinstance(number, int | float) and 0 <= number <= most for number in numbers)
+            and all(one > other for one, other in itertools.pairwise(numbers))
+        )
+
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"scheduler", "timesteps", "sigmas"}
+        and is_word(entry["scheduler"])
+        and fall(entry["timesteps"], num_inference_steps, num_train_timesteps)
+        and fall(entry["sigmas"], num_inference_steps + 1, LARGEST_NUMBER)
+    )
 
 
 def _numbers(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
