@@ -7,7 +7,7 @@ benchmarks/results/peers_DATASET.json (`benchmarks/peers.py`) and the entries in
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ RULES = """## Enter
    what was chosen by them: for hfgen's diffusion models steps and guidance were, with `hfgen compare-samplers`,
    for its VAE with a flow β, and for its GANs of ten minutes networks and settings, on MNIST.
 2. The clock runs from the first training step to the end of the last one, which may be 1 % late. Reading and decoding
-   the images, compiling code and clustering come before it, evaluating and sampling after it.
+   the images, compiling code and clustering come before it, evaluating and sampling after it. The VAE of latent
+   diffusion is trained in the same time.
 3. Sample exactly 10,000 images, and save them as one `.npz` file with `images`, uint8 (10000, height, width) or
    (10000, height, width, 3), and `labels`, the numbers of the classes that were asked for, if there were any. Measure
    them with the two judges of the data set:
@@ -132,7 +133,7 @@ def page() -> str:
             if "measures" in record and record["protocol"]["dataset"] == dataset and is_eligible(record)
         ]
         judges = list(own[0][1]["measures"])
-        entries = [_own_entry(name, record) for name, record in own]
+        entries = [_own_entry(name, record, dict(records)) for name, record in own]
         entries += _peers(dataset.partition("/")[2], len(judges)) + entries_of_others(ENTRIES, dataset)
         header = ["training", "kind", "model", "hardware", "training images/s", "images"]
         header += [f"Fréchet distance, `{judge}`" for judge in judges] + ["right class", "recall", "64 images"]
@@ -166,8 +167,16 @@ def rows_of(entries: Iterable[Entry]) -> list[list[str]]:
     return rows
 
 
-def _own_entry(name: str, record: dict[str, Any]) -> Entry:
-    """Return the entry of a model of hfgen from its evaluation."""
+def earlier_seconds(name: str, records: Mapping[str, dict[str, Any]]) -> float:
+    """Return how long the models were trained that a training began with: a VAE, or the teacher of a student."""
+    recipe = RECIPES / f"{name}.yaml"
+    fields = yaml.safe_load(recipe.read_text()) if recipe.exists() else {}
+    earlier = [Path(fields[field]).name for field in ("vae", "teacher") if fields.get(field)]
+    return sum(records[model]["training"]["train_seconds"] for model in earlier)
+
+
+def _own_entry(name: str, record: dict[str, Any], records: Mapping[str, dict[str, Any]]) -> Entry:
+    """Return the entry of a model of hfgen from its evaluation, given those of all."""
     training, seconds = record["training"], record["seconds"]
     family = NAMES[family_of(record["protocol"]["pipeline"]).name.upper()]
     drawn = seconds.get("images_this_time")
@@ -176,21 +185,11 @@ def _own_entry(name: str, record: dict[str, Any]) -> Entry:
         "link": f"../model_cards/{name}",
         "hardware": _hardware(training),
         "train_seconds": training["train_seconds"],
-        "teacher_seconds": _teacher_seconds(name),
+        "earlier_seconds": earlier_seconds(name, records),
         "images_seen": training["images_seen"],
         "seconds_for_64_images": 64 * seconds["drawing_this_time"] / drawn if drawn else None,
     }
     return _entry(name, facts, record)
-
-
-def _teacher_seconds(name: str) -> float:
-    """Return the training time of the model that a recipe's model was distilled from; 0 if there is none."""
-    recipe = RECIPES / f"{name}.yaml"
-    teacher = yaml.safe_load(recipe.read_text()).get("teacher") if recipe.is_file() else None
-    if teacher is None:
-        return 0.0
-    record = REPOSITORY / "model_cards" / teacher / "evaluation.json"
-    return json.loads(record.read_text())["training"]["train_seconds"]
 
 
 def entries_of_others(folder: Path, dataset: str) -> list[Entry]:
@@ -222,13 +221,12 @@ def _entry(name: str, facts: dict[str, Any], record: dict[str, Any]) -> Entry:
     """Return an entry from the facts of its training and its evaluation."""
     first = next(iter(record["measures"]))
     accuracy, for_64 = UNKNOWN, facts.get("seconds_for_64_images")
+    seconds = facts["train_seconds"] + facts.get("earlier_seconds", 0.0)
     if record["conditional"]:
         real = record["judge_accuracy"][first]["accuracy"]
         accuracy = f"{percent(record['conditional'][first]['accuracy'], 1)} ({percent(real, 1)})"
-    teacher = facts.get("teacher_seconds", 0.0)
-    seconds = facts["train_seconds"] + teacher
     cells = (
-        f"[{name}]({facts['link']}), {duration(seconds)}" + " with its teacher" * bool(teacher),
+        f"[{name}]({facts['link']}), {duration(seconds)}",
         facts["hardware"],
         with_commas(round(facts["images_seen"] / facts["train_seconds"])),
         with_commas(record["protocol"]["num_images"]),

@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-from speedrun import DATASETS, PAGE, RULES, Entry, entries_of_others, is_eligible, page, rows_of
+from speedrun import DATASETS, PAGE, RULES, Entry, earlier_seconds, entries_of_others, is_eligible, page, rows_of
 
 
 def test_the_page_in_the_repository_is_that_of_its_records():
@@ -31,6 +31,13 @@ def test_each_time_has_the_best_of_each_kind_once():
         ["5 minutes", "GAN", "a minute and a second"],
         ["10 minutes", "VAE", "another kind"],
     ]
+
+
+def test_the_training_of_its_vae_counts_for_latent_diffusion():
+    records = {"vae_cifar10_spatial_cpu8min": {"training": {"train_seconds": 480.1}}}
+    assert earlier_seconds("ddpm_conditional_cifar10_latent_cpu45min", records) == 480.1
+    assert earlier_seconds("consistency_mnist_cpu10min", records) == 300.0
+    assert earlier_seconds("ddpm_conditional_cifar10_cpu60min", records) == 0
 
 
 @pytest.fixture
