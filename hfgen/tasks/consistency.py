@@ -23,6 +23,7 @@ from hfgen.runs.folder import run_fields
 from hfgen.sampling.sample import default_sampler, image_shape_of, is_conditional, require_diffusion, require_pixels
 from hfgen.sampling.schedulers import denoising_states, make_scheduler
 from hfgen.tasks.base import Loss, Task
+from hfgen.utils.devices import AUTOCAST
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
@@ -31,7 +32,6 @@ HUBER_WIDTH = 0.1  # of pixels in [−1, 1], 13 grey levels
 START_FRACTION = 0.5  # of the points that are starts of trajectories, as in the first step of a sample
 SECOND_FRACTION = 0.25  # of the points that are nearest to the noise level of the second one of two steps
 EMBEDDING_STEPS, EMBEDDING_RATE, EMBEDDED_LEVELS = 1000, 3e-3, 256  # to fit the time embedding
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass
