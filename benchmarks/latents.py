@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfgen.data.images import ImageData, cache_folder, load_images
+from hfgen.data.images import cache_folder, load_images
 from hfgen.evaluation.generated import labels_like
 from hfgen.evaluation.real import name_of
 from hfgen.judges.judge import find_judge
@@ -72,7 +72,7 @@ def measure(run: Path, real: RealStatistics, num_images: int) -> dict[str, Any]:
         "images_seen": training["images_seen"],
         "images_per_second": round(training["images_per_second"]),
         "channels": fields["block_out_channels"],
-        "vae": of_vae(Path(fields["vae"]), real.test, real, num_images) if decoder_of(pipeline) else None,
+        "vae": of_vae(Path(fields["vae"]), load(str(run)).vae, real, num_images) if decoder_of(pipeline) else None,
         "sampler": sampler,
         **{name: found[name] for name in MEASURES},
         "right_class": (logits.argmax(1) == asked).double().mean().item(),
@@ -81,17 +81,17 @@ def measure(run: Path, real: RealStatistics, num_images: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def of_vae(run: Path, test: ImageData, real: RealStatistics, num_images: int) -> dict[str, Any]:
-    """Return what is known of a VAE, with the Fréchet distance of its reconstructions of test images."""
-    vae, fields = load(str(run)).vae, run_fields(run)
-    made = torch.cat([again(vae, part) for part in test.images[:num_images].split(500)])
+def of_vae(run: Path, vae: SpatialVAEModel, real: RealStatistics, num_images: int) -> dict[str, Any]:
+    """Return what is known of a VAE and its run, with the Fréchet distance of its reconstructions of test images."""
+    fields, images = run_fields(run), real.test.images[:num_images]
+    made = torch.cat([again(vae, part) for part in images.split(500)])
     return {
         "name": name_of(str(run)),
-        "seconds": fields["max_train_seconds"],
-        "beta": fields["beta"],
+        "seconds": fields.get("max_train_seconds"),
+        "beta": fields.get("beta"),
         "latent_shape": list(vae.latent_shape),
         "frechet_distance": real.measures(real.extractor.extract(made)[0])["frechet_distance"],
-        "mean_squared_error": ((made.double() - test.images[:num_images]) / 255).square().mean().item(),
+        "mean_squared_error": ((made.double() - images) / 255).square().mean().item(),
     }
 
 
@@ -106,9 +106,9 @@ def page(record: dict[str, Any]) -> str:
     for name, row in sorted(record["rows"].items(), key=lambda item: item[1]["frechet_distance"]["value"]):
         vae, sampler = row["vae"], row["sampler"]
         of = "pixels" if vae is None else "×".join(map(str, (*vae["latent_shape"][1:], vae["latent_shape"][0])))
-        again = (
-            "" if vae is None else f"{with_std(vae['frechet_distance'])} ({vae['seconds']:g} s, β = {vae['beta']:g})"
-        )
+        again = "" if vae is None else with_std(vae["frechet_distance"])
+        if vae and vae["seconds"] and vae["beta"] is not None:
+            again += f" ({vae['seconds']:g} s, β = {vae['beta']:g})"
         rows.append([
             name, of, again, "-".join(map(str, row["channels"])), f"{row['seconds']:g}", f"{row['images_per_second']}",
             f"{sampler['num_inference_steps']}, {sampler['guidance_scale']:g}",

@@ -1,5 +1,6 @@
 """Latent diffusion: a VAE with spatial latents, and a diffusion model of them that is one pipeline with it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -19,13 +20,15 @@ from hfgen.data.loader import Batch
 from hfgen.evaluation.generated import _key, origin_of
 from hfgen.families import families
 from hfgen.losses.diffusion import alpha_sigma
-from hfgen.models.modeling_hfgen_vae import SpatialVAEModel
+from hfgen.models.modeling_hfgen_vae import SpatialVAEModel, VAEModel
 from hfgen.pipelines.loading import load
+from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import GuidedModel
+from hfgen.publishing.facts import read_run
 from hfgen.runs.folder import ANIMATION, FIGURES, run_fields
 from hfgen.sampling.sample import check_sampling, default_sampler, film, image_seed, image_shape_of, sample
 from hfgen.serving.library import Entry, LoadedModel
 from hfgen.serving.trainings import form_of
-from hfgen.tasks.diffusion import DiffusionTask
+from hfgen.tasks.diffusion import DiffusionTask, load_vae
 from hfgen.tasks.vae import VAETask
 from hfgen.training.processes import as_found
 from hfgen.training.validation import Validation
@@ -247,6 +250,23 @@ def test_samples_are_those_of_the_pipeline(run):
     assert noised[-1].equal(ours)
 
 
+def test_a_cpu_decodes_in_parts(run, monkeypatch):
+    pipeline, sizes = load(str(run)), []
+    options = {"num_images": 3, "class_labels": [3]} | default_sampler(pipeline, {})
+    (whole,) = sample(pipeline, **options)
+    monkeypatch.setattr(GuidedModel, "CPU_BATCH_SIZE", 2)
+    pipeline.vae.up.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    (parts,) = sample(pipeline, **options)
+    assert sizes == [2, 1]
+    assert (parts.int() - whole.int()).abs().max() <= 1
+
+
+def test_the_number_of_parameters_has_no_statistics(run):
+    pipeline = load(str(run))
+    networks = (pipeline.unet, pipeline.vae)
+    assert read_run(run)["parameters"] == sum(p.numel() for network in networks for p in network.parameters())
+
+
 def test_it_is_previewed_measured_compared_and_published(run, tmp_path, capsys):
     assert list((run / "samples").glob("*.png"))
     assert (run / FIGURES / ANIMATION).is_file()
@@ -289,6 +309,21 @@ def test_latent_diffusion_that_cannot_be(vae_run, fields, message):
         task_of(vae_run, **{"guidance_scale": 1.0} | fields)
 
 
+def test_a_vae_on_the_hub_may_have_the_name_of_a_recipe(vae_run, monkeypatch):
+    monkeypatch.setattr("hfgen.tasks.diffusion.load", lambda name: load(str(vae_run)))
+    assert load_vae("alice/vae_cifar10_spatial_cpu8min", (1, 8, 8)).latent_shape == (2, 4, 4)
+
+
+def test_a_stored_vae_of_another_class_is_refused(run, tmp_path):
+    model = shutil.copytree(run, tmp_path / "model")
+    VAEModel(8, 1, 32).save_pretrained(model / "vae")
+    index = json.loads((model / "model_index.json").read_text())
+    index["vae"][1] = "VAEModel"
+    (model / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="its vae is a VAEModel, but latent diffusion needs a SpatialVAEModel"):
+        load(str(model))
+
+
 def test_vaes_that_do_not_fit_are_refused(vae_run, run, tmp_path):
     other = train_vae(tmp_path / "other", max_train_steps=1)
     for model in (other, run):
@@ -310,6 +345,8 @@ def test_what_latent_diffusion_cannot_do_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="export needs a diffusion model of pixels"):
         hfgen.export(run, output=tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+    with pytest.raises(UserError, match="hfgen demo needs a diffusion model of pixels"):
+        hfgen.demo(str(run), output=tmp_path / "page", runtime="cdn")
     pipeline = load(str(run))
     pipeline.vae = SpatialVAEModel(8, 1, 32, block_out_channels=[8, 8])
     with pytest.raises(UserError, match="the vae of this model does not fit its unet"):

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from hfgen.config.recipes import read_recipes
-from hfgen.models.modeling_hfgen_vae import LatentFlowModel
+from hfgen.models.modeling_hfgen_vae import LatentFlowModel, SpatialVAEModel
 from hfgen.pipelines.consistency import NAMES, STEPS, ConsistencyModelPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.pipelines.saving import own_class
@@ -316,6 +316,8 @@ def _assemble(
         loaded = pipeline_class(**parts, **{name: index[name] for name in optional if name in index})
     if isinstance(loaded, VAEPipeline):
         _check_flow(loaded, source)
+    elif (vae := parts.get("vae")) is not None and not isinstance(vae, SpatialVAEModel):
+        raise UserError(f"{source}: its vae is a {type(vae).__name__}, but latent diffusion needs a SpatialVAEModel")
     return loaded
 
 

@@ -31,7 +31,9 @@ from hfgen.utils.untrusted import (
     shown,
 )
 
-STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")  # batch-norm buffers, not parameters
+STATISTICS = (  # buffers of batch norms and of spatial latents, not parameters
+    ".running_mean", ".running_var", ".num_batches_tracked", "latents_mean", "latents_std",
+)  # fmt: skip
 TRAINED_ON = (  # fields that name training data, the main one first
     "train_data_dir", "dataset_name", "input_data_dir", "target_dataset_name", "target_data_dir",
 )  # fmt: skip

@@ -26,7 +26,7 @@ from hfgen.runtimes.sampler_table import sampler_table
 from hfgen.runtimes.write import MODEL_FILE, export_pipeline, require_onnx
 from hfgen.sampling.edit import editing_pipeline
 from hfgen.sampling.latents import first_class
-from hfgen.sampling.sample import image_shape_of, network_of
+from hfgen.sampling.sample import image_shape_of, network_of, require_pixels
 from hfgen.sampling.schedulers import learnt_steps
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.files import complete_or_absent, local_path, parts_complete_or_absent
@@ -101,6 +101,7 @@ def _check_folder(folder: Path) -> None:
 def _model(run: str, source: str, config: DemoConfig, folder: Path) -> dict[str, Any]:
     """Export a model to a folder; return what the page must know of it."""
     pipeline = load(run)
+    require_pixels(pipeline, "a web page of hfgen demo")
     known = model_of(type(pipeline).__name__)
     scheduler = config.scheduler if known and known.use == "denoise" else None
     export_pipeline(pipeline, ExportConfig(run_or_repo=run, output=str(folder), scheduler=scheduler))

@@ -308,7 +308,10 @@ def to_uint8(x: Tensor) -> Tensor:
 def _decoded(pipeline: DiffusionPipeline, x: Tensor) -> Tensor:
     """Return images (B, C, H, W) in [−1, 1] of what `_drawing` draws: of latents, if these are denoised."""
     vae = decoder_of(pipeline)
-    return x if vae is None else vae.decode_map(x)
+    if vae is None:
+        return x
+    parts = x.split(GuidedModel.CPU_BATCH_SIZE if x.device.type == "cpu" else len(x))
+    return torch.cat([vae.decode_map(part) for part in parts])
 
 
 def _drawing(

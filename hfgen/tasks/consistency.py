@@ -30,6 +30,7 @@ from hfgen.sampling.sample import (
 )
 from hfgen.sampling.schedulers import denoising_states, make_scheduler
 from hfgen.tasks.base import Loss, Task
+from hfgen.utils.devices import AUTOCAST
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
@@ -40,7 +41,6 @@ HUBER_WIDTH = 0.1  # of pixels in [−1, 1], 13 grey levels
 START_FRACTION = 0.5  # of the points that are starts of trajectories, as in the first step of a sample
 SECOND_FRACTION = 0.25  # of the points that are nearest to the noise level of the second one of two steps
 EMBEDDING_STEPS, EMBEDDING_RATE, EMBEDDED_LEVELS = 1000, 3e-3, 256  # to fit the time embedding
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass

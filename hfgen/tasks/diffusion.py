@@ -33,17 +33,17 @@ from hfgen.sampling.sample import check_sampling, film, image_shape_of, size_of
 from hfgen.sampling.schedulers import make_scheduler
 from hfgen.tasks.base import Loss, Task
 from hfgen.tasks.unet import make_unet
+from hfgen.utils.devices import AUTOCAST
 from hfgen.utils.errors import UserError
 
 FILM_IMAGES, FILM_FRAMES = 4, 20  # keeps the file below 0.5 MB
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of accelerate's mixed precision
 
 
 class DiffusionTask(Task):
     """A diffusion model: `UNet2DModel`, a diffusers scheduler, and `DDPMPipeline` if without classes and clusters.
 
     In latent diffusion (Rombach et al. 2022), a VAE encodes each batch, and the network learns the posterior means,
-    standardised by channel.
+    shifted and scaled by channel by the statistics of sampled latents (`SpatialVAEModel.set_statistics`).
 
     Args:
         config: Network, noise schedule, prediction type.
@@ -70,6 +70,7 @@ class DiffusionTask(Task):
         self.unet = make_unet(
             config,
             self.vae.latent_shape if self.vae else shape,
+            of="latents" if self.vae else "pixels",
             num_class_embeds=len(self.label_names) + 1 if self.label_names else None,  # the last is the null label
         )
         self.snapshot_step = config.guide_step
@@ -124,7 +125,7 @@ class DiffusionTask(Task):
         """Return images (B, C, H, W) in [−1, 1] as they are, or their latents (B, c, h, w)."""
         if self.vae is None:
             return images
-        dtype = PRECISIONS.get(self.config.mixed_precision)
+        dtype = AUTOCAST.get(self.config.mixed_precision)
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             return self._placed_vae().encode_map(images)
 
@@ -153,10 +154,13 @@ def load_vae(name: str, image_shape: tuple[int, int, int]) -> SpatialVAEModel:
     Raises:
         UserError: if there is none, it has no spatial latents, or is for other images.
     """
-    recipe = Path(name).name
-    if name != recipe and recipe in read_recipes() and not Path(name).expanduser().exists():
-        raise UserError(f"there is no folder {name}; train this VAE first: hfgen train vae --config {recipe}")
-    pipeline = load(name)
+    try:
+        pipeline = load(name)
+    except UserError as error:
+        recipe = Path(name).name
+        if name == recipe or recipe not in read_recipes() or Path(name).expanduser().exists():
+            raise
+        raise UserError(f"{error}; train this VAE first: hfgen train vae --config {recipe}") from error
     vae = pipeline.components.get("vae")
     if not isinstance(pipeline, VAEPipeline) or not isinstance(vae, SpatialVAEModel):
         raise UserError(f"{name} is no VAE with spatial latents; train one with hfgen train vae --spatial_latents")

@@ -8,27 +8,29 @@ from hfgen.config.unet import UNetConfig
 from hfgen.utils.errors import UserError
 
 
-def make_unet(config: UNetConfig, image_shape: tuple[int, int, int], **conditioning: Any) -> UNet2DModel:
+def make_unet(
+    config: UNetConfig, shape: tuple[int, int, int], *, of: str = "pixels", **conditioning: Any
+) -> UNet2DModel:
     """Build the network for images or latents (C, H, W).
 
     Args:
         config: Its size.
-        image_shape: (C, H, W).
+        shape: (C, H, W).
+        of: `pixels` or `latents`, which the shape counts.
         conditioning: Further arguments of `UNet2DModel`: `num_class_embeds`, or the number of input channels.
 
     Raises:
         UserError: if their size is not divisible by the network's downsampling factor.
     """
-    channels, height, width = image_shape
+    channels, height, width = shape
     levels = len(config.block_out_channels)
     if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
         divisible = [size - size % 2 ** (levels - 1) for size in (height, height + 2 ** (levels - 1))]
         other_sizes = ", or a --resolution such as " + " or ".join(str(size) for size in divisible if size)
-        is_latent = getattr(config, "vae", None) is not None
         raise UserError(
             f"a U-Net with {levels} entries in block_out_channels halves the images {levels - 1} times, but "
-            f"{height}×{width} {'latents' if is_latent else 'pixels'} are not divisible so often; use fewer entries"
-            + ("" if is_latent else other_sizes)
+            f"{height}×{width} {of} are not divisible so often; use fewer entries"
+            + (other_sizes if of == "pixels" else "")
         )
     attention = [level in config.attention_levels for level in range(levels)]
     options = {

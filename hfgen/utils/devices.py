@@ -18,6 +18,7 @@ except ModuleNotFoundError:  # Windows
 
 AUTO = "auto"
 DTYPES = ("float32", "bfloat16", "float16")
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of accelerate's mixed precision
 
 
 def default_device() -> torch.device:

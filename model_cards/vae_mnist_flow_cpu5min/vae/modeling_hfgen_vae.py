@@ -374,7 +374,7 @@ class SpatialVAEModel(_VAE):
 
     It is convolutional throughout: stride-2 convolutions with residual blocks, then one that outputs mean and
     log-variance of z; the decoder mirrors that. As in other VAEs, z is a vector, (B, latent_dim). `encode_map` and
-    `decode_map` are for latent diffusion: their latents are (B, c, h, w) and standardised by channel.
+    `decode_map` are for latent diffusion: their latents are (B, c, h, w), shifted and scaled by channel.
 
     Args:
         latent_dim: Number of latents, c · h · w.
@@ -437,19 +437,22 @@ class SpatialVAEModel(_VAE):
         return normal(parameters.flatten(1))
 
     def set_statistics(self, latents: Tensor) -> None:
-        """Set mean and standard deviation by channel to those of latents, (N, latent_dim)."""
+        """Set mean and standard deviation by channel to those of latents sampled from q(z | x), (N, latent_dim)."""
         by_channel = latents.unflatten(1, self.latent_shape).transpose(0, 1).flatten(1)
         self.latents_mean.copy_(by_channel.mean(1)[:, None, None])
         self.latents_std.copy_(by_channel.std(1)[:, None, None])
 
     @apply_forward_hook
     def encode_map(self, images: Tensor) -> Tensor:
-        """Return the standardised posterior means, float32 (B, c, h, w), of images (B, C, H, W) in [−1, 1]."""
+        """Return the posterior means, float32 (B, c, h, w), of images (B, C, H, W) in [−1, 1].
+
+        They are shifted and scaled by channel so that sampled latents have mean 0 and standard deviation 1.
+        """
         return (self.encode(images).mean.unflatten(1, self.latent_shape) - self.latents_mean) / self.latents_std
 
     @apply_forward_hook
     def decode_map(self, latents: Tensor) -> Tensor:
-        """Return the pixel means, float32 (B, C, H, W) in [−1, 1], of standardised latents (B, c, h, w)."""
+        """Return the pixel means, float32 (B, C, H, W) in [−1, 1], of latents (B, c, h, w) as of `encode_map`."""
         return self.decode((latents * self.latents_std + self.latents_mean).flatten(1)).sample
 
     def _logits(self, latents: Tensor, class_labels: Tensor | None) -> Tensor:
