@@ -931,6 +931,21 @@ def test_a_pipeline_of_hfgens_own_travels_with_its_weights(push, ask, server, cl
     assert unasked["output"].splitlines()[-1] == "3", "hfgen does not run this code, but its own"
 
 
+def test_a_student_is_drawn_by_diffusers_alone(push, ask, server, class_run, home, online):
+    """By its repo id, without remote code, and bit for bit as hfgen draws it."""
+    student = hfgen.distill(str(class_run), max_train_steps=2, trajectories=128, output_dir=str(home / "student"))
+    push(folder=student.path, repo_id="ada/student")
+    files = server.model("ada/student")
+    assert not [name for name in files if name.endswith(".py")]
+    draw = DRAW.format(arguments="'ada/student'").replace("batch_size=2", "batch_size=2, class_labels=[3, 5]")
+    found = online.python(draw).splitlines()[-1]
+    own = ask(
+        code="import hfgen"
+        + draw.replace("DiffusionPipeline.from_pretrained", "hfgen.load").replace("batch_size=2, ", "")
+    )
+    assert own["output"].splitlines()[-1].split()[-1] == found.split()[-1]
+
+
 # --- safety
 
 
