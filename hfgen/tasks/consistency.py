@@ -96,6 +96,10 @@ class ConsistencyTask(Task):
         else:
             yield Loss("unet", self._tuning_loss(batch))
 
+    def fixed_networks(self) -> list[nn.Module]:
+        """Return the networks of the teacher."""
+        return [part for part in self.teacher.components.values() if isinstance(part, nn.Module)]
+
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of one-step samples from the teacher's, for the classes of held-out images."""
