@@ -116,6 +116,7 @@ def test_an_unconditional_student(trained_once, tmp_path):
 def test_a_student_starts_as_its_teacher(conditional_run, tmp_path):
     """With v-prediction both networks predict the same, once the times of the student give the same embeddings."""
     task = task_of(conditional_run("v_prediction"), tmp_path / "run", guidance_scale=1.0)
+    assert task.fixed_networks() == [task.teacher.unet]
     batch = batch_of(task)
     sigma = torch.logspace(-1, 1, 32).view(-1, 1, 1, 1)
     x = batch.images + sigma * torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(0))

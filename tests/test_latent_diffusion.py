@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from conftest import CONDITIONAL, TINY_VAE, train_conditional, train_vae
 from safetensors.torch import load_file
@@ -202,6 +203,24 @@ def test_a_resumed_run_ends_with_the_same_bits_whatever_became_of_the_vae(run, v
         assert (again / part / WEIGHTS).read_bytes() == (run / part / WEIGHTS).read_bytes()
 
 
+def test_a_resumed_run_has_the_vae_of_its_checkpoint_also_where_its_own_is_gone(run, tmp_path):
+    vae = task_of(tmp_path / "gone", output_dir=str(run), resume_from_checkpoint="latest").vae
+    expected = load_file(run / "vae" / WEIGHTS)
+    assert all(tensor.equal(expected[name]) for name, tensor in vae.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in vae.parameters())
+
+
+def test_processes_compare_the_vae(vae_run):
+    task = task_of(vae_run)
+    assert task.fixed_networks() == [task.vae]
+
+
+def test_images_held_out_may_have_trained_the_vae(vae_run):
+    assert task_of(vae_run).remarks() == []
+    (remark,) = task_of(vae_run, validation_fraction=0.2).remarks()
+    assert "trained with validation_fraction 0.0, not 0.2, so images held out here may have trained it" in remark
+
+
 def test_evaluations_while_training_decode(vae_run, tmp_path):
     fields = {"vae": str(vae_run), "validation_fraction": 0.2, "evaluation_steps": 10, "output_dir": str(tmp_path)}
     config = DDPMConfig(**CONDITIONAL | LATENT | fields | {"train_split": "train"})
@@ -285,6 +304,22 @@ def test_it_is_previewed_measured_compared_and_published(run, tmp_path, capsys):
     assert "grey 8×8-pixel" in text
     assert load_file(card.parent / "vae" / WEIGHTS)["to_latents.weight"].dtype == torch.float16
     assert len(hfgen.sample(card.parent, num_images=2)) == 2
+
+
+def test_a_card_names_the_data_of_the_vae(run, tmp_path):
+    model = shutil.copytree(run, tmp_path / "model")
+    config = json.loads((model / "vae" / "config.json").read_text())
+    assert config["trained_on"] == ["digits"]
+    assert "Its VAE was trained on digits." in hfgen.card(model).read_text()
+    (model / "vae" / "config.json").write_text(json.dumps(config | {"trained_on": ["uoft-cs/cifar10"]}))
+    text = hfgen.card(model).read_text()
+    assert "The training data, uoft-cs/cifar10, have no stated licence" in text
+    assert "- uoft-cs/cifar10" in text
+    (model / "vae" / "config.json").write_text(json.dumps(config | {"trained_on": []}))
+    assert "Its VAE was trained on digits." in hfgen.card(model).read_text(), "as its run tells"
+    fields = yaml.safe_load((model / "config.yaml").read_text())
+    (model / "config.yaml").write_text(yaml.safe_dump(fields | {"vae": "alice/vae"}))
+    assert "It is not known what its VAE was trained on." in hfgen.card(model).read_text()
 
 
 def test_saved_samples_and_records_tell_vaes_apart(run):

@@ -385,7 +385,7 @@ def own_start(alone, tmp_path, monkeypatch, other):
     checkpoint.mkdir()
     (checkpoint / "manifest.json").write_text("{}")
     monkeypatch.setattr("hfgen.training.run.gather_object", lambda own: [*own, own[0] | {"host": "b"} | other(own[0])])
-    _agree_on_start(config(), alone, checkpoint, [load_images("digits")])
+    _agree_on_start(config(), alone, checkpoint, [load_images("digits")], [])
 
 
 @pytest.mark.parametrize(
@@ -398,6 +398,7 @@ def own_start(alone, tmp_path, monkeypatch, other):
         ({"state": "other"}, "their checkpoints step-000010 differ; copy the run folder"),
         ({"images": ["other"]}, r"process 1 \(on b\) has different images from process 0"),
         ({"classes": ["other"]}, r"process 1 \(on b\) has different labels or clusters from process 0"),
+        ({"networks": ["other"]}, r"process 1 \(on b\) has a different model for vae from process 0"),
         ({"config": {"seed": 1}}, r"processes 0 and 1 have different configurations \(seed 0 and 1\)"),
     ],
 )
@@ -415,7 +416,7 @@ def test_processes_whose_files_lie_elsewhere_begin(alone, tmp_path, monkeypatch)
     gathered = []
     for folder in ("a", "b"):
         monkeypatch.setattr("hfgen.training.run.gather_object", lambda own: gathered.extend(own) or own)
-        _agree_on_start(config(output_dir=folder, cache_dir=folder), alone, None, [])
+        _agree_on_start(config(output_dir=folder, cache_dir=folder), alone, None, [], [])
     assert gathered[0] == gathered[1]
     assert gathered[0]["host"] == platform.node()
 

@@ -382,6 +382,8 @@ class SpatialVAEModel(_VAE):
         decoder_block_out_channels, layers_per_block: See `VAEModel`.
         sample_size, in_channels, norm_num_groups, act_fn, pixel_distribution: See `VAEModel`.
         num_classes: None, since such a model has no classes.
+        trained_on: Public names of the training data, which go with the weights into latent diffusion; empty if they
+            are unknown.
 
     Raises:
         ValueError: if the convolutions do not match the image size, the latents do not fill whole channels, or encoder
@@ -401,6 +403,7 @@ class SpatialVAEModel(_VAE):
         act_fn: str = "silu",
         pixel_distribution: str = "gaussian",
         num_classes: None = None,
+        trained_on: Sequence[str] = (),
     ):
         super().__init__()
         halvings = len(block_out_channels)

@@ -89,8 +89,8 @@ def read_run(run: Path) -> dict[str, Any]:
         name: read_record(own_file(run, file)) if own_file(run, file).is_file() else None
         for name, file in (("evaluation", EVALUATION), ("analysis", ANALYSIS))
     }
-    names = [public_text(public_name(config[name])) or LOCAL for name in TRAINED_ON if config.get(name)]
-    network = _network(run, class_name)
+    names, network = _data_of(config), _network(run, class_name)
+    of_vae = _data_of_vae(run, config) if network["is_latent"] else []
     scheduler = own_file(run, f"scheduler/{SchedulerMixin.config_name}")
     learnt = read_json(scheduler).get(LEARNT_STEPS, {}) if scheduler.is_file() else {}
     check_learnt_steps(learnt, num_train_timesteps=config.get("num_train_timesteps", 0), source=str(scheduler))
@@ -100,7 +100,8 @@ def read_run(run: Path) -> dict[str, Any]:
         "kind": model_of(class_name),
         "config": {name: public_value(value) for name, value in fields.items()},
         "data": names[0],
-        "data_licenses": [data_license(name) for name in dict.fromkeys(names)],
+        "data_licenses": [data_license(name) for name in dict.fromkeys([*names, *of_vae])],
+        "data_of_vae": of_vae,
         "training": training,
         "teacher": _teacher_of(config),
         "reference_split": one_line(training["reference_split"]) if training.get("reference_split") else None,
@@ -108,6 +109,22 @@ def read_run(run: Path) -> dict[str, Any]:
         **reports,
         **network,
     }
+
+
+def _data_of(config: dict[str, Any]) -> list[str]:
+    """Return the public names of the training data of a configuration, the main ones first."""
+    return [public_text(public_name(config[name])) or LOCAL for name in TRAINED_ON if config.get(name)]
+
+
+def _data_of_vae(run: Path, config: dict[str, Any]) -> list[str]:
+    """Return the public names of what the VAE of a latent model was trained on, or nothing if that is unknown.
+
+    They are stored with its weights, or else, as by older versions, in its run.
+    """
+    stored = read_json(own_file(run, "vae/config.json")).get("trained_on")
+    if isinstance(stored, list) and stored:
+        return [public_text(one_line(name)) or LOCAL for name in stored]
+    return _data_of(run_fields(Path(config["vae"]).expanduser())) if isinstance(config.get("vae"), str) else []
 
 
 def _teacher_of(config: dict[str, Any]) -> str | None:

@@ -88,6 +88,14 @@ class Task:
         """Yield one loss at a time; the loop updates its module before requesting the next."""
         raise NotImplementedError
 
+    def fixed_networks(self) -> Sequence[nn.Module]:
+        """Return the networks that the losses use and that are not trained; all processes must have the same."""
+        return ()
+
+    def remarks(self) -> Sequence[str]:
+        """Return warnings about the configuration before the training, one sentence each, without a full stop."""
+        return ()
+
     def validate(self, batch: Batch) -> dict[str, Tensor | float]:
         """Return metrics of held-out images, scalars by name; by default the losses and their terms."""
         return {name: value for loss in self.losses(batch) for name, value in loss.values().items()}

@@ -108,6 +108,10 @@ class ConsistencyTask(Task):
         else:
             yield Loss("unet", self._tuning_loss(batch))
 
+    def fixed_networks(self) -> list[nn.Module]:
+        """Return the networks of the teacher."""
+        return [part for part in self.teacher.components.values() if isinstance(part, nn.Module)]
+
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return the error of one-step samples against the teacher's, for the classes of held-out images."""

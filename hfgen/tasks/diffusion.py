@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hfgen.config import DDPMConfig
 from hfgen.config.recipes import read_recipes
+from hfgen.config.training import TrainingConfig
 from hfgen.data.clusters import with_clusters
 from hfgen.data.images import ImageData, load_training_images
 from hfgen.data.loader import Batch
@@ -28,13 +29,15 @@ from hfgen.pipelines.loading import load
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import ClusterConditionalDiffusionPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
-from hfgen.runs.folder import ANIMATION
-from hfgen.sampling.sample import check_sampling, film, image_shape_of, size_of
+from hfgen.runs.checkpoints import find_checkpoint
+from hfgen.runs.folder import ANIMATION, CHECKPOINTS, run_fields
+from hfgen.sampling.sample import check_sampling, decoder_of, film, image_shape_of, size_of
 from hfgen.sampling.schedulers import make_scheduler
 from hfgen.tasks.base import Loss, Task
 from hfgen.tasks.unet import make_unet
 from hfgen.utils.devices import AUTOCAST
 from hfgen.utils.errors import UserError
+from hfgen.utils.files import local_path
 
 FILM_IMAGES, FILM_FRAMES = 4, 20  # keeps the file below 0.5 MB
 
@@ -66,7 +69,7 @@ class DiffusionTask(Task):
             data.require_labels()
         self.label_names = data.label_names if config.class_conditional or config.num_clusters else []
         shape = tuple(data.images.shape[1:])
-        self.vae = load_vae(config.vae, shape) if config.vae else None
+        self.vae = _own_vae(config, shape) if config.vae else None
         self.unet = make_unet(
             config,
             self.vae.latent_shape if self.vae else shape,
@@ -77,6 +80,26 @@ class DiffusionTask(Task):
         self.scheduler = make_noise_schedule(config)
         check_sampling(self.pipeline(), **self.sampler())  # fail now, not at the first preview
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
+
+    def fixed_networks(self) -> list[nn.Module]:
+        """Return the VAE, if there is one."""
+        return [self.vae] if self.vae else []
+
+    def remarks(self) -> list[str]:
+        """Warn of held-out images that the VAE may have been trained on, as far as its run tells."""
+        config = self.config
+        theirs = run_fields(Path(config.vae).expanduser()) if config.vae else {}
+        own_data = (config.dataset_name, config.train_data_dir)
+        if (theirs.get("dataset_name"), theirs.get("train_data_dir")) != own_data:
+            return []
+        names = ["train_split"]
+        if config.validation_fraction or config.test_fraction:
+            names += ["validation_fraction", "test_fraction"]
+        used = {name: (theirs.get(name, getattr(TrainingConfig, name)), getattr(config, name)) for name in names}
+        others = [f"{name} {before}, not {now}" for name, (before, now) in used.items() if before != now]
+        if not others:
+            return []
+        return [f"the VAE was trained with {' and '.join(others)}, so images held out here may have trained it"]
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the weighted mean squared error of the prediction at sampled timesteps (Ho et al. 2020, eq. 14)."""
@@ -134,9 +157,7 @@ class DiffusionTask(Task):
         self.snapshot = copy.deepcopy(self.unet).eval().requires_grad_(False)
 
     def load_snapshot(self, folder: Path) -> None:
-        """Load the guide of a saved model, if it has one, and the VAE that it was trained with."""
-        if self.vae:
-            self.vae.load_state_dict(load_file(folder / "vae" / SAFETENSORS_WEIGHTS_NAME))
+        """Load the guide of a saved model, if it has one."""
         self.snapshot, file = None, folder / "guide" / SAFETENSORS_WEIGHTS_NAME
         if file.is_file():
             self.take_snapshot()  # which computes in the same precision as the network
@@ -146,6 +167,21 @@ class DiffusionTask(Task):
         """Save an animation of the denoising process."""
         states = film(self.pipeline(), num_images=FILM_IMAGES, num_frames=FILM_FRAMES, **self.sampler())
         save_film(*states, folder / ANIMATION)
+
+
+def _own_vae(config: DDPMConfig, image_shape: tuple[int, int, int]) -> SpatialVAEModel:
+    """Return the VAE of the checkpoint that a run is resumed from, or else the one that the configuration names.
+
+    Raises:
+        UserError: see `load_vae`.
+    """
+    name, checkpoints = config.resume_from_checkpoint, local_path(config.output_dir) / CHECKPOINTS
+    checkpoint = find_checkpoint(checkpoints, name, lambda problem: None) if name else None
+    if checkpoint is None:
+        return load_vae(config.vae, image_shape)
+    if (vae := decoder_of(load(str(checkpoint)))) is None:
+        raise UserError(f"{checkpoint} has no VAE, so it is of another run; start a new one in another output_dir")
+    return vae.eval().requires_grad_(False)
 
 
 def load_vae(name: str, image_shape: tuple[int, int, int]) -> SpatialVAEModel:

@@ -13,6 +13,7 @@ from hfgen.config import VAEConfig
 from hfgen.data.binarization import Binarizer
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
+from hfgen.data.sources import public_name
 from hfgen.losses.vae import (
     count_active_units,
     free_bits_kl,
@@ -33,6 +34,7 @@ from hfgen.models.modeling_hfgen_vae import (
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
 from hfgen.tasks.base import Diagnosis, Loss, Task
 from hfgen.utils.errors import TrainingError, UserError
+from hfgen.utils.privacy import public_text
 from hfgen.utils.seeds import derive_seed
 
 FITTED_IMAGES = 5_000  # maximum, for the mixture and the analytic standard deviation
@@ -78,7 +80,8 @@ class VAETask(Task):
                 self.vae = LadderVAEModel(**fields, **linear, ladder_channels=config.ladder_channels)
             elif config.spatial_latents:
                 decoder = config.decoder_block_out_channels
-                self.vae = SpatialVAEModel(**fields, decoder_block_out_channels=decoder)
+                names = [public_text(public_name(data.source))]
+                self.vae = SpatialVAEModel(**fields, decoder_block_out_channels=decoder, trained_on=names)
             else:
                 self.vae = VAEModel(
                     **fields,

@@ -40,6 +40,7 @@ from hfgen.training.validation import Evaluation, Validation
 from hfgen.utils.devices import forget_peak_memory, training_device
 from hfgen.utils.errors import InterruptedTrainingError, PublishingError, TrainingError, UserError, first_line
 from hfgen.utils.files import local_path
+from hfgen.utils.hashes import sha256_of
 from hfgen.utils.seeds import derive_seed, seed_torch
 
 NOWHERE = Publisher()
@@ -113,6 +114,8 @@ def _train(
         accelerator.print(f"hfgen: {data.source} has only one image; a model can only reproduce it", file=sys.stderr)
     seed_torch(derive_seed("initial weights", config.seed), accelerator.device)
     task = on_all_processes(accelerator, lambda: make_task(config, data), "building the networks")
+    for remark in on_all_processes(accelerator, task.remarks, "checking the networks"):
+        accelerator.print(f"hfgen: warning: {remark}", file=sys.stderr)
     validation = _make_validation(config, make_task, data, accelerator)
     _check_publisher(publisher, accelerator, task.index_file)
     with _only_training_in(run, accelerator), _trackers_finished(accelerator):
@@ -121,7 +124,8 @@ def _train(
         )
         if config.resume_from_checkpoint and checkpoint is None:
             accelerator.print(f"There is no checkpoint in {run}; training starts at step 0")
-        _agree_on_start(config, accelerator, checkpoint, [task.data, *task.extra_datasets])
+        sources = [task.data, *task.extra_datasets]
+        _agree_on_start(config, accelerator, checkpoint, sources, task.fixed_networks())
         trainer = Trainer(config, task, accelerator, RunFolder(run), publisher, validation, on_evaluation)
         try:
             if checkpoint:
@@ -187,9 +191,13 @@ def _load_data(config: TrainingConfig) -> ImageData:
 
 
 def _agree_on_start(
-    config: TrainingConfig, accelerator: Accelerator, checkpoint: Path | None, sources: Sequence[ImageData]
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    checkpoint: Path | None,
+    sources: Sequence[ImageData],
+    networks: Sequence[torch.nn.Module],
 ) -> None:
-    """Check that all processes start with the same checkpoint, configuration and images.
+    """Check that all processes start with the same checkpoint, configuration, images and fixed networks.
 
     They may differ on machines with separate disks. Paths may differ.
 
@@ -205,6 +213,7 @@ def _agree_on_start(
         "config": {name: value for name, value in config.to_dict().items() if name not in places},
         "images": [images.fingerprint for images in sources],
         "classes": [digest_of_classes(images) for images in sources],
+        "networks": [sha256_of(network) for network in networks],
     }
     with report_waiting("the other processes (comparing their initial state)"):
         first, *others = gather_object([state])
@@ -223,6 +232,9 @@ def _agree_on_start(
             why = f"process {index} (on {other['host']}) has different images from process 0 (on {first['host']})"
         elif other["classes"] != first["classes"]:
             why = f"process {index} (on {other['host']}) has different labels or clusters from process 0"
+        elif other["networks"] != first["networks"]:
+            fields = " or ".join(config.model_fields)
+            why = f"process {index} (on {other['host']}) has a different model for {fields} from process 0"
         else:
             changed = [
                 f"{name} {first['config'][name]} and {value}"
