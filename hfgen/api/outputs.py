@@ -188,7 +188,7 @@ def generate(config: SampleConfig, loaded: DiffusionPipeline | None) -> Images |
     pipeline: Any = load(config.run_or_repo, **config.loading_options()) if loaded is None else loaded
     own = default_sampler(pipeline, run_fields(Path(config.run_or_repo).expanduser()))
     options = with_time_steps(pipeline, own | config.given_sampler())
-    say_learnt_steps(options)
+    say_learnt_steps(pipeline, options)
     options |= {name: getattr(config, name) for name in ("num_images", "class_labels", "seed")}
     if config.negative_class_labels:
         options["negative_class_labels"] = config.negative_class_labels

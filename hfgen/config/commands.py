@@ -436,7 +436,8 @@ class CompareSamplersConfig(MeasuringOptions):
     """Compare schedulers, steps and guidance scales of one or more models by quality and cost.
 
     The distances are those in `features` or of `inception`, if one is set, else those of the first judge. A VAE or GAN
-    generates images in one step; it takes part with the options of its own sample grids.
+    generates images in one step; it takes part with the options of its own sample grids. A consistency model or a flow
+    map takes part with 1, 2 and its own number of steps.
 
     Args:
         > Model
@@ -453,8 +454,9 @@ class CompareSamplersConfig(MeasuringOptions):
             sample grids.
         guidance_interval: See `hfgen sample --help`; by default as in the run's own sample grids.
         learn_steps: Learn the time steps of these numbers of steps, under a minute each for a small model, and compare
-            them with even ones; those that are better by the Fréchet distance are saved with the model, which then
-            uses them. They are learnt for the first of `scheduler`, or that of the run's own sample grids.
+            with even ones; those that are better, by more than two standard deviations of the difference of the
+            Fréchet distances, are saved with a finished run or a pipeline folder, which then uses them. They are
+            learnt for the first of `scheduler`, or that of the run's own sample grids.
 
         > Report
         output_dir: Folder for `comparison.json`, `comparison.md` and its figures; by default the first run's folder,

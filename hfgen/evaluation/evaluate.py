@@ -184,7 +184,7 @@ def _generate_images(
     if config.classification_accuracy_score:
         reference.test.require_labels()
     sampler = with_time_steps(pipeline, default_sampler(pipeline, run) | config.given_sampler())
-    say_learnt_steps(sampler)
+    say_learnt_steps(pipeline, sampler)
     class_labels = labels_like(reference.train, config.seed) if conditional else []
     check_sampling(pipeline, **sampler, class_labels=sorted(set(class_labels)))
     check_size(image_shape_of(pipeline), config.run_or_repo, reference.test)

@@ -16,16 +16,16 @@ from hfgen.evaluation.generated import generate, labels_like
 from hfgen.evaluation.processes import together
 from hfgen.evaluation.real import check_size, default_output, load_references, name_of
 from hfgen.evaluation.report import render_report, save_record
-from hfgen.evaluation.verdict import is_tie, sampler_text
+from hfgen.evaluation.verdict import MARGIN, is_tie, sampler_text
 from hfgen.families import GUIDANCE
 from hfgen.figures.grids import sample_grid, save_picture
 from hfgen.figures.plots import curves_picture
 from hfgen.judges.judge import judges_numbers
 from hfgen.judges.statistics import RealStatistics, jackknife
 from hfgen.pipelines.loading import load
+from hfgen.runs.checkpoints import MANIFEST
 from hfgen.runs.folder import COMPARISON, COMPARISON_PAGE, COMPARISON_PICTURES, run_fields
 from hfgen.sampling.learnt_steps import (
-    MANY_STEPS,
     LearntSteps,
     learn_steps,
     require_free_solver,
@@ -46,7 +46,7 @@ from hfgen.sampling.sample import (
     takes_few_steps,
     with_time_steps,
 )
-from hfgen.sampling.schedulers import add_learnt_steps, suitable_schedulers
+from hfgen.sampling.schedulers import LearntEntry, learnt_steps, suitable_schedulers
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import check_output, remove_leftovers
 from hfgen.utils.progress import progress_bar
@@ -110,7 +110,7 @@ def _compare(config: CompareSamplersConfig) -> Path:
         row, images = _try_setting(config, model, sampler, reference, judged, output)
         rows.append({"model": model.name, **sampler, **cost, **row})
         shown.append(images)
-    learnt = [_keep_learnt_steps(model, rows, count) for model in models for count in model.learnt]
+    learnt = [_keep_learnt_steps(config, model, rows, count) for model in models for count in model.learnt]
     return _save(config, dtype_of(models[0].pipeline), rows, learnt, torch.cat(shown), reference, judged, output)
 
 
@@ -189,55 +189,70 @@ def _usual_settings(config: CompareSamplersConfig, model: _Model) -> list[tuple[
 
 
 def _learn(config: CompareSamplersConfig, model: _Model) -> None:
-    """Learn time steps with the guidance that is compared, and add them to the loaded model."""
+    """Learn time steps with the guidance that is compared."""
     if not model.solver:
         return
     sampler = _samplers(config, model)[0] | {"scheduler": model.solver}
     model.learnt = learn_steps(model.pipeline, sampler, config.learn_steps, model.labels, config.seed)
-    for count, found in model.learnt.items():
-        add_learnt_steps(model.pipeline.scheduler, model.solver, count, found.time_steps)
 
 
 def _with_learnt_steps(model: _Model, sampler: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a sampler, and if the model has learnt time steps for it, a second one with them."""
-    found = with_time_steps(model.pipeline, sampler)
-    return [sampler] if found == sampler else [sampler | {"time_steps": None}, found]
+    """Return a sampler with even steps, those that the model has saved for it, and those that it has learnt here."""
+    grids = [with_time_steps(model.pipeline, sampler).get("time_steps")]
+    if sampler.get("scheduler") == model.solver and (found := model.learnt.get(sampler["num_inference_steps"])):
+        grids.append(found.time_steps)
+    different = [grid for index, grid in enumerate(grids) if grid and grid not in grids[:index]]
+    return [sampler | {"time_steps": grid} for grid in (None, *different)] if different else [sampler]
 
 
-def _keep_learnt_steps(model: _Model, rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
+def _keep_learnt_steps(
+    config: CompareSamplersConfig, model: _Model, rows: list[dict[str, Any]], count: int
+) -> dict[str, Any]:
     """Save the time steps that were learnt for a number of steps if they are better, and return what was learnt."""
-    found = model.learnt[count]
-    even, learnt = (
-        next(
-            _distance(row)
-            for row in rows
-            if (row["model"], row.get("scheduler"), row.get("num_inference_steps"))
-            == (model.name, model.solver, count)
-            and (row["time_steps"] is not None) == is_learnt
-        )
-        for is_learnt in (False, True)
-    )
-    if learnt >= even:
-        saved = "no, even steps are better"
-    elif file := _steps_file(model):
-        save_learnt_steps(file, model.solver, count, found.time_steps)
-        saved = "yes"
-    else:
-        saved = "no, only a folder can keep them"
+    setting, found = (model.name, model.solver, count), model.learnt[count]
+    names = ("model", "scheduler", "num_inference_steps")
+    *rivals, learnt = [row for row in rows if tuple(map(row.get, names)) == setting]
+    others = dict(zip(("even steps", "those saved before"), rivals, strict=False))
+    saved, file = _verdict(learnt, others), _steps_file(model)
+    if saved == "yes" and file is None:
+        saved = "no, only a finished run or a folder of a pipeline can keep them"
+    if saved == "yes":
+        guidance = {name: learnt[name] for name in GUIDANCE if name in learnt}
+        origin = {"reference_split": config.reference_split, "num_images": config.num_images}
+        save_learnt_steps(file, model.solver, count, LearntEntry(**found.time_steps, guidance=guidance, **origin))
+    elif learnt_steps(model.pipeline.scheduler, model.solver, count):
+        saved += "; those saved before stay"
     return {
         "model": model.name,
         "scheduler": model.solver,
         "num_inference_steps": count,
         **found._asdict(),
-        "frechet_distance": {"even": even, "learnt": learnt},
-        "many_steps": MANY_STEPS,
+        "frechet_distance": {name: _distance(row) for name, row in (others | {"learnt": learnt}).items()},
         "saved": saved,
     }
 
 
+def _verdict(learnt: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
+    """Tell whether a setting has a lower Fréchet distance than others, by more than two standard deviations."""
+    for name, other in others.items():
+        value, std = _difference(learnt, other).values()
+        if std is None:
+            return "no, of too few images for a standard deviation"
+        if value > MARGIN * std:
+            return f"no, {name} are better"
+        if value >= -MARGIN * std:
+            return f"no, a tie with {name}"
+    return "yes"
+
+
 def _steps_file(model: _Model) -> Path | None:
-    """Return the file in which a model keeps learnt time steps, or None for the name of a recipe or a Hub id."""
-    return steps_file(model.pipeline) if Path(model.source).expanduser().is_dir() else None
+    """Return the file in which a model keeps learnt time steps.
+
+    It is None for the name of a recipe, a Hub id, and a checkpoint, whose manifest would no longer fit.
+    """
+    file = steps_file(model.pipeline)
+    is_own = Path(model.source).expanduser().is_dir() and not (file.parents[1] / MANIFEST).exists()
+    return file if is_own else None
 
 
 def _try_setting(
@@ -315,10 +330,14 @@ def compare_with_best(rows: list[dict[str, Any]], name: str = "above_best") -> N
     """
     best = min(rows, key=_distance)
     for row in rows:
-        pairs = zip(*(each["frechet_distance"]["without_each_tenth"] for each in (row, best)), strict=True)
-        differences = [own - other for own, other in pairs]
-        std = jackknife(differences) if differences else None
-        row[name] = {"value": _distance(row) - _distance(best), "std": std}
+        row[name] = _difference(row, best)
+
+
+def _difference(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the difference of two Fréchet distances, with value and std (see `compare_with_best`)."""
+    pairs = zip(*(each["frechet_distance"]["without_each_tenth"] for each in (row, other)), strict=True)
+    differences = [one - another for one, another in pairs]
+    return {"value": _distance(row) - _distance(other), "std": jackknife(differences) if differences else None}
 
 
 def cheapest(rows: list[dict[str, Any]], name: str = "above_best") -> dict[str, Any]:

@@ -34,7 +34,6 @@ from hfgen.utils.devices import AUTO, computes_in_bfloat16, find_placement
 from hfgen.utils.errors import UserError, first_line
 from hfgen.utils.untrusted import (
     INDEX,
-    LEARNT_STEPS,
     check_learnt_steps,
     check_numbers,
     components_of,
@@ -91,8 +90,7 @@ def load(
     except (OSError, httpx2.HTTPError) as error:
         raise UserError(f"cannot load a pipeline from {run_or_repo}: {first_line(error)}") from error
     if isinstance(scheduler := loaded.components.get("scheduler"), SchedulerMixin):
-        count = scheduler.config.num_train_timesteps
-        check_learnt_steps(scheduler.config.get(LEARNT_STEPS, {}), num_train_timesteps=count, source=run_or_repo)
+        check_learnt_steps(scheduler.config, run_or_repo)
     for name, part in loaded.components.items():
         tensors = part.state_dict() if isinstance(part, torch.nn.Module) else {}
         if missing := [tensor for tensor, value in tensors.items() if value.is_meta]:

@@ -92,8 +92,7 @@ def read_run(run: Path) -> dict[str, Any]:
     names, network = _data_of(config), _network(run, class_name)
     of_vae = _data_of_vae(run, config) if network["is_latent"] else []
     scheduler = own_file(run, f"scheduler/{SchedulerMixin.config_name}")
-    learnt = read_json(scheduler).get(LEARNT_STEPS, {}) if scheduler.is_file() else {}
-    check_learnt_steps(learnt, num_train_timesteps=config.get("num_train_timesteps", 0), source=str(scheduler))
+    learnt = _learnt_steps(scheduler) if scheduler.is_file() else []
     return {
         "class_name": class_name,
         "hub_model_id": config.get("hub_model_id"),
@@ -105,7 +104,7 @@ def read_run(run: Path) -> dict[str, Any]:
         "training": training,
         "teacher": _teacher_of(config),
         "reference_split": one_line(training["reference_split"]) if training.get("reference_split") else None,
-        "learnt_steps": {int(count): learnt[count] for count in sorted(learnt, key=int)},
+        "learnt_steps": learnt,
         **reports,
         **network,
     }
@@ -125,6 +124,20 @@ def _data_of_vae(run: Path, config: dict[str, Any]) -> list[str]:
     if isinstance(stored, list) and stored:
         return [public_text(one_line(name)) or LOCAL for name in stored]
     return _data_of(run_fields(Path(config["vae"]).expanduser())) if isinstance(config.get("vae"), str) else []
+
+
+def _learnt_steps(scheduler: Path) -> list[dict[str, Any]]:
+    """Return the entries of learnt time steps in the configuration of a scheduler, and what they are for.
+
+    Those for the scheduler itself, which a pipeline uses by itself, come first.
+    """
+    config = read_json(scheduler)
+    check_learnt_steps(config, str(scheduler))
+    found = []
+    for key, entry in config.get(LEARNT_STEPS, {}).items():
+        name, _, count = key.partition(":")
+        found.append({"scheduler": name, "is_own": name == config.get("_class_name"), "count": int(count), **entry})
+    return sorted(found, key=lambda each: (not each["is_own"], each["scheduler"], each["count"]))
 
 
 def _teacher_of(config: dict[str, Any]) -> str | None:
@@ -173,6 +186,8 @@ def _network(run: Path, class_name: str) -> dict[str, Any]:
             channels = read_json(own_file(run, "config.json"))["num_channels"]
             height, width = size["height"] // UPSCALE, size["width"] // UPSCALE
             weights = [own_file(run, "model.safetensors")]
+        if not all(type(number) is int for number in (channels, height, width)):
+            raise TypeError("these are written into code")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the configuration of the model in {run} does not have the image size") from error
     for file in weights:

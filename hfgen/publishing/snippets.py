@@ -67,7 +67,9 @@ def reproduction(facts: dict[str, Any]) -> dict[str, Any] | None:
         "autocast": AUTOCAST.get(training["mixed_precision"]) if network != "vae" else None,  # its decoder has none
         "scheduler": None,
         "has_code": class_name != "ConsistencyModelPipeline",
-        "has_learnt_steps": sampler.get("num_inference_steps") in facts["learnt_steps"],
+        "has_learnt_steps": any(
+            each["is_own"] and each["count"] == sampler.get("num_inference_steps") for each in facts["learnt_steps"]
+        ),
     }
     match class_name:
         case "DDPMPipeline":

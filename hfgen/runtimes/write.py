@@ -127,7 +127,7 @@ def _facts(config: ExportConfig, pipeline: DiffusionPipeline) -> dict[str, Any]:
         return facts
     own = with_time_steps(pipeline, own | asked)
     check_sampling(pipeline, **own)
-    say_learnt_steps(own)
+    say_learnt_steps(pipeline, own)
     table = sampler_table(pipeline.scheduler, own["scheduler"], own["num_inference_steps"], own.get("time_steps"))
     facts["sampler"] = {name: value for name, value in table.items() if name != "estimates"}
     facts["num_train_timesteps"] = pipeline.scheduler.config.num_train_timesteps

@@ -1,8 +1,9 @@
 """Learnt time steps of a solver, for few steps (after LD3, Tong et al. 2024), and saving them with the model."""
 
 import json
+import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +14,16 @@ from torch import Tensor
 
 from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, prediction_type_of
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import start_denoising
-from hfgen.sampling.sample import denoiser, sample_shape_of
-from hfgen.sampling.schedulers import FREE_SOLVERS, denoising_states, learnt_entry, make_scheduler
+from hfgen.sampling.sample import decoded, denoiser, sample_shape_of
+from hfgen.sampling.schedulers import FREE_SOLVERS, LearntEntry, denoising_states, learnt_key, make_scheduler
 from hfgen.utils.errors import UserError
 from hfgen.utils.files import complete_or_absent
 from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed
-from hfgen.utils.untrusted import LEARNT_STEPS, own_file, read_json
+from hfgen.utils.untrusted import LEARNT_STEPS, are_time_steps, own_file, read_json
 
 NUM_NOISES = 48  # to learn from, and as many others to check
-MANY_STEPS = 30  # of the images that few steps should come to
+MANY_STEPS = 30  # of the images that few steps should come to; fewer if the model has fewer timesteps
 FIRST_CHANGE, LAST_CHANGE, MOST_TRIALS = 0.4, 0.03, 40  # of the logits
 SHIFTS = (1, 1.5, 2, 3)  # of the scheduler's own time steps, to start from
 TimeSteps = dict[str, list[float]]  # see `hfgen.sampling.schedulers.learnt_steps`
@@ -33,15 +34,17 @@ class LearntSteps(NamedTuple):
 
     Attributes:
         time_steps: See `hfgen.sampling.schedulers.learnt_steps`.
-        distance: Distance of the images of unseen noise from those of `MANY_STEPS` steps: root mean square of the
-            differences of an image's pixels in [−1, 1], averaged over the images.
+        distance: Distance of the images of unseen noise from those of many steps: root mean square of the differences
+            of an image's pixels in [−1, 1], averaged over the images.
         former_distance: That of the scheduler's own time steps.
+        many_steps: Number of those many steps.
         seconds: How long it took.
     """
 
     time_steps: TimeSteps
     distance: float
     former_distance: float
+    many_steps: int
     seconds: float
 
 
@@ -56,9 +59,9 @@ def learn_steps(
 
     The times t₁ > … > tₖ₋₁ between the scheduler's first one and its end are the cumulative sums of a softmax, so they
     fall whatever its logits are. The distance (see `LearntSteps`) of a few images is minimised over the logits without
-    gradients (COBYLA, Powell 1994), from the best of a few shifted grids. Tong et al. (arXiv:2405.15506) backpropagate
-    through the solver; such a gradient does not see where the interval of guidance begins and ends, and the fast waves
-    in the embedding of the timestep can dominate it.
+    gradients (COBYLA, Powell 1994), from the best of a few shifted grids, and the best that was tried is taken. Tong
+    et al. (arXiv:2405.15506) backpropagate through the solver; such a gradient does not see where the interval of
+    guidance begins and ends, and the fast waves in the embedding of the timestep can dominate it.
 
     Args:
         pipeline: A diffusion model.
@@ -76,23 +79,33 @@ def learn_steps(
     require_free_solver(sampler["scheduler"])
     draw = Drawing(pipeline, sampler, class_labels, seed)
     seen, unseen = range(NUM_NOISES), range(NUM_NOISES, 2 * NUM_NOISES)
-    targets = {numbers: draw(numbers, MANY_STEPS) for numbers in (seen, unseen)}
+    many = min(MANY_STEPS, pipeline.scheduler.config.num_train_timesteps)
+    targets = {numbers: draw(numbers, many) for numbers in (seen, unseen)}
     found = {}
     for count in progress_bar(counts, "learning time steps", unit="grid"):
         started = time.monotonic()
         own = draw.own_steps(count)
-
-        def distance(logits: Tensor, numbers: range = seen, own: TimeSteps = own) -> float:
-            return draw.distance(numbers, draw.between(own, logits), targets[numbers])
-
-        starts = [_shifted(own["timesteps"], shift) for shift in SHIFTS]
-        start = min(starts, key=distance)
-        options = {"rhobeg": FIRST_CHANGE, "tol": LAST_CHANGE, "maxiter": MOST_TRIALS}
-        best = minimize(lambda x: distance(torch.from_numpy(x).float()), start, method="COBYLA", options=options)
-        learnt = draw.between(own, torch.from_numpy(best.x).float())
+        learnt = _closest(draw, own, seen, targets[seen])
         distances = [draw.distance(unseen, steps, targets[unseen]) for steps in (learnt, own)]
-        found[count] = LearntSteps(learnt, *distances, round(time.monotonic() - started, 1))
+        found[count] = LearntSteps(learnt, *distances, many, round(time.monotonic() - started, 1))
     return found
+
+
+def _closest(draw: "Drawing", own: TimeSteps, numbers: range, targets: Tensor) -> TimeSteps:
+    """Return the time steps with the least distance of all that are tried, from the scheduler's own ones."""
+    tried = []
+
+    def distance(logits: Tensor) -> float:
+        steps = draw.between(own, logits)
+        found = draw.distance(numbers, steps, targets)
+        if are_time_steps(steps["timesteps"], steps["sigmas"], len(logits) + 1, draw.pipeline.scheduler.config):
+            tried.append((found, steps))  # others have equal neighbours, for logits that are far apart
+        return found
+
+    start = min((_shifted(own["timesteps"], shift) for shift in SHIFTS), key=distance)
+    options = {"rhobeg": FIRST_CHANGE, "tol": LAST_CHANGE, "maxiter": MOST_TRIALS}
+    minimize(lambda x: distance(torch.from_numpy(x).float()), start, method="COBYLA", options=options)
+    return min(tried, key=operator.itemgetter(0))[1]
 
 
 def require_free_solver(name: str) -> None:
@@ -111,13 +124,10 @@ def steps_file(pipeline: DiffusionPipeline) -> Path:
     return own_file(Path(pipeline.config._name_or_path), f"scheduler/{pipeline.scheduler.config_name}")
 
 
-def save_learnt_steps(
-    file: Path, name: str, num_inference_steps: int, time_steps: Mapping[str, Sequence[float]]
-) -> None:
+def save_learnt_steps(file: Path, name: str, num_inference_steps: int, entry: LearntEntry) -> None:
     """Add learnt time steps to the configuration of a saved scheduler (see `steps_file`)."""
     config = read_json(file)
-    entry = learnt_entry(name, time_steps)
-    config[LEARNT_STEPS] = config.get(LEARNT_STEPS, {}) | {str(num_inference_steps): entry}
+    config[LEARNT_STEPS] = config.get(LEARNT_STEPS, {}) | {learnt_key(name, num_inference_steps): entry}
     with complete_or_absent(file) as temporary:
         temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -137,7 +147,7 @@ class Drawing:
         scheduler = make_scheduler(self.sampler["scheduler"], self.pipeline.scheduler, count, steps)
         shape = (1, *sample_shape_of(self.pipeline.unet))
         *_, (images, _) = denoising_states(model, scheduler, count, shape, seeds, self.pipeline.device)
-        return images.clamp(-1, 1)
+        return decoded(self.pipeline, images).clamp(-1, 1)
 
     def distance(self, numbers: range, steps: TimeSteps, targets: Tensor) -> float:
         """Return the distance of the images from those of many steps (see `LearntSteps`)."""

@@ -19,7 +19,7 @@ from hfgen.pipelines.pipeline_hfgen_cluster_conditional_diffusion import Cluster
 from hfgen.pipelines.pipeline_hfgen_flow_map import FlowMapPipeline
 from hfgen.pipelines.pipeline_hfgen_gan import GANPipeline
 from hfgen.pipelines.pipeline_hfgen_vae import VAEPipeline
-from hfgen.sampling.schedulers import denoising_states, learnt_steps, make_scheduler, name_of_scheduler
+from hfgen.sampling.schedulers import denoising_states, learnt_entry, learnt_steps, make_scheduler, name_of_scheduler
 from hfgen.utils.errors import UserError
 from hfgen.utils.seeds import derive_seed
 
@@ -156,18 +156,31 @@ def with_time_steps(pipeline: DiffusionPipeline, sampler: dict[str, Any]) -> dic
     Args:
         pipeline: The pipeline.
         sampler: Options of `sample`.
+
+    Raises:
+        UserError: if a pipeline that has no time steps shall not use learnt ones.
     """
+    if "time_steps" in sampler and (decodes(pipeline) or takes_few_steps(pipeline)):
+        raise UserError("even_steps applies to diffusion models only, and this is none")
     if "scheduler" not in sampler or "time_steps" in sampler:
         return sampler
     found = learnt_steps(pipeline.scheduler, sampler["scheduler"], sampler["num_inference_steps"])
     return sampler | {"time_steps": found} if found else sampler
 
 
-def say_learnt_steps(sampler: dict[str, Any]) -> None:
-    """Print whether images are sampled with learnt time steps."""
-    if sampler.get("time_steps"):
-        steps = f"{sampler['scheduler']}, {sampler['num_inference_steps']} steps"
-        print(f"hfgen: uses the learnt time steps of the model ({steps})", file=sys.stderr)
+def say_learnt_steps(pipeline: DiffusionPipeline, sampler: dict[str, Any]) -> None:
+    """Print whether images are sampled with learnt time steps, and whether these were learnt with another guidance."""
+    if not sampler.get("time_steps"):
+        return
+    name, count = sampler["scheduler"], sampler["num_inference_steps"]
+    print(f"hfgen: uses the learnt time steps of the model ({name}, {count} steps)", file=sys.stderr)
+    guidance = learnt_entry(pipeline.scheduler, name, count)["guidance"]
+    if any(sampler.get(option) != value for option, value in guidance.items()):
+        scale, (first, last) = guidance["guidance_scale"], guidance["guidance_interval"]
+        print(
+            f"hfgen: they were learnt with guidance {scale:g} from {first:g} to {last:g}, and may not fit another",
+            file=sys.stderr,
+        )
 
 
 def check_sampling(pipeline: DiffusionPipeline, *, class_labels: Sequence[str | int] = (), **sampler: Any) -> None:
@@ -219,7 +232,7 @@ def sample(
     for first in range(first_image, end, batch_size):
         numbers = range(first, min(first + batch_size, end))
         *_, (x, _) = draw(numbers, [image_seed(seed, i) for i in numbers])
-        yield to_uint8(_decoded(pipeline, x))
+        yield to_uint8(decoded(pipeline, x))
 
 
 def sample_steps(
@@ -242,7 +255,7 @@ def sample_steps(
     """
     draw = _drawing(pipeline, class_labels, sampler)
     for states in draw(range(len(seeds)), list(seeds)):
-        x, estimate = (to_uint8(_decoded(pipeline, state)) for state in states)
+        x, estimate = (to_uint8(decoded(pipeline, state)) for state in states)
         yield x, estimate
 
 
@@ -275,7 +288,7 @@ def film(
     frames = {len(solver.timesteps) * (i + 1) // num_frames for i in range(num_frames)}
     seeds = [image_seed(seed, i) for i in range(num_images)]
     states = enumerate(_denoise(pipeline, solver, class_labels, sampler, range(num_images), seeds))
-    kept = [[to_uint8(_decoded(pipeline, x)) for x in pair] for index, pair in states if index in frames]
+    kept = [[to_uint8(decoded(pipeline, x)) for x in pair] for index, pair in states if index in frames]
     noised, estimates = zip(*kept, strict=True)
     return torch.stack(noised), torch.stack(estimates)
 
@@ -305,7 +318,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _decoded(pipeline: DiffusionPipeline, x: Tensor) -> Tensor:
+def decoded(pipeline: DiffusionPipeline, x: Tensor) -> Tensor:
     """Return images (B, C, H, W) in [−1, 1] of what `_drawing` draws: of latents, if these are denoised."""
     vae = decoder_of(pipeline)
     if vae is None:

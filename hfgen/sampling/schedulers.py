@@ -1,7 +1,7 @@
 """Compatible diffusers schedulers of a diffusion model, and denoising with one of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import diffusers
 import torch
@@ -20,6 +20,7 @@ from hfgen.losses.diffusion import (
     prediction_type_of,
 )
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import denoising_step, show, start_denoising
+from hfgen.utils import untrusted
 from hfgen.utils.errors import UserError
 from hfgen.utils.untrusted import LEARNT_STEPS
 
@@ -51,8 +52,8 @@ FLOW_SOLVERS = {
     "UniPCMultistepScheduler",
 }
 
-# Solvers that step along any `timesteps` and `sigmas`, without noise, and whose class is not that of a stochastic one.
-FREE_SOLVERS = ("unipc", "euler", "flow_euler")
+# Short names of the solvers whose time steps can be learnt.
+FREE_SOLVERS = tuple(name for each in untrusted.FREE_SOLVERS for name in SHORT_NAMES if SHORT_NAMES[name] == each)
 # Options that determine α and σ of each timestep. Their defaults differ between schedulers, so they are always copied.
 NOISE_LEVELS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
@@ -86,8 +87,26 @@ def make_scheduler(
             + f", in {num_inference_steps} steps; these are: {fitting}"
         )
     if time_steps:
-        add_learnt_steps(scheduler, name, num_inference_steps, time_steps)
+        scheduler.register_to_config(**{LEARNT_STEPS: {learnt_key(name, num_inference_steps): time_steps}})
     return scheduler
+
+
+class LearntEntry(TypedDict):
+    """What a scheduler's configuration has of the time steps that were learnt for it (see `learnt_key`).
+
+    Attributes:
+        timesteps: The K times that the network is conditioned on, falling.
+        sigmas: The K + 1 noise levels between which the scheduler steps, in its own unit, falling.
+        guidance: The `guidance_scale` and `guidance_interval` that they were learnt with, or nothing.
+        reference_split: The split of real images by whose Fréchet distance they were found better than others.
+        num_images: Number of sampled images of that comparison.
+    """
+
+    timesteps: list[float]
+    sigmas: list[float]
+    guidance: dict[str, Any]
+    reference_split: str
+    num_images: int
 
 
 def learnt_steps(own: SchedulerMixin, name: str, num_inference_steps: int) -> dict[str, list[float]] | None:
@@ -99,32 +118,28 @@ def learnt_steps(own: SchedulerMixin, name: str, num_inference_steps: int) -> di
         num_inference_steps: K.
 
     Returns:
-        `timesteps`, the K times that the network is conditioned on, and `sigmas`, the K + 1 noise levels between which
-        the scheduler steps, in its own unit; both fall.
+        `timesteps` and `sigmas` (see `LearntEntry`).
     """
-    found = own.config.get(LEARNT_STEPS, {}).get(str(num_inference_steps))
-    if found is None or name not in FREE_SOLVERS or found["scheduler"] != SHORT_NAMES[name]:
+    found = learnt_entry(own, name, num_inference_steps)
+    return {"timesteps": found["timesteps"], "sigmas": found["sigmas"]} if found else None
+
+
+def learnt_entry(own: SchedulerMixin, name: str, num_inference_steps: int) -> LearntEntry | None:
+    """Return all that is known of the time steps that `learnt_steps` returns."""
+    if name not in FREE_SOLVERS:
         return None
-    return {part: found[part] for part in ("timesteps", "sigmas")}
+    return own.config.get(LEARNT_STEPS, {}).get(learnt_key(name, num_inference_steps))
+
+
+def learnt_key(name: str, num_inference_steps: int) -> str:
+    """Return the name of an entry of learnt time steps in a scheduler's configuration."""
+    return f"{SHORT_NAMES[name]}:{num_inference_steps}"
 
 
 def counts_learnt(own: SchedulerMixin, name: str) -> list[int]:
     """Return the numbers of steps for which a model has learnt time steps of a scheduler (see `learnt_steps`)."""
-    counts = sorted(map(int, own.config.get(LEARNT_STEPS, {})))
-    return [count for count in counts if learnt_steps(own, name, count)]
-
-
-def add_learnt_steps(
-    scheduler: SchedulerMixin, name: str, num_inference_steps: int, time_steps: Mapping[str, list[float]]
-) -> None:
-    """Add time steps of a scheduler and a number of steps to a scheduler's configuration (see `learnt_steps`)."""
-    known = scheduler.config.get(LEARNT_STEPS, {})
-    scheduler.register_to_config(**{LEARNT_STEPS: known | {str(num_inference_steps): learnt_entry(name, time_steps)}})
-
-
-def learnt_entry(name: str, time_steps: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Return the entry of a scheduler's configuration for learnt time steps (see `add_learnt_steps`)."""
-    return {"scheduler": SHORT_NAMES[name], **time_steps}
+    keys = (key.split(":") for key in own.config.get(LEARNT_STEPS, {}))
+    return sorted(int(count) for class_name, count in keys if class_name == SHORT_NAMES[name])
 
 
 def name_of_scheduler(scheduler: SchedulerMixin) -> str:

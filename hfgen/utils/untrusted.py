@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from hfgen.utils.errors import UserError, first_line
 
 INDEX = "model_index.json"
 LEARNT_STEPS = "_learnt_steps"  # in the configuration of a scheduler; diffusers keeps private options as they are
+# Solvers that step along any `timesteps` and `sigmas`, without noise, and whose class is not that of a stochastic one.
+FREE_SOLVERS = ("UniPCMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 LARGEST_TEXT = 50 * 2**20  # bytes of a JSON or text file, about 1,000 times the size of hfgen's own
 LARGEST_NUMBER = 10**6
 LARGEST = {"num_train_timesteps": 10**5, "sample_size": 4096, "num_steps": 1000}  # numbers in a configuration, by name
@@ -91,37 +93,69 @@ def check_numbers(config: dict[str, Any], file: Path | str) -> None:
             raise UserError(f"{file}: {name} {what}, but hfgen allows {most:,} at most")
 
 
-def check_learnt_steps(learnt: Any, *, num_train_timesteps: int, source: str) -> None:
-    """Check the learnt time steps in the configuration of an untrusted scheduler.
+def check_learnt_steps(config: Mapping[str, Any], source: str) -> None:
+    """Check the learnt time steps, if any, in the configuration of an untrusted scheduler.
 
     Raises:
-        UserError: naming the source, if they are not as `hfgen.sampling.schedulers.learnt_steps` describes them.
+        UserError: naming the source, if they are not as `hfgen.sampling.schedulers.LearntEntry` describes them.
     """
-    entries = learnt.items() if isinstance(learnt, dict) else [("", learnt)]
-    for steps, entry in entries:
-        if not steps.isdecimal() or not _are_time_steps(entry, int(steps), num_train_timesteps):
+    learnt = config.get(LEARNT_STEPS, {})
+    for key, entry in learnt.items() if isinstance(learnt, dict) else [("", learnt)]:
+        if not _is_learnt(key, entry, config):
             raise UserError(
-                f"{source}: {LEARNT_STEPS} of its scheduler must have, by number of steps K, the name of a scheduler, "
-                f"K falling timesteps and K + 1 falling sigmas, not {shown({steps: entry})}"
+                f"{source}: {LEARNT_STEPS} of its scheduler must have, by scheduler and number of steps K as in "
+                f"{FREE_SOLVERS[0]}:4, K falling timesteps and K + 1 falling sigmas within the model's, the guidance, "
+                f"the split and the number of images, not {shown({key: entry})}"
             )
 
 
-def _are_time_steps(entry: Any, num_inference_steps: int, num_train_timesteps: int) -> bool:
-    def fall(numbers: Any, count: int, most: float) -> bool:
+def are_time_steps(timesteps: Any, sigmas: Any, num_inference_steps: int, scheduler_config: Mapping[str, Any]) -> bool:
+    """Return whether a scheduler with this configuration can step along these timesteps and noise levels."""
+
+    def fall(numbers: Any, count: int, most: Any) -> bool:
         return (
             isinstance(numbers, list)
+            and _is_number(most)
             and len(numbers) == count
-            and all(isinstance(number, int | float) and 0 <= number <= most for number in numbers)
+            and all(_is_number(number) and 0 <= number <= most for number in numbers)
             and all(one > other for one, other in itertools.pairwise(numbers))
         )
 
-    return (
-        isinstance(entry, dict)
-        and entry.keys() == {"scheduler", "timesteps", "sigmas"}
-        and is_word(entry["scheduler"])
-        and fall(entry["timesteps"], num_inference_steps, num_train_timesteps)
-        and fall(entry["sigmas"], num_inference_steps + 1, LARGEST_NUMBER)
+    # The schedulers of flows have no prediction type.
+    is_flow = scheduler_config.get("prediction_type", "flow_prediction") == "flow_prediction"
+    return fall(timesteps, num_inference_steps, scheduler_config.get("num_train_timesteps")) and fall(
+        sigmas, num_inference_steps + 1, 1 if is_flow else LARGEST_NUMBER
     )
+
+
+def _is_learnt(key: str, entry: Any, scheduler_config: Mapping[str, Any]) -> bool:
+    found = re.fullmatch(rf"(?:{'|'.join(FREE_SOLVERS)}):([1-9]\d{{0,5}})", key, re.ASCII)
+    return (
+        found is not None
+        and isinstance(entry, dict)
+        and entry.keys() == {"timesteps", "sigmas", "guidance", "reference_split", "num_images"}
+        and are_time_steps(entry["timesteps"], entry["sigmas"], int(found[1]), scheduler_config)
+        and _is_guidance(entry["guidance"])
+        and isinstance(entry["reference_split"], str)
+        and type(entry["num_images"]) is int
+    )
+
+
+def _is_guidance(value: Any) -> bool:
+    """Return whether a value has the scale and the interval of guidance, or nothing."""
+    if not isinstance(value, dict) or not value:
+        return value == {}
+    interval = value.get("guidance_interval")
+    return (
+        value.keys() == {"guidance_scale", "guidance_interval"}
+        and isinstance(interval, list)
+        and len(interval) == 2
+        and all(map(_is_number, (value["guidance_scale"], *interval)))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
 
 
 def _numbers(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:

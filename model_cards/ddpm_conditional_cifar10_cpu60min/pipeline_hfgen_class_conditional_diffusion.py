@@ -85,7 +85,8 @@ class GuidedModel:
 def start_denoising(scheduler: SchedulerMixin, num_inference_steps: int, noise: Tensor) -> Tensor:
     """Set the scheduler's timesteps, and scale standard normal noise to its initial sigma.
 
-    The time steps that a scheduler's configuration has for this number of steps are used (`_learnt_steps`).
+    The time steps that a scheduler's configuration has for its class and this number of steps are used
+    (`_learnt_steps`).
     """
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # its default last step is larger than the others
         levels = [1 - step / num_inference_steps for step in range(num_inference_steps)]
@@ -95,8 +96,8 @@ def start_denoising(scheduler: SchedulerMixin, num_inference_steps: int, noise: 
     steps = scheduler.timesteps
     if steps[-1] < 0:  # diffusers rounds "trailing" steps to one too many, for instance 61
         scheduler.timesteps = steps.clamp(min=0) if hasattr(scheduler, "sigmas") else steps[:-1]
-    learnt = scheduler.config.get("_learnt_steps", {}).get(str(num_inference_steps), {})
-    if learnt.get("scheduler") == type(scheduler).__name__:
+    key = f"{type(scheduler).__name__}:{num_inference_steps}"
+    if learnt := scheduler.config.get("_learnt_steps", {}).get(key):
         scheduler.timesteps = torch.tensor(learnt["timesteps"], device=noise.device)
         scheduler.sigmas = torch.tensor(learnt["sigmas"])
     return noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has no such attribute
