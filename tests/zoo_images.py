@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import ConsistencyModelPipeline, DiffusionPipeline
 
 COUNT, BLOCKS = 4, 4
 
@@ -27,6 +27,8 @@ def describe(folder: Path) -> list[float]:
         images = pipe([ramp.repeat(pipe.generator.config.in_channels, 2)] * COUNT, output_type="np").images
     else:
         asked = {"class_labels": [*range(COUNT)]} if getattr(pipe, "labels", {}) else {"batch_size": COUNT}
+        if isinstance(pipe, ConsistencyModelPipeline):  # which draws random classes by default
+            asked["class_labels"] = [*range(COUNT)]
         images = pipe(**asked, generator=generator, output_type="np").images
     height, width = (size // BLOCKS * BLOCKS for size in images.shape[1:3])
     blocks = images[:, :height, :width].mean(axis=3).reshape(COUNT, BLOCKS, height // BLOCKS, BLOCKS, width // BLOCKS)
