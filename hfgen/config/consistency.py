@@ -18,7 +18,7 @@ DATA_FIELDS = (  # taken from the teacher's run if no data are named
 
 @dataclass(kw_only=True)
 class ConsistencyConfig(TrainingConfig):
-    """Consistency model (Song et al. 2023) of one to four steps, distilled from a diffusion model.
+    """Consistency model (Song et al. 2023) of one or a few steps, distilled from a diffusion model.
 
     Args:
         > Teacher

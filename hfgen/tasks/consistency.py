@@ -61,7 +61,7 @@ class Trajectories:
 
 
 class ConsistencyTask(Task):
-    """A student of one to four steps that maps each point of a teacher's trajectories to its end.
+    """A student of one or a few steps that maps each point of a teacher's trajectories to its end.
 
     At first the student learns the ends of the teacher's own trajectories, which are solved on the way (consistency
     mid-training, Hu et al. 2025, arXiv:2509.24526, with the pseudo-Huber loss as distance). Then, for
