@@ -9,7 +9,9 @@ GOLDEN ?= runs/golden
 ZOO := ddpm_conditional_mnist_cpu60s ddpm_conditional_mnist_cpu5min ddpm_mnist_clusters_cpu5min ddpm_mnist_cpu5min \
 	ddpm_conditional_fashion_mnist_cpu10min ddpm_fashion_mnist_clusters_cpu10min \
 	ddpm_conditional_cifar10_cpu60min vae_mnist_flow_cpu5min translation_fashion_mnist_cpu10min \
-	gan_conditional_mnist_cpu10min gan_mnist_cpu10min gan_conditional_fashion_mnist_cpu10min gan_fashion_mnist_cpu10min
+	gan_conditional_mnist_cpu10min gan_mnist_cpu10min gan_conditional_fashion_mnist_cpu10min gan_fashion_mnist_cpu10min \
+	consistency_mnist_cpu10min consistency_fashion_mnist_cpu10min consistency_cifar10_cpu25min \
+	flow_map_conditional_mnist_cpu10min
 
 JUDGES := digits mnist mnist_regnet fashion_mnist fashion_mnist_regnet cifar10 cifar10_regnet
 
