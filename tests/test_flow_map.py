@@ -303,7 +303,7 @@ def test_what_a_stranger_writes_into_its_index_is_checked(run, tmp_path):
 
 def test_the_studio_offers_its_steps(run):
     facts = LoadedModel(Entry(str(run), run, is_run=True), load(str(run))).facts
-    assert (facts["use"], facts["family"], facts["image_shape"]) == ("consistency", "flow_map", [1, 8, 8])
+    assert (facts["use"], facts["family"], facts["image_shape"]) == ("few_steps", "flow_map", [1, 8, 8])
     assert facts["steps"] == [1, 2, 3, 4, 6]
     assert facts["sampler"] == {"num_inference_steps": 2}
 
