@@ -378,7 +378,7 @@ def test_hfgen_runs_its_own_version_of_the_code_not_that_of_the_folder(run, tmp_
     ({"unet": ["diffusers", "NoSuchModel"]}, "a NoSuchModel as its unet, which is neither a model nor a scheduler"),
     ({"unet": ["diffusers", "DDPMPipeline"]}, "has a DDPMPipeline as its unet"),
     ({"unet": [None, None]}, "has the components scheduler, but a ClassConditionalDiffusionPipeline has"),
-    ({"vae": ["diffusers", "AutoencoderKL"]}, "it may come from a newer version of hfgen"),
+    ({"text_encoder": ["diffusers", "AutoencoderKL"]}, "it may come from a newer version of hfgen"),
 ])  # fmt: skip
 def test_an_index_that_does_not_fit_is_refused(conditional_run, tmp_path, changes, message):
     folder = shutil.copytree(conditional_run("v_prediction"), tmp_path / "model")

@@ -80,7 +80,7 @@ def test_diffusers_alone_draws_the_same_images(student, tmp_path, without_hfgen)
         assert np.array_equal(own(class_labels=["3", 5, "0"], **options).images, np.load(tmp_path / f"{steps}.npy"))
 
 
-def test_sampling_and_the_pipeline_agree(student):
+def test_sampling_and_the_pipeline_agree(student, tmp_path):
     own = load(str(student))
     assert own.labels == {str(number): number for number in range(10)}
     drawn = torch.cat(list(sample(own, num_images=12, seed=5, batch_size=5, num_inference_steps=2)))
@@ -89,6 +89,8 @@ def test_sampling_and_the_pipeline_agree(student):
     assert again.equal(drawn[9:])
     assert not again.equal(torch.cat(list(sample(own, num_images=3, seed=5, first_image=9, num_inference_steps=1))))
     assert len(own(4).images) == 4
+    assert main(["sample", str(student), "--class_labels", "3", "--output", str(tmp_path / "three.npz")]) == 0
+    assert np.load(tmp_path / "three.npz")["label_names"].tolist() == list(own.labels)
     with pytest.raises(ValueError, match="no class"):
         own(class_labels=["zebra"])
     for options, message in (

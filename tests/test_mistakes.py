@@ -771,7 +771,7 @@ USE = [
     case("compare-samplers", "name one or more runs"),
     case(f"compare-samplers {{ddpm}} {JUDGED} --scheduler ddpm:x", "ddpm:x"),
     case(f"compare-samplers {{ddpm}} {JUDGED} --scheduler no_such --num_images 50", "no_such"),
-    case(f"compare-samplers {{vae}} {JUDGED} --num_images 50", "a VAE generates images in one step"),
+    case(f"compare-samplers {{vae}} {JUDGED} --scheduler unipc", "scheduler applies to diffusion models only"),
 ]
 
 PUBLISHING = [

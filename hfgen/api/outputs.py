@@ -198,7 +198,7 @@ def generate(config: SampleConfig, loaded: DiffusionPipeline | None) -> Images |
     images = torch.cat(list(sample(pipeline, batch_size=config.batch_size, **options)))
     if not is_conditional(pipeline):
         return Images(images, None, [])
-    names = [name for _, name in sorted(pipeline.config.id2label.items())]
+    names = sorted(pipeline.labels, key=pipeline.labels.get)
     return Images(images, labels_of(pipeline, config.class_labels, range(config.num_images)), names)
 
 

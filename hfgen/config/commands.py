@@ -493,6 +493,7 @@ class CompareSamplersConfig(MeasuringOptions):
             name, colon, steps = scheduler.partition(":")
             if not name or (colon and not (steps.isdecimal() and int(steps))):
                 raise UserError(f"scheduler must be a name, or a name and steps as in ddpm:1000, not {scheduler}")
+        require(self, "positive", ["learn_steps"], at_most=MAX_TIMESTEPS)
         if any(steps < 2 for steps in self.learn_steps):
             raise UserError(f"learn_steps must be 2 or more, not {min(self.learn_steps)}")
         if self.learn_steps and len(self.guidance_scale) > 1:

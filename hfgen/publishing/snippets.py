@@ -66,6 +66,7 @@ def reproduction(facts: dict[str, Any]) -> dict[str, Any] | None:
         "network": network,
         "autocast": AUTOCAST.get(training["mixed_precision"]) if network != "vae" else None,  # its decoder has none
         "scheduler": None,
+        "is_rounded": False,
         "has_code": class_name != "ConsistencyModelPipeline",
         "has_learnt_steps": any(
             each["is_own"] and each["count"] == sampler.get("num_inference_steps") for each in facts["learnt_steps"]
@@ -84,7 +85,8 @@ def reproduction(facts: dict[str, Any]) -> dict[str, Any] | None:
             again["arguments"] = {"batch_size": count}
         case "ConsistencyModelPipeline":
             if again["autocast"] and sampler["num_inference_steps"] > 1:
-                return None  # diffusers' scheduler then draws the noise between the steps in half precision
+                # with autocast, diffusers' scheduler draws the noise between the steps in half precision
+                again |= {"autocast": None, "is_rounded": True}
             again["arguments"] = {"batch_size": count}
             if labels := facts["labels"]:
                 again["arguments"]["class_labels"] = [index % len(labels) for index in range(count)]

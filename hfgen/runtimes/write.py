@@ -116,7 +116,8 @@ def _facts(config: ExportConfig, pipeline: DiffusionPipeline) -> dict[str, Any]:
     asked = {name: value for name, value in asked.items() if value is not None}
     if facts["use"] != "denoise":
         if asked:
-            raise UserError(f"a {class_name} is exported in one step; leave out {' and '.join(asked)}")
+            why = "is exported in one step" if facts["use"] == "few_steps" else "has no denoising steps"
+            raise UserError(f"a {class_name} {why}; leave out {' and '.join(asked)}")
         if labels := getattr(pipeline, "labels", {}):
             facts["classes"] = list(labels)
         if facts["use"] == "few_steps":  # a generator for these runtimes, in one step

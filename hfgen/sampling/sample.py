@@ -162,7 +162,7 @@ def with_time_steps(pipeline: DiffusionPipeline, sampler: dict[str, Any]) -> dic
     """
     if "time_steps" in sampler and (decodes(pipeline) or takes_few_steps(pipeline)):
         raise UserError("even_steps applies to diffusion models only, and this is none")
-    if "scheduler" not in sampler or "time_steps" in sampler:
+    if decodes(pipeline) or takes_few_steps(pipeline) or "time_steps" in sampler:
         return sampler
     found = learnt_steps(pipeline.scheduler, sampler["scheduler"], sampler["num_inference_steps"])
     return sampler | {"time_steps": found} if found else sampler
