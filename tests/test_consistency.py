@@ -332,6 +332,7 @@ def test_its_card_names_its_teacher(student, tmp_path, without_hfgen):
     hfgen.card(run, repo_id="ada/student")
     page = (run / "README.md").read_text()
     assert "base_model" not in page, "which is not on the Hub"
+    assert "_name_or_path" not in (run / "unet" / "config.json").read_text(), "the place of the teacher"
     assert "distilled from the diffusion model `flow_prediction`" in page
     assert "trust_remote_code" not in page
     code = page.partition("```python\n")[2].partition("```")[0].replace('"ada/student"', repr(str(run)))

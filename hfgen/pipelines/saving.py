@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     pipeline.save_pretrained(folder, safe_serialization=True)
     if not isinstance(pipeline, ConsistencyModelPipeline):  # saved as the class of diffusers
         save_code(pipeline, folder)
+    for file in folder.glob("*/config.json"):  # of a network that was loaded, with the folder it was loaded from
+        config = json.loads(file.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def code_files(index: Mapping[str, Any]) -> dict[Path, Path]:
