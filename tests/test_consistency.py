@@ -288,12 +288,17 @@ def test_teachers_of_other_kinds_are_refused(guided_runs, vae_run, trained_once,
             distil(run, tmp_path / "run", **fields)
 
 
-def test_the_data_are_those_of_the_teacher(teacher, student, tmp_path):
+def test_the_data_are_those_of_the_teacher(teacher, student, tmp_path, monkeypatch):
     config = hfgen.RunFolder(student).fields()
     assert (config["dataset_name"], config["train_split"]) == ("digits", "train[:80%]")
     assert config["teacher"] == str(teacher)
     held = ConsistencyConfig(teacher=str(teacher), validation_fraction=0.1, output_dir=str(tmp_path))
     assert (held.validation_fraction, held.train_split) == (0.1, "train[:80%]")
+    of_checkpoint = ConsistencyConfig(teacher=str(teacher / "checkpoints" / "step-000180"), output_dir=str(tmp_path))
+    assert of_checkpoint.train_split == "train[:80%]"
+    monkeypatch.chdir(teacher)  # whose config.yaml is none of a teacher on the Hub
+    with pytest.raises(UserError, match="does not record its training data"):
+        ConsistencyConfig(teacher="ada/digits", output_dir=str(tmp_path))
     other = ConsistencyConfig(teacher=str(teacher), dataset_name="mnist", output_dir=str(tmp_path))
     assert (other.dataset_name, other.train_split) == ("mnist", "train")
 

@@ -403,3 +403,7 @@ def test_a_run_records_where_its_vae_is_and_its_card_does_not(vae_run, tmp_path,
     run = train_conditional(tmp_path / "run", **LATENT | {"vae": vae_run.name, "max_train_steps": 1})
     assert run_fields(run)["vae"] == str(vae_run)
     assert str(vae_run.parent) not in hfgen.card(run).read_text()
+
+
+def test_the_saved_vae_does_not_tell_where_it_was(runs):
+    assert "_name_or_path" not in (runs["classes"] / "vae" / "config.json").read_text()

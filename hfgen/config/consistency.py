@@ -84,7 +84,9 @@ class ConsistencyConfig(TrainingConfig):
 def _fields_of(teacher: str) -> dict[str, Any]:
     """Return the configuration of a teacher's run or recipe; empty if it has none here."""
     folder = Path(teacher).expanduser()
-    files = [folder / CONFIG_FILE, *(parent / CONFIG_FILE for parent in folder.absolute().parents[1:2])]
-    if not folder.exists() and teacher in read_recipes():
-        files = [RECIPES / f"{teacher}.yaml"]
-    return next((read_fields(file) for file in files if file.is_file()), {})
+    file = folder / CONFIG_FILE
+    if folder.parent.name == "checkpoints":  # of a run
+        file = folder.parents[1] / CONFIG_FILE
+    elif not folder.exists() and teacher in read_recipes():
+        file = RECIPES / f"{teacher}.yaml"
+    return read_fields(file) if file.is_file() else {}

@@ -160,9 +160,11 @@ def with_time_steps(pipeline: DiffusionPipeline, sampler: dict[str, Any]) -> dic
     Raises:
         UserError: if a pipeline that has no time steps shall not use learnt ones.
     """
-    if "time_steps" in sampler and (decodes(pipeline) or takes_few_steps(pipeline)):
-        raise UserError("even_steps applies to diffusion models only, and this is none")
-    if decodes(pipeline) or takes_few_steps(pipeline) or "time_steps" in sampler:
+    if decodes(pipeline) or takes_few_steps(pipeline):
+        if "time_steps" in sampler:
+            raise UserError("even_steps applies to diffusion models only, and this is none")
+        return sampler
+    if "time_steps" in sampler:
         return sampler
     found = learnt_steps(pipeline.scheduler, sampler["scheduler"], sampler["num_inference_steps"])
     return sampler | {"time_steps": found} if found else sampler
@@ -218,8 +220,7 @@ def sample(
             (see `make_scheduler`), and the options `guidance_scale`, `guidance_interval` and `negative_class_labels`
             (cycled like the classes) of `ClassConditionalDiffusionPipeline.guided`, and `time_steps` (see
             `learnt_steps`), which are by default those that the model has learnt, if any, with None the scheduler's
-            own; for a VAE `prior`; for a GAN
-            `truncation`.
+            own; for a VAE `prior`; for a GAN `truncation`.
 
     Yields:
         The images of each batch, uint8 (B, C, H, W).
