@@ -11,23 +11,30 @@ other rows stay.
 
 import argparse
 import json
+import math
 import multiprocessing
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor, nn
 
 from hfgen.config import GANConfig
 from hfgen.config.recipes import RECIPES
 from hfgen.data.images import cache_folder, load_images
+from hfgen.data.loader import Batch
 from hfgen.evaluation.generated import labels_like
 from hfgen.judges.judge import find_judge
 from hfgen.judges.statistics import RealStatistics
+from hfgen.models import modeling_hfgen_gan
+from hfgen.models.modeling_hfgen_gan import LEAKY_SLOPE, leaky
 from hfgen.pipelines.loading import load
 from hfgen.sampling.sample import sample
+from hfgen.tasks.base import Loss
 from hfgen.tasks.gan import GANTask
 from hfgen.training.run import train
 from hfgen.utils.markdown import number, table, with_std
@@ -40,6 +47,7 @@ BASE = yaml.safe_load((RECIPES / "gan_mnist_cpu10min.yaml").read_text()) | {
     "checkpointing_steps": 10**9,
 }
 FIRST = "convolutions 64-32 against 16-32-64 with linear layers of 256, relativistic, penalties of 0.1 every 8 steps"
+GROUPED, FADING = "R3GAN's blocks, learning rate 2e-3", "penalties from 1 to 0.1"
 SPECIFIED = {
     "block_out_channels": [128, 128],
     "discriminator_block_out_channels": [64, 64],
@@ -88,16 +96,55 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch 128": {"train_batch_size": 128},
     "latents of 64": {"latent_dim": 64},
     "Muon": {"optimizer": "muon"},
+    "shifted images": {"augmentation": ["shift"]},
+    "Adam's second beta 0.9": {"adam_beta2": 0.9},
+    FADING: {},
+    GROUPED: RESIDUAL,
     "told classes": {"class_conditional": True},
 }
 
 
-def measure(fields: dict[str, Any], dataset: str, seconds: float, num_images: int) -> dict[str, Any]:
+class GroupedBlock(nn.Module):
+    """R3GAN's residual block: a grouped 3×3 convolution between 1×1 convolutions to twice the channels and back."""
+
+    def __init__(self, channels: int, num_blocks: int):
+        super().__init__()
+        wide = 2 * channels
+        first, middle, last = (
+            nn.Conv2d(channels, wide, 1, bias=False),
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide // 16, bias=False),
+            nn.Conv2d(wide, channels, 1, bias=False),
+        )
+        self.layers = nn.Sequential(first, leaky(), middle, leaky(), last)
+        for layer in (first, middle):
+            nn.init.kaiming_normal_(layer.weight, LEAKY_SLOPE)
+            layer.weight.data *= num_blocks**-0.25
+        nn.init.zeros_(last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the residual."""
+        return x + self.layers(x)
+
+
+class FadingPenalties(GANTask):
+    """A GAN whose penalties fall from a weight of 1 to one of 0.1, along a cosine."""
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Set the weights, then yield the losses."""
+        fade = 0.5 + 0.5 * math.cos(math.pi * batch.progress)
+        self.config.r1_gamma = self.config.r2_gamma = 0.1 + fade * 0.9
+        yield from super().losses(batch)
+
+
+def measure(name: str, dataset: str, seconds: float, num_images: int) -> dict[str, Any]:
     """Train one variant with one thread, and measure its samples."""
     torch.set_num_threads(1)
+    fields = VARIANTS[name]
+    if name == GROUPED:
+        modeling_hfgen_gan.ResidualBlock = GroupedBlock  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as folder:
         asked = {"dataset_name": dataset, "max_train_seconds": seconds, "output_dir": folder + "/run"}
-        run = train(GANConfig(**BASE | fields | asked), GANTask)
+        run = train(GANConfig(**BASE | fields | asked), FadingPenalties if name == FADING else GANTask)
         test, training = (load_images(dataset, split=split) for split in ("test", "train"))
         real = RealStatistics(find_judge(None, test), test, training, cache_folder(None))
         labels = labels_like(training, 0) if fields.get("class_conditional") else ()
@@ -135,7 +182,7 @@ def main() -> None:
     chosen = [name for name in VARIANTS if not options.only or name.startswith(tuple(options.only))]
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         asked = {
-            pool.submit(measure, VARIANTS[name], options.dataset_name, options.seconds, options.num_images): name
+            pool.submit(measure, name, options.dataset_name, options.seconds, options.num_images): name
             for name in chosen
         }
         for done in as_completed(asked):

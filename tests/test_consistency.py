@@ -16,7 +16,7 @@ from hfgen.cli.main import main
 from hfgen.config import ConsistencyConfig
 from hfgen.data.images import load_training_images
 from hfgen.data.loader import Batch
-from hfgen.losses.consistency import estimate, pseudo_huber, tuning_levels
+from hfgen.losses.consistency import error_in_range, estimate, pseudo_huber, tuning_levels
 from hfgen.pipelines.consistency import SIGMA_MAX, noise_levels
 from hfgen.pipelines.loading import load
 from hfgen.sampling.sample import sample
@@ -206,6 +206,27 @@ def test_a_consistent_student_has_no_tuning_loss(teacher, tmp_path, monkeypatch)
 def test_the_loss_is_square_near_zero_and_absolute_beyond():
     assert pseudo_huber(torch.tensor([0.001]), 0.1).item() == pytest.approx(0.001**2 / 0.2, rel=1e-2)
     assert pseudo_huber(torch.tensor([-10.0]), 0.1).item() == pytest.approx(9.9, rel=1e-2)
+
+
+def test_what_clipping_removes_is_no_error(teacher, tmp_path, monkeypatch):
+    images = torch.tensor([-1.5, -0.9, 1.2, 1.2, -1.5, 0.2])
+    targets = torch.tensor([-1.0, -1.1, 0.999, 0.5, 0.5, 0.1])
+    assert error_in_range(images, targets).tolist() == pytest.approx([0, 0.1, 0, 0.7, -2, 0.1])
+    task = task_of(teacher, tmp_path / "run")
+    monkeypatch.setattr(task, "_student", lambda x, *_: torch.full_like(x, -2))
+    for black, expected in ((-1.0, 0), (-0.9, 1)):
+        ends = torch.full((4, 1, 8, 8), black)
+        monkeypatch.setattr(task, "_points", lambda *_, ends=ends: (ends, torch.ones(4, 1, 1, 1), None, ends))
+        (loss,) = task.losses(batch_of(task, progress=0.0))
+        assert loss.value.item() == pytest.approx(expected, abs=0.01)
+
+
+def test_it_is_said_how_the_teacher_is_followed(teacher, tmp_path):
+    for fields, guidance in (({"guidance_scale": 1.0}, "no guidance"), ({}, "guidance 2 from 0 to 1 of T")):
+        (remark,) = task_of(teacher, tmp_path / "run", **fields).remarks()
+        assert (
+            remark == f"the teacher, {teacher}, is followed in 4 steps with {guidance}; the training images are digits"
+        )
 
 
 def test_half_of_the_points_are_starts_and_a_quarter_those_of_the_second_step(teacher, tmp_path):

@@ -68,7 +68,16 @@ def made() -> dict[str, tuple[torch.Tensor, set[str]]]:
         ),
         "three classes": (
             images[labels < 3],
-            {"differ", "look real", "alike", "missed", "classes are missing", "classes are in their place", "not copied"} | always,
+            {
+                "differ",
+                "look real",
+                "alike",
+                "missed",
+                "classes are missing",
+                "classes are in their place",
+                "not copied",
+            }
+            | always,
         ),
         "repeated": (
             duplicates(images, labels, 1.0),

@@ -8,6 +8,8 @@ import torch
 from diffusers import CMStochasticIterativeScheduler
 from torch import Tensor
 
+LAST_LEVEL = 1 - 1 / 255  # pixels above it are rounded to 255
+
 
 def network_time(sigma: Tensor) -> Tensor:
     """Return the time that a consistency model's network is given, 250 ln σ as in diffusers, (B,)."""
@@ -43,6 +45,17 @@ def pseudo_huber(difference: Tensor, width: float) -> Tensor:
         width: c.
     """
     return ((difference.square() + width**2).sqrt() - width).mean()
+
+
+def error_in_range(images: Tensor, targets: Tensor) -> Tensor:
+    """Return what `images` differ from `targets`, (B, C, H, W), where clipping both to [-1, 1] leaves a difference.
+
+    The pipeline clips its images. So where the target is at an end of the range, to the nearest of 256 levels, the image
+    may lie beyond it: a network that aims at -1 exactly leaves noise on a black background.
+    """
+    targets = targets.clamp(-1, 1)
+    beyond = (targets > LAST_LEVEL) & (images > targets) | (targets < -LAST_LEVEL) & (images < targets)
+    return torch.where(beyond, 0, images - targets)
 
 
 def tuning_levels(count: int, nearness: float) -> tuple[Tensor, Tensor]:

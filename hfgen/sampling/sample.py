@@ -396,7 +396,7 @@ def denoiser(
     numbers: Sequence[int],
     seeds: list[int],
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the prediction, guided if the pipeline is, at x_t and a timestep, for the images with these indices."""
+    """Return the prediction, guided if the pipeline is, at x_t and timesteps, for the images with these indices."""
     if not is_guided(pipeline):
         return functools.partial(_predict, pipeline.unet)
     guidance = {name: sampler[name] for name in GUIDANCE if name in sampler}
@@ -418,8 +418,9 @@ def _denoise(
 
 
 def _predict(unet: UNet2DModel, x: Tensor, timestep: Tensor) -> Tensor:
-    parts = x.to(unet.dtype).split(GuidedModel.CPU_BATCH_SIZE if x.device.type == "cpu" else len(x))
-    return torch.cat([unet(part, timestep).sample for part in parts]).to(x.dtype)
+    size = GuidedModel.CPU_BATCH_SIZE if x.device.type == "cpu" else len(x)
+    parts = zip(x.to(unet.dtype).split(size), timestep.expand(len(x)).split(size), strict=True)
+    return torch.cat([unet(part, time).sample for part, time in parts]).to(x.dtype)
 
 
 def _one_step(

@@ -93,7 +93,7 @@ class Task:
         return ()
 
     def remarks(self) -> Sequence[str]:
-        """Return warnings about the configuration before the training, one sentence each, without a full stop."""
+        """Return what to print before the training, one sentence each, without a full stop."""
         return ()
 
     def validate(self, batch: Batch) -> dict[str, Tensor | float]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from hfgen.config import ConsistencyConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
 from hfgen.families import GUIDANCE
-from hfgen.losses.consistency import estimate, input_scale, network_time, pseudo_huber, tuning_levels
+from hfgen.losses.consistency import error_in_range, estimate, input_scale, network_time, pseudo_huber, tuning_levels
 from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, predict_x0, prediction_type_of
 from hfgen.pipelines.consistency import SIGMA_MAX, SIGMA_MIN, ConsistencyModelPipeline, noise_levels
 from hfgen.pipelines.loading import load, move
@@ -104,9 +104,19 @@ class ConsistencyTask(Task):
         """Yield the error of the images, or at last that of consistency tuning."""
         if batch.progress < 1 - self.config.consistency_fraction:
             x, sigma, labels, images = self._points(len(batch.images), batch.step, batch.images.device)
-            yield Loss("unet", pseudo_huber(self._student(x, sigma, labels) - images, HUBER_WIDTH))
+            yield Loss("unet", pseudo_huber(error_in_range(self._student(x, sigma, labels), images), HUBER_WIDTH))
         else:
             yield Loss("unet", self._tuning_loss(batch))
+
+    def remarks(self) -> list[str]:
+        """Tell how the teacher is followed."""
+        scale = self.guidance.get("guidance_scale", 1)
+        interval = self.guidance.get("guidance_interval", (0, 1))
+        guidance = "no guidance" if scale == 1 else "guidance {:g} from {:g} to {:g} of T".format(scale, *interval)
+        return [
+            f"the teacher, {self.config.teacher}, is followed in {self.teacher_steps} steps with {guidance}; "
+            f"the training images are {self.data.source}"
+        ]
 
     def fixed_networks(self) -> list[nn.Module]:
         """Return the networks of the teacher."""
@@ -119,7 +129,7 @@ class ConsistencyTask(Task):
         solved = self._solve(seeds, batch.labels if self.label_names else None, batch.images.device)
         sigma = solved.sigmas[:1].expand(len(seeds)).reshape(-1, 1, 1, 1)
         images = self._student(solved.points[:, 0], sigma, solved.labels)
-        return {self.loss_metric: pseudo_huber(images - solved.images, HUBER_WIDTH)}
+        return {self.loss_metric: pseudo_huber(error_in_range(images, solved.images), HUBER_WIDTH)}
 
     def pipeline(self) -> ConsistencyModelPipeline:
         """Return the pipeline, which is saved as diffusers' own."""
@@ -168,8 +178,7 @@ class ConsistencyTask(Task):
     def _solve(self, seeds: list[int], labels: Tensor | None, device: torch.device) -> Trajectories:
         """Follow the teacher from the noise of these seeds to images."""
         move(self.teacher, device, "float32")
-        classes = [] if labels is None else labels.tolist()
-        predict = denoiser(self.teacher, classes, self.guidance, range(len(seeds)), seeds)
+        predict = self._predict(labels, seeds)
 
         def model(x: Tensor, timestep: Tensor) -> Tensor:
             with self._precision(device):
@@ -191,22 +200,14 @@ class ConsistencyTask(Task):
         times, levels = self.times_and_levels
         timesteps = times[torch.searchsorted(levels, sigma.flatten().cpu()).clamp(max=len(times) - 1)].to(x.device)
         alpha, noise = alpha_sigma(scheduler, timesteps)
-        network, guide = self.teacher.unet, getattr(self.teacher, "guide", None)
-        x_t = alpha * x
         with torch.no_grad(), self._precision(x.device):
-            prediction = network(x_t, timesteps, class_labels=labels).sample.float()
-            if labels is not None and self.guidance["guidance_scale"] != 1:
-                null = torch.full_like(labels, len(self.label_names))
-                weak = (
-                    guide(x_t, timesteps, class_labels=labels) if guide else network(x_t, timesteps, class_labels=null)
-                )
-                first, last = (
-                    share * scheduler.config.num_train_timesteps for share in self.guidance["guidance_interval"]
-                )
-                is_guided = ((timesteps >= first) & (timesteps <= last)).view(-1, 1, 1, 1)
-                scale = torch.where(is_guided, self.guidance["guidance_scale"], 1.0)
-                prediction = torch.lerp(weak.sample.float(), prediction, scale)
-        return predict_x0(prediction_type_of(scheduler), prediction, x_t, alpha, noise)
+            prediction = self._predict(labels, [0] * len(x))(alpha * x, timesteps).float()
+        return predict_x0(prediction_type_of(scheduler), prediction, alpha * x, alpha, noise)
+
+    def _predict(self, labels: Tensor | None, seeds: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the teacher's guided prediction at x_t, (B, C, H, W), and timesteps."""
+        classes = [] if labels is None else labels.tolist()
+        return denoiser(self.teacher, classes, self.guidance, range(len(seeds)), seeds)
 
     def _precision(self, device: torch.device) -> torch.autocast:
         """Return the precision of the training, for the teacher."""
@@ -225,7 +226,7 @@ class ConsistencyTask(Task):
             images = self._student(x, t, labels)
         with torch.no_grad():
             target = torch.where(r > SIGMA_MIN, self._student(nearer, r.clamp_min(SIGMA_MIN), labels), nearer)
-        return ((images - target).square().flatten(1).sum(1).sqrt() / (t - r).flatten()).mean()
+        return (error_in_range(images, target).square().flatten(1).sum(1).sqrt() / (t - r).flatten()).mean()
 
 
 def make_student(teacher: UNet2DModel, scheduler: SchedulerMixin, num_classes: int) -> UNet2DModel:

@@ -99,7 +99,9 @@ class DiffusionTask(Task):
         others = [f"{name} {before}, not {now}" for name, (before, now) in used.items() if before != now]
         if not others:
             return []
-        return [f"the VAE was trained with {' and '.join(others)}, so images held out here may have trained it"]
+        return [
+            f"warning: the VAE was trained with {' and '.join(others)}, so images held out here may have trained it"
+        ]
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Yield the weighted mean squared error of the prediction at sampled timesteps (Ho et al. 2020, eq. 14)."""

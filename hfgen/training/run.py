@@ -115,7 +115,7 @@ def _train(
     seed_torch(derive_seed("initial weights", config.seed), accelerator.device)
     task = on_all_processes(accelerator, lambda: make_task(config, data), "building the networks")
     for remark in on_all_processes(accelerator, task.remarks, "checking the networks"):
-        accelerator.print(f"hfgen: warning: {remark}", file=sys.stderr)
+        accelerator.print(f"hfgen: {remark}", file=sys.stderr)
     validation = _make_validation(config, make_task, data, accelerator)
     _check_publisher(publisher, accelerator, task.index_file)
     with _only_training_in(run, accelerator), _trackers_finished(accelerator):

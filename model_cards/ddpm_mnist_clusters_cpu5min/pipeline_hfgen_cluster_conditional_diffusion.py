@@ -62,20 +62,22 @@ class GuidedModel:
         self.first, self.last = (share * num_train_timesteps for share in guidance_interval)
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """Return the guided prediction at x, (B, C, H, W), for one timestep, in the shape and type of x."""
-        if self.guidance_scale == 1 or not self.first <= timestep <= self.last:
-            return self._predict(self.unet, x, timestep, self.class_ids)
+        """Return the guided prediction at x, (B, C, H, W), for one timestep or one each, in the type of x."""
+        times, ids = timestep.expand(len(x)), self.class_ids
+        is_guided = (self.first <= times) & (times <= self.last)
+        if self.guidance_scale == 1 or not is_guided.any():
+            return self._predict(self.unet, x, times, ids)
         if self.guide is not None:
-            asked, weak = (self._predict(network, x, timestep, self.class_ids) for network in (self.unet, self.guide))
+            asked, weak = (self._predict(network, x, times, ids) for network in (self.unet, self.guide))
         else:
-            both = torch.cat([self.class_ids, self.negative_ids])
-            asked, weak = self._predict(self.unet, torch.cat([x, x]), timestep, both).chunk(2)
-        return torch.lerp(weak, asked, self.guidance_scale)
+            twice = torch.cat([x, x]), torch.cat([times, times]), torch.cat([ids, self.negative_ids])
+            asked, weak = self._predict(self.unet, *twice).chunk(2)
+        return torch.lerp(weak, asked, torch.where(is_guided, self.guidance_scale, 1.0).view(-1, 1, 1, 1).to(x))
 
-    def _predict(self, network: UNet2DModel, x: Tensor, timestep: Tensor, class_ids: Tensor) -> Tensor:
+    def _predict(self, network: UNet2DModel, x: Tensor, times: Tensor, class_ids: Tensor) -> Tensor:
         size = self.CPU_BATCH_SIZE if x.device.type == "cpu" else len(x)
-        parts = zip(x.to(network.dtype).split(size), class_ids.split(size), strict=True)
-        predictions = [network(part, timestep, class_labels=ids).sample for part, ids in parts]
+        parts = zip(x.to(network.dtype).split(size), times.split(size), class_ids.split(size), strict=True)
+        predictions = [network(part, time, class_labels=labels).sample for part, time, labels in parts]
         return torch.cat(predictions).to(x.dtype)
 
 
