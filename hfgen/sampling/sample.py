@@ -160,7 +160,7 @@ def with_time_steps(pipeline: DiffusionPipeline, sampler: dict[str, Any]) -> dic
     Raises:
         UserError: if a pipeline that has no time steps shall not use learnt ones.
     """
-    if takes_few_steps(pipeline) or "scheduler" not in pipeline.components:
+    if takes_few_steps(pipeline) or not hasattr(pipeline, "scheduler"):
         if "time_steps" in sampler:
             raise UserError("even_steps applies to diffusion models only, and this is none")
         return sampler
