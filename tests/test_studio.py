@@ -679,6 +679,17 @@ def test_a_training_is_saved_when_the_studio_ends(tmp_path, number):
     assert list((tmp_path / "mine" / "checkpoints").glob("step-*"))
 
 
+def test_it_ends_without_a_traceback_while_images_are_drawn(folder):
+    studio = RunningStudio(str(folder))
+    body = {"model": name(folder, "diffusion"), "num_images": 256, "num_inference_steps": 500, "format": "stream"}
+    with studio.client.stream("POST", "/api/draw", json=body) as answer:
+        next(answer.iter_lines())
+        studio.process.send_signal(signal.SIGINT)
+        printed = studio.process.communicate(timeout=SECONDS)[0]
+    assert "hfgen: interrupted" in printed
+    assert "Traceback" not in printed
+
+
 def test_a_port_that_is_taken_and_models_that_are_not_there(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -50,8 +50,8 @@ def pseudo_huber(difference: Tensor, width: float) -> Tensor:
 def error_in_range(images: Tensor, targets: Tensor) -> Tensor:
     """Return what `images` differ from `targets`, (B, C, H, W), where clipping both to [-1, 1] leaves a difference.
 
-    The pipeline clips its images. So where the target is at an end of the range, to the nearest of 256 levels, an image
-    may lie beyond it: a network that aims at -1 exactly leaves noise on a black background.
+    The pipeline clips its images. Where the target is at an end of the range, to the nearest of 256 levels, an image
+    may therefore lie beyond it: a network that aims at -1 exactly leaves noise on a black background.
     """
     targets = targets.clamp(-1, 1)
     beyond = (targets > LAST_LEVEL) & (images > targets) | (targets < -LAST_LEVEL) & (images < targets)

@@ -349,7 +349,8 @@ class Guard:
                 MutableHeaders(scope=message).update(SECURITY)
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+        with contextlib.suppress(asyncio.CancelledError):  # the server ends, and this answer with it
+            await self.app(scope, receive, send_with_headers)
 
     def _refusal(self, headers: Headers, path: str) -> Response | None:
         host, origin = headers.get("host", ""), headers.get("origin")

@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import hfgen
 from hfgen.config import CycleGANConfig
@@ -45,11 +44,8 @@ class Page:
         self.until(lambda: self.driver.execute_script("return document.body?.dataset.jobs") == "0")
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so."""
-        end = time.monotonic() + SECONDS
-        while not condition():
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        """Wait until something is so; of an element that is not there yet, it is not."""
+        WebDriverWait(self.driver, SECONDS, poll_frequency=0.02).until(lambda _: condition())
 
     def find(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
