@@ -15,23 +15,35 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 import hfgen
+import hfgen.tasks.consistency
+from hfgen.losses.consistency import pseudo_huber
 from hfgen.utils.markdown import table
 
 RESULTS = Path(__file__).parent / "results"
-FIRST = "trajectories, Muon"
+FIRST = "the default"
 TEACHER = "the teacher"
+SQUARED, LIMITED = "squared error", "no pixels beyond the range that is clipped"
 OUTPUT = {"num_samples": 1, "checkpointing_steps": 10**9}
 VARIANTS: dict[str, dict[str, Any]] = {
     FIRST: {},
+    "no discriminator": {"adversarial_weight": 0.0},
+    "the discriminator's part five times as large": {"adversarial_weight": 0.1},
     "the last fifth consistency tuning": {"consistency_fraction": 0.2},
     "each trajectory used 4 times": {"trajectory_uses": 4},
     "each trajectory used 64 times": {"trajectory_uses": 64},
     "AdamW, learning rate 1e-3": {"optimizer": "adamw", "learning_rate": 1e-3},
     "trajectories of 15 steps": {"teacher_steps": 15},
+    SQUARED: {},
+    LIMITED: {},
+}
+REPLACED: dict[str, tuple[str, Any]] = {  # functions of hfgen.tasks.consistency, for these variants
+    SQUARED: ("pseudo_huber", lambda difference, width: difference.square().mean()),
+    LIMITED: ("error_in_range", torch.sub),
 }
 
 
@@ -49,11 +61,13 @@ def quality(model: str | Path, num_images: int, **sampler: Any) -> dict[str, Any
     }
 
 
-def measure(teacher: str, fields: dict[str, Any], steps: int, num_images: int) -> dict[str, Any]:
+def measure(teacher: str, variant: str, steps: int, num_images: int) -> dict[str, Any]:
     """Distil one variant, and measure its images."""
-    with tempfile.TemporaryDirectory() as folder:
+    fields = OUTPUT | VARIANTS[variant]
+    name, function = REPLACED.get(variant, ("pseudo_huber", pseudo_huber))
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(hfgen.tasks.consistency, name, function):
         before = time.process_time()
-        run = hfgen.distill(teacher, max_train_steps=steps, output_dir=folder + "/run", **OUTPUT | fields)
+        run = hfgen.distill(teacher, max_train_steps=steps, output_dir=folder + "/run", **fields)
         seconds = time.process_time() - before
         return {"processor_seconds": round(seconds)} | {
             f"{count} step{'s' if count > 1 else ''}": quality(run.path, num_images, num_inference_steps=count)
@@ -85,7 +99,7 @@ def main() -> None:
             counts = {"its own steps": {}, "2 steps": {"num_inference_steps": 2}, "1 step": {"num_inference_steps": 1}}
             row = {count: quality(options.teacher, options.num_images, **sampler) for count, sampler in counts.items()}
         else:
-            row = measure(options.teacher, VARIANTS[name], options.steps, options.num_images)
+            row = measure(options.teacher, name, options.steps, options.num_images)
         print(name, json.dumps(row), flush=True)
         record["rows"][name] = row
         record["rows"] = {name: record["rows"][name] for name in (TEACHER, *VARIANTS) if name in record["rows"]}

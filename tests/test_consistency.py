@@ -1,5 +1,6 @@
 """Consistency models: distilled from a diffusion model, and drawn by diffusers' own pipeline."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from hfgen.cli.main import main
 from hfgen.config import ConsistencyConfig
 from hfgen.data.images import load_training_images
 from hfgen.data.loader import Batch
+from hfgen.losses.adversarial import squared_gradient_norms
 from hfgen.losses.consistency import error_in_range, estimate, pseudo_huber, tuning_levels
 from hfgen.pipelines.consistency import SIGMA_MAX, noise_levels
 from hfgen.pipelines.loading import load
@@ -192,7 +194,7 @@ def test_the_teachers_image_is_that_of_its_guided_prediction(conditional_run, gu
 def test_a_consistent_student_has_no_tuning_loss(teacher, tmp_path, monkeypatch):
     """It and its teacher see the same image behind every noise; the loss grows with the difference of neighbours."""
     task = task_of(teacher, tmp_path / "run")
-    batch, image = batch_of(task), torch.rand(1, 1, 8, 8)
+    batch, image = batch_of(task), torch.rand(1, 1, 8, 8) - 1
     monkeypatch.setattr(task, "_teachers_image", lambda x, sigma, labels: image.expand_as(x))
     monkeypatch.setattr(task, "_student", lambda x, sigma, labels: image.expand_as(x))
     monkeypatch.setattr(
@@ -212,13 +214,54 @@ def test_what_clipping_removes_is_no_error(teacher, tmp_path, monkeypatch):
     images = torch.tensor([-1.5, -0.9, 1.2, 1.2, -1.5, 0.2])
     targets = torch.tensor([-1.0, -1.1, 0.999, 0.5, 0.5, 0.1])
     assert error_in_range(images, targets).tolist() == pytest.approx([0, 0.1, 0, 0.7, -2, 0.1])
-    task = task_of(teacher, tmp_path / "run")
+    task = task_of(teacher, tmp_path / "run", adversarial_weight=0.0)
     monkeypatch.setattr(task, "_student", lambda x, *_: torch.full_like(x, -2))
     for black, expected in ((-1.0, 0), (-0.9, 1)):
         ends = torch.full((4, 1, 8, 8), black)
         monkeypatch.setattr(task, "_points", lambda *_, ends=ends: (ends, torch.ones(4, 1, 1, 1), None, ends))
         (loss,) = task.losses(batch_of(task, progress=0.0))
         assert loss.value.item() == pytest.approx(expected, abs=0.01)
+
+
+def test_a_discriminator_learns_along_with_the_student(teacher, tmp_path):
+    plain, task = (task_of(teacher, tmp_path / "run", adversarial_weight=weight) for weight in (0.0, 0.5))
+    assert plain.modules.keys() == {"unet"}
+    assert task.modules.keys() == {"unet", "discriminator"}
+    assert task.saved_modules == {"unet"}
+    assert (task.config.optimizer_of("unet"), task.config.optimizer_of("discriminator")) == ("muon", "adamw")
+    assert task.config.learning_rate_of("discriminator") == 2e-3
+    batch = batch_of(task, progress=0.0)
+    torch.manual_seed(0)
+    (error,) = plain.losses(batch)
+    torch.manual_seed(0)
+    losses = task.losses(batch)
+    student = next(losses)
+    assert student.module == "unet"
+    assert student.terms["error"].equal(error.value)
+    assert student.value.item() == pytest.approx((error.value + 0.5 * student.terms["adversarial"]).item())
+    student.value.backward()
+    assert all(parameter.grad is None for parameter in task.discriminator.parameters())
+    (adversarial,) = torch.autograd.grad(next(iter(task.losses(batch))).terms["adversarial"], task.unet.conv_out.bias)
+    assert adversarial.abs().max() > 0
+    own = next(losses)
+    assert own.module == "discriminator"
+    own.value.backward()
+    assert all(parameter.grad is not None for parameter in task.discriminator.parameters())
+    assert list(losses) == []
+
+
+def test_the_discriminator_is_penalised_at_some_steps(teacher, tmp_path, monkeypatch):
+    task = task_of(teacher, tmp_path / "run", adversarial_weight=0.5)
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
+    plain, penalised = (task._discriminator_loss(images.clone(), labels, there).value for there in (False, True))
+    norms = squared_gradient_norms(task.discriminator(images.requires_grad_(), labels).logits, images)
+    r1, r2 = (half.mean() for half in norms.chunk(2))
+    assert penalised.item() == pytest.approx((plain + 8 * 0.1 / 2 * (r1 + r2)).item(), rel=1e-5)
+    seen = []
+    monkeypatch.setattr(task, "_discriminator_loss", lambda *_, penalised: seen.append(penalised))
+    for step in (7, 8):
+        list(task.losses(dataclasses.replace(batch_of(task), step=step)))
+    assert seen == [False, True]
 
 
 def test_it_is_said_how_the_teacher_is_followed(teacher, tmp_path):
@@ -286,6 +329,9 @@ def test_tuning_levels_are_neighbours():
         ({"teacher": None}, "teacher is missing"),
         ({"num_inference_steps": 7}, "num_inference_steps must be at most 6"),
         ({"consistency_fraction": 1.5}, "consistency_fraction must be from 0 to 1"),
+        ({"adversarial_weight": -1.0}, "adversarial_weight must be zero or more"),
+        ({"torch_compile": True}, "second-order gradients, which torch_compile does not support"),
+        ({"mixed_precision": "fp16"}, "overflow in mixed_precision fp16; use bf16, or set adversarial_weight to 0"),
         ({"dataset_name": "digits", "resolution": 16}, "draws images of 8×8 pixels in 1 channels"),
         ({"teacher": "nowhere/at_all", "dataset_name": "digits"}, "nowhere/at_all"),
         ({"teacher": "nowhere/at_all"}, "does not record its training data"),

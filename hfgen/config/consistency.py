@@ -33,6 +33,9 @@ class ConsistencyConfig(TrainingConfig):
         trajectory_uses: About how often each trajectory is used, by a random point of it each time.
 
         > Objective
+        adversarial_weight: Weight of the loss against a small discriminator of the student's images, which learns
+            along with the student (GAN, relativistic, with both penalties); 0: none.
+        discriminator_learning_rate: Peak learning rate of this discriminator.
         consistency_fraction: Fraction of the training for consistency tuning, after learning the trajectories.
 
         > Sample grids
@@ -51,6 +54,8 @@ class ConsistencyConfig(TrainingConfig):
     guidance_scale: float | None = None
     trajectories: int = 1024
     trajectory_uses: int = 16
+    adversarial_weight: float = 0.02
+    discriminator_learning_rate: float = 2e-3
     consistency_fraction: float = 0.0
     train_batch_size: int = 64
     optimizer: Literal["adamw", "muon"] = "muon"
@@ -76,9 +81,29 @@ class ConsistencyConfig(TrainingConfig):
         self._require("positive", ["teacher_steps"], at_most=MAX_TIMESTEPS)
         self._require("positive", ["num_inference_steps"], at_most=MAX_STEPS)
         self._require("positive", ["trajectories", "trajectory_uses"], at_most=MAX_TRAJECTORIES)
+        self._require("positive", ["discriminator_learning_rate"])
+        self._require("zero or more", ["adversarial_weight"])
         self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        if self.torch_compile and self.adversarial_weight:
+            raise UserError(
+                "the discriminator needs second-order gradients, which torch_compile does not support; leave it out, "
+                "or set adversarial_weight to 0"
+            )
+        if self.mixed_precision == "fp16" and self.adversarial_weight:
+            raise UserError(
+                "the discriminator needs gradients that overflow in mixed_precision fp16; use bf16, or set "
+                "adversarial_weight to 0"
+            )
         if not 0 <= self.consistency_fraction <= 1:
             raise UserError(f"consistency_fraction must be from 0 to 1, not {self.consistency_fraction}")
+
+    def learning_rate_of(self, module: str) -> float:
+        """Return the peak learning rate of the student or of the discriminator."""
+        return self.discriminator_learning_rate if module == "discriminator" else self.learning_rate
+
+    def optimizer_of(self, module: str) -> str:
+        """Return the optimizer of the student; AdamW for the discriminator."""
+        return "adamw" if module == "discriminator" else self.optimizer
 
 
 def _fields_of(teacher: str) -> dict[str, Any]:

@@ -299,6 +299,10 @@ class TrainingConfig:
         """Return the peak learning rate of a module."""
         return self.learning_rate
 
+    def optimizer_of(self, module: str) -> str:
+        """Return the optimizer of a module, `adamw` or `muon`."""
+        return self.optimizer
+
     def reading_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `hfgen.data.images.load_images` that do not depend on the split."""
         names = (

@@ -14,8 +14,16 @@ from hfgen.config import ConsistencyConfig
 from hfgen.data.images import ImageData
 from hfgen.data.loader import Batch
 from hfgen.families import GUIDANCE
+from hfgen.losses.adversarial import (
+    discriminator_loss,
+    discriminator_scores,
+    frozen,
+    generator_loss,
+    squared_gradient_norms,
+)
 from hfgen.losses.consistency import error_in_range, estimate, input_scale, network_time, pseudo_huber, tuning_levels
 from hfgen.losses.diffusion import FLOW_PREDICTION, alpha_sigma, predict_x0, prediction_type_of
+from hfgen.models.modeling_hfgen_gan import ConvolutionalDiscriminator
 from hfgen.pipelines.consistency import SIGMA_MAX, SIGMA_MIN, ConsistencyModelPipeline, noise_levels
 from hfgen.pipelines.loading import load, move
 from hfgen.pipelines.pipeline_hfgen_class_conditional_diffusion import ClassConditionalDiffusionPipeline
@@ -40,6 +48,8 @@ NEARNESS = 80  # of the two noise levels of consistency tuning, see `tuning_leve
 HUBER_WIDTH = 0.1  # of pixels in [−1, 1], 13 grey levels
 START_FRACTION = 0.5  # of the points that are starts of trajectories, as in the first step of a sample
 SECOND_FRACTION = 0.25  # of the points that are nearest to the noise level of the second one of two steps
+DISCRIMINATOR = {"block_out_channels": [16, 32, 64], "hidden_sizes": [256]}
+ADVERSARIAL, PENALTY, PENALTY_INTERVAL = "relativistic", 0.1, 8  # as in the recipes of GANs
 EMBEDDING_STEPS, EMBEDDING_RATE, EMBEDDED_LEVELS = 1000, 3e-3, 256  # to fit the time embedding
 
 
@@ -64,7 +74,9 @@ class ConsistencyTask(Task):
     """A student of one or a few steps that maps each point of a teacher's trajectories to its end.
 
     At first the student learns the ends of the teacher's own trajectories, which are solved on the way (consistency
-    mid-training, Hu et al. 2025, arXiv:2509.24526, with the pseudo-Huber loss as distance). Then, for
+    mid-training, Hu et al. 2025, arXiv:2509.24526, with the pseudo-Huber loss as distance). A discriminator that tells
+    its images from training images adds its part (adversarial diffusion distillation, Sauer et al. 2023,
+    arXiv:2311.17042, here of pixels and with the losses of R3GAN, Huang et al. 2024). Then, for
     `consistency_fraction` of the training, it learns to agree with itself at neighbouring points (consistency tuning,
     Geng et al. 2024, arXiv:2406.14548): a training image with noise, and where the teacher's guided prediction leads
     from there.
@@ -97,16 +109,32 @@ class ConsistencyTask(Task):
         self.scheduler = noise_levels()
         self.unet = make_student(self.teacher.unet, self.teacher.scheduler, len(self.label_names))
         self.modules: dict[str, nn.Module] = {"unet": self.unet}
+        if config.adversarial_weight:
+            size, num_classes = tuple(data.images.shape[2:]), len(self.label_names) or None
+            networks = {"sample_size": size, "in_channels": data.images.shape[1], "num_classes": num_classes}
+            self.discriminator = ConvolutionalDiscriminator(**networks, **DISCRIMINATOR)
+            self.modules["discriminator"] = self.discriminator
         self.pool: dict[int, Trajectories] = {}  # the newest blocks
         self.times_and_levels = times_and_levels(self.teacher.scheduler)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
-        """Yield the error of the images, or at last that of consistency tuning."""
-        if batch.progress < 1 - self.config.consistency_fraction:
-            x, sigma, labels, images = self._points(len(batch.images), batch.step, batch.images.device)
-            yield Loss("unet", pseudo_huber(error_in_range(self._student(x, sigma, labels), images), HUBER_WIDTH))
-        else:
+        """Yield the error of the images, with the discriminator's part, or at last that of consistency tuning."""
+        if batch.progress >= 1 - self.config.consistency_fraction:
             yield Loss("unet", self._tuning_loss(batch))
+            return
+        x, sigma, labels, ends = self._points(len(batch.images), batch.step, batch.images.device)
+        images = self._student(x, sigma, labels)
+        error = pseudo_huber(error_in_range(images, ends), HUBER_WIDTH)
+        if not self.config.adversarial_weight:
+            yield Loss("unet", error)
+            return
+        both = torch.cat([batch.images, images.clamp(-1, 1)])
+        classes = None if labels is None else torch.cat([batch.labels, labels])
+        with frozen(self.discriminator):
+            adversarial = generator_loss(ADVERSARIAL, *self.modules["discriminator"](both, classes).logits.chunk(2))
+            terms = {"error": error, "adversarial": adversarial}
+            yield Loss("unet", error + self.config.adversarial_weight * adversarial, terms)
+        yield self._discriminator_loss(both.detach(), classes, penalised=batch.step % PENALTY_INTERVAL == 0)
 
     def remarks(self) -> list[str]:
         """Tell how the teacher is followed."""
@@ -213,6 +241,15 @@ class ConsistencyTask(Task):
         """Return the precision of the training, for the teacher."""
         precision = AUTOCAST.get(self.config.mixed_precision)
         return torch.autocast(device.type, precision, enabled=precision is not None)
+
+    def _discriminator_loss(self, images: Tensor, labels: Tensor | None, penalised: bool) -> Loss:
+        """Return the discriminator's loss for as many real images as the student's, with R1 and R2 if `penalised`."""
+        images.requires_grad_(penalised)
+        scores = self.modules["discriminator"](images, labels).logits
+        loss = discriminator_loss(ADVERSARIAL, *scores.chunk(2))
+        if penalised:  # the mean over both halves is that of R1 and R2
+            loss = loss + PENALTY_INTERVAL * PENALTY * squared_gradient_norms(scores, images).mean()
+        return Loss("discriminator", loss, discriminator_scores(ADVERSARIAL, *scores.chunk(2)))
 
     def _tuning_loss(self, batch: Batch) -> Tensor:
         """Return the distance of the student's images at neighbouring points of the teacher's trajectories."""

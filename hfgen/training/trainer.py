@@ -150,7 +150,7 @@ class Trainer:
         self.optimizers = {}
         for name, module in self.unwrapped.items():
             task.modules[name] = accelerator.prepare(module)
-            self.optimizers[name] = accelerator.prepare(self._make_optimizer(module))
+            self.optimizers[name] = accelerator.prepare(self._make_optimizer(name, module))
         self.ema_models = {
             name: EMAModel(module.parameters(), decay=config.ema_max_decay, foreach=True)
             for name, module in self.unwrapped.items()
@@ -162,7 +162,7 @@ class Trainer:
             return self.config.num_train_epochs * self.batches.steps_per_epoch
         return self.config.max_train_steps
 
-    def _make_optimizer(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+    def _make_optimizer(self, name: str, module: torch.nn.Module) -> torch.optim.Optimizer:
         config = self.config
         options = {
             "lr": config.learning_rate,
@@ -170,7 +170,7 @@ class Trainer:
             "weight_decay": config.adam_weight_decay,
             "eps": config.adam_epsilon,
         }
-        if config.optimizer == "muon":
+        if config.optimizer_of(name) == "muon":
             return Muon(module, **options)
         return torch.optim.AdamW(module.parameters(), **options, fused=True)
 
