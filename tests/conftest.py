@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,10 @@ from hub_server import HubServer
 from torchmetrics.image import fid
 
 REPOSITORY = Path(__file__).parents[1]
+# hfgen flushes each file that it writes to the disk: thousands in all tests, each of which takes some disks 10 ms.
+MEMORY, NEEDED = Path("/dev/shm"), 4e9  # bytes
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > NEEDED:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 # `accelerate launch` starts several CPU processes through MPI only; torchrun does with gloo.
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 WITHOUT_HFGEN = """
