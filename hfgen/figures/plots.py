@@ -1,5 +1,6 @@
 """Plots of evaluations and analyses, and the style of all plots."""
 
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,12 @@ import numpy as np
 import PIL.Image
 import torch
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
+from hfgen.data.decoding import open_picture
 from hfgen.figures.grids import image_grid, plain_label, signed
 
 STYLE = {
@@ -89,10 +90,10 @@ def confusion_picture(
 
 
 def to_picture(figure: Figure) -> PIL.Image.Image:
-    """Render a matplotlib figure. (`Figure.savefig` would draw it once more, only to lay it out.)"""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    """Render a matplotlib figure."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return open_picture(content).convert("RGB")
 
 
 @in_style
