@@ -1,5 +1,6 @@
 """Processes that are forked from one that has imported hfgen, since importing it takes seconds."""
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -15,6 +16,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
+REPOSITORY = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["preloaded"])
 
@@ -52,8 +54,8 @@ class Forked:
 
     def __init__(self, *arguments: str, num_processes: int = 1):
         path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"} | path):
-            forkserver.ensure_running()
+        with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"} | path), contextlib.chdir(REPOSITORY):
+            forkserver.ensure_running()  # not with the hfgen of the folder in which a test is
         file, self.output = tempfile.mkstemp()
         os.close(file)
         weakref.finalize(self, os.unlink, self.output)

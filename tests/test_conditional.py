@@ -156,6 +156,22 @@ def test_guidance_leads_from_the_negative_class_to_the_class():
         assert guided(x, torch.tensor(timestep))[:, 0, 0, 0].tolist() == [1, 10], "outside the interval"
     assert unet.shown == [4, 2, 2], "without guidance the network is asked once"
     assert GuidedModel(unet, classes, nothing, 1.0, (0, 1), 1000)(x, torch.tensor(500))[:, 0, 0, 0].tolist() == [1, 10]
+    each = guided(x, torch.tensor([500, 801]))[:, 0, 0, 0].tolist()
+    assert each == pytest.approx([values[0], 10]), "images may have timesteps of their own"
+
+
+def test_timesteps_are_moved_to_the_device_of_the_images():
+    seen = []
+
+    class Network(Answers):
+        def __call__(self, x, timestep, class_labels):
+            seen.append(timestep.device.type)
+            return type("Output", (), {"sample": x})
+
+    classes = torch.zeros(2, dtype=torch.long, device="meta")
+    guided = GuidedModel(Network(), classes, classes, 1.0, (0, 1), 1000)
+    guided(torch.zeros(2, 1, 2, 2, device="meta"), torch.tensor(500))
+    assert seen == ["meta"]
 
 
 def test_many_images_are_denoised_in_parts_on_a_cpu():

@@ -35,7 +35,7 @@ class ConsistencyConfig(TrainingConfig):
         > Objective
         adversarial_weight: Weight of the loss against a small discriminator of the student's images, which learns
             along with the student (GAN, relativistic, with both penalties); 0: none.
-        discriminator_learning_rate: Peak learning rate of this discriminator.
+        discriminator_learning_rate: Peak learning rate of this discriminator, which AdamW trains.
         consistency_fraction: Fraction of the training for consistency tuning, after learning the trajectories.
 
         > Sample grids

@@ -419,7 +419,7 @@ def _denoise(
 
 def _predict(unet: UNet2DModel, x: Tensor, timestep: Tensor) -> Tensor:
     size = GuidedModel.CPU_BATCH_SIZE if x.device.type == "cpu" else len(x)
-    parts = zip(x.to(unet.dtype).split(size), timestep.expand(len(x)).split(size), strict=True)
+    parts = zip(x.to(unet.dtype).split(size), timestep.to(x.device).expand(len(x)).split(size), strict=True)
     return torch.cat([unet(part, time).sample for part, time in parts]).to(x.dtype)
 
 

@@ -66,7 +66,7 @@ class GuidedModel:
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Return the guided prediction at x, (B, C, H, W), for one timestep or one each, in the type of x."""
-        times, ids = timestep.expand(len(x)), self.class_ids
+        times, ids = timestep.to(x.device).expand(len(x)), self.class_ids
         is_guided = (self.first <= times) & (times <= self.last)
         if self.guidance_scale == 1 or not is_guided.any():
             return self._predict(self.unet, x, times, ids)
