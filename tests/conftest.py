@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,14 @@ import pytest
 import torch
 from filelock import FileLock
 from forked import Forked
+from hub_server import HubServer
 from torchmetrics.image import fid
 
 REPOSITORY = Path(__file__).parents[1]
+# hfgen flushes each file that it writes to the disk: thousands in all tests, each of which takes some disks 10 ms.
+MEMORY, NEEDED = Path("/dev/shm"), 4e9  # bytes
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > NEEDED:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 # `accelerate launch` starts several CPU processes through MPI only; torchrun does with gloo.
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 WITHOUT_HFGEN = """
@@ -392,6 +398,41 @@ class Client:
 def without_hfgen(_environment) -> Iterator[Client]:
     """Runs Python where hfgen cannot be imported."""
     with contextlib.closing(Client(os.environ, WITHOUT_HFGEN)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[HubServer]:
+    """A Hub on loopback, for which all tests of a worker share the clients; a test begins with `reset`."""
+    server = HubServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def hub_environment(hub, tmp_path_factory) -> dict[str, str]:
+    """The variables of a user of that Hub, who is ada, with a home that nobody should learn of."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    return kept | {
+        "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("secret_place") / "hf"),
+        "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def client(hub_environment) -> Iterator[Client]:
+    """Runs hfgen as that user, without the pauses between attempts to reach the Hub."""
+    preload = "import preloaded, hfgen.publishing.hub\nhfgen.publishing.hub.PAUSE_SECONDS = 0"
+    with contextlib.closing(Client(hub_environment, preload)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def online(hub_environment) -> Iterator[Client]:
+    """Runs Python of that user that has the Hub and not hfgen."""
+    with contextlib.closing(Client(hub_environment, WITHOUT_HFGEN)) as client:
         yield client
 
 

@@ -49,7 +49,7 @@ class Forked:
 
     Args:
         arguments: `-m hfgen …`, or a script and its arguments.
-        num_processes: More than one are a group, with the variables that torchrun sets.
+        num_processes: More than one are a group, with the variables that torchrun sets, as far as they are not set.
     """
 
     def __init__(self, *arguments: str, num_processes: int = 1):
@@ -68,7 +68,7 @@ class Forked:
             if num_processes > 1:
                 ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 sizes = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
-                environment |= group | ranks | sizes
+                environment = group | environment | ranks | sizes
             what = (list(arguments), os.getcwd(), environment, self.output)
             self.processes.append(CONTEXT.Process(target=_run, args=what, daemon=True))  # ends with the tests
             self.processes[-1].start()

@@ -13,8 +13,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import REPOSITORY, WITHOUT_HFGEN, Client, stand_in_runtime
-from hub_server import HubServer
+from conftest import REPOSITORY, Client, stand_in_runtime
 from studio import RunningStudio
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -41,38 +40,13 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def hub():
-    server = HubServer()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def environment(hub) -> dict[str, str]:
-    """The variables of a user of the Hub on loopback, who is ada."""
-    return os.environ | {
+@pytest.fixture
+def environment(hub_environment, workplace) -> dict[str, str]:
+    """The variables of a user of the Hub on loopback in the workplace."""
+    return hub_environment | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "HF_ENDPOINT": hub.url,
-        "HF_TOKEN": "hf_writer",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HFGEN_DATA_DIR": str(workplace / "data"),
     }
-
-
-@pytest.fixture(scope="module")
-def client(environment):
-    with contextlib.closing(Client(environment)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def client_without_hfgen(environment):
-    with contextlib.closing(Client(environment, WITHOUT_HFGEN)) as client:
-        yield client
 
 
 class Studio:
@@ -101,10 +75,10 @@ def studio():
 
 
 @pytest.fixture
-def workplace(tmp_path, hub, vision_model) -> Path:
+def workplace(tmp_path, hub, hub_environment, vision_model) -> Path:
     """A folder like the repository, with small stand-ins for the data, and an empty Hub."""
     hub.reset()
-    stand_in_runtime(Path(os.environ["HF_HOME"]))
+    stand_in_runtime(Path(hub_environment["HF_HOME"]))
     folder = tmp_path
     for name in ("hfgen", "scripts"):
         (folder / name).symlink_to(REPOSITORY / name)
@@ -193,9 +167,8 @@ def run(command: str, folder: Path, environment: dict[str, str], client: Client)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands(page, workplace, environment, client, client_without_hfgen, studio, monkeypatch):
+def test_commands(page, workplace, environment, client, online, studio, monkeypatch):
     monkeypatch.chdir(workplace)
-    environment = environment | {"HFGEN_DATA_DIR": str(workplace / "data")}
     commands = [line for block in blocks(page, "bash") for line in block.splitlines() if line]
     for command in commands:
         if command.startswith("hfgen studio"):
@@ -207,7 +180,7 @@ def test_commands(page, workplace, environment, client, client_without_hfgen, st
             assert (workplace / output).exists(), command
     for snippet in blocks(page, "python"):
         uses_hfgen = re.search("^(import|from) hfgen", snippet, re.MULTILINE)
-        python = client.python if uses_hfgen else client_without_hfgen.python
+        python = client.python if uses_hfgen else online.python
         python(studio.addressed(snippet.replace("user/", "ada/")), folder=workplace)
 
 

@@ -8,8 +8,7 @@ import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -22,14 +21,13 @@ from conftest import (
     TINY_FLOW_MAP,
     TINY_GAN,
     TINY_VAE,
-    TORCHRUN,
     WITHOUT_HFGEN,
     Client,
     flags,
     stand_in_runtime,
 )
 from diffusers import DDPMPipeline
-from hub_server import DROP, LOST_ANSWER, SLOW, HubServer, Repo
+from hub_server import DROP, LOST_ANSWER, SLOW, Repo
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 
@@ -62,11 +60,25 @@ generator = torch.Generator().manual_seed(0)
 images = pipe(batch_size=2, num_inference_steps=3, generator=generator, output_type="np").images
 print(f"drawn {{type(pipe).__module__}} {{hashlib.sha256(images.tobytes()).hexdigest()}}\\n", end="")
 """
+OFFLINE = "import huggingface_hub\nhuggingface_hub.constants.HF_HUB_OFFLINE = True  # as the variable sets it\n"
+TWO = """
+import os, socket, sys
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+other = os.fork()
+rank = "0" if other else "1"
+os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+"""  # a group of two processes runs what follows
+BOTH = """
+if other:
+    assert os.waitpid(other, 0)[1] == 0
+"""  # the end
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("secret_place")
+def home(hub_environment):
+    return Path(hub_environment["HF_HOME"]).parent
 
 
 @pytest.fixture(scope="module")
@@ -78,38 +90,19 @@ def run(home):
     return train(config, DiffusionTask)
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = HubServer()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.fixture(autouse=True)
-def _clean(server):
-    server.reset()
-
-
-def environment_of(server, home):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return kept | {
-        "HF_ENDPOINT": server.url, "HF_HOME": str(home / "hf"), "HF_TOKEN": "hf_writer", "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+def server(hub):
+    hub.reset()
+    return hub
 
 
 @pytest.fixture(scope="module")
-def client(server, home):
-    preload = "import preloaded, hfgen.publishing.hub\nhfgen.publishing.hub.PAUSE_SECONDS = 0"
-    with contextlib.closing(Client(environment_of(server, home), preload)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def online(server, home):
-    """Runs Python that has the Hub and not hfgen."""
-    with contextlib.closing(Client(environment_of(server, home), WITHOUT_HFGEN)) as client:
+def oldest(hub_environment):
+    """Runs Python that has the oldest supported diffusers and not hfgen; None where there is none."""
+    if not OLDEST:
+        yield None
+        return
+    with contextlib.closing(Client(hub_environment | {"PYTHONPATH": OLDEST}, WITHOUT_HFGEN)) as client:
         yield client
 
 
@@ -130,14 +123,6 @@ def push(ask, run):
         return answer["output"]
 
     return push
-
-
-def run_python(code, environment):
-    """Run code without hfgen in a process that imports all anew, and return what it printed."""
-    command = [sys.executable, "-c", WITHOUT_HFGEN + code]
-    finished = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
 
 
 def drawn_by(python, *arguments):
@@ -255,14 +240,20 @@ def test_a_recipe_finds_its_model_in_a_namespace_of_the_hub(push, ask):
     assert "models--ada--ddpm_mnist_cpu5min" in answer["output"]
 
 
-def test_a_page_that_draws_becomes_a_static_space(push, server, home):
+@pytest.fixture
+def generator(gan_run, tmp_path):
+    """A run of a GAN, whose page is written much faster than that of a U-Net."""
+    return shutil.copytree(gan_run, tmp_path / "tiny")
+
+
+def test_a_page_that_draws_becomes_a_static_space(push, server, home, generator):
     stand_in_runtime(home / "hf")
-    assert "/spaces/ada/tiny" in push("--demo", "--private")
+    assert "/spaces/ada/tiny" in push("--demo", "--private", folder=generator)
     assert server.repos["space", "ada/tiny"].private
     server.repos["space", "ada/tiny"].commit("main", earlier_page(server) | {"files/old.js": b"", "own.txt": b""}, "")
-    push("--demo")
+    push("--demo", folder=generator)
     files = server.repos["space", "ada/tiny"].files("main")[1]
-    scripts = {"files/tiny-unet.onnx.js", *(f"files/{name}.js" for name in RUNTIME_PARTS)}
+    scripts = {"files/tiny-generator.onnx.js", *(f"files/{name}.js" for name in RUNTIME_PARTS)}
     assert files.keys() == {"README.md", "index.html", "demo.js", RUNTIME_SCRIPT, "own.txt", *scripts}
     card = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
     assert (card["sdk"], card["app_file"], card["models"]) == ("static", "index.html", ["ada/tiny"])
@@ -273,17 +264,19 @@ def earlier_page(server):
     return server.repos["space", "ada/tiny"].files("main")[1]
 
 
-def test_a_space_of_others_is_left_alone(push, server, home):
+def test_a_space_of_others_is_left_alone(push, server, home, generator):
     stand_in_runtime(home / "hf")
     space = server.repos["space", "ada/tiny"] = Repo(private=False)
     space.commit("main", {"app.py": b"", "index.html": b"of others"}, "an application")
-    assert "the Space ada/tiny exists and holds no page of hfgen demo" in push("--demo", status=2)
+    assert "the Space ada/tiny exists and holds no page of hfgen demo" in push("--demo", status=2, folder=generator)
     space.commit("main", {"index.html": MARK.encode()}, "an earlier page")
-    assert "the Space ada/tiny exists and is public" in push("--demo", "--private", status=2)
+    assert "the Space ada/tiny exists and is public" in push("--demo", "--private", status=2, folder=generator)
     assert ("model", "ada/tiny") not in server.repos
     server.repos["model", "ada/tiny"] = Repo(private=True)
     server.repos["model", "ada/tiny"].commit("main", {}, "a private model")
-    assert "the Space ada/tiny exists and is public" in push("--demo", status=2), "the page has the weights"
+    assert "the Space ada/tiny exists and is public" in push("--demo", status=2, folder=generator), (
+        "the page has the weights"
+    )
     assert earlier_page(server) == {"index.html": MARK.encode()}
 
 
@@ -399,25 +392,10 @@ def test_training_pushes_checkpoints_and_in_the_end_the_model(ask, server, home)
     assert not [name for name in first if "state" in name]
 
 
-TWICE = """
-import os, socket, sys
-from hfgen.cli.main import main
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-first = os.fork()
-rank = "0" if first else "1"
-os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-status = main(sys.argv[1:])
-if first:
-    assert os.waitpid(first, 0)[1] == 0
-sys.exit(status)
-"""
-
-
 def test_two_processes_push_once(ask, server, home):
     arguments = flags(**TINY, output_dir=home / "two", max_train_steps=2, push_to_hub=True, hub_model_id="ada/two")
-    answer = ask(code=TWICE, arguments=["train", "ddpm", *arguments])
+    code = f"{TWO}from hfgen.cli.main import main\nassert main(sys.argv[1:]) == 0\n{BOTH}"
+    answer = ask(code=code, arguments=["train", "ddpm", *arguments])
     assert answer["status"] == 0, answer["output"]
     assert server.repos["model", "ada/two"].messages == ["initial commit", "Upload two"]
     assert len([request for request in server.requests if "repos/create" in request]) == 2  # before and after training
@@ -844,7 +822,7 @@ def test_sections_of_earlier_versions_are_not_the_authors():
 # --- loading
 
 
-def test_loads_with_diffusers_alone_from_anywhere(push, server, run, home, online, tmp_path, drawn):
+def test_loads_with_diffusers_alone_from_anywhere(push, server, run, online, tmp_path, drawn):
     push()
     push("--revision", "v2")
     again = tmp_path / "again"
@@ -852,36 +830,25 @@ def test_loads_with_diffusers_alone_from_anywhere(push, server, run, home, onlin
     places = ["'ada/tiny'", "'ada/tiny', trust_remote_code=True", "'ada/tiny', revision='v2'", repr(str(again))]
     assert drawn_by(online.python, *places) == [drawn] * len(places)
     asked = len(server.requests)
-    offline = environment_of(server, home) | {"HF_HUB_OFFLINE": "1"}
-    assert drawn_by(lambda code: run_python(code, offline), "'ada/tiny'") == [drawn]
+    assert drawn_by(lambda code: online.python(OFFLINE + code), "'ada/tiny'") == [drawn]
     assert len(server.requests) == asked
 
 
-def test_loads_in_two_processes_at_once(push, server, home, tmp_path):
+def test_loads_in_two_processes_at_once(push, online, tmp_path):
     push()
-    script = tmp_path / "draw.py"
-    script.write_text(
-        "from accelerate import Accelerator\naccelerator = Accelerator(cpu=True)\n"
-        + WITHOUT_HFGEN
-        + DRAW.format(arguments="'ada/tiny'")
-        + "accelerator.wait_for_everyone()\naccelerator.end_training()\n"
-    )
-    fresh = environment_of(server, home) | {"HF_HOME": str(tmp_path / "fresh")}
-    finished = subprocess.run(
-        [sys.executable, *TORCHRUN, str(script)], env=fresh, text=True, capture_output=True, timeout=240
-    )
-    assert finished.returncode == 0, finished.stderr
-    drawn = re.findall(r"drawn \S+ \w{64}", finished.stdout)
+    empty = f"'ada/tiny', cache_dir={str(tmp_path / 'empty')!r}"
+    code = f"{TWO}from accelerate import Accelerator\naccelerator = Accelerator(cpu=True)\n"
+    code += DRAW.format(arguments=empty) + "accelerator.wait_for_everyone()\naccelerator.end_training()\n" + BOTH
+    drawn = re.findall(r"drawn \S+ \w{64}", online.python(code))
     assert len(drawn) == 2
     assert len(set(drawn)) == 1
 
 
 @pytest.mark.skipif(not OLDEST, reason="HFGEN_OLDEST_DIFFUSERS names no folder; make test makes one")
-def test_loads_with_the_oldest_supported_diffusers(run, drawn):
-    oldest = os.environ | {"PYTHONPATH": OLDEST, "OMP_NUM_THREADS": "1"}
+def test_loads_with_the_oldest_supported_diffusers(run, drawn, oldest):
     declared = re.search(r'"diffusers>=([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text())[1]
-    assert run_python("import diffusers; print(diffusers.__version__)", oldest).strip() == declared
-    assert drawn_by(lambda code: run_python(code, oldest), repr(str(run))) == [drawn]
+    assert oldest.python("import diffusers; print(diffusers.__version__)").strip() == declared
+    assert drawn_by(oldest.python, repr(str(run))) == [drawn]
 
 
 def test_hfgen_draws_the_same_as_diffusers_alone(push, ask, drawn):
@@ -912,7 +879,7 @@ def class_run(home):
     return train(DDPMConfig(**TINY | fields), DiffusionTask)
 
 
-def test_a_pipeline_of_hfgens_own_travels_with_its_weights(push, ask, server, class_run, home, online, tmp_path):
+def test_a_pipeline_of_hfgens_own_travels_with_its_weights(push, ask, server, class_run, online, oldest, tmp_path):
     push(folder=class_run, repo_id="ada/classes")
     files = server.model("ada/classes")
     assert set(files) == PUBLISHED | {OWN_PIPELINE}
@@ -920,7 +887,7 @@ def test_a_pipeline_of_hfgens_own_travels_with_its_weights(push, ask, server, cl
     arguments = "'ada/classes', trust_remote_code=True"
     draw = DRAW.format(arguments=arguments).replace("batch_size=2", "class_labels=['3', 5]")
     outputs = [online.python(draw)]
-    outputs += [run_python(draw, environment_of(server, home) | {"PYTHONPATH": OLDEST})] if OLDEST else []
+    outputs += [oldest.python(draw)] if oldest else []
     lines = {output.splitlines()[-1] for output in outputs}
     assert len(lines) == 1
     answer = ask(code="import hfgen" + draw.replace("DiffusionPipeline.from_pretrained", "hfgen.load"))

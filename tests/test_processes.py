@@ -6,8 +6,6 @@ import os
 import platform
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -19,8 +17,9 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import TensorBoardTracker
-from conftest import REPOSITORY, TINY, TINY_VAE
+from conftest import REPOSITORY, TINY, TINY_VAE, finish
 from filelock import FileLock, SoftFileLock
+from forked import Forked
 
 from hfgen.config import DDPMConfig
 from hfgen.data.images import load_images
@@ -143,7 +142,7 @@ def test_a_group_of_processes_of_the_caller_is_not_destroyed(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_processes_of_one_launcher_can_train_several_times(tmp_path):
+def test_processes_of_one_launcher_can_train_several_times(tmp_path, monkeypatch):
     """One is late each time, so that the other finds what the training before left in the launcher's store."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -152,11 +151,11 @@ def test_processes_of_one_launcher_can_train_several_times(tmp_path):
         "    time.sleep(2 * (os.environ['RANK'] == '1'))\n"
         "    hfgen.train('vae', output_dir=name, **fields)\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-2000:]
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as in torchrun
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.chdir(tmp_path)
+    finish(Forked(str(script), num_processes=2))
     for name in ("one", "two", "three"):
         assert json.loads((tmp_path / name / "run.json").read_text())["num_processes"] == 2
 
@@ -471,8 +470,11 @@ def test_every_module_imports_without_what_windows_lacks(tmp_path):
     files = [*(REPOSITORY / "hfgen").glob("*.py"), *(REPOSITORY / "hfgen").glob("*/*.py")]
     named = [path.relative_to(REPOSITORY).with_suffix("") for path in files if not path.stem.startswith("__")]
     modules = [".".join(path.parts) for path in named]
-    code = (
+    script = tmp_path / "script.py"
+    script.write_text(
         "import builtins, signal, sys\n"
+        "for name in [name for name in sys.modules if name.partition('.')[0] == 'hfgen']:\n"
+        "    del sys.modules[name]\n"
         "imported = builtins.__import__\n"
         "def as_windows(name, names=None, *further, **named):\n"
         "    if (names or {}).get('__name__', '').startswith('hfgen'):\n"
@@ -485,7 +487,7 @@ def test_every_module_imports_without_what_windows_lacks(tmp_path):
         "del signal.SIGHUP, signal.SIGUSR1\n"
         "with hfgen.training.trainer._stop_signals() as received:\n    assert received == []\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+    finish(Forked(str(script)))
 
 
 def test_files_are_complete_on_windows_which_opens_no_folders(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Sources of images: a split of any data set, opened with `datasets`."""
 
+import functools
 import glob
 import json
 import os
@@ -73,7 +74,7 @@ def open_dataset(source: str, local: Path | None, split: str) -> Any:
     import datasets  # takes a second to import, and a cached data set does not need it
 
     if source == "digits":
-        return _load_digits(split)
+        return _select_only_split(_digits(), source, split)
     if local and local.is_file():
         return _load_arrays(local, source, split) if local.suffix == ".npz" else _load_picture(local, source, split)
     try:
@@ -111,8 +112,9 @@ def split_names(source: str, local: Path | None, dataset: Any) -> set[str]:
     return set(dataset.info.splits or ())
 
 
-def _load_digits(split: str) -> Any:
-    """Open scikit-learn's handwritten digits, 8×8 pixels with 17 grey levels, as a `datasets.Dataset`."""
+@functools.cache
+def _digits() -> Any:
+    """Return scikit-learn's handwritten digits, 8×8 pixels with 17 grey levels, as a `datasets.Dataset`."""
     import datasets
     from sklearn.datasets import load_digits
 
@@ -124,8 +126,7 @@ def _load_digits(split: str) -> Any:
         }
     )
     images = [PIL.Image.fromarray(np.uint8(np.round(image * 255 / 16))) for image in digits.images]
-    dataset = datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)
-    return _select_only_split(dataset, "digits", split)
+    return datasets.Dataset.from_dict({"image": images, "label": digits.target}, features=features)
 
 
 def _load_picture(path: Path, source: str, split: str) -> Any:

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from hfgen.figures.grids import save_picture
 from hfgen.figures.plots import GENERATED, REAL, in_style, mathless_label, plain_ticks, to_picture
 from hfgen.runs.record import metrics_of, read_rows
-from hfgen.utils.files import complete_or_absent
 
 NETWORKS = {"unet": "U-Net", "vae": "VAE"}
 METRICS = {
@@ -51,9 +51,16 @@ def _name(axes: Axes, metric: str) -> None:
 
 
 def _training_figure(panels: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a wide panel above rows of two, and its panels."""
+    """Return a figure with a wide panel above rows of two, and its panels.
+
+    The margins fit labels of ticks of any length: measuring these takes longer than to draw all.
+    """
     rows = 1 + panels // 2
-    figure = Figure(figsize=(10, 0.8 + 2.1 * rows))
+    height = 0.9 + 2.1 * rows  # inches
+    figure = Figure(figsize=(10, height), layout="none")
+    figure.subplots_adjust(
+        left=0.075, right=0.99, bottom=0.65 / height, top=1 - 0.8 / height, hspace=0.45, wspace=0.17
+    )
     grid = figure.add_gridspec(rows, 2)
     places = [grid[0, :], *(grid[1 + number // 2, number % 2] for number in range(panels - 1))]
     return figure, [figure.add_subplot(place) for place in places]
@@ -63,8 +70,7 @@ def _training_figure(panels: int) -> tuple[Figure, list[Axes]]:
 def save_training_curves(metrics_file: Path, path: Path, steps_per_epoch: int) -> None:
     """Plot a `metrics.jsonl`, see `training_curves`."""
     figure = training_curves(read_rows(metrics_file), steps_per_epoch)
-    with complete_or_absent(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_picture(to_picture(figure), path)
 
 
 @in_style
@@ -99,8 +105,7 @@ def training_curves(rows: list[dict[str, float]], steps_per_epoch: int) -> Figur
         else:
             axes.set_title(f"{title}\n")  # the legend is on the second line
             where = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.97), "ncols": 3}
-            legend = axes.legend(**where, fontsize=8, handlelength=1, columnspacing=1)
-            legend.set_in_layout(False)
+            axes.legend(**where, fontsize=8, handlelength=1, columnspacing=1)
         if curves:
             outside |= _fit(axes, curves, logarithmic=title != METRICS["real"])
         else:
@@ -110,7 +115,7 @@ def training_curves(rows: list[dict[str, float]], steps_per_epoch: int) -> Figur
     figure.suptitle(f"Training: {last:,} steps, {last / steps_per_epoch:,.2f} epochs", x=0.01, ha="left")
     if window > 1:
         lines = [Line2D([], [], color="C0", alpha=0.25, linewidth=0.8), Line2D([], [], color="C0")]
-        figure.legend(lines, ["each step", f"mean of {window:,} steps"], loc="outside upper right", ncols=2)
+        figure.legend(lines, ["each step", f"mean of {window:,} steps"], loc="upper right", ncols=2)
     return figure
 
 
@@ -152,8 +157,7 @@ def save_validation_curves(history: list[dict[str, float]], protocol: dict[str, 
     count = min(protocol["num_images"], protocol["held_out_images"])
     title = f"Evaluations while training, with {count:,} images of the split {protocol['split']}"
     figure.suptitle(title + samples, x=0.01, ha="left")
-    with complete_or_absent(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_picture(to_picture(figure), path)
 
 
 def _fit(axes: Axes, curves: list[tuple[np.ndarray, np.ndarray]], *, logarithmic: bool = True) -> bool:
@@ -201,6 +205,7 @@ def members_curves_picture(members: dict[str, dict[str, tuple[list[float], list[
     """
     metrics = list(dict.fromkeys(metric for curves in members.values() for metric in curves))
     figure, all_axes = _training_figure(len(metrics))
+    figure.set_layout_engine("constrained")  # which makes room for the legend
     for metric, axes in zip(metrics, all_axes, strict=True):
         shown = []
         for label, curves in members.items():
@@ -245,5 +250,4 @@ def save_class_shares(classes_file: Path, path: Path) -> None:
     axes.set_yticks(range(len(names)), [mathless_label(name, 24) for name in names])
     axes.set(xlabel="optimizer steps", ylabel="predicted class", title="Classes of the generated images, %")
     axes.grid(visible=False)
-    with complete_or_absent(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_picture(to_picture(figure), path)

@@ -172,7 +172,7 @@ def labelled_row(pictures: dict[str, PIL.Image.Image]) -> PIL.Image.Image:
 def save_picture(picture: PIL.Image.Image, path: Path) -> None:
     """Save a PNG file atomically."""
     with complete_or_absent(path) as temporary:
-        picture.save(temporary, format="PNG", optimize=True)
+        picture.save(temporary, format="PNG")  # `optimize` takes five times as long, for 2 % less
 
 
 def save_images(images: Tensor, path: Path) -> None:

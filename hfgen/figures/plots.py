@@ -1,6 +1,5 @@
 """Plots of evaluations and analyses, and the style of all plots."""
 
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,12 @@ import numpy as np
 import PIL.Image
 import torch
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from hfgen.data.decoding import open_picture
 from hfgen.figures.grids import image_grid, plain_label, signed
 
 STYLE = {
@@ -24,7 +23,7 @@ STYLE = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 9,
     "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.titlelocation": "left", "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3,
-    "legend.frameon": False,
+    "legend.frameon": False, "axes.titley": 1.0,
 }  # fmt: skip
 in_style = matplotlib.rc_context(STYLE)
 GENERATED, REAL, REAL_HALVES = "tab:orange", "tab:blue", "lightsteelblue"
@@ -90,10 +89,10 @@ def confusion_picture(
 
 
 def to_picture(figure: Figure) -> PIL.Image.Image:
-    """Render a matplotlib figure."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return open_picture(content).convert("RGB")
+    """Render a matplotlib figure. (`Figure.savefig` would draw it once more, only to lay it out.)"""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 @in_style
