@@ -1,6 +1,7 @@
 """What all tests share: no network, one thread each, a cache of their own, small runs on real digits."""
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -272,6 +273,13 @@ def _environment(tmp_path_factory):
         patch.setattr("huggingface_hub.constants.HF_HOME", str(home))
         patch.setattr("datasets.config.HF_DATASETS_CACHE", home / "datasets")
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_garbage() -> None:
+    """Leave what was made before a module's tests out of the collections of garbage, one after each training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def test_it_loads_with_diffusers_alone(run, tmp_path, without_hfgen):
     assert np.array_equal(ours, np.load(tmp_path / "theirs.npy"))
 
 
-def test_it_is_sampled_measured_published_and_exported_with_its_guide(run, tmp_path, without_hfgen):
+def test_it_is_sampled_and_published_with_its_guide(run, tmp_path):
     pipeline = load(str(run))
     options = default_sampler(pipeline, {})
     (guided,) = sample(pipeline, num_images=4, **options)
@@ -107,7 +107,10 @@ def test_it_is_sampled_measured_published_and_exported_with_its_guide(run, tmp_p
     assert "own state after 20 steps" in hfgen.card(run, gallery=tmp_path / "cards").read_text()
     again = hfgen.card(run, gallery=tmp_path / "zoo", weights="float16").parent
     assert weights(again / "guide")["conv_in.weight"].dtype == torch.float16
-    folder = hfgen.export(run, output=tmp_path / "exported")
+
+
+def test_it_is_exported_with_its_guide(runs, tmp_path, without_hfgen):
+    folder = hfgen.export(runs["classes"], output=tmp_path / "exported")
     assert (json.loads((folder / "model.json").read_text())["files"]).keys() == {"unet", "guide"}
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert 'run("guide"' in code

@@ -77,8 +77,8 @@ if other:
 
 
 @pytest.fixture(scope="module")
-def home(hub_environment):
-    return Path(hub_environment["HF_HOME"]).parent
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("secret_place")
 
 
 @pytest.fixture(scope="module")
@@ -246,8 +246,8 @@ def generator(gan_run, tmp_path):
     return shutil.copytree(gan_run, tmp_path / "tiny")
 
 
-def test_a_page_that_draws_becomes_a_static_space(push, server, home, generator):
-    stand_in_runtime(home / "hf")
+def test_a_page_that_draws_becomes_a_static_space(push, server, hub_environment, generator):
+    stand_in_runtime(Path(hub_environment["HF_HOME"]))
     assert "/spaces/ada/tiny" in push("--demo", "--private", folder=generator)
     assert server.repos["space", "ada/tiny"].private
     server.repos["space", "ada/tiny"].commit("main", earlier_page(server) | {"files/old.js": b"", "own.txt": b""}, "")
@@ -264,8 +264,8 @@ def earlier_page(server):
     return server.repos["space", "ada/tiny"].files("main")[1]
 
 
-def test_a_space_of_others_is_left_alone(push, server, home, generator):
-    stand_in_runtime(home / "hf")
+def test_a_space_of_others_is_left_alone(push, server, hub_environment, generator):
+    stand_in_runtime(Path(hub_environment["HF_HOME"]))
     space = server.repos["space", "ada/tiny"] = Repo(private=False)
     space.commit("main", {"app.py": b"", "index.html": b"of others"}, "an application")
     assert "the Space ada/tiny exists and holds no page of hfgen demo" in push("--demo", status=2, folder=generator)
@@ -594,7 +594,7 @@ def test_an_evaluation_is_in_the_page_and_travels_with_it(push, server, run, tmp
     assert not list(measured.glob("evaluation*")), "it was that of another model"
 
 
-def test_nothing_private_travels(push, server, run, home, tmp_path):
+def test_nothing_private_travels(push, server, run, home, hub_environment, tmp_path):
     elsewhere = shutil.copytree(run, tmp_path / "tiny")
     record = json.loads((run / "run.json").read_text())
     record["command"] = (
@@ -610,7 +610,8 @@ def test_nothing_private_travels(push, server, run, home, tmp_path):
     assert "`hfgen train ddpm --train_data_dir pictures --output_dir=tiny`" in page
     assert "train_data_dir: pictures" in page
     push()
-    places = [str(home), str(tmp_path), str(REPOSITORY), os.path.expanduser("~"), "/home/ada", "hf_writer"]
+    places = [str(home), hub_environment["HF_HOME"], str(tmp_path), str(REPOSITORY), os.path.expanduser("~")]
+    places += ["/home/ada", "hf_writer"]
     names = [platform.node(), getpass.getuser()]
     for repo_id in ("ada/tiny", "ada/elsewhere"):
         for name, content in server.model(repo_id).items():
