@@ -151,7 +151,7 @@ def contents(folder: Path) -> dict[Path, tuple[int, int]]:
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory):
-    """A function that trains a run, which all workers of pytest-xdist then share; a test that changes it copies it."""
+    """A function that makes a folder, such as a run, once for all workers; a test that changes it copies it."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared"
     folder.mkdir(exist_ok=True)
@@ -244,6 +244,17 @@ def vae_run(trained_once) -> Path:
 def flow_vae_run(trained_once) -> Path:
     """The run of a small VAE of digits with a flow of its latents."""
     return trained_once("vae_flow", train_vae, prior="flow", flow_hidden_size=64, flow_blocks=2)
+
+
+@pytest.fixture(scope="session")
+def short_flow_vae(flow_vae_run, trained_once) -> Path:
+    """The same with a flow of three steps, each of which is a part of an exported graph."""
+
+    def shorten(folder: Path) -> None:
+        config = shutil.copytree(flow_vae_run, folder) / "flow" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"num_steps": 3}))
+
+    return trained_once("vae_short_flow", shorten)
 
 
 @pytest.fixture(scope="session")

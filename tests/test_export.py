@@ -44,7 +44,7 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, conditional_run, vae_run, flow_vae_run, gan_run, translation_run) -> dict:
+def models(tmp_path_factory, conditional_run, vae_run, short_flow_vae, gan_run, translation_run) -> dict:
     """A model of each family by name."""
     folder = tmp_path_factory.mktemp("models")
     flow = TINY | {"prediction_type": "flow_prediction", "guidance_interval": [0.0, 0.7]}
@@ -59,17 +59,13 @@ def models(tmp_path_factory, conditional_run, vae_run, flow_vae_run, gan_run, tr
     ladder = {"block_out_channels": [8], "ladder_channels": [1], "latent_dim": 20}
     for name, fields in {"ladder": ladder, "mixture": {"prior": "mixture"}}.items():
         VAETask(VAEConfig(**TINY_VAE | fields, output_dir=str(folder)), load_images("digits")).save(folder / name)
-    of_a_flow = shutil.copytree(flow_vae_run, folder / "flow")
-    flow_config = of_a_flow / "flow" / "config.json"
-    few_steps = json.loads(flow_config.read_text()) | {"num_steps": 3}  # each of which is in the exported graph
-    flow_config.write_text(json.dumps(few_steps))
     return {
         "classes": conditional_run("flow_prediction"),
         "unconditional": folder / "unconditional",
         "clusters": folder / "clusters",
         "vae": vae_run,
         "vae with a mixture": folder / "mixture",
-        "vae with a flow": of_a_flow,
+        "vae with a flow": short_flow_vae,
         "ladder vae": folder / "ladder",
         "flow map": folder / "flow_map",
         "gan": gan_run,

@@ -120,23 +120,27 @@ def page(browser, site) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="session")
-def unpaired(tmp_path_factory) -> Path:
+def unpaired(trained_once) -> Path:
     """A translator in both directions, in colour, with random weights."""
-    folder = tmp_path_factory.mktemp("unpaired")
-    names = {"dataset_name": "digits", "target_dataset_name": "digits", "output_dir": str(folder), "channels": 3}
-    config = CycleGANConfig(**names, block_out_channels=[8, 16])
-    CycleGANTask(config, load_images("digits", channels=3)).save(folder / "model")
-    return folder / "model"
+
+    def save(folder: Path) -> None:
+        names = {"dataset_name": "digits", "target_dataset_name": "digits", "output_dir": str(folder), "channels": 3}
+        config = CycleGANConfig(**names, block_out_channels=[8, 16])
+        CycleGANTask(config, load_images("digits", channels=3)).save(folder)
+
+    return trained_once("unpaired", save)
 
 
 @pytest.fixture(scope="session")
-def models(conditional_run, vae_run, flow_vae_run, gan_run, translation_run, unpaired, guided_runs) -> dict[str, Path]:
+def models(
+    conditional_run, vae_run, short_flow_vae, gan_run, translation_run, unpaired, guided_runs
+) -> dict[str, Path]:
     """Tiny models of digits, of all families."""
     return {
         "diffusion": conditional_run("flow_prediction"),
         "other_diffusion": conditional_run("v_prediction"),
         "vae": vae_run,
-        "flow_vae": flow_vae_run,
+        "flow_vae": short_flow_vae,
         "gan": gan_run,
         "translation": translation_run,
         "guided": guided_runs["clusters"],
@@ -145,12 +149,15 @@ def models(conditional_run, vae_run, flow_vae_run, gan_run, translation_run, unp
 
 
 @pytest.fixture(scope="session")
-def site(models, tmp_path_factory) -> Path:
+def site(models, trained_once) -> Path:
     """The page of the models, each under its name."""
-    folder = tmp_path_factory.mktemp("models")
-    for name, run in models.items():
-        shutil.copytree(run, folder / name)
-    return hfgen.demo(*(folder / name for name in models), output=folder / "site").parent
+
+    def write(folder: Path) -> None:
+        for name, run in models.items():
+            shutil.copytree(run, folder / "models" / name)
+        hfgen.demo(*(folder / "models" / name for name in models), output=folder / "site")
+
+    return trained_once("site", write) / "site"
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
