@@ -32,6 +32,8 @@ OUTPUT = {"num_samples": 1, "checkpointing_steps": 10**9}
 VARIANTS: dict[str, dict[str, Any]] = {
     FIRST: {},
     "no discriminator": {"adversarial_weight": 0.0},
+    "guidance 2.25": {"guidance_scale": 2.25},
+    "guidance 3": {"guidance_scale": 3.0},
     "the discriminator's part five times as large": {"adversarial_weight": 0.1},
     "the last fifth consistency tuning": {"consistency_fraction": 0.2},
     "each trajectory used 4 times": {"trajectory_uses": 4},
