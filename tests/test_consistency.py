@@ -334,7 +334,7 @@ def test_tuning_levels_are_neighbours():
         ({"mixed_precision": "fp16"}, "overflow in mixed_precision fp16; use bf16, or set adversarial_weight to 0"),
         ({"dataset_name": "digits", "resolution": 16}, "draws images of 8×8 pixels in 1 channels"),
         ({"teacher": "nowhere/at_all", "dataset_name": "digits"}, "nowhere/at_all"),
-        ({"teacher": "nowhere/at_all"}, "does not record its training data"),
+        ({"teacher": "nowhere/at_all"}, "there is no folder nowhere/at_all, and a model on the Hub does not record its"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused_before_any_work(teacher, tmp_path, fields, message):

@@ -70,9 +70,10 @@ class ConsistencyConfig(TrainingConfig):
         if self.dataset_name is None and self.train_data_dir is None:
             fields = _fields_of(self.teacher)
             if not any(fields.get(name) for name in ("dataset_name", "train_data_dir")):
-                raise UserError(
-                    f"{self.teacher} does not record its training data; set dataset_name or train_data_dir"
-                )
+                who = self.teacher
+                if not Path(who).expanduser().exists():
+                    who = f"there is no folder {who}, and a model on the Hub"
+                raise UserError(f"{who} does not record its training data; set dataset_name or train_data_dir")
             usual = defaults(type(self))
             for name in DATA_FIELDS:
                 if fields.get(name) is not None and getattr(self, name) == usual[name]:
