@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import train_conditional
-from safetensors.torch import load_file
+from conftest import contents, train_conditional
+from safetensors.torch import load_file, save_file
 
 import hfgen
 from hfgen.cli.main import main
@@ -162,6 +162,20 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_the_same(student, tmp_path):
         one, other = load_file(student / WEIGHTS), load_file(again / WEIGHTS)
         assert all(one[name].equal(other[name]) for name in one)
         assert (again / "metrics.jsonl").read_text() == (student / "metrics.jsonl").read_text()
+
+
+def test_a_run_goes_on_with_the_same_teacher_only(student, teacher, tmp_path, capsys):
+    again, moved = shutil.copytree(student, tmp_path / "again"), shutil.copytree(teacher, tmp_path / "moved")
+    command = ["train", "consistency", "--config", str(again / "config.yaml"), "--teacher", str(moved)]
+    command += ["--resume_from_checkpoint", "step-000020"]
+    save_file({name: 2 * weight for name, weight in load_file(teacher / WEIGHTS).items()}, moved / WEIGHTS)
+    before = contents(again / "checkpoints")
+    assert main(command) == 2
+    assert f"the weights of its teacher {moved} are not those with which step-000020 was" in capsys.readouterr().err
+    assert contents(again / "checkpoints") == before
+    shutil.copy(teacher / WEIGHTS, moved / WEIGHTS)
+    assert main(command) == 0
+    assert load_file(again / WEIGHTS)["conv_in.weight"].equal(load_file(student / WEIGHTS)["conv_in.weight"])
 
 
 def test_the_last_part_of_the_training_is_consistency_tuning(teacher, tmp_path):
@@ -329,12 +343,16 @@ def test_tuning_levels_are_neighbours():
         ({"teacher": None}, "teacher is missing"),
         ({"num_inference_steps": 7}, "num_inference_steps must be at most 6"),
         ({"consistency_fraction": 1.5}, "consistency_fraction must be from 0 to 1"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be zero or more"),
         ({"adversarial_weight": -1.0}, "adversarial_weight must be zero or more"),
         ({"torch_compile": True}, "second-order gradients, which torch_compile does not support"),
         ({"mixed_precision": "fp16"}, "overflow in mixed_precision fp16; use bf16, or set adversarial_weight to 0"),
         ({"dataset_name": "digits", "resolution": 16}, "draws images of 8×8 pixels in 1 channels"),
         ({"teacher": "nowhere/at_all", "dataset_name": "digits"}, "nowhere/at_all"),
-        ({"teacher": "nowhere/at_all"}, "there is no folder nowhere/at_all, and a model on the Hub does not record its"),
+        (
+            {"teacher": "nowhere/at_all"},
+            "there is no folder nowhere/at_all, and a model on the Hub does not record its",
+        ),
     ],
 )
 def test_what_cannot_be_distilled_is_refused_before_any_work(teacher, tmp_path, fields, message):

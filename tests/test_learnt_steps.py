@@ -178,8 +178,9 @@ def test_one_step_models_are_compared_without_a_diffusion_model(vae_run, gan_run
     record = json.loads((tmp_path / "comparison.json").read_text())
     assert [row["network_evaluations"] for row in record["settings"]] == [1, 1]
     assert "accuracy" in record["settings"][1]
-    assert main([*runs, *splits, "--learn_steps", "4"]) == 2
-    assert "learn_steps applies to diffusion models only" in capsys.readouterr().err
+    for option in ("learn_steps", "num_inference_steps"):
+        assert main([*runs, *splits, f"--{option}", "4"]) == 2
+        assert f"{option} applies to diffusion models only" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

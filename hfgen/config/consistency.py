@@ -84,7 +84,7 @@ class ConsistencyConfig(TrainingConfig):
         self._require("positive", ["trajectories", "trajectory_uses"], at_most=MAX_TRAJECTORIES)
         self._require("positive", ["discriminator_learning_rate"])
         self._require("zero or more", ["adversarial_weight"])
-        self._require("any", ["guidance_scale"], at_most=MAX_GUIDANCE)
+        self._require("zero or more", ["guidance_scale"], at_most=MAX_GUIDANCE)
         if self.torch_compile and self.adversarial_weight:
             raise UserError(
                 "the discriminator needs second-order gradients, which torch_compile does not support; leave it out, "

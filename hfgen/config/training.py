@@ -414,7 +414,7 @@ def changed_fields(config: TrainingConfig, saved: dict[str, Any]) -> list[str]:
     return [f"{n}: {before.get(n)} → {now.get(n)}" for n in sorted(names) if before.get(n) != now.get(n)]
 
 
-def defaults(config_class: type[TrainingConfig]) -> dict[str, Any]:
+def defaults(config_class: type[Any]) -> dict[str, Any]:
     """Return the default of each field."""
     return {
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from hfgen.config.commands import CompareSamplersConfig
+from hfgen.config.training import defaults
 from hfgen.data.sources import public_name
 from hfgen.evaluation.generated import generate, labels_like
 from hfgen.evaluation.processes import together
@@ -151,8 +152,9 @@ def _is_denoised(pipeline: DiffusionPipeline) -> bool:
 
 def _require_diffusion_model(config: CompareSamplersConfig, models: list[_Model]) -> None:
     """Check that there is a model for the options of diffusion models."""
-    options = ("scheduler", "guidance_scale", "guidance_interval", "learn_steps")
-    given = [name for name in options if getattr(config, name)]
+    options = ("scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "learn_steps")
+    usual = defaults(CompareSamplersConfig)
+    given = [name for name in options if getattr(config, name) != usual[name]]
     if given and not any(_is_denoised(model.pipeline) for model in models):
         raise UserError(f"{given[0]} applies to diffusion models only, and none of the runs is one")
 

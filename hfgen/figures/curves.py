@@ -23,7 +23,7 @@ METRICS = {
     "cycle": "cycle consistency loss", "identity": "identity loss",
 }  # fmt: skip
 LINES = {
-    "real": "real images", "fake": "generated images", "r1": "R1", "r2": "R2", "gradient_penalty": "WGAN-GP",
+    "real": "real", "fake": "generated", "r1": "R1", "r2": "R2", "gradient_penalty": "WGAN-GP",
 }  # fmt: skip
 SAMPLED = ("frechet_distance", "precision", "recall")  # metrics of samples in evaluations while training
 EVALUATIONS = {

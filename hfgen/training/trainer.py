@@ -77,6 +77,7 @@ from hfgen.training.trackers import start_trackers, track_picture
 from hfgen.training.validation import Evaluation, Validation
 from hfgen.utils.errors import InterruptedTrainingError, TrainingError, UserError, first_line
 from hfgen.utils.files import complete_or_absent, parts_complete_or_absent
+from hfgen.utils.hashes import sha256_of
 from hfgen.utils.progress import progress_bar
 from hfgen.utils.seeds import derive_seed, seed_torch
 
@@ -144,6 +145,7 @@ class Trainer:
             device=accelerator.device,
         )
         self.max_steps = self._max_steps()
+        self.fixed_networks = [sha256_of(network) for network in task.fixed_networks()]
         self.problems: list[str] = []  # reported by the task at the last checkpoint
         self.metrics = MetricsFile(self.run / METRICS_FILE, accelerator)
         self.unwrapped = dict(task.modules)
@@ -612,6 +614,7 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler else None,
             "data": self._fingerprint(),
             "classes": [digest_of_classes(images) for images in self._sources()],
+            "fixed_networks": self.fixed_networks,
             "config": self._fields(),
         }
 
@@ -645,7 +648,8 @@ class Trainer:
         """Resume from a checkpoint.
 
         Raises:
-            UserError: if images or classes differ from those of the checkpoint, or its state is damaged.
+            UserError: if images, classes or fixed networks differ from those of the checkpoint, or its state is
+                damaged.
         """
         position = read_position(checkpoint)
         sources = " and ".join(images.source for images in self._sources())
@@ -656,6 +660,12 @@ class Trainer:
             raise UserError(
                 f"cannot resume {self.run}: the labels, clusters or names of the classes of {sources} are not those "
                 f"of {checkpoint.name}"
+            )
+        if position.get("fixed_networks", self.fixed_networks) != self.fixed_networks:  # missing in older checkpoints
+            named = " and ".join(f"{name} {getattr(self.config, name)}" for name in self.config.model_fields)
+            raise UserError(
+                f"cannot resume {self.run}: the weights of its {named} are not those with which {checkpoint.name} was "
+                "trained"
             )
         try:
             unpack_state(load_file(checkpoint / STATE_FILE), self.unwrapped, self.optimizers, self.ema_models)
