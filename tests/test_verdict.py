@@ -18,6 +18,7 @@ from hfgen.evaluation.real import training_of
 from hfgen.evaluation.report import render_report, save_report
 from hfgen.evaluation.results import results_page
 from hfgen.evaluation.verdict import findings, judges_disagree, listed, problems, tied, verdict
+from hfgen.judges.statistics import accuracy_of
 from hfgen.publishing.overview import overview_page
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -172,6 +173,15 @@ def test_the_requested_class_is_compared_with_real_images(measure):
         assert f"They show the requested class {order} often" in " ".join(verdict(record))
 
 
+def test_of_few_images_all_of_the_requested_class_are_not_more_than_of_real_ones():
+    labels = torch.arange(200) % 10
+    found = accuracy_of(labels, labels, 10)
+    assert found["accuracy"] == 1
+    record = record_of("model_cards", "ddpm_conditional_mnist_cpu5min", "evaluation.json")
+    record["conditional"] = {"mnist": found}
+    assert "They show the requested class as often as real images do (100.0%, real images 99.7%)." in verdict(record)
+
+
 def test_copies_of_reference_images_show_nothing(measure):
     record, _ = measure("leaked", load_images("digits", split="train[:40%]").images[:300])
     said = verdict(record)[0]
@@ -286,6 +296,10 @@ def test_settings_within_the_deviation_of_their_difference_tie():
     best, ties = verdict(record)
     assert best.startswith("The best images come from dpmsolver_sde, 15 steps (Fréchet distance 1.35 ± 0.1")
     assert ties == "A tie, within two standard deviations of the difference: dpmsolver_sde, 10 steps."
+    one = record["cheapest"]
+    record["cheapest"] = {name: row for name in ("ours", "theirs") for row in one.values()}
+    assert {text.split(":")[0] for text in verdict(record)} == {"ours", "theirs"}, "each says of which model it is"
+    record["cheapest"] = one
     page = render_report("comparison.md", record=record, tolerance=0.05)
     assert page.count("(tie) |") == 1
     assert page.count("| best |") == 1

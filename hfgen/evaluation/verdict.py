@@ -432,26 +432,31 @@ def _of_analysis(record: dict[str, Any]) -> list[str]:
 
 
 def _of_comparison(record: dict[str, Any]) -> list[str]:
-    said = []
+    said: list[str] = []
     for model, cheap in record["cheapest"].items():
+        of_it = []
         rows = [row for row in record["settings"] if row["model"] == cheap["model"]]
         best = min(rows, key=lambda row: row["frechet_distance"]["value"])
         reached = f", real images {number(real['frechet_distance'])}" if (real := record["real_images"]) else ""
         distance = f"Fréchet distance {with_std(best['frechet_distance'])}{reached}"
-        whose = f"{model}: the" if len(record["cheapest"]) > 1 else "The"
-        said.append(f"{whose} best images come from {sampler_text(best)} ({distance}).")
+        of_it.append(f"The best images come from {sampler_text(best)} ({distance}).")
         if ties := [sampler_text(row) for row in rows if row is not best and is_tie(row)]:
-            said.append(f"A tie, within two standard deviations of the difference: {listed(ties, shown=4)}.")
+            of_it.append(f"A tie, within two standard deviations of the difference: {listed(ties, shown=4)}.")
         if cheap["network_evaluations"] < best["network_evaluations"]:
-            cost = f"{number(cheap['network_evaluations'])} network evaluations per image"
-            said.append(f"The cheapest setting as good as the best is {sampler_text(cheap)}: {cost}.")
+            of_it.append(f"The cheapest setting as good as the best is {sampler_text(cheap)}: {_cost(cheap)}.")
+        several = len(record["cheapest"]) > 1
+        said += [f"{model}: {text[0].lower()}{text[1:]}" if several else text for text in of_it]
     if cheap := record.get("cheapest_of_all"):
-        cost = f"{number(cheap['network_evaluations'])} network evaluations per image"
         said.append(
             f"Of all models, the cheapest setting as good as the best is {cheap['model']} with {sampler_text(cheap)}: "
-            f"{cost}, Fréchet distance {with_std(cheap['frechet_distance'])}."
+            f"{_cost(cheap)}, Fréchet distance {with_std(cheap['frechet_distance'])}."
         )
     return said
+
+
+def _cost(setting: dict[str, Any]) -> str:
+    count = number(setting["network_evaluations"])
+    return f"{count} network evaluation{'s' if count != '1' else ''} per image"
 
 
 def is_tie(row: dict[str, Any], name: str = "above_best") -> bool:

@@ -317,5 +317,6 @@ def _without(found: Tensor, group: int) -> Tensor:
 def accuracy_of(predicted: Tensor, labels: Tensor, num_classes: int) -> dict[str, Any]:
     """Return the accuracy of predictions, its standard error, and the accuracy per class."""
     accuracy, per_class = class_accuracy(predicted, labels, num_classes)
-    std = math.sqrt(accuracy * (1 - accuracy) / len(labels))
+    share = (accuracy * len(labels) + 1) / (len(labels) + 2)  # Laplace's estimate, which is never 0 or 1
+    std = math.sqrt(share * (1 - share) / len(labels))
     return {"accuracy": accuracy, "accuracy_std": std, "accuracy_per_class": per_class}

@@ -35,6 +35,7 @@ from hfgen.sampling.sample import (
     is_conditional,
     require_diffusion,
     require_pixels,
+    size_of,
 )
 from hfgen.sampling.schedulers import denoising_states, make_scheduler
 from hfgen.tasks.base import Loss, Task
@@ -94,7 +95,14 @@ class ConsistencyTask(Task):
 
     def __init__(self, config: ConsistencyConfig, data: ImageData):
         self.config, self.data = config, data
-        self.teacher = load(config.teacher)
+        try:
+            self.teacher = load(config.teacher)
+        except UserError as error:
+            if not config.resume_from_checkpoint:
+                raise
+            raise UserError(
+                f"{error}; the training goes on with its teacher only: set teacher to its place"
+            ) from error
         _check_teacher(self.teacher, config, data)
         self.label_names = list(self.teacher.labels) if is_conditional(self.teacher) else []
         sampler = default_sampler(self.teacher, run_fields(Path(config.teacher).expanduser()))
@@ -327,10 +335,7 @@ def _check_teacher(teacher: DiffusionPipeline, config: ConsistencyConfig, data: 
     require_pixels(teacher, "distillation")
     shape, images = image_shape_of(teacher), tuple(data.images.shape[1:])
     if shape != images:
-        raise UserError(
-            f"{name} draws images of {shape[2]}×{shape[1]} pixels in {shape[0]} channels, but those of {data.source} "
-            f"have {images[2]}×{images[1]} in {images[0]}"
-        )
+        raise UserError(f"{name} draws images of {size_of(shape)}, but those of {data.source} have {size_of(images)}")
     if shape[1] != shape[2]:
         raise UserError(f"{name} draws images of {shape[2]}×{shape[1]} pixels; diffusers' pipeline draws squares only")
     if is_conditional(teacher):
