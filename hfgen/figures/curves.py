@@ -23,7 +23,7 @@ METRICS = {
     "cycle": "cycle consistency loss", "identity": "identity loss",
 }  # fmt: skip
 LINES = {
-    "real": "real", "fake": "generated", "r1": "R1", "r2": "R2", "gradient_penalty": "WGAN-GP",
+    "real": "real images", "fake": "generated images", "r1": "R1", "r2": "R2", "gradient_penalty": "WGAN-GP",
 }  # fmt: skip
 SAMPLED = ("frechet_distance", "precision", "recall")  # metrics of samples in evaluations while training
 EVALUATIONS = {
@@ -105,7 +105,7 @@ def training_curves(rows: list[dict[str, float]], steps_per_epoch: int) -> Figur
         else:
             axes.set_title(f"{title}\n")  # the legend is on the second line
             where = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.97), "ncols": 3}
-            axes.legend(**where, fontsize=8, handlelength=1, columnspacing=1)
+            axes.legend(**where, fontsize=7.5, handlelength=1, columnspacing=1)
         if curves:
             outside |= _fit(axes, curves, logarithmic=title != METRICS["real"])
         else:
