@@ -22,7 +22,7 @@ import torch
 import hfgen
 import hfgen.tasks.consistency
 from hfgen.losses.consistency import pseudo_huber
-from hfgen.utils.markdown import table
+from hfgen.utils.markdown import table, with_std
 
 RESULTS = Path(__file__).parent / "results"
 FIRST = "the default"
@@ -119,10 +119,7 @@ def page(record: dict[str, Any]) -> str:
                 continue
             judges = list(found)
             first = found[judges[0]]
-            cells = [
-                f"{each['frechet_distance']['value']:.3g} ± {each['frechet_distance']['std']:.1g}"
-                for each in found.values()
-            ]
+            cells = [with_std(each["frechet_distance"]) for each in found.values()]
             seconds = str(row.get("processor_seconds", ""))
             recall, accuracy = first["recall"]["value"], 100 * (first["accuracy"] or math.nan)
             rows.append([name, seconds, count, *cells, f"{recall:.3f}", f"{accuracy:.2f} %"])

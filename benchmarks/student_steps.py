@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import PIL.Image
 import torch
 import yaml
@@ -25,7 +24,7 @@ from matplotlib.figure import Figure
 import hfgen
 from hfgen.config.recipes import RECIPES
 from hfgen.figures.grids import save_picture
-from hfgen.figures.plots import STYLE, to_picture
+from hfgen.figures.plots import in_style, to_picture
 from hfgen.utils.markdown import percent, table, with_std
 
 RESULTS = Path(__file__).parent / "results"
@@ -90,7 +89,7 @@ def cells(found: dict[str, Any]) -> list[str]:
     return [*distances, f"{next(iter(found.values()))['recall']['value']:.3f}", *accuracies]
 
 
-@matplotlib.rc_context(STYLE)
+@in_style
 def picture(record: dict[str, Any], num_images: int) -> PIL.Image.Image:
     """Plot the distances and the share of right classes over the length, with deviations; the teacher's as lines."""
     judges = list(next(iter(record["students"].values()))["1"])

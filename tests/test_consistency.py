@@ -175,7 +175,7 @@ def test_a_run_goes_on_with_the_same_teacher_only(student, teacher, tmp_path, ca
     assert contents(again / "checkpoints") == before
     moved.rename(tmp_path / "away")
     assert main(command) == 2
-    assert "goes on with its teacher only: set teacher to its place" in capsys.readouterr().err
+    assert "a run resumes with its teacher only; set teacher to its new place" in capsys.readouterr().err
     (tmp_path / "away").rename(moved)
     shutil.copy(teacher / WEIGHTS, moved / WEIGHTS)
     assert main(command) == 0

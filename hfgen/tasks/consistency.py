@@ -100,9 +100,7 @@ class ConsistencyTask(Task):
         except UserError as error:
             if not config.resume_from_checkpoint:
                 raise
-            raise UserError(
-                f"{error}; the training goes on with its teacher only: set teacher to its place"
-            ) from error
+            raise UserError(f"{error}; a run resumes with its teacher only; set teacher to its new place") from error
         _check_teacher(self.teacher, config, data)
         self.label_names = list(self.teacher.labels) if is_conditional(self.teacher) else []
         sampler = default_sampler(self.teacher, run_fields(Path(config.teacher).expanduser()))
